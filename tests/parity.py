@@ -1,0 +1,23 @@
+"""Finds the recorded numbers of the original implementation for the tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def parity_file(name: str) -> Path:
+    """The recorded file of that name; the test is skipped where it is not at hand."""
+    for folder in (FIXTURES, SHARED / "parity"):
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"recorded numbers {name} are not here: too large to be kept with the tests")
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(parity_file(name), allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}

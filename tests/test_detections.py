@@ -1,0 +1,85 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import load
+
+from yogo_jax.detector.boxes import xyxy_to_cxcywh
+from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.detections import detect
+
+
+def as_predictions(upstream: np.ndarray) -> Predictions:
+    """The recorded classes are probabilities; their logarithm is a logit that gives them back."""
+    in_cells = jnp.moveaxis(jnp.asarray(upstream), 0, -1)
+    return Predictions(in_cells[..., :4], in_cells[..., 4], jnp.log(in_cells[..., 5:]))
+
+
+def rows_of(detections) -> np.ndarray:
+    """As the recording: box, objectness, class probabilities, one row per valid detection."""
+    table = jnp.concatenate(
+        [detections.boxes_xyxy, detections.objectness[:, None], detections.class_probs], 1
+    )
+    return np.asarray(table)[np.asarray(detections.valid)]
+
+
+SETTINGS = {
+    "xyxy": {"objectness_threshold": 0.5, "iou_threshold": 0.5},
+    "strict": {"objectness_threshold": 0.7, "iou_threshold": 0.3, "min_class_confidence": 0.5},
+    "no_nms": {"objectness_threshold": 0.5, "iou_threshold": None},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("image", range(6))
+def test_recorded_formatting(setting, image):
+    recorded = load("format_preds.npz")
+    run = jax.jit(functools.partial(detect, max_detections=192, **SETTINGS[setting]))
+    found = rows_of(run(as_predictions(recorded["raw"][image])))
+    expected = recorded[f"{setting}_{image}"]
+    if setting != "xyxy":
+        found[:, :4] = np.asarray(xyxy_to_cxcywh(jnp.asarray(found[:, :4])))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_default_recording_is_the_same_in_other_coordinates():
+    recorded = load("format_preds.npz")
+    for image in range(6):
+        corners = jnp.asarray(recorded[f"xyxy_{image}"])
+        np.testing.assert_allclose(
+            xyxy_to_cxcywh(corners[:, :4]), recorded[f"default_{image}"][:, :4], atol=1e-6
+        )
+
+
+def grid(objectness: list[float], probs: list[tuple[float, float]]) -> Predictions:
+    """One row of cells whose boxes do not touch."""
+    count = len(objectness)
+    centres = (np.arange(count) + 0.5) / count
+    boxes = np.stack([centres, np.full(count, 0.5), *np.full((2, count), 0.5 / count)], 1)
+    return Predictions(
+        jnp.asarray(boxes, jnp.float32)[None],
+        jnp.asarray(objectness, jnp.float32)[None],
+        jnp.log(jnp.asarray(probs, jnp.float32))[None],
+    )
+
+
+def test_thresholds_are_exclusive_and_class_confidence_is_a_probability():
+    predictions = grid([0.5, 0.9, 0.8], [(0.9, 0.1), (0.25, 0.75), (0.5, 0.5)])
+    kept = detect(
+        predictions,
+        objectness_threshold=0.5,
+        iou_threshold=None,
+        min_class_confidence=0.6,
+        max_detections=8,
+    )
+    np.testing.assert_allclose(rows_of(kept)[:, 4:], [[0.9, 0.25, 0.75]], rtol=1e-6)
+
+
+def test_fixed_size_whatever_is_found():
+    predictions = grid([0.1, 0.1, 0.1], [(0.5, 0.5)] * 3)
+    found = detect(predictions, objectness_threshold=0.5, iou_threshold=0.5, max_detections=5)
+    assert found.boxes_xyxy.shape == (5, 4)
+    assert not found.valid.any()

@@ -1,0 +1,282 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yogo_jax.data import labels as labels_module
+from yogo_jax.data.labels import read_categories, read_labels
+from yogo_jax.errors import UserError
+
+
+NAMES = ("healthy", "ring", "white cell")
+CATEGORIES = {1: "ring", 2: "healthy", 7: "dust"}
+ROW = "1 0.5 0.25 0.125 0.0625"
+BOX = [0.5, 0.25, 0.125, 0.0625]
+
+
+def read(tmp_path, content, *, categories=None, on_bad_label="error", name="a.txt"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_labels(path, NAMES, categories, on_bad_label=on_bad_label)
+
+
+GOOD = {
+    "empty": ("", []),
+    "blank_lines_only": ("\n \n\t\n", []),
+    "one_row": (ROW, [1]),
+    "one_row_newline": (f"{ROW}\n", [1]),
+    "two_rows": (f"{ROW}\n0 {ROW[2:]}\n", [1, 0]),
+    "commas": (ROW.replace(" ", ","), [1]),
+    "comma_and_blank": (ROW.replace(" ", ", "), [1]),
+    "tabs": (ROW.replace(" ", "\t"), [1]),
+    "runs_of_blanks": (f"  {ROW.replace(' ', '   ')}  ", [1]),
+    "mixed_runs": (ROW.replace(" ", " ,\t "), [1]),
+    "separator_by_line": (f"{ROW}\n{ROW.replace(' ', ',')}\n{ROW.replace(' ', chr(9))}", [1, 1, 1]),
+    "crlf": (f"{ROW}\r\n{ROW}\r\n", [1, 1]),
+    "cr": (f"{ROW}\r{ROW}", [1, 1]),
+    "bom": (b"\xef\xbb\xbf" + ROW.encode(), [1]),
+    "bom_and_header": (b"\xef\xbb\xbfclass,x,y,w,h\n" + ROW.encode(), [1]),
+    "blank_lines_between": (f"\n{ROW}\n\n{ROW}\n\n", [1, 1]),
+    "header": (f"class x_center y_center width height\n{ROW}", [1]),
+    "header_commas": (f"label,x,y,w,h\n{ROW}", [1]),
+    "header_quoted": (f'"label","x","y","w","h"\n"ring",{ROW[2:].replace(" ", ",")}', [1]),
+    "header_of_more_words": (f"class x center y center w h\n{ROW}", [1]),
+    "header_only": ("class x_center y_center width height\n", []),
+    "header_after_blank_line": (f"\nclass x y w h\n{ROW}", [1]),
+    "class_float": (f"1.0{ROW[1:]}", [1]),
+    "class_name_first_row": (f"ring{ROW[1:]}\nhealthy{ROW[1:]}", [1, 0]),
+    "class_name_with_blank": (f"white cell{ROW[1:]}", [2]),
+    "class_name_with_blank_commas": (f"white cell{ROW[1:].replace(' ', ',')}", [2]),
+    "exponent": ("1 5e-1 2.5E-1 .125 +0.0625", [1]),
+    "edges": ("1 0 1 1 1", None),
+}
+
+
+@pytest.mark.parametrize(("content", "class_ids"), GOOD.values(), ids=GOOD)
+def test_good_files(tmp_path, content, class_ids):
+    labels = read(tmp_path, content)
+    if class_ids is None:
+        np.testing.assert_array_equal(labels.boxes_cxcywh, [[0, 1, 1, 1]])
+        return
+    assert labels.class_ids.dtype == np.int32
+    assert labels.boxes_cxcywh.dtype == np.float32
+    np.testing.assert_array_equal(labels.class_ids, class_ids)
+    np.testing.assert_array_equal(labels.boxes_cxcywh, np.reshape([BOX] * len(class_ids), (-1, 4)))
+    assert labels.problems == ()
+
+
+BAD = {
+    "four_columns": ("1 0.5 0.5 0.1", "found 4 columns (1 0.5 0.5 0.1); expected 5: class x_center"),
+    "six_columns": ("1 0.5 0.5 0.1 0.1 0.9", "found 6 columns"),
+    "score_after_name": ("ring 0.5 0.5 0.1 0.1 0.9", "found 6 columns"),
+    "empty_field": ("1,0.5,,0.1,0.1", "y_center is ''"),
+    "trailing_comma": ("1,0.5,0.5,0.1,0.1,", "found 6 columns"),
+    "one_word": ("ring", "found 1 columns"),
+    "text_value": ("0 0.5 abc 0.1 0.1", "y_center is 'abc'; expected a fraction"),
+    "nan": ("0 0.5 0.5 nan 0.1", "width is 'nan'"),
+    "all_nan": ("0 nan nan nan nan", "x_center is 'nan'"),
+    "inf": ("0 inf 0.5 0.1 0.1", "x_center is inf"),
+    "x_above": ("0 1.0001 0.5 0.1 0.1", "x_center is 1.0001; expected a fraction"),
+    "x_just_above_in_float64": ("0 1.00000000001 0.5 0.1 0.1", "x_center is 1.00000000001"),
+    "y_below": ("0 0.5 -0.1 0.1 0.1", "y_center is -0.1"),
+    "pixels": ("0 512 300 40 40", "divide pixels by the image's size"),
+    "width_above": ("0 0.5 0.5 1.5 0.1", "width is 1.5"),
+    "width_zero": ("0 0.5 0.5 0 0.1", "width is 0; expected more than 0"),
+    "height_zero": ("0 0.5 0.5 0.1 0.0", "height is 0.0; expected more than 0"),
+    "height_negative": ("0 0.5 0.5 0.1 -0.1", "height is -0.1; expected a fraction"),
+    "width_zero_in_float32": ("0 0.5 0.5 1e-60 0.1", "width is 1e-60; expected more than 0"),
+    "class_above": ("3 0.5 0.5 0.1 0.1", "class is 3; expected 0 to 2 (healthy, ring, white cell)"),
+    "class_negative": ("-1 0.5 0.5 0.1 0.1", "class is -1; expected 0 to 2"),
+    "class_fraction": ("0.5 0.5 0.5 0.1 0.1", "class is 0.5; expected 0 to 2"),
+    "class_nan": ("nan 0.5 0.5 0.1 0.1", "class is nan; expected 0 to 2"),
+    "class_empty": (",0.5,0.5,0.1,0.1", "class is ''; expected one of healthy"),
+    "class_typo": ("rnig 0.5 0.5 0.1 0.1", "class is 'rnig'; expected one of healthy, ring, white"),
+    "underscore": ("0 0_0.5 0.5 0.1 0.1", "x_center is '0_0.5'"),
+    "arabic_digits": ("0 0.5 0.5 0.1 ٠.٥", "height is '٠.٥'"),
+    "second_header": (f"class x y w h\nclass x y w h\n{ROW}", "class is 'class'"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+def test_bad_row_is_named(tmp_path, content, message):
+    line = 2 if content.startswith("class") else 1
+    with pytest.raises(UserError) as error:
+        read(tmp_path, content)
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path / 'a.txt'}:{line}: ")
+    assert message in text
+    assert "; expected " in text
+    assert text.endswith("(--config.data.on_bad_label=skip skips and counts such rows)")
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+def test_bad_row_is_skipped_and_kept_as_problem(tmp_path, content, message):
+    bad_line = content.splitlines()[-2 if content.endswith(ROW) else 0]
+    content = f"\n{ROW}\r\n{bad_line}\n\n0{ROW[1:]}\n"
+    labels = read(tmp_path, content, on_bad_label="skip")
+    np.testing.assert_array_equal(labels.class_ids, [1, 0])
+    np.testing.assert_array_equal(labels.boxes_cxcywh, [BOX, BOX])
+    assert len(labels.problems) == 1
+    assert labels.problems[0].startswith(f"{tmp_path / 'a.txt'}:3: ")
+    assert message in labels.problems[0]
+
+
+def test_typo_hint(tmp_path):
+    with pytest.raises(UserError, match="did you mean ring?"):
+        read(tmp_path, BAD["class_typo"][0])
+
+
+def test_columns_made_up_by_the_next_row_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a.txt:1: found 4 columns"):
+        read(tmp_path, "0 0.5 0.5 0.1\n0.1 0 0.5 0.5 0.1 0.1\n")
+
+
+def test_header_is_only_the_first_row(tmp_path):
+    labels = read(tmp_path, f"{ROW}\nclass x y w h\n{ROW}", on_bad_label="skip")
+    assert len(labels.class_ids) == 2
+    assert ":2: class is 'class'" in labels.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("label", "class_id"),
+    [("1", 1), ("2", 0), ("2.0", 0), ("ring", 1), ("white cell", 2)],
+    ids=["id", "other_id", "float_id", "name", "name_without_id"],
+)
+def test_categories(tmp_path, label, class_id):
+    labels = read(tmp_path, f"{label}{ROW[1:]}", categories=CATEGORIES)
+    np.testing.assert_array_equal(labels.class_ids, [class_id])
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("0", "class is 0; expected an id of notes.json: 1, 2, 7"),
+        ("7", "class is 7, which is 'dust' in notes.json; expected one of healthy, ring"),
+        ("dust", "class is 'dust'; expected one of"),
+    ],
+    ids=["unknown_id", "unknown_name_of_id", "unknown_name"],
+)
+def test_categories_bad(tmp_path, label, message):
+    with pytest.raises(UserError, match="a.txt:1: ") as error:
+        read(tmp_path, f"{label}{ROW[1:]}", categories=CATEGORIES)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe1\x00 \x00", "byte 0 is 0xff"), (b"0 0.5 \xe9", "byte 6 is 0xe9")],
+    ids=["utf16", "latin1"],
+)
+def test_no_text(tmp_path, content, message):
+    with pytest.raises(UserError, match="a.txt: not UTF-8 text") as error:
+        read(tmp_path, content, on_bad_label="skip")
+    assert message in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="b.txt: No such file or directory"):
+        read_labels(tmp_path / "b.txt", NAMES, None, on_bad_label="error")
+
+
+def test_unknown_policy(tmp_path):
+    with pytest.raises(UserError, match="on_bad_label is 'ignore'; expected one of"):
+        read(tmp_path, ROW, on_bad_label="ignore")
+
+
+field = st.sampled_from(
+    ["0", "1", "2", "3", "-1", "1.0", "0.5", ".5", "1e-3", "1.5", "nan", "", "ring", "e", "-", "0.0"]
+)
+separator = st.sampled_from([" ", " ", " ", ",", "\t", "\n", "\r\n", "  "])
+
+
+@given(parts=st.lists(st.tuples(field, separator), max_size=22))
+def test_fast_path_agrees_with_the_exact_one(parts, tmp_path_factory):
+    """Whatever the fast path accepts, row-by-row reading accepts, with the same result."""
+    data = "".join(part for pair in parts for part in pair).encode()
+    classes = labels_module._Classes(NAMES, None)
+    fast = labels_module._read_plain(data, classes)
+    exact = labels_module._read_any("a.txt", data, classes, "skip")
+    if fast is not None:
+        assert exact.problems == ()
+        np.testing.assert_array_equal(fast.class_ids, exact.class_ids)
+        np.testing.assert_array_equal(fast.boxes_cxcywh, exact.boxes_cxcywh)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.floats(0, 1),
+            st.floats(0, 1),
+            st.floats(1e-6, 1),
+            st.floats(1e-6, 1),
+        ),
+        min_size=1,
+    ),
+    separator=st.sampled_from(" ,\t"),
+    end=st.sampled_from(["\n", "\r\n"]),
+    last=st.booleans(),
+)
+def test_plain_files_take_the_fast_path(rows, separator, end, last):
+    lines = [separator.join(map(repr, row)) for row in rows]
+    data = (end.join(lines) + (end if last else "")).encode()
+    labels = labels_module._read_plain(data, labels_module._Classes(NAMES, None))
+    assert labels is not None
+    np.testing.assert_array_equal(labels.class_ids, [row[0] for row in rows])
+    np.testing.assert_array_equal(labels.boxes_cxcywh, np.float32([row[1:] for row in rows]))
+
+
+def write_notes(tmp_path, content):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "notes.json").write_text(content)
+    return tmp_path / "labels"
+
+
+def test_read_categories(tmp_path):
+    rows = [{"id": 3, "name": "ring", "colour": "red"}, {"id": "1", "name": "healthy"}]
+    folder = write_notes(tmp_path, json.dumps({"categories": rows, "info": {}}))
+    assert read_categories(folder) == {3: "ring", 1: "healthy"}
+
+
+def test_no_notes(tmp_path):
+    assert read_categories(tmp_path / "labels") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "found JSONDecodeError"),
+        ("[]", "found TypeError"),
+        ("{}", "found KeyError: 'categories'"),
+        ('{"categories": {"1": "ring"}}', "found TypeError"),
+        ('{"categories": [{"id": 1}]}', "found KeyError: 'name'"),
+        ('{"categories": [{"id": 1.5, "name": "ring"}]}', "found id 1.5"),
+        ('{"categories": [{"id": true, "name": "ring"}]}', "found id True"),
+        ('{"categories": [{"id": "one", "name": "ring"}]}', "found id 'one'"),
+        ('{"categories": [{"id": 1, "name": 5}]}', "name 5"),
+        (
+            '{"categories": [{"id": 1, "name": "a"}, {"id": "1", "name": "b"}]}',
+            "id 1 stands twice",
+        ),
+    ],
+    ids=[
+        "no_json",
+        "list",
+        "no_categories",
+        "mapping",
+        "no_name",
+        "float_id",
+        "bool_id",
+        "word_id",
+        "number_name",
+        "twice",
+    ],
+)
+def test_bad_notes(tmp_path, content, message):
+    folder = write_notes(tmp_path, content)
+    with pytest.raises(UserError) as error:
+        read_categories(folder)
+    assert str(error.value).startswith(str(tmp_path / "notes.json"))
+    assert message in str(error.value)

@@ -1,0 +1,133 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import load
+
+from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.losses import LossTerms, yogo_loss
+from yogo_jax.detector.targets import Targets
+
+
+DEFAULT = {
+    "no_object_weight": 0.5,
+    "iou_weight": 5.0,
+    "classify_weight": 1.0,
+    "label_smoothing": 0.01,
+}
+SETTINGS = {
+    "default": DEFAULT,
+    "weighted": {
+        "no_object_weight": 0.3,
+        "iou_weight": 2.0,
+        "classify_weight": 0.7,
+        "label_smoothing": 0.1,
+    },
+}
+
+
+def as_predictions(upstream: jax.Array) -> Predictions:
+    """[5+k gh gw] of one image as our predictions."""
+    in_cells = jnp.moveaxis(upstream, 0, -1)
+    return Predictions(in_cells[..., :4], in_cells[..., 4], in_cells[..., 5:])
+
+
+def as_targets(upstream: jax.Array) -> Targets:
+    in_cells = jnp.moveaxis(upstream, 0, -1)
+    return Targets(in_cells[..., 0], in_cells[..., 1:5], in_cells[..., 5].astype(jnp.int32))
+
+
+def batch_loss(upstream_predictions, upstream_labels, **weights):
+    one = functools.partial(yogo_loss, **weights)
+    terms = jax.vmap(lambda p, l: one(as_predictions(p), as_targets(l)))(
+        upstream_predictions, upstream_labels
+    )
+    return terms.total().mean(), terms
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_recorded_loss_terms_and_gradients(setting):
+    recorded = load("loss.npz")
+    compute = jax.jit(
+        jax.value_and_grad(functools.partial(batch_loss, **SETTINGS[setting]), has_aux=True)
+    )
+    (loss, terms), grad = compute(jnp.asarray(recorded["preds"]), jnp.asarray(recorded["labels"]))
+    assert float(loss) == pytest.approx(float(recorded[f"{setting}_loss"]), rel=1e-6)
+    names = {"objectness": "objectness", "box": "iou", "classification": "classification"}
+    for ours, theirs in names.items():
+        expected = float(recorded[f"{setting}_{theirs}_loss"])
+        assert float(getattr(terms, ours).mean()) == pytest.approx(expected, rel=1e-6)
+    expected = recorded[f"{setting}_grad"]
+    np.testing.assert_allclose(grad, expected, atol=1e-6 * abs(expected).max())
+
+
+def make_case(seed: int, objects: int) -> tuple[Predictions, Targets]:
+    rng = np.random.default_rng(seed)
+    boxes = np.concatenate([rng.uniform(0, 1, (12, 16, 2)), rng.uniform(0.02, 0.3, (12, 16, 2))], -1)
+    predictions = Predictions(
+        jnp.asarray(boxes, jnp.float32),
+        jnp.asarray(rng.uniform(0, 1, (12, 16)), jnp.float32),
+        jnp.asarray(rng.normal(0, 2, (12, 16, 7)), jnp.float32),
+    )
+    filled = np.zeros(12 * 16, np.float32)
+    filled[rng.choice(12 * 16, objects, replace=False)] = 1
+    filled = filled.reshape(12, 16)
+    low = rng.uniform(0, 0.8, (12, 16, 2))
+    corners = np.concatenate([low, low + rng.uniform(0.02, 0.2, (12, 16, 2))], -1)
+    targets = Targets(
+        jnp.asarray(filled),
+        jnp.asarray(corners * filled[..., None], jnp.float32),
+        jnp.asarray(rng.integers(0, 7, (12, 16)) * filled, jnp.int32),
+    )
+    return predictions, targets
+
+
+def loss_of(predictions, targets) -> LossTerms:
+    return yogo_loss(predictions, targets, **DEFAULT)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda boxes: boxes, id="ordinary"),
+        pytest.param(lambda boxes: boxes * 0, id="boxes of no size"),
+        pytest.param(lambda boxes: boxes.at[..., :2].set(3.0), id="boxes outside the image"),
+        pytest.param(lambda boxes: boxes.at[..., 2:].set(1e30), id="boxes of endless size"),
+    ],
+)
+@pytest.mark.parametrize("objects", [0, 1, 40])
+def test_gradients_are_finite(objects, spoil):
+    predictions, targets = make_case(0, objects)
+    predictions = predictions._replace(boxes_cxcywh=spoil(predictions.boxes_cxcywh))
+    grads = jax.jit(jax.grad(lambda p: loss_of(p, targets).total()))(predictions)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_an_empty_image_has_objectness_loss_only():
+    predictions, targets = make_case(1, 0)
+    terms = loss_of(predictions, targets)
+    assert float(terms.box) == 0
+    assert float(terms.classification) == 0
+    expected = 0.5 * np.square(np.asarray(predictions.objectness, np.float64)).sum()
+    assert float(terms.objectness) == pytest.approx(expected, rel=1e-6)
+
+
+def test_weights_scale_their_own_term():
+    predictions, targets = make_case(2, 9)
+    base = loss_of(predictions, targets)
+    doubled = yogo_loss(predictions, targets, **(DEFAULT | {"classify_weight": 2.0}))
+    assert float(doubled.classification) == pytest.approx(2 * float(base.classification), rel=1e-6)
+    assert float(doubled.box) == float(base.box)
+    doubled = yogo_loss(predictions, targets, **(DEFAULT | {"iou_weight": 10.0}))
+    assert float(doubled.box) == pytest.approx(2 * float(base.box), rel=1e-6)
+
+
+def test_vmap_is_a_loop():
+    cases = [make_case(seed, 5) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
+    batched = jax.jit(jax.vmap(loss_of))(*stacked)
+    for index, case in enumerate(cases):
+        for together, alone in zip(batched, loss_of(*case), strict=True):
+            np.testing.assert_allclose(together[index], alone, rtol=1e-5)

@@ -1,0 +1,83 @@
+"""Small data sets for tests: dark discs on a bright ground, one look a class."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_dataset(
+    folder: Path | str,
+    *,
+    images: int = 12,
+    class_names: tuple[str, ...] = ("healthy", "ring"),
+    seed: int = 0,
+    image_hw: tuple[int, int] = (64, 96),
+    cells_hw: tuple[int, int] = (2, 3),
+    published: bool = False,
+    suffix: str = ".png",
+) -> Path:
+    """Writes images, YOLO labels and `definition.yml`, and returns the path of the latter.
+
+    Every image has a grid of `cells_hw` jittered discs that do not overlap; classes take turns, so
+    each is in every image of enough cells. Half of the images are for training, a quarter each
+    for validation and test: by `dataset_split_fractions`, or with `published` in folders of their
+    own under `dataset_paths`, `val_paths` and `test_paths`.
+    """
+    folder = Path(folder)
+    rng = np.random.default_rng(seed)
+    splits = {"all": images}
+    if published:
+        quarter = images // 4
+        splits = {"train": images - 2 * quarter, "val": quarter, "test": quarter}
+    for split, count in splits.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels, rows = _image(rng, image_hw, cells_hw, len(class_names), first_class=i)
+            name = f"{split}_{i:04d}"
+            Image.fromarray(pixels).save(folder / "images" / split / f"{name}{suffix}")
+            (folder / "labels" / split / f"{name}.txt").write_text("".join(rows))
+    path = folder / "definition.yml"
+    path.write_text(_definition(class_names, tuple(splits)))
+    return path
+
+
+def _image(
+    rng: np.random.Generator,
+    image_hw: tuple[int, int],
+    cells_hw: tuple[int, int],
+    n_classes: int,
+    first_class: int,
+) -> tuple[np.ndarray, list[str]]:
+    pixels = rng.normal(200, 4, image_hw)
+    y, x = np.mgrid[: image_hw[0], : image_hw[1]]
+    pitch = np.array(image_hw) / cells_hw
+    rows = []
+    for i, cell in enumerate(np.ndindex(*cells_hw)):
+        class_id = (first_class + i) % n_classes
+        radius = rng.uniform(0.25, 0.4) * pitch.min()
+        room = pitch / 2 - radius - 1
+        cy, cx = (np.array(cell) + 0.5) * pitch + rng.uniform(-room, room)
+        distance = np.hypot(y + 0.5 - cy, x + 0.5 - cx)
+        pixels[distance < radius] -= 100
+        # The classes differ in the size of a bright spot in the middle.
+        pixels[distance < radius * class_id / n_classes] += 80
+        box = (cx / image_hw[1], cy / image_hw[0], 2 * radius / image_hw[1], 2 * radius / image_hw[0])
+        rows.append(f"{class_id} " + " ".join(f"{value:.6f}" for value in box) + "\n")
+    return pixels.clip(0, 255).astype(np.uint8), rows
+
+
+def _definition(class_names: tuple[str, ...], splits: tuple[str, ...]) -> str:
+    keys = {"all": "dataset_paths", "train": "dataset_paths", "val": "val_paths", "test": "test_paths"}
+    lines = ["class_names:", *(f'- "{name}"' for name in class_names)]
+    for split in splits:
+        lines += [
+            f"{keys[split]}:",
+            f"  {split}:",
+            f"    image_path: images/{split}",
+            f"    label_path: labels/{split}",
+        ]
+    if splits == ("all",):
+        lines += ["dataset_split_fractions:", "  train: 0.5", "  val: 0.25", "  test: 0.25"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,270 @@
+"""The schema of a config: what every field is, which values it may take, and what to do if not.
+
+`configs/base.py` holds the values and explains them; here stand types and ranges. A `ConfigDict`
+passes `from_config_dict` once, at the entry point; everything behind it sees these dataclasses.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yogo_jax.detector.backbones import get_backbone
+from yogo_jax.errors import UserError
+
+
+def _require(ok: bool, field: str, expected: str, found: object) -> None:
+    if not ok:
+        raise UserError(f"config.{field} must be {expected}, got {found!r}: set --config.{field}=…")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which frames, and how they come to the device."""
+
+    definition: str
+    image_hw: tuple[int, int]
+    rgb: bool
+    normalize_images: bool
+    split_override: tuple[float, ...]
+    workers: int
+    max_boxes: int
+    min_box_area: float
+    on_bad_label: str
+
+    def __post_init__(self) -> None:
+        _require(bool(self.definition), "data.definition", "a path or 'synthetic'", self.definition)
+        _require(
+            len(self.image_hw) == 2 and all(side >= 16 for side in self.image_hw),
+            "data.image_hw",
+            "two sides HEIGHT,WIDTH of at least 16 px",
+            self.image_hw,
+        )
+        fractions = self.split_override
+        _require(
+            not fractions
+            or (
+                len(fractions) == 3
+                and all(0 <= each <= 1 for each in fractions)
+                and math.isclose(sum(fractions), 1, abs_tol=1e-6)
+            ),
+            "data.split_override",
+            "empty or three fractions TRAIN,VAL,TEST in [0, 1] that sum to 1",
+            fractions,
+        )
+        _require(self.workers >= 0, "data.workers", "0 or more", self.workers)
+        _require(self.max_boxes >= 0, "data.max_boxes", "0 (auto) or more", self.max_boxes)
+        _require(0 <= self.min_box_area < 1, "data.min_box_area", "in [0, 1)", self.min_box_area)
+        _require(
+            self.on_bad_label in ("error", "skip"),
+            "data.on_bad_label",
+            "'error' or 'skip'",
+            self.on_bad_label,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str
+    anchor: str
+
+    def __post_init__(self) -> None:
+        get_backbone(self.name)
+        if self.anchor != "auto":
+            self.anchor_wh()
+
+    def anchor_wh(self) -> tuple[float, float]:
+        """(w, h) of the prior as fractions of the image; not to be asked when it is `auto`."""
+        parts = self.anchor.split(",")
+        try:
+            numbers = [float(part) for part in parts]
+        except ValueError:
+            numbers = []
+        _require(
+            len(numbers) == 2 and all(0 < number <= 1 for number in numbers),
+            "model.anchor",
+            "'auto' or two numbers W,H in (0, 1]",
+            self.anchor,
+        )
+        return numbers[0], numbers[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss, see `detector/losses.py`."""
+
+    no_object_weight: float
+    iou_weight: float
+    classify_weight: float
+    label_smoothing: float
+
+    def __post_init__(self) -> None:
+        for field in ("no_object_weight", "iou_weight", "classify_weight"):
+            value = getattr(self, field)
+            _require(value >= 0, f"loss.{field}", "0 or more", value)
+        _require(
+            0 <= self.label_smoothing < 1, "loss.label_smoothing", "in [0, 1)", self.label_smoothing
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with a cosine schedule, see `training/optimizer.py`."""
+
+    learning_rate: float
+    lr_decay_factor: float
+    weight_decay: float
+    clip_value: float
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optim.learning_rate", "above 0", self.learning_rate)
+        _require(self.lr_decay_factor >= 1, "optim.lr_decay_factor", "1 or more", self.lr_decay_factor)
+        _require(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
+        _require(self.clip_value > 0, "optim.clip_value", "above 0", self.clip_value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, in which batches, and from where."""
+
+    epochs: int
+    batch_size: int
+    eval_every_epochs: int
+    checkpoint_every_minutes: float
+    from_pretrained: str
+    resume: str
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch_size", "eval_every_epochs"):
+            value = getattr(self, field)
+            _require(value >= 1, f"train.{field}", "1 or more", value)
+        minutes = self.checkpoint_every_minutes
+        _require(minutes > 0, "train.checkpoint_every_minutes", "above 0", minutes)
+        _require(bool(self.resume), "train.resume", "'auto', 'never' or a checkpoint", self.resume)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What happens to the training images, on the device."""
+
+    horizontal_flip: float
+    vertical_flip: float
+
+    def __post_init__(self) -> None:
+        for field in ("horizontal_flip", "vertical_flip"):
+            value = getattr(self, field)
+            _require(0 <= value <= 1, f"augment.{field}", "a probability in [0, 1]", value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """Where the progress goes besides the workdir."""
+
+    wandb_mode: str
+    entity: str
+    project: str
+    name: str
+    note: str
+    tags: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        modes = ("disabled", "auto", "online", "offline")
+        _require(self.wandb_mode in modes, "track.wandb_mode", f"one of {modes}", self.wandb_mode)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    seed: int
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    optim: OptimConfig
+    train: TrainConfig
+    augment: AugmentConfig
+    track: TrackConfig
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed", "in [0, 2^32)", self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as JSON would give them back (tuples are lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _checked(value: Any, kind: Any, path: str) -> Any:
+    """`value` as a `kind`, with whole numbers accepted for floats and lists for tuples."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        inner = typing.get_args(kind)[0]
+        items = [_checked(item, inner, f"{path}[{index}]") for index, item in enumerate(value)]
+        return tuple(items)
+    if isinstance(kind, types.GenericAlias) or type(value) is not kind:
+        name = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+        raise UserError(
+            f"{path} must be of type {name}, got {value!r} of type {type(value).__name__}"
+        )
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{path} must be a finite number, got {value}")
+    return value
+
+
+def _build(kind: Any, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} must be a group of fields, got {values!r}")
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    for name in sorted(values.keys() - fields.keys()):
+        nearest = difflib.get_close_matches(str(name), fields, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(fields)}"
+        raise UserError(f"{path}.{name} is not a field of a config; {hint}")
+    missing = sorted(fields.keys() - values.keys())
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: add them as in configs/base.py")
+    built = {}
+    for name, field_kind in fields.items():
+        make = _build if dataclasses.is_dataclass(field_kind) else _checked
+        args = (values[name], field_kind) if make is _checked else (field_kind, values[name])
+        built[name] = make(*args, f"{path}.{name}")
+    return kind(**built)
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """A checked config from nested plain values (`ConfigDict.to_dict()`, or a config.json).
+
+    Raises:
+      UserError: a field is unknown, missing, of the wrong type or out of range; it is named.
+    """
+    return _build(Config, values, "config")
+
+
+def load_config(path: Path) -> Config:
+    """The config of a run from its `config.json`.
+
+    Raises:
+      UserError: the file is missing or no longer fits this version's fields.
+    """
+    try:
+        return from_mapping(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as the config of a run ({error})") from error
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "config") -> list[str]:
+    """Fields in which two nested configs differ, as `path: a != b`."""
+    found = []
+    for name in sorted(a.keys() | b.keys()):
+        here, left, right = f"{path}.{name}", a.get(name), b.get(name)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, here)
+        elif left != right:
+            found.append(f"{here}: {left!r} != {right!r}")
+    return found

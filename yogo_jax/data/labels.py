@@ -1,0 +1,241 @@
+"""Label files: one box a row, `class x_center y_center width height`, every value checked here."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from yogo_jax.errors import UserError
+
+
+LABEL_SUFFIXES = (".txt", ".csv")
+ON_BAD_LABEL = ("error", "skip")
+COLUMNS = ("x_center", "y_center", "width", "height")
+ROW = f"class {' '.join(COLUMNS)}"
+# `0, 0.5` and `0 \t 0.5` have one separator between two fields; `0,,0.5` has an empty field.
+_SEPARATOR = re.compile(r"\s*,\s*|\s+")
+_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
+_NOTES = 'expected {"categories": [{"id": 1, "name": "ring"}, ...]}'
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_DIGITS = b"0123456789.+-eE"
+_TO_BLANKS = bytes.maketrans(b",\t", b"  ")
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The boxes of one file, in its order; `problems` are the messages of rows left out."""
+
+    class_ids: Int32[np.ndarray, " n"]
+    boxes_cxcywh: Float32[np.ndarray, "n 4"]
+    problems: tuple[str, ...] = ()
+
+
+class _BadRowError(ValueError):
+    """What is wrong with one row, what was expected, and the fix."""
+
+
+def read_labels(
+    path: Path | str,
+    class_names: tuple[str, ...],
+    categories: Mapping[int, str] | None,
+    *,
+    on_bad_label: str,
+) -> Labels:
+    """The boxes of one label file, relative to image width and height.
+
+    Fields are separated by blanks, tabs or commas, line by line. A first row whose last four
+    fields are no numbers is a header. The class is a name, or a number: an index into
+    `class_names`, or with `categories` one of its ids. Centres and sizes lie in [0, 1], sizes above
+    0; a box may overhang the edge of the image.
+
+    Args:
+      path: the file; an empty one has no boxes.
+      class_names: names of the classes, in order of their index.
+      categories: id -> name, as `read_categories` returns it.
+      on_bad_label: "error" to raise at the first bad row, "skip" to leave bad rows out and return
+        their messages as `problems`.
+
+    Raises:
+      UserError: `file:line: …` at a bad row, or if the file is no text.
+    """
+    if on_bad_label not in ON_BAD_LABEL:
+        raise UserError(f"on_bad_label is {on_bad_label!r}; expected one of {ON_BAD_LABEL}")
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a label file") from None
+    classes = _Classes(class_names, categories)
+    labels = _read_plain(data, classes)
+    return _read_any(path, data, classes, on_bad_label) if labels is None else labels
+
+
+class _Classes:
+    """What the first field of a row may be: `index_of` a number, or `by_name` of a name."""
+
+    def __init__(self, names: tuple[str, ...], categories: Mapping[int, str] | None) -> None:
+        self.names = names
+        self.categories = categories
+        # Keys are compared with floats: 3.0 finds 3, and 3.5 finds nothing.
+        self.index_of: dict[float, int] = dict(enumerate(range(len(names))))
+        if categories is not None:
+            index = {name: i for i, name in enumerate(names)}
+            self.index_of = {n: index[name] for n, name in categories.items() if name in index}
+
+    @cached_property
+    def by_name(self) -> dict[str, int]:
+        """Index by name, as the name looks after its row has been split into fields."""
+        return {" ".join(_SEPARATOR.split(name.strip())): i for i, name in enumerate(self.names)}
+
+    def problem(self, label: str, number: float | None) -> str:
+        """What is wrong with a label that is no class."""
+        names = ", ".join(self.names)
+        if number is None:
+            near = get_close_matches(label, self.names, n=1)
+            hint = f"did you mean {near[0]}?" if near else "correct it, or add it to class_names"
+            return f"class is {label!r}; expected one of {names}; {hint}"
+        if self.categories is None:
+            expected = f"expected 0 to {len(self.names) - 1} ({names})"
+            return f"class is {label}; {expected}; correct it, or complete class_names"
+        if number in self.categories:
+            found = f"class is {label}, which is {self.categories[int(number)]!r} in notes.json"
+            return f"{found}; expected one of {names}; correct notes.json or class_names"
+        ids = ", ".join(str(known) for known in self.categories)
+        return f"class is {label}; expected an id of notes.json: {ids}; correct it or notes.json"
+
+
+def _read_plain(data: bytes, classes: _Classes) -> Labels | None:
+    """The labels of a file of good numeric rows with single separators, else None.
+
+    Nearly all files are such; this takes a fraction of the time of going row by row.
+    """
+    data = data.replace(b"\r\n", b"\n").translate(_TO_BLANKS)
+    if not data.endswith(b"\n"):
+        data += b"\n"
+    rows = data.count(b"\n")
+    tokens = data.split()
+    # Four blanks on each line, and five times as many tokens as lines: five fields in each row.
+    if data.translate(None, _DIGITS) != b"    \n" * rows or len(tokens) != 5 * rows:
+        return None
+    try:
+        values = [float(token) for token in tokens]
+        class_ids = [classes.index_of[value] for value in values[::5]]
+    except (ValueError, KeyError):
+        return None
+    boxes = np.array(values, np.float64).reshape(-1, 5)[:, 1:]
+    stored = boxes.astype(np.float32)
+    if boxes.min() < 0 or boxes.max() > 1 or stored[:, 2:].min() <= 0:
+        return None
+    return Labels(np.array(class_ids, np.int32), stored)
+
+
+def _read_any(path: Path | str, data: bytes, classes: _Classes, on_bad_label: str) -> Labels:
+    """The labels of any file, row by row, with exact messages."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})"
+        raise UserError(f"{path}: {found}; expected rows `{ROW}`; save as UTF-8 text") from None
+    class_ids, boxes, problems = [], [], []
+    for line, fields in _rows(text):
+        try:
+            class_id, box = _parse_row(fields, classes)
+        except _BadRowError as error:
+            message = f"{path}:{line}: {error}"
+            if on_bad_label == "error":
+                hint = "--config.data.on_bad_label=skip skips and counts such rows"
+                raise UserError(f"{message} ({hint})") from None
+            problems.append(message)
+        else:
+            class_ids.append(class_id)
+            boxes.append(box)
+    return Labels(
+        np.array(class_ids, np.int32),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        tuple(problems),
+    )
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row, without blank lines and the header."""
+    first = True
+    for line, row in enumerate(_LINE_END.split(text), start=1):
+        if not row.strip():
+            continue
+        fields = [field.strip('"') for field in _SEPARATOR.split(row.strip())]
+        is_header = first and len(fields) >= 5 and all(_number(x) is None for x in fields[-4:])
+        first = False
+        if not is_header:
+            yield line, fields
+
+
+def _number(text: str) -> float | None:
+    """The number in plain notation that `text` is, or None; Python also takes 1_000 and others."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
+
+
+def _parse_row(fields: list[str], classes: _Classes) -> tuple[int, list[float]]:
+    """Class index and box (cx, cy, w, h) of one row."""
+    label = " ".join(fields[:-4])
+    if len(fields) < 5 or (len(fields) > 5 and label not in classes.by_name):
+        row = " ".join(fields)
+        row = f"{row[:60]}..." if len(row) > 60 else row
+        expected = f"expected 5: {ROW}; complete or remove the row"
+        raise _BadRowError(f"found {len(fields)} columns ({row}); {expected}")
+    number = _number(label)
+    class_id = classes.by_name.get(label) if number is None else classes.index_of.get(number)
+    if class_id is None:
+        raise _BadRowError(classes.problem(label, number))
+    return class_id, [_coordinate(*pair) for pair in zip(COLUMNS, fields[-4:], strict=True)]
+
+
+def _coordinate(column: str, text: str) -> float:
+    value = _number(text)
+    expected = "expected a fraction of the image's size in [0, 1]"
+    if value is None or value != value:
+        raise _BadRowError(f"{column} is {text!r}; {expected}; write a number or remove the row")
+    if not 0 <= value <= 1:
+        fix = "divide pixels by the image's size, or remove the row"
+        raise _BadRowError(f"{column} is {text}; {expected}; {fix}")
+    if column in ("width", "height") and not np.float32(value) > 0:
+        raise _BadRowError(f"{column} is {text}; expected more than 0; remove the row")
+    return value
+
+
+def read_categories(label_folder: Path | str) -> dict[int, str] | None:
+    """Class id -> name from `notes.json` beside a label folder; None if there is no such file.
+
+    The file holds `{"categories": [{"id": 1, "name": "ring"}, …]}`; an id may also be text.
+
+    Raises:
+      UserError: if the file is not of that form, or an id stands twice.
+    """
+    path = Path(label_folder).parent / "notes.json"
+    if not path.exists():
+        return None
+    try:
+        notes = json.loads(path.read_text("utf-8-sig"))
+        rows = [(row["id"], row["name"]) for row in notes["categories"]]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a readable file") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: {_NOTES}; found {found}; mend or remove the file") from None
+    categories: dict[int, str] = {}
+    for number, name in rows:
+        is_id = type(number) is int or (isinstance(number, str) and _INTEGER.fullmatch(number))
+        if not is_id or not isinstance(name, str):
+            raise UserError(f"{path}: {_NOTES}; found id {number!r}, name {name!r}; mend them")
+        if int(number) in categories:
+            raise UserError(f"{path}: id {number} stands twice; expected unique ids; mend one")
+        categories[int(number)] = name
+    return categories

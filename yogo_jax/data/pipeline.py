@@ -1,0 +1,129 @@
+"""The order of the data, and batches of it from threads or worker processes.
+
+The order is a function of the seed and of one number, the position: how many images the run has
+consumed. A run continues from it with any number of workers.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grain
+import numpy as np
+from absl import flags
+
+from yogo_jax.data.source import Example, RecordSource
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochOrder:
+    """Which record each slot of each batch holds, epoch after epoch.
+
+    An epoch has `steps_per_epoch * batch_size` slots, the last of them padding, so that every
+    batch has the same shape and none crosses the border of two epochs.
+
+    Attributes:
+      num_records: images of an epoch.
+      batch_size: slots of a batch.
+      seed: of the shuffle, another permutation for each epoch; None keeps the records in order.
+    """
+
+    num_records: int
+    batch_size: int
+    seed: int | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that hold all records once."""
+        return -(-self.num_records // self.batch_size)
+
+    @property
+    def slots_per_epoch(self) -> int:
+        """Records and padding of an epoch."""
+        return self.steps_per_epoch * self.batch_size
+
+    def position_after(self, step: int) -> int:
+        """Images that the first `step` batches hold: the position in the data."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return epoch * self.num_records + min(batch * self.batch_size, self.num_records)
+
+    def first_slot(self, position: int) -> int:
+        """The slot to go on with after `position` images."""
+        epoch, offset = divmod(position, self.num_records)
+        return epoch * self.slots_per_epoch + offset
+
+    def record_of(self, slot: int) -> int | None:
+        """The record in a slot, None for padding."""
+        epoch, offset = divmod(slot, self.slots_per_epoch)
+        if offset >= self.num_records:
+            return None
+        if self.seed is None:
+            return offset
+        # One permutation over several epochs' indices: Grain reseeds it for each of them.
+        shuffled = grain.MapDataset.range(self.num_records).shuffle(self.seed)
+        return int(shuffled[epoch * self.num_records + offset]) % self.num_records
+
+    def records_of_batch(self, step: int) -> list[int]:
+        """The records of one batch, without padding; for messages."""
+        slots = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [record for slot in slots if (record := self.record_of(slot)) is not None]
+
+
+class SlotSource:
+    """Examples by slot, for Grain's random access."""
+
+    def __init__(self, source: RecordSource, order: EpochOrder, epochs: int) -> None:
+        self._source = source
+        self._order = order
+        self._length = epochs * order.slots_per_epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, slot: int) -> Example:
+        record = self._order.record_of(int(slot))
+        return self._source.padding() if record is None else self._source[record]
+
+
+@contextmanager
+def open_batches(
+    source: RecordSource,
+    order: EpochOrder,
+    *,
+    epochs: int = 1,
+    position: int = 0,
+    workers: int = 0,
+) -> Iterator[Iterator[dict[str, np.ndarray]]]:
+    """Batches of `Example` from `position` to the end of the last epoch, in order.
+
+    Args:
+      source: where examples come from.
+      order: which of them, when.
+      epochs: how many times over the records, counted from position 0.
+      position: images already consumed, at the border of a batch.
+      workers: processes that read ahead; 0 reads ahead in threads of this one.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    if not flags.FLAGS.is_parsed():
+        # Grain hands absl's flags on to its workers and refuses to do so unparsed.
+        flags.FLAGS.mark_as_parsed()
+    slots = grain.MapDataset.source(SlotSource(source, order, epochs))
+    remaining = slots[order.first_slot(position) :]
+    batch_size = order.batch_size
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
+    dataset = remaining.to_iter_dataset(ahead)
+    if workers:
+        per_worker = max(2 * batch_size // workers, 2)
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=per_worker)
+        )
+    # Batched only here: batches made inside the workers would lose their remainders.
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
+    iterator = iter(dataset)
+    try:
+        yield iterator
+    finally:
+        iterator.close()

@@ -1,0 +1,232 @@
+"""Labelled images of some folders, with all their boxes in two flat arrays."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32, Int64
+
+from yogo_jax.data.definition import PathPair
+from yogo_jax.data.images import IMAGE_SUFFIXES
+from yogo_jax.data.labels import LABEL_SUFFIXES, Labels, read_categories, read_labels
+from yogo_jax.errors import UserError
+
+
+MESSAGES_KEPT = 5
+# Labels are stored as float32: a box of just the smallest area must not fall to rounding.
+AREA_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Images with their boxes; the boxes of image i are rows `offsets[i]:offsets[i + 1]`.
+
+    Flat arrays, not one small array an image, so that worker processes get them quickly.
+    """
+
+    class_names: tuple[str, ...]
+    image_paths: tuple[str, ...]
+    offsets: Int64[np.ndarray, " n_plus_1"]
+    boxes_cxcywh: Float32[np.ndarray, "m 4"]
+    class_ids: Int32[np.ndarray, " m"]
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    @property
+    def box_counts(self) -> Int64[np.ndarray, " n"]:
+        """Number of boxes of each image."""
+        return np.diff(self.offsets)
+
+    def labels_of(self, i: int) -> tuple[Float32[np.ndarray, "n 4"], Int32[np.ndarray, " n"]]:
+        """Boxes and class ids of image i, in the order of its label file."""
+        rows = slice(self.offsets[i], self.offsets[i + 1])
+        return self.boxes_cxcywh[rows], self.class_ids[rows]
+
+    def subset(self, indices: Sequence[int] | Int[np.ndarray, " k"]) -> "Records":
+        """The images at `indices`, in that order."""
+        chosen = np.asarray(indices, np.int64)
+        counts = self.box_counts[chosen]
+        offsets = _offsets(counts)
+        # Row numbers: those within each image, moved to where its boxes begin.
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], counts)
+        return Records(
+            self.class_names,
+            tuple(self.image_paths[i] for i in chosen),
+            offsets,
+            self.boxes_cxcywh[rows],
+            self.class_ids[rows],
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the classes, the labels, and the names and sizes of the image files.
+
+        It is the same for a copy of the data in another place. Images are not read.
+
+        Raises:
+          UserError: if an image file has gone.
+        """
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for path in self.image_paths:
+            try:
+                size = os.stat(path).st_size
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}; expected an image file") from None
+            digest.update(os.fsencode(f"\0{os.path.basename(path)}\0{size}"))
+        for array, kind in (
+            (self.offsets, "<i8"),
+            (self.boxes_cxcywh, "<f4"),
+            (self.class_ids, "<i4"),
+        ):
+            digest.update(array.astype(kind).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class RecordReport:
+    """What was read and what was left out.
+
+    Attributes:
+      images: images with a label file.
+      unlabelled_images: images without one, not used.
+      empty_frames: of `images`, those that end up without a box.
+      boxes: boxes kept.
+      small_boxes: boxes left out because of their area.
+      bad_rows: rows of label files left out; the first few messages are in `messages`.
+    """
+
+    images: int = 0
+    unlabelled_images: int = 0
+    empty_frames: int = 0
+    boxes: int = 0
+    small_boxes: int = 0
+    bad_rows: int = 0
+    messages: list[str] = field(default_factory=list)
+
+    def __add__(self, other: "RecordReport") -> "RecordReport":
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        sums["messages"] = sums["messages"][:MESSAGES_KEPT]
+        return RecordReport(**sums)
+
+    def lines(self) -> list[str]:
+        """The report as text; things left out have a line only if there are any."""
+        lines = [f"{self.images} images with {self.boxes} boxes, {self.empty_frames} empty frames"]
+        if self.unlabelled_images:
+            lines.append(f"{self.unlabelled_images} images without a label file not used")
+        if self.small_boxes:
+            lines.append(f"{self.small_boxes} boxes smaller than data.min_box_area left out")
+        if self.bad_rows:
+            lines.append(f"{self.bad_rows} bad rows of label files skipped:")
+            lines.extend(f"  {message}" for message in self.messages)
+            if self.bad_rows > len(self.messages):
+                lines.append(f"  and {self.bad_rows - len(self.messages)} more")
+        return lines
+
+
+def load_records(
+    path_pairs: Sequence[PathPair],
+    class_names: tuple[str, ...],
+    *,
+    min_box_area: float,
+    on_bad_label: str,
+) -> tuple[Records, RecordReport]:
+    """The labelled images of some sets, in the order of the sets, then of the file names.
+
+    Args:
+      path_pairs: the sets; every label file needs its image, an image may lack a label file.
+      class_names: names of the classes, in order of their index.
+      min_box_area: boxes of less area (fraction of the image's) are left out.
+      on_bad_label: "error" or "skip", as for `read_labels`.
+
+    Raises:
+      UserError: for labels without image, ambiguous names, or a bad row.
+    """
+    report = RecordReport()
+    image_paths: list[str] = []
+    labels: list[Labels] = []
+    for pair in path_pairs:
+        categories = read_categories(pair.label_path)
+        matched, unlabelled = _match(pair)
+        report.unlabelled_images += unlabelled
+        for image_name, label_name in matched:
+            path = os.path.join(pair.label_path, label_name)
+            labels.append(read_labels(path, class_names, categories, on_bad_label=on_bad_label))
+            image_paths.append(os.path.join(pair.image_path, image_name))
+    for found in labels:
+        report.bad_rows += len(found.problems)
+        report.messages += found.problems[: MESSAGES_KEPT - len(report.messages)]
+
+    everything = Records(
+        class_names,
+        tuple(image_paths),
+        _offsets(np.array([len(found.class_ids) for found in labels], np.int64)),
+        np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in labels)]),
+        np.concatenate([np.zeros(0, np.int32), *(found.class_ids for found in labels)]),
+    )
+    records = _without_small_boxes(everything, min_box_area)
+    report.images = len(records)
+    report.boxes = len(records.class_ids)
+    report.small_boxes = len(everything.class_ids) - report.boxes
+    report.empty_frames = int(np.sum(records.box_counts == 0))
+    return records, report
+
+
+def _offsets(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_plus_1"]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _without_small_boxes(records: Records, min_box_area: float) -> Records:
+    sizes = records.boxes_cxcywh[:, 2:].astype(np.float64)
+    keep = sizes.prod(axis=1) >= min_box_area * (1 - AREA_ROUNDING)
+    kept_before = _offsets(keep.astype(np.int64))
+    return Records(
+        records.class_names,
+        records.image_paths,
+        kept_before[records.offsets],
+        records.boxes_cxcywh[keep],
+        records.class_ids[keep],
+    )
+
+
+def _match(pair: PathPair) -> tuple[list[tuple[str, str]], int]:
+    """(image name, label name) of each label file of a set, and the number of other images."""
+    images = _by_stem(pair.image_path, IMAGE_SUFFIXES)
+    labels = _by_stem(pair.label_path, LABEL_SUFFIXES)
+    if not labels:
+        expected = f"expected {' or '.join(LABEL_SUFFIXES)} files; mend label_path"
+        raise UserError(f"{pair.label_path}: holds no label file; {expected}")
+    if missing := sorted(labels.keys() - images.keys()):
+        names = ", ".join(labels[stem][0] for stem in missing[:5])
+        names += ", ..." if len(missing) > 5 else ""
+        fix = "add the images, or move these files elsewhere"
+        if "classes" in missing:
+            fix += " (a list of names such as classes.txt belongs beside the folder)"
+        raise UserError(
+            f"{pair.label_path}: {len(missing)} of {len(labels)} label files have no image in "
+            f"{pair.image_path}: {names}; expected an image of the same name; {fix}"
+        )
+    for stem in labels:
+        for folder, names_of in ((pair.label_path, labels), (pair.image_path, images)):
+            if len(names_of[stem]) > 1:
+                found = f"{' and '.join(names_of[stem])} have the same name but for the suffix"
+                raise UserError(f"{folder}: {found}; expected one of them; remove the other")
+    matched = sorted((images[stem][0], labels[stem][0]) for stem in labels)
+    return matched, sum(len(names) for stem, names in images.items() if stem not in labels)
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Names of the files with these suffixes (in any case), hidden ones left out, by stem."""
+    names: dict[str, list[str]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, suffix = os.path.splitext(entry.name)
+                # A broken link is no folder: it counts as a file, and is reported when read.
+                if suffix.lower() in suffixes and stem[0] != "." and not entry.is_dir():
+                    names.setdefault(stem, []).append(entry.name)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; expected a readable folder") from None
+    return {stem: sorted(found) for stem, found in names.items()}

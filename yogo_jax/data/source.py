@@ -1,0 +1,83 @@
+"""Random access to records as padded examples: what the device gets of one image."""
+
+from typing import TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from yogo_jax.data.images import read_image
+from yogo_jax.data.records import Records
+from yogo_jax.errors import UserError
+
+
+class Example(TypedDict):
+    """One image in arrays of fixed size; batched, every array gains a leading axis."""
+
+    image: UInt8[np.ndarray, "h w c"]
+    boxes_cxcywh: Float[np.ndarray, "n 4"]
+    class_ids: Int[np.ndarray, " n"]
+    valid: Bool[np.ndarray, " n"]
+    image_valid: Bool[np.ndarray, ""]
+    record_index: Int[np.ndarray, ""]
+
+
+def boxes_to_pad_to(records: list[Records], max_boxes: int) -> int:
+    """Rows that the boxes of every image are padded to, at least 1.
+
+    Args:
+      records: all splits of a run, so that they share one compiled step.
+      max_boxes: the asked-for number, or 0 for the most boxes of any image.
+
+    Raises:
+      UserError: an image has more boxes than `max_boxes`; none is dropped silently.
+    """
+    most = 0
+    for split in records:
+        for index, count in enumerate(split.box_counts):
+            if max_boxes and count > max_boxes:
+                raise UserError(
+                    f"config.data.max_boxes is {max_boxes}, but {split.image_paths[index]} has "
+                    f"{count} boxes: raise it, or set it to 0 for the most of any image"
+                )
+            most = max(most, int(count))
+    return max_boxes or max(most, 1)
+
+
+class RecordSource:
+    """Examples by record index; reads the image file at each access."""
+
+    def __init__(
+        self, records: Records, *, image_hw: tuple[int, int], rgb: bool, max_boxes: int
+    ) -> None:
+        self._records = records
+        self._image_hw = image_hw
+        self._rgb = rgb
+        self._max_boxes = max_boxes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        boxes_cxcywh, class_ids = self._records.labels_of(index)
+        path = self._records.image_paths[index]
+        example = self.padding()
+        example["image"] = read_image(path, image_hw=self._image_hw, rgb=self._rgb)
+        count = len(class_ids)
+        example["boxes_cxcywh"][:count] = boxes_cxcywh
+        example["class_ids"][:count] = class_ids
+        example["valid"][:count] = True
+        example["image_valid"] = np.asarray(True)
+        example["record_index"] = np.asarray(index, np.int32)
+        return example
+
+    def padding(self) -> Example:
+        """An example that stands for no image: zeros, nowhere valid."""
+        channels = 3 if self._rgb else 1
+        return Example(
+            image=np.zeros((*self._image_hw, channels), np.uint8),
+            boxes_cxcywh=np.zeros((self._max_boxes, 4), np.float32),
+            class_ids=np.zeros(self._max_boxes, np.int32),
+            valid=np.zeros(self._max_boxes, bool),
+            image_valid=np.asarray(False),
+            record_index=np.asarray(-1, np.int32),
+        )

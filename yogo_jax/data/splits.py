@@ -1,0 +1,123 @@
+"""The training, validation and test records of a definition."""
+
+import math
+import os
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Int64
+
+from yogo_jax.data.definition import DatasetDefinition, PathPair, SplitFractions
+from yogo_jax.data.records import RecordReport, Records, load_records
+from yogo_jax.errors import UserError
+
+
+# Fixed, and not the seed of a training run: all runs and evaluations share one test set.
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Records of each split; `report` is on all of them together."""
+
+    train: Records
+    val: Records
+    test: Records
+    report: RecordReport
+
+
+def load_splits(
+    definition: DatasetDefinition,
+    *,
+    min_box_area: float,
+    on_bad_label: str,
+    split_override: tuple[float, float, float] | None = None,
+    require_train: bool = True,
+) -> Splits:
+    """The records of a definition: its `dataset_paths` split at random, its other paths whole.
+
+    Args:
+      definition: a checked definition.
+      min_box_area: boxes of less area (fraction of the image's) are left out.
+      on_bad_label: "error" or "skip", as for `read_labels`.
+      split_override: (train, val, test) fractions of all paths together, instead of the
+        definition's splits.
+      require_train: whether to refuse an empty training split; False for evaluation.
+
+    Raises:
+      UserError: for an image in two splits, an empty training split, and as `load_records`.
+    """
+    fractions = definition.split_fractions
+    pool_paths, val_paths, test_paths = (
+        definition.dataset_paths,
+        definition.val_paths,
+        definition.test_paths,
+    )
+    if split_override is not None:
+        fractions = _checked_override(split_override)
+        pool_paths, val_paths, test_paths = (*pool_paths, *val_paths, *test_paths), (), ()
+
+    def load(paths: tuple[PathPair, ...]) -> tuple[Records, RecordReport]:
+        return load_records(
+            paths, definition.class_names, min_box_area=min_box_area, on_bad_label=on_bad_label
+        )
+
+    pool, report = load(pool_paths)
+    train, val, test = (pool.subset(indices) for indices in split_indices(len(pool), fractions))
+    # A definition has a fraction or paths for validation (and for test), never both.
+    if val_paths:
+        val, val_report = load(val_paths)
+        report += val_report
+    if test_paths:
+        test, test_report = load(test_paths)
+        report += test_report
+
+    _refuse_shared_images({"train": train, "val": val, "test": test})
+    if require_train and not len(train):
+        found = f"{len(pool)} images, fractions {fractions.train:g}, {fractions.val:g}, "
+        raise UserError(
+            f"{definition.path}: the training split is empty ({found}{fractions.test:g}); expected "
+            "at least 1 image; add data under dataset_paths or raise the train fraction"
+        )
+    return Splits(train, val, test, report)
+
+
+def split_indices(n: int, fractions: SplitFractions) -> tuple[Int64[np.ndarray, " _"], ...]:
+    """Sorted indices of train, val and test: a partition of range(n), the same on every machine.
+
+    Sizes are round(fraction * n); the last split with a fraction above 0 takes the rest.
+    """
+    # Raw bits, because NumPy promises these to stay, but not what `permutation` makes of them.
+    order = np.argsort(np.random.PCG64(SPLIT_SEED).random_raw(n), kind="stable")
+    shares = (fractions.train, fractions.val, fractions.test)
+    last = max(i for i, share in enumerate(shares) if share > 0)
+    ends = np.cumsum([round(share * n) for share in shares[:last]], dtype=np.int64)
+    ends = np.concatenate([np.minimum(ends, n), np.full(3 - last, n)])
+    starts = np.concatenate([[0], ends[:-1]])
+    return tuple(np.sort(order[start:end]) for start, end in zip(starts, ends, strict=True))
+
+
+def _checked_override(split_override: tuple[float, float, float]) -> SplitFractions:
+    in_range = all(0 <= share <= 1 for share in split_override)
+    if len(split_override) != 3 or not in_range or abs(math.fsum(split_override) - 1) > 1e-6:
+        raise UserError(
+            f"data.split_override is {split_override}; expected three fractions (train, val, test) "
+            "in [0, 1] with a sum of 1, such as --config.data.split_override=0.8,0.1,0.1"
+        )
+    return SplitFractions(*map(float, split_override))
+
+
+def _refuse_shared_images(splits: dict[str, Records]) -> None:
+    """Refuses an image file that is in two splits, be it by way of a link."""
+    files = {
+        name: {os.path.realpath(p) if os.path.islink(p) else p for p in records.image_paths}
+        for name, records in splits.items()
+    }
+    for first, second in combinations(files, 2):
+        if shared := sorted(files[first] & files[second]):
+            raise UserError(
+                f"{shared[0]}: this image ({len(shared)} in all) is in the {first} and in the "
+                f"{second} split; expected each image in one split; name its folder, or the "
+                "links to it, in one set only"
+            )

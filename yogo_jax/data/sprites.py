@@ -1,0 +1,140 @@
+"""Parts that synthetic objects are drawn from: sprites of optical density and their shapes.
+
+What a cell absorbs is what the camera misses: it sees `background * exp(-density)`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+from scipy import ndimage
+
+
+Patch = Float32[np.ndarray, "p q"]
+
+
+class Sprite(NamedTuple):
+    """What one object adds to a frame, on a square of pixels around its centre."""
+
+    density: Patch  # optical density, negative in the bright halo around a cell
+    coverage: Patch  # 0 to 1: how far the object hides what lies below it
+
+
+class Plane(NamedTuple):
+    """Pixel coordinates relative to the centre of an object."""
+
+    y: Patch
+    x: Patch
+
+
+def plane_around(half: int, offset_yx: tuple[float, float]) -> Plane:
+    """Coordinates of a patch of 2 * half + 1 pixels a side."""
+    axis = np.arange(-half, half + 1, dtype=np.float32)
+    y, x = np.meshgrid(
+        axis - np.float32(offset_yx[0]), axis - np.float32(offset_yx[1]), indexing="ij"
+    )
+    return Plane(y, x)
+
+
+def blurred(sprite: Sprite, sigma: float) -> Sprite:
+    """The sprite out of focus by `sigma` pixels."""
+    density, coverage = ndimage.gaussian_filter(np.stack(sprite), (0, sigma, sigma), truncate=3)
+    return Sprite(density, coverage)
+
+
+def bump(distance: Patch, width: float) -> Patch:
+    """Gaussian of a distance, 1 at distance 0."""
+    return np.exp(-np.square(distance / np.float32(width)))
+
+
+def texture(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> Patch:
+    """Random texture of mean 0 and standard deviation about 1, with grains of `scale` pixels."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    # Smoothing white noise by a Gaussian divides its standard deviation by 2 sqrt(pi) sigma.
+    return ndimage.gaussian_filter(noise, scale) * np.float32(2 * np.sqrt(np.pi) * scale)
+
+
+def random_point(rng: np.random.Generator, distance: tuple[float, float]) -> tuple[float, float]:
+    """(y, x) of a random point between two distances of the centre."""
+    angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(*distance)
+    return length * np.sin(angle), length * np.cos(angle)
+
+
+def distance_to(plane: Plane, point_yx: tuple[float, float]) -> Patch:
+    """Distance of every pixel to a point, in pixels."""
+    return np.hypot(plane.y - np.float32(point_yx[0]), plane.x - np.float32(point_yx[1]))
+
+
+def turned(plane: Plane, angle: float) -> tuple[Patch, Patch]:
+    """Coordinates along and across a direction, given as its angle from the x axis."""
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return plane.x * cos + plane.y * sin, plane.y * cos - plane.x * sin
+
+
+def outline(
+    plane: Plane,
+    rng: np.random.Generator,
+    radius: float,
+    *,
+    eccentricity: float,
+    wobble: float,
+) -> Patch:
+    """Distance to the centre in units of the outline there: 1 on the edge of the object.
+
+    The outline is an ellipse of half-axes `radius` and `radius * (1 - eccentricity)` in a random
+    direction, with three harmonics of relative size `wobble` on top.
+    """
+    along, across = turned(plane, rng.uniform(0, 2 * np.pi))
+    distance = np.maximum(np.hypot(along, across), np.float32(1e-3))
+    cos, sin = along / distance, across / distance
+    minor = np.float32(1 - eccentricity)
+    edge = minor / np.sqrt(np.square(minor * cos) + np.square(sin))
+    cos_k, sin_k = cos, sin
+    for _ in (2, 3, 4):
+        cos_k, sin_k = cos_k * cos - sin_k * sin, sin_k * cos + cos_k * sin
+        size_cos, size_sin = rng.uniform(-wobble, wobble, size=2).astype(np.float32)
+        edge = edge + size_cos * cos_k + size_sin * sin_k
+    return distance / (np.float32(radius) * edge)
+
+
+def inside(rho: Patch, scale: float | Patch) -> Patch:
+    """1 within the outline, 0 outside, one pixel wide in between."""
+    return np.clip(0.5 - (rho - 1) * scale, 0, 1)
+
+
+def body(rho: Patch, scale: float | Patch, depth: float, *, dome: float = 0.45) -> Sprite:
+    """A cell without inner structure: thinner, so lighter, at its edge; a faint halo around it.
+
+    Args:
+      rho: see `outline`.
+      scale: pixels in a step of 1 of `rho`, near the outline.
+      depth: optical density of the middle.
+      dome: part of it that is missing at the edge.
+    """
+    coverage = inside(rho, scale)
+    thickness = 1 - np.float32(dome) * np.minimum(rho, 1) ** 5
+    halo = bump((rho - 1) * scale - 4.5, 3.0) * (1 - coverage)
+    return Sprite(np.float32(depth) * thickness * coverage - 0.03 * halo, coverage)
+
+
+def draw_speck(rng: np.random.Generator, *, offset_yx: tuple[float, float]) -> Sprite:
+    """Sprite of a grain of dust, a bright dot in a thin dark ring: dirt without a label."""
+    plane = plane_around(7, offset_yx)
+    distance = np.hypot(plane.y, plane.x)
+    if rng.random() < 0.3:
+        density = rng.uniform(0.1, 0.5) * bump(distance, rng.uniform(1.0, 1.8))
+    else:
+        density = rng.uniform(0.1, 0.35) * bump(distance - rng.uniform(1.8, 2.6), 1.0)
+        density = density - 0.12 * bump(distance, 1.0)
+    return blurred(Sprite(density, np.zeros_like(density)), rng.uniform(0.5, 1.2))
+
+
+def draw_shadow(rng: np.random.Generator, *, offset_yx: tuple[float, float]) -> Sprite:
+    """Sprite of something far out of focus, too faint for a label: a ghost cell or a smear."""
+    radius = rng.uniform(6, 20)
+    plane = plane_around(round(radius) + 12, offset_yx)
+    rho = outline(plane, rng, radius, eccentricity=rng.uniform(0, 0.35), wobble=0.06)
+    density = rng.uniform(0.02, 0.06) * inside(rho, radius)
+    if radius < 12:
+        density = density * (0.4 + 1.5 * np.abs(texture(rng, density.shape, 2.0)))
+    return blurred(Sprite(density, np.zeros_like(density)), rng.uniform(1.5, 3.0))

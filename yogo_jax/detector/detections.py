@@ -1,0 +1,73 @@
+"""What the detector reports of an image, in one canonical form."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from yogo_jax.detector.boxes import cxcywh_to_xyxy
+from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.nms import nms
+
+
+class Detections(NamedTuple):
+    """Detections of one image in arrays of fixed size; rows where `valid` is False are padding.
+
+    Boxes are corners as fractions of the image and may reach over its edge.
+    """
+
+    boxes_xyxy: Float[Array, "*b n 4"]
+    objectness: Float[Array, "*b n"]
+    class_probs: Float[Array, "*b n k"]
+    valid: Bool[Array, "*b n"]
+
+
+def detect(
+    predictions: Predictions,
+    *,
+    objectness_threshold: float,
+    iou_threshold: float | None,
+    min_class_confidence: float = 0.0,
+    max_detections: int,
+) -> Detections:
+    """Detections of one image: threshold, then NMS over all classes together, then classes.
+
+    Args:
+      predictions: decoded predictions, classes as logits.
+      objectness_threshold: boxes must lie above it.
+      iou_threshold: of the NMS, whose score is objectness times the largest class probability;
+        the result is then in descending order of that score. None is no NMS: row-major cells.
+      min_class_confidence: the largest class probability must lie above it, if it is over 0;
+        asked after the NMS, so such a box still suppresses others.
+      max_detections: n, the fixed size of the result; without NMS it is at most the cells.
+
+    Returns:
+      Detections, with `valid` for those that passed everything.
+    """
+    boxes_xyxy = cxcywh_to_xyxy(predictions.boxes_cxcywh).reshape(-1, 4)
+    objectness = predictions.objectness.reshape(-1)
+    class_probs = jax.nn.softmax(predictions.class_logits)
+    class_probs = class_probs.reshape(-1, class_probs.shape[-1])
+    candidate = objectness > objectness_threshold
+    confidence = class_probs.max(-1)
+    if iou_threshold is None:
+        size = min(max_detections, objectness.shape[0])
+        (chosen,) = jnp.nonzero(candidate, size=size, fill_value=0)
+        valid = jnp.arange(size) < candidate.sum()
+    else:
+        chosen, valid = nms(
+            boxes_xyxy,
+            objectness * confidence,
+            candidate,
+            iou_threshold=iou_threshold,
+            max_detections=max_detections,
+        )
+    if min_class_confidence > 0:
+        valid = valid & (confidence[chosen] > min_class_confidence)
+    return Detections(
+        boxes_xyxy=boxes_xyxy[chosen],
+        objectness=objectness[chosen],
+        class_probs=class_probs[chosen],
+        valid=valid,
+    )

@@ -1,0 +1,36 @@
+"""The arithmetic between image sizes and grids, and where the cells of a grid lie."""
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def convolved_size(size: int, *, kernel: int, stride: int, padding: int) -> int:
+    """Length of one axis after a convolution: `floor((n + 2p - k) / s) + 1`."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def convolved_hw(
+    image_hw: tuple[int, int], layers: Iterable[tuple[int, int, int]]
+) -> tuple[int, int]:
+    """(rows, columns) after a chain of convolutions given as (kernel, stride, padding).
+
+    Raises:
+      ValueError: the image is smaller than the layers need.
+    """
+    height, width = image_hw
+    for kernel, stride, padding in layers:
+        height = convolved_size(height, kernel=kernel, stride=stride, padding=padding)
+        width = convolved_size(width, kernel=kernel, stride=stride, padding=padding)
+    if height < 1 or width < 1:
+        raise ValueError(f"an image of {image_hw[0]}x{image_hw[1]} px is too small: no cell is left")
+    return height, width
+
+
+def cell_origins(grid_hw: tuple[int, int]) -> Float[Array, "gh gw 2"]:
+    """(x, y) of each cell's top left corner, as fractions of the image."""
+    rows, columns = grid_hw
+    x = jnp.arange(columns, dtype=jnp.float32) / columns
+    y = jnp.arange(rows, dtype=jnp.float32) / rows
+    return jnp.stack(jnp.meshgrid(x, y), axis=-1)

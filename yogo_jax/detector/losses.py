@@ -1,0 +1,78 @@
+"""The loss of one image, term by term and unreduced over images."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from yogo_jax.detector.boxes import ciou_loss, cxcywh_to_xyxy
+from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.targets import Targets
+
+
+class LossTerms(NamedTuple):
+    """Weighted terms, each summed over the cells of one image; the loss is their sum."""
+
+    objectness: Float[Array, "*b"]
+    box: Float[Array, "*b"]
+    classification: Float[Array, "*b"]
+
+    def total(self) -> Float[Array, "*b"]:
+        """The loss."""
+        return self.objectness + self.box + self.classification
+
+
+def yogo_loss(
+    predictions: Predictions,
+    targets: Targets,
+    *,
+    no_object_weight: float,
+    iou_weight: float,
+    classify_weight: float,
+    label_smoothing: float,
+) -> LossTerms:
+    """Loss terms of one image.
+
+    With t the target and p the predicted objectness:
+    `objectness = sum over cells of (p - t)^2 * (t * (1 - no_object_weight) + no_object_weight)`,
+    `box = iou_weight * sum over object cells of CIoU loss`,
+    `classification = classify_weight * sum over object cells of smoothed cross entropy`.
+
+    Predicted corners are clamped to the image; object cells whose clamped box has no width or no
+    height are left out of the box term.
+
+    Args:
+      predictions: decoded predictions, classes as logits.
+      targets: of the same grid.
+      no_object_weight: weight of the cells without an object, against 1 for those with one.
+      iou_weight: weight of the box term.
+      classify_weight: weight of the class term.
+      label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+
+    References:
+      Redmon et al. 2015, You Only Look Once, arXiv:1506.02640, equation 3 (squared objectness).
+      Zheng et al. 2019, Distance-IoU Loss, arXiv:1911.08287.
+      Szegedy et al. 2015, Rethinking the Inception Architecture, arXiv:1512.00567, section 7.
+    """
+    t = targets.objectness
+    weights = t * (1 - no_object_weight) + no_object_weight
+    objectness = (jnp.square(predictions.objectness - t) * weights).sum()
+
+    corners = jnp.clip(cxcywh_to_xyxy(predictions.boxes_cxcywh), 0, 1)
+    has_size = (corners[..., 2] > corners[..., 0]) & (corners[..., 3] > corners[..., 1])
+    counts = (t > 0) & has_size
+    # Cells that do not count get the unit box before the loss, not zero after it: a `where`
+    # behind a quotient by zero would still leave NaN in the gradient.
+    unit_box = jnp.asarray((0, 0, 1, 1), corners.dtype).reshape(1, 1, 4)
+    boxes = jnp.where(counts[..., None], corners, unit_box)
+    target_boxes = jnp.where(counts[..., None], targets.boxes_xyxy, unit_box)
+    box = iou_weight * (ciou_loss(boxes, target_boxes) * counts).sum()
+
+    log_probs = jax.nn.log_softmax(predictions.class_logits)
+    num_classes = log_probs.shape[-1]
+    smoothed = jax.nn.one_hot(targets.class_ids, num_classes, dtype=log_probs.dtype)
+    smoothed = smoothed * (1 - label_smoothing) + label_smoothing / num_classes
+    cross_entropy = -(smoothed * log_probs).sum(-1)
+    classification = classify_weight * (cross_entropy * t).sum()
+    return LossTerms(objectness=objectness, box=box, classification=classification)

@@ -1,0 +1,201 @@
+"""The network: uint8 images to raw channels (tx, ty, tw, th, to, class logits) on the grid.
+
+References:
+  Ioffe and Szegedy 2015, Batch Normalization, arXiv:1502.03167.
+  Tompson et al. 2015, Efficient Object Localization (dropout of channels), arXiv:1411.4280.
+  Liu et al. 2022, A ConvNet for the 2020s, arXiv:2201.03545.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num
+
+from yogo_jax.detector.backbones import ConvBackbone, ConvBlock, ConvNextBackbone
+
+
+LEAKY_SLOPE = 0.01
+# What a box takes of the head's channels; the classes follow.
+BOX_CHANNELS = 5
+
+# He et al. 2015 (arXiv:1502.01852) for the leaky slope, counted over the outputs.
+kaiming_normal = nn.initializers.variance_scaling(2 / (1 + LEAKY_SLOPE**2), "fan_out", "normal")
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over the valid images of a batch, in the convention of the original.
+
+    The running variance takes the unbiased variance of the batch (Flax's own takes the biased
+    one), and padding images count neither in the statistics nor in their pixel number.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, image_valid: Bool[Array, " b"] | None, train: bool
+    ) -> Float[Array, "b h w c"]:
+        """The normalised batch; `train` says whether its own statistics or the running ones."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if train:
+            weight = jnp.ones(x.shape[:1]) if image_valid is None else image_valid.astype(x.dtype)
+            pixels = weight.sum() * (x.shape[1] * x.shape[2])
+            per_image = weight[:, None, None, None] / jnp.maximum(pixels, 1)
+            mean = (x * per_image).sum((0, 1, 2))
+            var = (jnp.square(x - mean.reshape(1, 1, 1, -1)) * per_image).sum((0, 1, 2))
+            if not self.is_initializing():
+                unbiased = var * pixels / jnp.maximum(pixels - 1, 1)
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale / jnp.sqrt(var + self.epsilon)
+        return (x - mean.reshape(1, 1, 1, -1)) * factor.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+
+
+class ConvUnit(nn.Module):
+    """One `ConvBlock`: convolution, batch norm if any, activation, dropout of whole channels."""
+
+    block: ConvBlock
+    activation: str
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, image_valid: Bool[Array, " b"] | None, train: bool
+    ) -> Float[Array, "b oh ow oc"]:
+        """Features of the next stage."""
+        block = self.block
+        # Explicit padding: at stride 2 "SAME" pads only one side of even sizes.
+        x = nn.Conv(
+            block.channels,
+            (3, 3),
+            strides=block.stride,
+            padding=((1, 1), (1, 1)),
+            use_bias=block.bias,
+            kernel_init=kaiming_normal,
+            name="conv",
+        )(x)
+        if block.norm:
+            x = BatchNorm(name="norm")(x, image_valid=image_valid, train=train)
+        x = nn.silu(x) if self.activation == "silu" else nn.leaky_relu(x, LEAKY_SLOPE)
+        if block.dropout:
+            x = nn.Dropout(block.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+        return x
+
+
+class ConvNextUnit(nn.Module):
+    """Depthwise 7x7, layer norm, two dense layers with GELU between, scaled and added."""
+
+    layer_scale: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Features of the same shape."""
+        channels = x.shape[-1]
+        gamma = self.param("gamma", nn.initializers.constant(self.layer_scale), (channels,))
+        y = nn.Conv(
+            channels,
+            (7, 7),
+            padding=((3, 3), (3, 3)),
+            feature_group_count=channels,
+            kernel_init=kaiming_normal,
+            name="depthwise",
+        )(x)
+        y = nn.LayerNorm(epsilon=1e-6, name="norm")(y)
+        dense_init = nn.initializers.truncated_normal(0.02)
+        y = nn.Dense(4 * channels, kernel_init=dense_init, name="expand")(y)
+        y = nn.gelu(y, approximate=False)
+        y = nn.Dense(channels, kernel_init=dense_init, name="project")(y)
+        return x + y * gamma.reshape(1, 1, 1, -1)
+
+
+class ConvNextTrunk(nn.Module):
+    """Stem and stages of a ConvNeXt; every further stage halves the resolution."""
+
+    backbone: ConvNextBackbone
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow oc"]:
+        """Features at a stride of `stem_stride * 2^(stages - 1)`."""
+        stages = zip(self.backbone.depths, self.backbone.channels, strict=True)
+        for stage, (depth, channels) in enumerate(stages):
+            stride = self.backbone.stem_stride if stage == 0 else 2
+            if stage > 0:
+                x = nn.LayerNorm(epsilon=1e-6, name=f"downsample_norm_{stage}")(x)
+            x = nn.Conv(
+                channels,
+                (stride, stride),
+                strides=stride,
+                padding="VALID",
+                kernel_init=kaiming_normal,
+                name=f"downsample_{stage}",
+            )(x)
+            if stage == 0:
+                x = nn.LayerNorm(epsilon=1e-6, name="downsample_norm_0")(x)
+            for unit in range(depth):
+                x = ConvNextUnit(self.backbone.layer_scale, name=f"stage_{stage}_{unit}")(x)
+        return x
+
+
+class YogoNetwork(nn.Module):
+    """The whole network of one architecture.
+
+    Attributes:
+      backbone: what to build, see `backbones.py`.
+      num_classes: k, so that the head has `outputs` = 5 + k channels.
+      normalize_images: divide pixels by 255 first, as the checkpoint was trained.
+    """
+
+    backbone: ConvBackbone | ConvNextBackbone
+    num_classes: int
+    normalize_images: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Num[Array, "b h w c"],
+        *,
+        train: bool = False,
+        image_valid: Bool[Array, " b"] | None = None,
+    ) -> Float[Array, "b gh gw outputs"]:
+        """Raw channels (tx, ty, tw, th, to, class logits) per cell, see `decode.py`.
+
+        Args:
+          images: pixels from 0 to 255, uint8 or float.
+          train: statistics of the batch and dropout; needs a "dropout" key.
+          image_valid: False on padding images, which batch norm leaves out; None is all valid.
+        """
+        x = images.astype(jnp.float32)
+        if self.normalize_images:
+            x = x / 255
+        outputs = BOX_CHANNELS + self.num_classes
+        head = nn.Conv(outputs, (1, 1), kernel_init=kaiming_normal, name="head")
+        if isinstance(self.backbone, ConvBackbone):
+            for index, block in enumerate(self.backbone.blocks):
+                unit = ConvUnit(block, self.backbone.activation, name=f"block_{index}")
+                x = unit(x, image_valid=image_valid, train=train)
+            return head(x)
+        factor = self.backbone.upsampling
+        upsample = nn.ConvTranspose(
+            outputs,
+            (factor, factor),
+            strides=(factor, factor),
+            padding="VALID",
+            kernel_init=kaiming_normal,
+            name="upsample",
+        )
+        return upsample(head(ConvNextTrunk(self.backbone, name="trunk")(x)))
+
+
+def init_variables(
+    network: YogoNetwork, key: jax.Array, *, image_hw: tuple[int, int], channels: int
+) -> dict:
+    """Freshly drawn `params` and `batch_stats`; the key alone decides the values."""
+    shape = (1, *image_hw, channels)
+    return jax.jit(lambda key: network.init(key, jnp.zeros(shape, jnp.uint8), train=False))(key)

@@ -1,0 +1,145 @@
+"""Pictures of detections: class-coloured boxes on a frame, with the true boxes if known."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+
+# Okabe and Ito's colours, told apart with any common colour blindness; without their black, which
+# would be lost in the cells. More classes than colours take the colours again: names are drawn too.
+PALETTE = (
+    (0, 158, 115),  # bluish green
+    (213, 94, 0),  # vermilion
+    (0, 114, 178),  # blue
+    (204, 121, 167),  # reddish purple
+    (230, 159, 0),  # orange
+    (86, 180, 233),  # sky blue
+    (240, 228, 66),  # yellow
+)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+# Frames with a longer side under this many pixels are drawn at twice their size.
+SMALL_FRAME_PX = 640
+FONT_PX = 11
+DASH_PX = 4
+
+
+def draw_boxes(
+    image: UInt8[np.ndarray, "h w c"],
+    boxes_xyxy: Float[np.ndarray, "n 4"],
+    class_ids: Int[np.ndarray, " n"],
+    class_names: Sequence[str],
+    *,
+    scores: Float[np.ndarray, " n"] | None = None,
+    label_boxes_xyxy: Float[np.ndarray, "m 4"] | None = None,
+    label_class_ids: Int[np.ndarray, " m"] | None = None,
+) -> Image.Image:
+    """An RGB picture of one image with its predictions, and its true boxes as dashed lines.
+
+    Small frames are drawn at twice their size, so that the text can be read.
+
+    Args:
+      image: gray (c = 1) or RGB (c = 3).
+      boxes_xyxy: predicted boxes in [0, 1]; what lies outside the image is cut off.
+      class_ids: index into `class_names` of each prediction; sets colour and text.
+      class_names: names in the order of the class ids.
+      scores: printed after the name where given.
+      label_boxes_xyxy: true boxes in [0, 1].
+      label_class_ids: classes of the true boxes, which set their colour (else they are white).
+
+    Raises:
+      ValueError: the image is neither gray nor RGB.
+    """
+    picture = _as_rgb(image)
+    drawing = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT_PX)
+    boxes_px = _to_pixels(boxes_xyxy, picture.size)
+    colours = _colours(class_ids)
+    for box, colour in zip(boxes_px, colours, strict=True):
+        drawing.rectangle(box, outline=colour, width=2)
+    if label_boxes_xyxy is not None:
+        labels_px = _to_pixels(label_boxes_xyxy, picture.size)
+        label_colours = [WHITE] * len(labels_px)
+        if label_class_ids is not None:
+            label_colours = _colours(label_class_ids)
+        for box, colour in zip(labels_px, label_colours, strict=True):
+            _draw_dashed(drawing, box, colour)
+    # Text comes last, and that of the first prediction, the best one, at the very last: where
+    # cells overlap it is what must stay readable.
+    for i in reversed(range(len(boxes_px))):
+        text = class_names[class_ids[i]] + ("" if scores is None else f" {scores[i]:.2f}")
+        _draw_text(drawing, boxes_px[i], text, colours[i], font, picture.size)
+    return picture
+
+
+def _as_rgb(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """The image in RGB, at twice its size if it is small."""
+    channels = image.shape[-1]
+    if channels not in (1, 3):
+        raise ValueError(f"an image is gray (1 channel) or RGB (3), got {channels} channels")
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image).convert("RGB")
+    if max(picture.size) >= SMALL_FRAME_PX:
+        return picture
+    return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BILINEAR)
+
+
+def _to_pixels(
+    boxes_xyxy: Float[np.ndarray, "n 4"], size: tuple[int, int]
+) -> list[tuple[int, int, int, int]]:
+    """Corners in pixels that lie on a picture of this (width, height), in order for Pillow."""
+    width, height = size
+    corners = np.rint(boxes_xyxy * np.array([width, height, width, height]))
+    corners = np.clip(corners, 0, np.array([width, height, width, height]) - 1).astype(int)
+    # A box turned inside out has no area to show; Pillow would raise on it.
+    corners[:, 2:] = np.maximum(corners[:, :2], corners[:, 2:])
+    return [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners.tolist()]
+
+
+def _draw_dashed(
+    drawing: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: tuple[int, int, int]
+) -> None:
+    """A thin line of dashes in the colour and in black, seen on bright and on dark ground."""
+    x1, y1, x2, y2 = box
+    for i, (start, end) in enumerate(_dashes(x1, x2)):
+        for y in (y1, y2):
+            drawing.line((start, y, end, y), fill=(colour, BLACK)[i % 2])
+    for i, (start, end) in enumerate(_dashes(y1, y2)):
+        for x in (x1, x2):
+            drawing.line((x, start, x, end), fill=(colour, BLACK)[i % 2])
+
+
+def _dashes(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """First and last pixel of each dash on a line."""
+    for start in range(first, last + 1, DASH_PX):
+        yield start, min(start + DASH_PX - 1, last)
+
+
+def _draw_text(
+    drawing: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    text: str,
+    colour: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size: tuple[int, int],
+) -> None:
+    """The text on a plate of the colour: above the box, else below it, else inside its top."""
+    left, top, right, bottom = drawing.textbbox((0, 0), text, font=font)
+    plate_width, plate_height = int(right - left) + 4, int(bottom - top) + 4
+    x = max(0, min(box[0], size[0] - plate_width))
+    y = box[1] - plate_height
+    if y < 0:
+        below = box[3] + 1
+        y = below if below + plate_height <= size[1] else box[1]
+    drawing.rectangle((x, y, x + plate_width - 1, y + plate_height - 1), fill=colour)
+    drawing.text((x + 2 - left, y + 2 - top), text, fill=_text_colour(colour), font=font)
+
+
+def _colours(class_ids: Int[np.ndarray, " n"]) -> list[tuple[int, int, int]]:
+    return [PALETTE[class_id % len(PALETTE)] for class_id in class_ids.tolist()]
+
+
+def _text_colour(plate: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever is read more easily on the plate (ITU-R BT.601 luma)."""
+    red, green, blue = plate
+    return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else WHITE
