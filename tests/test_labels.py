@@ -68,7 +68,10 @@ def test_good_files(tmp_path, content, class_ids):
 
 
 BAD = {
-    "four_columns": ("1 0.5 0.5 0.1", "found 4 columns (1 0.5 0.5 0.1); expected 5: class x_center"),
+    "four_columns": (
+        "1 0.5 0.5 0.1",
+        "found 4 columns (1 0.5 0.5 0.1); expected 5: class x_center",
+    ),
     "six_columns": ("1 0.5 0.5 0.1 0.1 0.9", "found 6 columns"),
     "score_after_name": ("ring 0.5 0.5 0.1 0.1 0.9", "found 6 columns"),
     "empty_field": ("1,0.5,,0.1,0.1", "y_center is ''"),
@@ -186,7 +189,24 @@ def test_unknown_policy(tmp_path):
 
 
 field = st.sampled_from(
-    ["0", "1", "2", "3", "-1", "1.0", "0.5", ".5", "1e-3", "1.5", "nan", "", "ring", "e", "-", "0.0"]
+    [
+        "0",
+        "1",
+        "2",
+        "3",
+        "-1",
+        "1.0",
+        "0.5",
+        ".5",
+        "1e-3",
+        "1.5",
+        "nan",
+        "",
+        "ring",
+        "e",
+        "-",
+        "0.0",
+    ]
 )
 separator = st.sampled_from([" ", " ", " ", ",", "\t", "\n", "\r\n", "  "])
 

@@ -63,17 +63,22 @@ def _image(
         pixels[distance < radius] -= 100
         # The classes differ in the size of a bright spot in the middle.
         pixels[distance < radius * class_id / n_classes] += 80
-        box = (cx / image_hw[1], cy / image_hw[0], 2 * radius / image_hw[1], 2 * radius / image_hw[0])
+        box = (
+            cx / image_hw[1],
+            cy / image_hw[0],
+            2 * radius / image_hw[1],
+            2 * radius / image_hw[0],
+        )
         rows.append(f"{class_id} " + " ".join(f"{value:.6f}" for value in box) + "\n")
     return pixels.clip(0, 255).astype(np.uint8), rows
 
 
 def _definition(class_names: tuple[str, ...], splits: tuple[str, ...]) -> str:
-    keys = {"all": "dataset_paths", "train": "dataset_paths", "val": "val_paths", "test": "test_paths"}
+    keys = {"all": "dataset_paths", "train": "dataset_paths"}
     lines = ["class_names:", *(f'- "{name}"' for name in class_names)]
     for split in splits:
         lines += [
-            f"{keys[split]}:",
+            f"{keys.get(split, split + '_paths')}:",
             f"  {split}:",
             f"    image_path: images/{split}",
             f"    label_path: labels/{split}",

@@ -1,8 +1,37 @@
 """The one exception that means the user's input, not our code, is at fault."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+EXIT_USER_ERROR = 2
+
 
 class UserError(ValueError):
     """Input that cannot be used; the message names the place, what was expected, and the fix.
 
     Entry points print it without a traceback and exit with status 2.
     """
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turns a `UserError` into its message on standard error and exit status 2.
+
+    A worker process hands its exceptions on wrapped in others, so causes are looked through.
+    """
+    try:
+        yield
+    except Exception as error:
+        user_error = _user_error_in(error)
+        if user_error is None:
+            raise
+        print(f"error: {user_error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _user_error_in(error: BaseException | None) -> UserError | None:
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -7,6 +7,7 @@ whatever the size of the frame.
 from collections.abc import Callable
 
 import numpy as np
+from scipy import ndimage
 
 from yogo_jax.data.sprites import (
     Patch,
@@ -35,7 +36,7 @@ CELL_RADIUS = {
     "schizont": (19.0, 23.0),
     "gametocyte": (26.0, 30.0),
     "wbc": (25.0, 30.0),
-    "misc": (14.0, 24.0),
+    "misc": (15.0, 24.0),
 }
 
 
@@ -66,7 +67,7 @@ def _red_cell(
 ) -> tuple[Sprite, Patch]:
     """A red cell's body and its `rho` (see `outline`)."""
     rho = outline(plane, rng, radius, eccentricity=rng.beta(1.2, 5) * 0.4, wobble=0.014)
-    return body(rho, radius, depth), rho
+    return body(rho, (rho - 1) * radius, depth), rho
 
 
 def _healthy(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
@@ -94,8 +95,8 @@ def _ring(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     first = random_point(rng, (0.1 * radius, 0.55 * radius))
     points = [first, (-first[0], -first[1])] if rng.random() < 0.2 else [first]
     for point in points:
-        distance, size = distance_to(plane, point), rng.uniform(2.6, 3.6)
-        density = density - rng.uniform(0.6, 0.8) * bump(distance - size, 1.5)
+        distance, size = distance_to(plane, point), rng.uniform(2.8, 3.8)
+        density = density - rng.uniform(0.75, 0.95) * bump(distance - size, 1.6)
         density = density + 0.22 * bump(distance - (size + 3.2), 1.2)
     return cell._replace(density=density)
 
@@ -107,7 +108,7 @@ def _trophozoite(plane: Plane, rng: np.random.Generator, radius: float) -> Sprit
     shifted = Plane(plane.y - np.float32(vacuole_yx[0]), plane.x - np.float32(vacuole_yx[1]))
     size = radius * rng.uniform(0.42, 0.55)
     rho = outline(shifted, rng, size, eccentricity=rng.uniform(0.05, 0.3), wobble=0.09)
-    density = cell.density * (1 - rng.uniform(0.6, 0.75) * inside(rho, size))
+    density = cell.density * (1 - rng.uniform(0.6, 0.75) * inside((rho - 1) * size))
     pigment_yx = random_point(rng, (0.25 * size, 0.55 * size))
     pigment = bump(distance_to(shifted, pigment_yx), rng.uniform(2.6, 3.4))
     return cell._replace(density=density + rng.uniform(0.9, 1.2) * pigment)
@@ -140,9 +141,11 @@ def _gametocyte(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite
     rho = np.hypot(along / np.float32(radius), across / np.float32(width))
     across_slope = across / width**2
     along_slope = along * (1 / radius**2 - 2 * bend / radius * across_slope)
-    # To first order, the distance to the outline is (rho - 1) over the slope of rho.
-    scale = rho / np.maximum(np.hypot(along_slope, across_slope), np.float32(1e-4))
-    cell = body(rho, scale, rng.uniform(0.75, 0.95), dome=0.3)
+    # The distance to the outline is (rho - 1) over the slope of rho near it, but not far outside.
+    slope = np.maximum(np.hypot(along_slope, across_slope), np.float32(1e-4))
+    outside = ndimage.distance_transform_edt(rho > 1).astype(np.float32)
+    distance = np.maximum((rho - 1) * rho / slope, outside - 1)
+    cell = body(rho, distance, rng.uniform(0.75, 0.95), dome=0.3)
     density = cell.density
     for _ in range(int(rng.integers(6, 11))):
         point = rng.normal(0, 0.16 * radius), rng.normal(0, 0.25 * width)
@@ -154,7 +157,7 @@ def _gametocyte(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite
 def _wbc(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     """A large pale granular cell with a dark nucleus of two to four lobes."""
     rho = outline(plane, rng, radius, eccentricity=rng.uniform(0, 0.12), wobble=0.025)
-    cell = body(rho, radius, rng.uniform(0.32, 0.45), dome=0.1)
+    cell = body(rho, (rho - 1) * radius, rng.uniform(0.32, 0.45), dome=0.1)
     grains = 0.09 * texture(rng, rho.shape, 1.3) + 0.12 * bump((rho - 0.96) * radius, 1.5)
     nucleus = np.zeros_like(rho)
     lobes = int(rng.integers(2, 5))
@@ -174,14 +177,14 @@ def _misc(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     look = rng.random()
     if look < 0.35:
         grains = np.clip(0.55 + 0.4 * texture(rng, rho.shape, 1.5), 0, None)
-        density = rng.uniform(0.6, 0.8) * np.clip(1.8 * (1 - rho), 0, 1) * grains
+        density = rng.uniform(0.8, 1.1) * np.clip(1.8 * (1 - rho), 0, 1) * grains
         return Sprite(density.astype(np.float32), np.zeros_like(rho))
-    specks, paleness = (1, 0.2) if look < 0.5 else (int(rng.integers(3, 7)), 0.13)
-    density = paleness * inside(rho, radius) * (1 + 0.5 * texture(rng, rho.shape, 1.5))
+    specks, paleness = (1, 0.22) if look < 0.45 else (int(rng.integers(3, 7)), 0.15)
+    density = paleness * inside((rho - 1) * radius) * (1 + 0.5 * texture(rng, rho.shape, 1.5))
     for _ in range(specks):
         distance = distance_to(plane, random_point(rng, (0.2 * radius, 0.75 * radius)))
-        size = rng.uniform(2.0, 4.2)
-        density = density + rng.uniform(0.5, 1.0) * bump(distance, size)
+        size = rng.uniform(2.4, 4.6)
+        density = density + rng.uniform(0.7, 1.2) * bump(distance, size)
         density = density - 0.06 * bump(distance - (size + 3.5), 1.8)
     return Sprite(np.maximum(density, -0.06).astype(np.float32), np.zeros_like(rho))
 

@@ -12,7 +12,7 @@ from yogo_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 # Content decides, not the suffix; Pillow's other decoders (some start programs) are left out.
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "DIB")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 UNDO_TRANSPOSITION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,7 +42,8 @@ def read_image(
       UserError: if the file is missing, undecodable, a stack, or not of 8 bits a channel.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # Given the path, Pillow maps some TIFF files, and wrongly if their tag says rotated.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             problem = _problem(image)
             pixels = None if problem else _decode(image, rgb)
     except Exception as error:  # decoders raise nearly anything for damaged files

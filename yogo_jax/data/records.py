@@ -41,7 +41,9 @@ class Records:
         """Number of boxes of each image."""
         return np.diff(self.offsets)
 
-    def labels_of(self, i: int) -> tuple[Float32[np.ndarray, "n 4"], Int32[np.ndarray, " n"]]:
+    def labels_of(
+        self, i: int | np.integer
+    ) -> tuple[Float32[np.ndarray, "n 4"], Int32[np.ndarray, " n"]]:
         """Boxes and class ids of image i, in the order of its label file."""
         rows = slice(self.offsets[i], self.offsets[i + 1])
         return self.boxes_cxcywh[rows], self.class_ids[rows]

@@ -97,23 +97,23 @@ def outline(
     return distance / (np.float32(radius) * edge)
 
 
-def inside(rho: Patch, scale: float | Patch) -> Patch:
-    """1 within the outline, 0 outside, one pixel wide in between."""
-    return np.clip(0.5 - (rho - 1) * scale, 0, 1)
+def inside(distance: Patch) -> Patch:
+    """1 within an outline, 0 outside, from the distance to it, which is negative inside."""
+    return np.clip(0.5 - distance, 0, 1)
 
 
-def body(rho: Patch, scale: float | Patch, depth: float, *, dome: float = 0.45) -> Sprite:
+def body(rho: Patch, distance: Patch, depth: float, *, dome: float = 0.45) -> Sprite:
     """A cell without inner structure: thinner, so lighter, at its edge; a faint halo around it.
 
     Args:
       rho: see `outline`.
-      scale: pixels in a step of 1 of `rho`, near the outline.
+      distance: pixels to the outline, negative inside.
       depth: optical density of the middle.
       dome: part of it that is missing at the edge.
     """
-    coverage = inside(rho, scale)
+    coverage = inside(distance)
     thickness = 1 - np.float32(dome) * np.minimum(rho, 1) ** 5
-    halo = bump((rho - 1) * scale - 4.5, 3.0) * (1 - coverage)
+    halo = bump(distance - 4.5, 3.0) * (1 - coverage)
     return Sprite(np.float32(depth) * thickness * coverage - 0.03 * halo, coverage)
 
 
@@ -134,7 +134,7 @@ def draw_shadow(rng: np.random.Generator, *, offset_yx: tuple[float, float]) -> 
     radius = rng.uniform(6, 20)
     plane = plane_around(round(radius) + 12, offset_yx)
     rho = outline(plane, rng, radius, eccentricity=rng.uniform(0, 0.35), wobble=0.06)
-    density = rng.uniform(0.02, 0.06) * inside(rho, radius)
+    density = rng.uniform(0.02, 0.06) * inside((rho - 1) * radius)
     if radius < 12:
         density = density * (0.4 + 1.5 * np.abs(texture(rng, density.shape, 2.0)))
     return blurred(Sprite(density, np.zeros_like(density)), rng.uniform(1.5, 3.0))

@@ -105,7 +105,7 @@ def default_spec(image_hw: tuple[int, int]) -> SyntheticSpec:
     """The data set of `data.definition="synthetic"` at one size of image.
 
     On the instrument's 772x1032 lie 45 cells, elsewhere in proportion to the area, but not fewer
-    than 6 on average (or what fits). At 240x320 there are 320 + 48 + 80 frames; larger ones hold
+    than 8 on average (or what fits). At 240x320 there are 320 + 48 + 80 frames; larger ones hold
     more cells, so their number falls with the square root of the area (99 + 15 + 25 at 772x1032).
     Every class has at least 30 boxes in the test split at either size.
 
@@ -120,7 +120,7 @@ def default_spec(image_hw: tuple[int, int]) -> SyntheticSpec:
         train_images=max(1, round(320 * share)),
         val_images=max(1, round(48 * share)),
         test_images=max(1, round(80 * share)),
-        cells_per_frame=max(45 * area / NATIVE_AREA, min(6.0, area / _AREA_PER_CELL)),
+        cells_per_frame=max(45 * area / NATIVE_AREA, min(8.0, area / _AREA_PER_CELL)),
     )
 
 

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from yogo_jax.detector.boxes import ciou_loss, cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.targets import Targets
+from yogo_jax.detector.targets import Targets, bin_targets
 
 
 class LossTerms(NamedTuple):
@@ -76,3 +76,26 @@ def yogo_loss(
     cross_entropy = -(smoothed * log_probs).sum(-1)
     classification = classify_weight * (cross_entropy * t).sum()
     return LossTerms(objectness=objectness, box=box, classification=classification)
+
+
+def label_loss(
+    predictions: Predictions,
+    boxes_cxcywh: Float[Array, "n 4"],
+    class_ids: Int[Array, " n"],
+    valid: Bool[Array, " n"],
+    **weights: float,
+) -> LossTerms:
+    """Loss terms of one image against its labels: they are binned, then compared.
+
+    Args:
+      predictions: decoded predictions, classes as logits.
+      boxes_cxcywh: labels as `bin_targets` takes them.
+      class_ids: likewise.
+      valid: likewise.
+      **weights: those of `yogo_loss`.
+    """
+    grid_hw = predictions.objectness.shape
+    targets = bin_targets(
+        boxes_cxcywh, class_ids, valid, grid_hw=(grid_hw[0], grid_hw[1])
+    )
+    return yogo_loss(predictions, targets, **weights)

@@ -1,5 +1,6 @@
 """One step of training or evaluation on a batch: pure functions, jitted by their callers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,10 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from yogo_jax.config import AugmentConfig, LossConfig
-from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.losses import LossTerms, yogo_loss
+from yogo_jax.detector.losses import LossTerms, label_loss
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.targets import bin_targets
 from yogo_jax.training.augment import random_flips
 from yogo_jax.training.state import TrainState
 
@@ -27,27 +26,6 @@ class StepMetrics(NamedTuple):
     terms: LossTerms
     grad_norm: jax.Array
     learning_rate: jax.Array
-
-
-def batch_loss_terms(
-    predictions: Predictions, batch: Batch, *, grid_hw: tuple[int, int], loss: LossConfig
-) -> LossTerms:
-    """Loss terms of each image of a batch: its labels are binned, then compared."""
-
-    def one(
-        image_predictions: Predictions, boxes: jax.Array, ids: jax.Array, valid: jax.Array
-    ) -> LossTerms:
-        targets = bin_targets(boxes, ids, valid, grid_hw=grid_hw)
-        return yogo_loss(
-            image_predictions,
-            targets,
-            no_object_weight=loss.no_object_weight,
-            iou_weight=loss.iou_weight,
-            classify_weight=loss.classify_weight,
-            label_smoothing=loss.label_smoothing,
-        )
-
-    return jax.vmap(one)(predictions, batch["boxes_cxcywh"], batch["class_ids"], batch["valid"])
 
 
 def mean_over_images(values: Any, image_valid: jax.Array) -> Any:
@@ -71,6 +49,7 @@ def make_train_step(
     Its randomness is drawn from (seed, step), so that a continued run draws the same.
     """
     network = spec.network()
+    image_loss = functools.partial(label_loss, **dataclasses.asdict(loss))
     flip = functools.partial(
         random_flips, horizontal=augment.horizontal_flip, vertical=augment.vertical_flip
     )
@@ -80,7 +59,6 @@ def make_train_step(
         flip_key, dropout_key = jax.random.split(step_key)
         keys = jax.random.split(flip_key, batch["image"].shape[0])
         images, boxes_cxcywh = jax.vmap(flip)(keys, batch["image"], batch["boxes_cxcywh"])
-        flipped = {**batch, "boxes_cxcywh": boxes_cxcywh}
         image_valid = batch["image_valid"]
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple[LossTerms, Any]]:
@@ -92,7 +70,9 @@ def make_train_step(
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
-            terms = batch_loss_terms(spec.decode(raw), flipped, grid_hw=raw.shape[1:3], loss=loss)
+            terms = jax.vmap(image_loss)(
+                spec.decode(raw), boxes_cxcywh, batch["class_ids"], batch["valid"]
+            )
             means = mean_over_images(terms, image_valid)
             return means.total(), (means, mutated.get("batch_stats", {}))
 

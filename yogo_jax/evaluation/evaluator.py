@@ -1,0 +1,190 @@
+"""Evaluation of a model on records: validation and test run this same code.
+
+The protocol is the one of the original's figures: metrics from boxes with objectness above the
+threshold after NMS; mean AP from all boxes with objectness above 0.05 after NMS, each with its
+most probable class and the score objectness * probability of that class.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.records import Records
+from yogo_jax.data.source import RecordSource
+from yogo_jax.detector.boxes import cxcywh_to_xyxy
+from yogo_jax.detector.detections import Detections, detect
+from yogo_jax.detector.losses import LossTerms, label_loss
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
+from yogo_jax.evaluation.metrics import DetectionMetrics
+from yogo_jax.output.draw import draw_boxes
+
+
+# Boxes under this objectness do not take part in mean AP, nor do more than these of a frame.
+MEAN_AP_OBJECTNESS = 0.05
+MAX_DETECTIONS = 2000
+
+
+class Thresholds(NamedTuple):
+    """When a box counts as a detection; the class confidence is a probability."""
+
+    objectness: float = 0.5
+    iou: float = 0.5
+    min_class_confidence: float = 0.0
+
+
+class BatchOutputs(NamedTuple):
+    """What the device computes of a batch for an evaluation."""
+
+    terms: LossTerms
+    detections: Detections
+    ranked: Detections
+    label_boxes_xyxy: jax.Array
+
+
+def make_eval_step(
+    spec: ModelSpec, loss_weights: Mapping[str, float], thresholds: Thresholds
+) -> Callable[[Any, Any], BatchOutputs]:
+    """A pure function of (variables, batch) that gives losses and detections of each image."""
+    max_detections = min(MAX_DETECTIONS, spec.grid_hw[0] * spec.grid_hw[1])
+    find = functools.partial(
+        detect, iou_threshold=thresholds.iou, max_detections=max_detections
+    )
+    keep = functools.partial(
+        find,
+        objectness_threshold=thresholds.objectness,
+        min_class_confidence=thresholds.min_class_confidence,
+    )
+    rank = functools.partial(find, objectness_threshold=MEAN_AP_OBJECTNESS)
+    image_loss = functools.partial(label_loss, **loss_weights)
+
+    def eval_step(variables: Any, batch: Any) -> BatchOutputs:
+        predictions = spec.predict(variables, batch["image"])
+        labels = (batch["boxes_cxcywh"], batch["class_ids"], batch["valid"])
+        return BatchOutputs(
+            terms=jax.vmap(image_loss)(predictions, *labels),
+            detections=jax.vmap(keep)(predictions),
+            ranked=jax.vmap(rank)(predictions),
+            label_boxes_xyxy=cxcywh_to_xyxy(batch["boxes_cxcywh"]),
+        )
+
+    return eval_step
+
+
+class Evaluator:
+    """Evaluates one model, with any weights, on any records; compiles once."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        loss_weights: Mapping[str, float],
+        batch_size: int,
+        max_boxes: int,
+        workers: int,
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        self._spec = spec
+        self._batch_size = batch_size
+        self._max_boxes = max_boxes
+        self._workers = workers
+        self._step = jax.jit(make_eval_step(spec, loss_weights, thresholds or Thresholds()))
+
+    def run(
+        self,
+        variables: Mapping[str, Any],
+        records: Records,
+        *,
+        picture_folder: Path | None = None,
+        pictures: int = 0,
+    ) -> dict[str, Any]:
+        """Metrics of the weights on the records, as plain values for JSON.
+
+        Args:
+          variables: `params` and `batch_stats`.
+          records: at least one image.
+          picture_folder: where frames with their boxes drawn are written, if anywhere.
+          pictures: how many of them, from the first record on.
+
+        Returns:
+          Keys of `DetectionMetrics` and `MeanAveragePrecision`, `loss` and `loss_terms` (means
+          over the images).
+
+        Raises:
+          UserError: an image cannot be read.
+        """
+        spec = self._spec
+        metrics = DetectionMetrics(spec.class_names)
+        mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
+        sums = np.zeros(len(LossTerms._fields))
+        source = RecordSource(
+            records, image_hw=spec.image_hw, rgb=spec.rgb, max_boxes=self._max_boxes
+        )
+        order = EpochOrder(num_records=len(records), batch_size=self._batch_size, seed=None)
+        with open_batches(source, order, workers=self._workers) as batches:
+            for batch in batches:
+                outputs = jax.device_get(self._step(variables, jax.device_put(batch)))
+                for row in np.flatnonzero(batch["image_valid"]):
+                    image = jax.tree.map(lambda array, row=row: array[row], outputs)
+                    sums += np.asarray(image.terms, np.float64)
+                    labels = _labels(image, batch, row)
+                    _update(metrics, mean_ap, image, labels)
+                    index = int(batch["record_index"][row])
+                    if picture_folder is not None and index < pictures:
+                        name = f"{Path(records.image_paths[index]).stem}.png"
+                        picture = _draw(spec, batch["image"][row], image.detections, labels)
+                        picture_folder.mkdir(parents=True, exist_ok=True)
+                        picture.save(picture_folder / name)
+        means = sums / len(records)
+        return {
+            **mean_ap.compute(),
+            **metrics.compute(),
+            "loss": float(means.sum()),
+            "loss_terms": dict(zip(LossTerms._fields, means.tolist(), strict=True)),
+        }
+
+
+def _labels(image: BatchOutputs, batch: Mapping, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Corners and class ids of an image's labels, without padding."""
+    valid = batch["valid"][row]
+    return np.asarray(image.label_boxes_xyxy)[valid], batch["class_ids"][row][valid]
+
+
+def _update(
+    metrics: DetectionMetrics,
+    mean_ap: MeanAveragePrecision,
+    image: BatchOutputs,
+    labels: tuple[np.ndarray, np.ndarray],
+) -> None:
+    found, ranked = _valid_rows(image.detections), _valid_rows(image.ranked)
+    metrics.update(found.boxes_xyxy, found.class_probs, *labels)
+    confidence = ranked.class_probs.max(-1, initial=0)
+    class_ids = ranked.class_probs.argmax(-1).astype(np.int32)
+    mean_ap.update(ranked.boxes_xyxy, ranked.objectness * confidence, class_ids, *labels)
+
+
+def _valid_rows(detections: Detections) -> Detections:
+    return jax.tree.map(lambda array: np.asarray(array)[np.asarray(detections.valid)], detections)
+
+
+def _draw(
+    spec: ModelSpec,
+    image: np.ndarray,
+    detections: Detections,
+    labels: tuple[np.ndarray, np.ndarray],
+) -> Any:
+    found = _valid_rows(detections)
+    return draw_boxes(
+        image,
+        found.boxes_xyxy,
+        found.class_probs.argmax(-1).astype(np.int32),
+        spec.class_names,
+        scores=found.objectness * found.class_probs.max(-1, initial=0),
+        label_boxes_xyxy=labels[0],
+        label_class_ids=labels[1],
+    )

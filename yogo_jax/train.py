@@ -1,0 +1,71 @@
+"""Trains a detector: `python -m yogo_jax.train --config configs/base.py [--config.FIELD=VALUE]`.
+
+Continues by itself what the workdir holds, see `train.resume` in configs/base.py.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from yogo_jax.config import Config, from_mapping
+from yogo_jax.errors import UserError, exit_on_user_error
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, "The run, for example configs/base.py.", lock_config=True
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Where checkpoints and metrics go; else runs/CONFIG-TIME, printed."
+    )
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Absl's parser, with the errors of a config file or an override as user errors."""
+    if not any(arg.lstrip("-").split("=")[0] == "config" for arg in argv[1:]) and not any(
+        arg in ("--help", "-h", "--helpfull", "-?") for arg in argv[1:]
+    ):
+        raise UserError("no config given: add --config configs/base.py or another of configs/")
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        text = str(error.args[0] if error.args else error).strip()
+        raise UserError(f"{text} (fields and their values: configs/base.py)") from error
+
+
+def _config() -> tuple[Config, str]:
+    config = from_mapping(flags.FLAGS["config"].value.to_dict())
+    return config, Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+
+
+def _run(argv: list[str]) -> None:
+    with exit_on_user_error():
+        if len(argv) > 1:
+            raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
+        config, name = _config()
+        workdir = flags.FLAGS.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Orbax and Grain report every file at these levels.
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        logging.getLogger("jax").setLevel(logging.WARNING)
+        # Imported late: a mistake in a flag is told without waiting for JAX.
+        from yogo_jax.training.loop import train_and_evaluate
+
+        train_and_evaluate(config, Path(workdir).expanduser())
+
+
+def main() -> None:
+    """The command."""
+    app.define_help_flags()
+    _define_flags()
+    with exit_on_user_error():
+        argv = _parse(sys.argv)
+    app.run(_run, argv=argv, flags_parser=lambda args: args)
+
+
+if __name__ == "__main__":
+    main()

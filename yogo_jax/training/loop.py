@@ -1,0 +1,317 @@
+"""The training of one run, from its config to the metrics of its best checkpoint.
+
+`train_and_evaluate` reads top to bottom: data, model, where to start, steps, test.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from yogo_jax.config import Config
+from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.records import Records
+from yogo_jax.data.source import RecordSource
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.evaluator import Evaluator
+from yogo_jax.evaluation.tables import format_metrics
+from yogo_jax.training.checkpoints import (
+    CheckpointStore,
+    Metadata,
+    find_checkpoint,
+    git_revision,
+    read_metadata,
+    restore_state,
+    restore_variables,
+)
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.resume import find_start, record_config
+from yogo_jax.training.setup import RunData, initial_state, prepare_data, prepare_spec
+from yogo_jax.training.state import TrainState
+from yogo_jax.training.step import StepMetrics, make_train_step
+from yogo_jax.training.tracking import Tracker, write_atomically
+
+
+# Steps whose metrics may still be on the device: enough to keep it busy, few enough that a
+# non-finite loss stops the run at once.
+STEPS_IN_FLIGHT = 2
+# Frames of the test set that are drawn with their boxes.
+TEST_PICTURES = 8
+
+
+def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+    """Trains, or continues what the workdir holds, and tests the best checkpoint.
+
+    Args:
+      config: the run.
+      workdir: receives config.json, checkpoints/, metrics.jsonl, train.log and test/.
+
+    Returns:
+      The metrics of the test split, as in test/metrics.json; empty without a test split.
+
+    Raises:
+      UserError: data or config cannot be used, the workdir holds another run, or the loss is no
+        longer finite.
+    """
+    # ---- data ----
+    data = prepare_data(config.data)
+    # ---- model ----
+    spec = prepare_spec(config, data.splits.train)
+    # ---- where to start ----
+    start = find_start(config, workdir, data.fingerprint)
+    run = _Run(config, workdir, spec, data)
+    first_step = 0 if start is None else start.step
+    with Tracker(config, workdir, total_steps=run.total_steps, first_step=first_step) as tracker:
+        _describe(run, tracker)
+        # ---- steps ----
+        if start is None:
+            state = initial_state(config, spec, run.tx, tracker.say)
+        else:
+            tracker.say(f"continuing {start.folder} at step {start.step} of {run.total_steps}")
+            state = restore_state(start.folder, spec, run.tx)
+        record_config(config, workdir)
+        run.train(state, first_step, tracker)
+        # ---- test ----
+        return run.test(tracker)
+
+
+def _describe(run: "_Run", tracker: Tracker) -> None:
+    splits, spec = run.data.splits, run.spec
+    for line in splits.report.lines():
+        tracker.say(line)
+    counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "val", "test"))
+    device = jax.devices()[0]
+    rows, columns = spec.grid_hw
+    tracker.say(
+        f"images: {counts}; {spec.architecture} on {spec.image_hw[0]}x{spec.image_hw[1]} px, grid "
+        f"{rows}x{columns}, anchor {spec.anchor_wh[0]:.4f},{spec.anchor_wh[1]:.4f}, up to "
+        f"{run.data.max_boxes} boxes an image"
+    )
+    tracker.say(
+        f"device: {device.platform} ({device.device_kind}); {run.total_steps} steps of "
+        f"{run.order.batch_size} images; workdir {run.workdir}"
+    )
+
+
+class _Run:
+    """What stays the same during a run, and the pieces that its phases share."""
+
+    def __init__(self, config: Config, workdir: Path, spec: ModelSpec, data: RunData) -> None:
+        self.config = config
+        self.workdir = workdir
+        self.spec = spec
+        self.data = data
+        self.order = EpochOrder(
+            num_records=len(data.splits.train),
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+        )
+        self.total_steps = config.train.epochs * self.order.steps_per_epoch
+        self.tx = make_optimizer(config.optim, self.total_steps)
+        self.evaluator = Evaluator(
+            spec,
+            loss_weights=dataclasses.asdict(config.loss),
+            batch_size=config.train.batch_size,
+            max_boxes=data.max_boxes,
+            workers=config.data.workers,
+        )
+        self._revision = git_revision()
+
+    def train(self, state: TrainState, first_step: int, tracker: Tracker) -> None:
+        """Steps from `first_step` to the last, with validations and checkpoints between."""
+        if first_step >= self.total_steps:
+            return
+        config, order = self.config, self.order
+        step_fn = jax.jit(
+            make_train_step(
+                self.spec,
+                self.tx,
+                learning_rate_schedule(config.optim, self.total_steps),
+                loss=config.loss,
+                augment=config.augment,
+                seed=config.seed,
+            ),
+            donate_argnums=0,
+        )
+        source = RecordSource(
+            self.data.splits.train,
+            image_hw=self.spec.image_hw,
+            rgb=self.spec.rgb,
+            max_boxes=self.data.max_boxes,
+        )
+        meter = _Meter(self, tracker)
+        device = jax.devices()[0]
+        state = jax.device_put(state, device)
+        save_every = config.train.checkpoint_every_minutes * 60
+        with (
+            CheckpointStore(self.workdir / "checkpoints") as store,
+            open_batches(
+                source,
+                order,
+                epochs=config.train.epochs,
+                position=order.position_after(first_step),
+                workers=config.data.workers,
+            ) as batches,
+        ):
+            saved_at = time.monotonic()
+            for step, batch in enumerate(batches, start=first_step):
+                images = int(batch["image_valid"].sum())
+                state, metrics = step_fn(state, jax.device_put(batch, device))
+                meter.add(step, metrics, images)
+                done = step + 1
+                validation = None
+                if self._validates_after(done):
+                    meter.finish()
+                    validation = self._validate(state, done, tracker)
+                elif time.monotonic() - saved_at < save_every:
+                    continue
+                meter.finish()
+                store.save(state, self._metadata(done, validation))
+                saved_at = time.monotonic()
+
+    def test(self, tracker: Tracker) -> dict[str, Any]:
+        """Metrics of the best checkpoint on the test split, written and printed."""
+        records = self.data.splits.test
+        if len(records) == 0:
+            tracker.say("no test split in this data set: nothing is tested")
+            return {}
+        folder = find_checkpoint(self.workdir)
+        metadata = read_metadata(folder)
+        output = self.workdir / "test"
+        metrics = self.evaluator.run(
+            restore_variables(folder, self.spec),
+            records,
+            picture_folder=output / "pictures",
+            pictures=TEST_PICTURES,
+        )
+        metrics = as_test_metrics(metrics, folder, metadata.step)
+        write_atomically(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        tracker.log("test", self.total_steps, metrics)
+        tracker.say(format_metrics(metrics))
+        tracker.say(f"tested {folder}; written {output / 'metrics.json'} and {output / 'pictures'}")
+        return metrics
+
+    def _validates_after(self, done: int) -> bool:
+        epoch, rest = divmod(done, self.order.steps_per_epoch)
+        if rest or len(self.data.splits.val) == 0:
+            # Without a validation split the end of the last epoch still is a checkpoint.
+            return done == self.total_steps
+        return epoch % self.config.train.eval_every_epochs == 0 or done == self.total_steps
+
+    def _validate(self, state: TrainState, done: int, tracker: Tracker) -> dict[str, Any] | None:
+        records: Records = self.data.splits.val
+        if len(records) == 0:
+            tracker.say("no validation split in this data set: the latest checkpoint is the best")
+            return None
+        metrics = self.evaluator.run(state.variables, records)
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"the validation loss after step {done} is {metrics['loss']}, with terms "
+                f"{metrics['loss_terms']}: lower --config.optim.learning_rate"
+            )
+        epoch = done // self.order.steps_per_epoch
+        tracker.log("validation", done, {"epoch": epoch, **metrics})
+        m_ap = metrics["mAP50"]
+        tracker.say(
+            f"epoch {epoch}: validation loss {metrics['loss']:.4f}, mAP50 "
+            f"{'-' if m_ap is None else f'{m_ap:.4f}'}"
+        )
+        return metrics
+
+    def _metadata(self, done: int, validation: dict[str, Any] | None) -> Metadata:
+        return Metadata(
+            model=self.spec,
+            config=self.config.to_dict(),
+            step=done,
+            epoch=done // self.order.steps_per_epoch,
+            position=self.order.position_after(done),
+            data_fingerprint=self.data.fingerprint,
+            validation=validation,
+            git_revision=self._revision,
+        )
+
+
+def as_test_metrics(metrics: Mapping[str, Any], checkpoint: Path, step: int) -> dict[str, Any]:
+    """The metrics of an evaluation as `metrics.json` has them."""
+    renamed = {key: value for key, value in metrics.items() if key != "loss"}
+    return {**renamed, "test_loss": metrics["loss"], "checkpoint": str(checkpoint), "step": step}
+
+
+class _Meter:
+    """Reads the metrics of steps a little late, so that the device never waits for the host."""
+
+    def __init__(self, run: _Run, tracker: Tracker) -> None:
+        self._run = run
+        self._tracker = tracker
+        self._pending: collections.deque[tuple[int, StepMetrics, int]] = collections.deque()
+        self._clock = time.monotonic()
+        self._epoch_loss = [0.0, 0]
+
+    def add(self, step: int, metrics: StepMetrics, images: int) -> None:
+        """Takes the metrics of a step that was just dispatched."""
+        self._pending.append((step, metrics, images))
+        while len(self._pending) > STEPS_IN_FLIGHT:
+            self._read()
+
+    def finish(self) -> None:
+        """Reads everything that is still on the device."""
+        while self._pending:
+            self._read()
+        self._tracker.flush()
+
+    def _read(self) -> None:
+        step, on_device, images = self._pending.popleft()
+        metrics = jax.device_get(on_device)
+        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        terms = {name: float(value) for name, value in metrics.terms._asdict().items()}
+        self._stop_if_not_finite(step, loss, grad_norm, terms)
+        now = time.monotonic()
+        rate = images / max(now - self._clock, 1e-9)
+        self._clock = now
+        steps_per_epoch = self._run.order.steps_per_epoch
+        epoch = step // steps_per_epoch
+        self._tracker.log(
+            "train",
+            step + 1,
+            {
+                "epoch": epoch,
+                "loss": loss,
+                **terms,
+                "learning_rate": float(metrics.learning_rate),
+                "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+                "images_per_second": round(rate, 2),
+            },
+        )
+        epochs = self._run.config.train.epochs
+        self._tracker.advance(
+            step + 1, f"epoch {epoch + 1}/{epochs} loss {loss:.3f} {rate:.1f} images/s"
+        )
+        self._epoch_loss = [self._epoch_loss[0] + loss * images, self._epoch_loss[1] + images]
+        if (step + 1) % steps_per_epoch == 0:
+            mean = self._epoch_loss[0] / max(self._epoch_loss[1], 1)
+            self._epoch_loss = [0.0, 0]
+            self._tracker.say(f"epoch {epoch + 1}/{epochs}: loss {mean:.4f}, {rate:.1f} images/s")
+
+    def _stop_if_not_finite(
+        self, step: int, loss: float, grad_norm: float, terms: Mapping[str, float]
+    ) -> None:
+        # An endless norm may be the overflow of a square; the clamp takes care of such gradients.
+        if math.isfinite(loss) and not math.isnan(grad_norm):
+            return
+        self._tracker.flush()
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        what = f"the {' and '.join(bad)} loss" if bad else "a gradient"
+        paths = self._run.data.splits.train.image_paths
+        images = [paths[record] for record in self._run.order.records_of_batch(step)]
+        raise UserError(
+            f"{what} is not finite at step {step + 1} (terms {dict(terms)}, gradient norm "
+            f"{grad_norm}); its batch holds {', '.join(images)}. Lower "
+            "--config.optim.learning_rate or look at these images; checkpoints are untouched"
+        )

@@ -1,0 +1,111 @@
+"""Where a run starts: from nothing, from what its workdir holds, or from a given checkpoint."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from yogo_jax.config import Config, differences
+from yogo_jax.errors import UserError
+from yogo_jax.training.checkpoints import (
+    Metadata,
+    committed_checkpoints,
+    find_checkpoint,
+    read_metadata,
+)
+from yogo_jax.training.tracking import write_atomically
+
+
+# What may change when a run goes on: it alters where work is done or how often it is saved, not
+# what is computed.
+MAY_CHANGE = {
+    "data": {"workers"},
+    "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs"},
+    "track": None,
+}
+
+
+class Start(NamedTuple):
+    """The checkpoint that a run goes on from."""
+
+    folder: Path
+    step: int
+
+
+def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | None:
+    """The checkpoint to go on from, None for a run that starts from nothing.
+
+    Raises:
+      UserError: the workdir is in use and `train.resume` does not allow that, or what it would
+        continue has another config or other data.
+    """
+    resume = config.train.resume
+    own = committed_checkpoints(workdir / "checkpoints")
+    if resume == "never":
+        if own or (workdir / "config.json").exists():
+            raise UserError(
+                f"{workdir} holds a run already and train.resume is 'never': choose another "
+                "--workdir, or continue it with --config.train.resume=auto"
+            )
+        return None
+    if own:
+        if resume not in ("auto", _recorded_resume(workdir)):
+            raise UserError(
+                f"{workdir} holds checkpoints of its own, so train.resume={resume} would pass "
+                "them over: choose another --workdir, or --config.train.resume=auto"
+            )
+        folder = own[-1]
+    elif resume == "auto":
+        return None
+    else:
+        given = Path(resume).expanduser()
+        # A run is continued where it stopped, not where it was best.
+        runs = committed_checkpoints(given / "checkpoints")
+        folder = runs[-1] if runs else find_checkpoint(given)
+    metadata = read_metadata(folder)
+    _check_same(config, metadata, data_fingerprint, folder)
+    return Start(folder, metadata.step)
+
+
+def record_config(config: Config, workdir: Path) -> None:
+    """Writes `config.json`."""
+    write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def _recorded_resume(workdir: Path) -> str | None:
+    try:
+        return json.loads((workdir / "config.json").read_text())["train"]["resume"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folder: Path) -> None:
+    if not metadata.config:
+        raise UserError(
+            f"{folder} holds weights only, there is no run to continue: use "
+            f"--config.train.from_pretrained={folder}"
+        )
+    different = differences(_that_must_agree(metadata.config), _that_must_agree(config.to_dict()))
+    if different:
+        raise UserError(
+            f"{folder} was trained with another config ({'; '.join(different)}): give the same "
+            "values to continue it, or choose another --workdir"
+        )
+    if metadata.data_fingerprint != data_fingerprint:
+        raise UserError(
+            f"{folder} was trained on other data: images or labels of {config.data.definition} "
+            "have changed since. Restore them to continue it, or choose another --workdir"
+        )
+
+
+def _that_must_agree(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for group, fields in values.items():
+        free = MAY_CHANGE.get(group, set())
+        if free is None:
+            continue
+        if isinstance(fields, Mapping):
+            kept[group] = {name: value for name, value in fields.items() if name not in free}
+        else:
+            kept[group] = fields
+    return kept

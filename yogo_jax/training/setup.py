@@ -1,0 +1,142 @@
+"""What a run works with, from its config: records, model, and where its weights come from."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import optax
+
+from yogo_jax.config import Config, DataConfig
+from yogo_jax.data.definition import load_definition
+from yogo_jax.data.records import Records
+from yogo_jax.data.source import boxes_to_pad_to
+from yogo_jax.data.splits import Splits, load_splits
+from yogo_jax.data.synthetic import ensure_synthetic
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.training.state import TrainState, create_state
+
+
+SYNTHETIC = "synthetic"
+
+Say = Callable[[str], None]
+
+
+def definition_path(data: DataConfig) -> Path:
+    """The definition file of a run; the synthetic one is written first if need be."""
+    if data.definition == SYNTHETIC:
+        return ensure_synthetic(data.image_hw)
+    return Path(data.definition).expanduser()
+
+
+def load_data(data: DataConfig) -> Splits:
+    """The splits of a run.
+
+    Raises:
+      UserError: the definition, a label or an image file does not fit.
+    """
+    override = data.split_override
+    return load_splits(
+        load_definition(definition_path(data)),
+        min_box_area=data.min_box_area,
+        on_bad_label=data.on_bad_label,
+        split_override=(override[0], override[1], override[2]) if override else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The records of a run, and what follows from all of them together."""
+
+    splits: Splits
+    max_boxes: int
+    fingerprint: str
+
+
+def prepare_data(data: DataConfig) -> RunData:
+    """Splits, the rows their boxes are padded to, and a fingerprint of all of it."""
+    splits = load_data(data)
+    every = [splits.train, splits.val, splits.test]
+    digest = hashlib.sha256("".join(records.fingerprint() for records in every).encode())
+    return RunData(
+        splits=splits,
+        max_boxes=boxes_to_pad_to(every, data.max_boxes),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def mean_anchor(records: Records) -> tuple[float, float]:
+    """Mean (w, h) of the boxes of some records, as fractions of the image.
+
+    Raises:
+      UserError: there is no box to take a mean of.
+    """
+    if len(records.class_ids) == 0:
+        raise UserError(
+            "model.anchor=auto takes the mean of the training boxes, but there is none: set "
+            "--config.model.anchor=W,H as fractions of the image"
+        )
+    width, height = records.boxes_cxcywh[:, 2:].mean(0, dtype="float64")
+    return float(width), float(height)
+
+
+def prepare_spec(config: Config, train: Records) -> ModelSpec:
+    """The model of a run."""
+    auto = config.model.anchor == "auto"
+    return ModelSpec(
+        architecture=config.model.name,
+        class_names=train.class_names,
+        image_hw=config.data.image_hw,
+        anchor_wh=mean_anchor(train) if auto else config.model.anchor_wh(),
+        rgb=config.data.rgb,
+        normalize_images=config.data.normalize_images,
+    )
+
+
+def initial_state(
+    config: Config, spec: ModelSpec, tx: optax.GradientTransformation, say: Say
+) -> TrainState:
+    """The state at step 0: drawn, or with the weights of `train.from_pretrained`.
+
+    If the classes differ the head is made anew and the rest is taken over.
+
+    Raises:
+      UserError: the other model has another architecture or other pixels.
+    """
+    state = create_state(spec, tx, seed=config.seed)
+    if not config.train.from_pretrained:
+        return state
+    folder = find_checkpoint(Path(config.train.from_pretrained).expanduser())
+    other = read_metadata(folder).model
+    for field in ("architecture", "rgb", "normalize_images"):
+        ours, theirs = getattr(spec, field), getattr(other, field)
+        if ours != theirs:
+            name = {"architecture": "model.name"}.get(field, f"data.{field}")
+            raise UserError(
+                f"train.from_pretrained: {folder} has {field} {theirs!r}, this run {ours!r}: set "
+                f"--config.{name}={theirs}"
+            )
+    variables = restore_variables(folder, other)
+    params = variables["params"]
+    if other.class_names == spec.class_names:
+        say(f"weights from {folder}")
+    else:
+        kept = {"head", "upsample"} & params.keys()
+        params = {**params, **{name: state.params[name] for name in kept}}
+        say(
+            f"weights from {folder}; the head is made anew, its classes were "
+            f"{', '.join(other.class_names)}"
+        )
+    if other.anchor_wh != spec.anchor_wh:
+        say(f"note: the anchor was {other.anchor_wh}, this run's is {spec.anchor_wh}")
+    return jax.device_put(
+        TrainState(
+            step=state.step,
+            params=params,
+            batch_stats=variables["batch_stats"],
+            opt_state=tx.init(params),
+        )
+    )

@@ -1,0 +1,175 @@
+"""Where the progress of a run goes: terminal, `train.log`, `metrics.jsonl`, and W&B if asked."""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from yogo_jax.config import Config
+from yogo_jax.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl`; a continued run first drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        kept = [record for record in read_metrics(path) if record["step"] <= first_step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One object as one line."""
+        self._file.write(json.dumps(dict(record)) + "\n")
+
+    def flush(self) -> None:
+        """Hands everything written to the operating system, which a kill does not undo."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._file.close()
+
+
+class Console:
+    """Lines to the terminal and to the log file, and a live bar if there is a terminal."""
+
+    def __init__(self, log_path: Path, *, total_steps: int, first_step: int) -> None:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log_path.open("a", buffering=1)
+        self._live = sys.stdout.isatty()
+        self._progress = Progress(
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("", total=total_steps, completed=first_step)
+        self._progress.start()
+
+    def say(self, line: str) -> None:
+        """A line that stays, with the time in the log file."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._log.writelines(f"{stamp} {part}\n" for part in line.splitlines())
+
+    def advance(self, step: int, text: str) -> None:
+        """Moves the bar."""
+        if self._live:
+            self._progress.update(self._task, completed=step, description=text)
+
+    def close(self) -> None:
+        """Takes the bar away and closes the log file."""
+        self._progress.stop()
+        self._log.close()
+
+
+class Tracker:
+    """Everything above together, and Weights & Biases beside it.
+
+    Use as a context manager. Records carry "kind" and "step"; the same go to every place.
+    """
+
+    def __init__(
+        self, config: Config, workdir: Path, *, total_steps: int, first_step: int
+    ) -> None:
+        self._metrics = MetricsLog(workdir / "metrics.jsonl", first_step=first_step)
+        self._console = Console(
+            workdir / "train.log", total_steps=total_steps, first_step=first_step
+        )
+        self.say = self._console.say
+        self.advance = self._console.advance
+        self.flush = self._metrics.flush
+        self._wandb = _start_wandb(config, workdir, self.say)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+        self._console.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One record of a kind ("train", "validation", "test"), after `step` updates."""
+        self._metrics.write({"kind": kind, "step": step, **values})
+        if self._wandb is not None:
+            flat = {f"{kind}/{name}": value for name, value in _scalars(values)}
+            self._wandb.log(flat, step=step)
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and math.isfinite(value):
+            found.append((f"{prefix}{name}", value))
+    return found
+
+
+def _start_wandb(config: Config, workdir: Path, say: Any) -> Any:
+    """A W&B run, or None; never asks and never waits for a network."""
+    track = config.track
+    mode = track.wandb_mode
+    if mode == "disabled":
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        if mode == "auto":
+            say("Weights & Biases is off: wandb is not installed")
+            return None
+        raise UserError(
+            f"config.track.wandb_mode={mode} needs wandb: pip install 'yogo-jax[wandb]', or set "
+            "--config.track.wandb_mode=disabled"
+        ) from error
+    if mode in ("auto", "online") and not _wandb_logged_in(wandb):
+        if mode == "auto":
+            say("Weights & Biases is off: not logged in")
+            return None
+        raise UserError("config.track.wandb_mode=online needs a login: run `wandb login` first")
+    logging.getLogger("wandb").setLevel(logging.ERROR)
+    return wandb.init(
+        mode="online" if mode == "auto" else mode,
+        entity=track.entity or None,
+        project=track.project,
+        name=track.name or workdir.name,
+        notes=track.note or None,
+        tags=list(track.tags),
+        dir=str(workdir),
+        config=config.to_dict(),
+    )
+
+
+def _wandb_logged_in(wandb: Any) -> bool:
+    return bool(wandb.Api().api_key if os.environ.get("WANDB_API_KEY") else wandb.api.api_key)
