@@ -574,7 +574,8 @@ def test_damaged_text_raises_nothing_but_user_errors(data, start, length, new):
     assert len(load(data, WHOLE).dataset_paths) == 2
     try:
         definition = load(data, WHOLE[:start] + new + WHOLE[start + length :])
-    except UserError as error:
-        assert re.match(rf"{re.escape(str(data))}/[^ ]*(:\d+)?: ", str(error))
-    else:
         assert all(os.path.isdir(pair.image_path) for pair in definition.dataset_paths)
+        message = f"{data}/top.yml: fine"
+    except UserError as error:
+        message = str(error)
+    assert re.match(rf"{re.escape(str(data))}/[^ ]*(:\d+)?: ", message)

@@ -125,7 +125,7 @@ def test_cells_lie_apart_touch_and_are_cut():
 
 def test_size_of_cells_does_not_depend_on_the_frame():
     heights = {}
-    for spec, frames in ((SMALL, 40), (NATIVE, 4)):
+    for spec, frames in ((SMALL, 24), (NATIVE, 3)):
         found = [render_frame(spec, "train", index) for index in range(frames)]
         boxes = np.concatenate([frame[1][frame[2] == 0] for frame in found])
         heights[spec.image_hw] = np.median(boxes[:, 3]) * spec.image_hw[0]
@@ -135,10 +135,10 @@ def test_size_of_cells_does_not_depend_on_the_frame():
 def test_class_proportions_are_kept():
     shares = (0.5, 0.0, 0.0, 0.3, 0.0, 0.0, 0.2)
     spec = dataclasses.replace(NATIVE, class_proportions=shares)
-    ids = np.concatenate([render_frame(spec, "train", index)[2] for index in range(8)])
+    ids = np.concatenate([render_frame(spec, "train", index)[2] for index in range(5)])
     found = np.bincount(ids, minlength=7) / len(ids)
-    # Three standard deviations of about 330 cells.
-    np.testing.assert_allclose(found, shares, atol=0.085)
+    # Three standard deviations of about 220 cells.
+    np.testing.assert_allclose(found, shares, atol=0.1)
     assert set(ids.tolist()) == {0, 3, 6}
 
 

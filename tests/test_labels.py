@@ -2,10 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from yogo_jax.data import labels as labels_module
 from yogo_jax.data.labels import read_categories, read_labels
 from yogo_jax.errors import UserError
 
@@ -97,7 +94,7 @@ BAD = {
     "class_empty": (",0.5,0.5,0.1,0.1", "class is ''; expected one of healthy"),
     "class_typo": ("rnig 0.5 0.5 0.1 0.1", "class is 'rnig'; expected one of healthy, ring, white"),
     "underscore": ("0 0_0.5 0.5 0.1 0.1", "x_center is '0_0.5'"),
-    "arabic_digits": ("0 0.5 0.5 0.1 ٠.٥", "height is '٠.٥'"),
+    "arabic_digits": ("0 0.5 0.5 0.1 0.\u0665", "height is '0.\u0665'"),
     "second_header": (f"class x y w h\nclass x y w h\n{ROW}", "class is 'class'"),
 }
 
@@ -127,7 +124,7 @@ def test_bad_row_is_skipped_and_kept_as_problem(tmp_path, content, message):
 
 
 def test_typo_hint(tmp_path):
-    with pytest.raises(UserError, match="did you mean ring?"):
+    with pytest.raises(UserError, match=r"did you mean ring\?"):
         read(tmp_path, BAD["class_typo"][0])
 
 
@@ -162,7 +159,7 @@ def test_categories(tmp_path, label, class_id):
     ids=["unknown_id", "unknown_name_of_id", "unknown_name"],
 )
 def test_categories_bad(tmp_path, label, message):
-    with pytest.raises(UserError, match="a.txt:1: ") as error:
+    with pytest.raises(UserError, match=r"a\.txt:1: ") as error:
         read(tmp_path, f"{label}{ROW[1:]}", categories=CATEGORIES)
     assert message in str(error.value)
 
@@ -173,79 +170,19 @@ def test_categories_bad(tmp_path, label, message):
     ids=["utf16", "latin1"],
 )
 def test_no_text(tmp_path, content, message):
-    with pytest.raises(UserError, match="a.txt: not UTF-8 text") as error:
+    with pytest.raises(UserError, match=r"a\.txt: not UTF-8 text") as error:
         read(tmp_path, content, on_bad_label="skip")
     assert message in str(error.value)
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match="b.txt: No such file or directory"):
+    with pytest.raises(UserError, match=r"b\.txt: No such file or directory"):
         read_labels(tmp_path / "b.txt", NAMES, None, on_bad_label="error")
 
 
 def test_unknown_policy(tmp_path):
-    with pytest.raises(UserError, match="on_bad_label is 'ignore'; expected one of"):
+    with pytest.raises(UserError, match="on_bad_label is 'ignore'; expected one of error, skip"):
         read(tmp_path, ROW, on_bad_label="ignore")
-
-
-field = st.sampled_from(
-    [
-        "0",
-        "1",
-        "2",
-        "3",
-        "-1",
-        "1.0",
-        "0.5",
-        ".5",
-        "1e-3",
-        "1.5",
-        "nan",
-        "",
-        "ring",
-        "e",
-        "-",
-        "0.0",
-    ]
-)
-separator = st.sampled_from([" ", " ", " ", ",", "\t", "\n", "\r\n", "  "])
-
-
-@given(parts=st.lists(st.tuples(field, separator), max_size=22))
-def test_fast_path_agrees_with_the_exact_one(parts, tmp_path_factory):
-    """Whatever the fast path accepts, row-by-row reading accepts, with the same result."""
-    data = "".join(part for pair in parts for part in pair).encode()
-    classes = labels_module._Classes(NAMES, None)
-    fast = labels_module._read_plain(data, classes)
-    exact = labels_module._read_any("a.txt", data, classes, "skip")
-    if fast is not None:
-        assert exact.problems == ()
-        np.testing.assert_array_equal(fast.class_ids, exact.class_ids)
-        np.testing.assert_array_equal(fast.boxes_cxcywh, exact.boxes_cxcywh)
-
-
-@given(
-    rows=st.lists(
-        st.tuples(
-            st.integers(0, 2),
-            st.floats(0, 1),
-            st.floats(0, 1),
-            st.floats(1e-6, 1),
-            st.floats(1e-6, 1),
-        ),
-        min_size=1,
-    ),
-    separator=st.sampled_from(" ,\t"),
-    end=st.sampled_from(["\n", "\r\n"]),
-    last=st.booleans(),
-)
-def test_plain_files_take_the_fast_path(rows, separator, end, last):
-    lines = [separator.join(map(repr, row)) for row in rows]
-    data = (end.join(lines) + (end if last else "")).encode()
-    labels = labels_module._read_plain(data, labels_module._Classes(NAMES, None))
-    assert labels is not None
-    np.testing.assert_array_equal(labels.class_ids, [row[0] for row in rows])
-    np.testing.assert_array_equal(labels.boxes_cxcywh, np.float32([row[1:] for row in rows]))
 
 
 def write_notes(tmp_path, content):

@@ -317,7 +317,7 @@ def test_fingerprint_of_a_lost_image(tmp_path):
     write_dataset(tmp_path, images=2)
     records, _ = load(*load_definition(tmp_path / "definition.yml").dataset_paths)
     os.remove(records.image_paths[1])
-    with pytest.raises(UserError, match="all_0001.png: No such file"):
+    with pytest.raises(UserError, match=r"all_0001\.png: No such file"):
         records.fingerprint()
 
 

@@ -1,5 +1,6 @@
 import os
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_fractions(tmp_path):
     splits = load(definition)
     found = by_name(splits)
     assert [len(part) for part in found.values()] == [6, 3, 3]
-    assert sorted(sum(found.values(), [])) == [f"all_{i:04d}.png" for i in range(12)]
+    assert sorted(chain(*found.values())) == [f"all_{i:04d}.png" for i in range(12)]
     assert all(part == sorted(part) for part in found.values())
     assert splits.report.images == 12
     assert splits.report.boxes == 72
@@ -111,7 +112,7 @@ def test_override_pools_everything(tmp_path):
     splits = load(definition, split_override=(0.5, 0.25, 0.25))
     found = by_name(splits)
     assert [len(part) for part in found.values()] == [8, 4, 4]
-    assert len(set(sum(found.values(), []))) == 16
+    assert len(set(chain(*found.values()))) == 16
     assert {name.split("_")[0] for name in found["train"]} == {"train", "val", "test"}
     assert splits.report.images == 16
 

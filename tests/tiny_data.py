@@ -57,7 +57,7 @@ def _image(
     for i, cell in enumerate(np.ndindex(*cells_hw)):
         class_id = (first_class + i) % n_classes
         radius = rng.uniform(0.25, 0.4) * pitch.min()
-        room = pitch / 2 - radius - 1
+        room = np.maximum(pitch / 2 - radius - 1, 0)
         cy, cx = (np.array(cell) + 0.5) * pitch + rng.uniform(-room, room)
         distance = np.hypot(y + 0.5 - cy, x + 0.5 - cx)
         pixels[distance < radius] -= 100

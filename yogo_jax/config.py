@@ -11,7 +11,6 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from yogo_jax.detector.backbones import get_backbone
@@ -246,16 +245,14 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     return _build(Config, values, "config")
 
 
-def load_config(path: Path) -> Config:
-    """The config of a run from its `config.json`.
-
-    Raises:
-      UserError: the file is missing or no longer fits this version's fields.
-    """
-    try:
-        return from_mapping(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as the config of a run ({error})") from error
+def field_names(kind: Any = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all fields, groups included."""
+    names = []
+    for field in dataclasses.fields(kind):
+        names.append(prefix + field.name)
+        if dataclasses.is_dataclass(field.type):
+            names += field_names(field.type, f"{prefix}{field.name}.")
+    return names
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "config") -> list[str]:

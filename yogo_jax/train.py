@@ -3,6 +3,7 @@
 Continues by itself what the workdir holds, see `train.resume` in configs/base.py.
 """
 
+import difflib
 import logging
 import sys
 import time
@@ -12,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from yogo_jax.config import Config, from_mapping
+from yogo_jax.config import Config, field_names, from_mapping
 from yogo_jax.errors import UserError, exit_on_user_error
 
 
@@ -26,21 +27,30 @@ def _define_flags() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Absl's parser, with the errors of a config file or an override as user errors."""
-    if not any(arg.lstrip("-").split("=")[0] == "config" for arg in argv[1:]) and not any(
-        arg in ("--help", "-h", "--helpfull", "-?") for arg in argv[1:]
-    ):
+    """Absl's parser, with its errors and those of overrides as user errors."""
+    names = [arg.lstrip("-").split("=")[0] for arg in argv[1:] if arg.startswith("-")]
+    if not {"config", "help", "helpfull", "helpshort"} & set(names):
         raise UserError("no config given: add --config configs/base.py or another of configs/")
+    known = field_names()
+    for name in names:
+        if name.startswith("config.") and name.removeprefix("config.") not in known:
+            nearest = difflib.get_close_matches(name, [f"config.{field}" for field in known], n=1)
+            hint = f"did you mean --{nearest[0]}?" if nearest else "see configs/base.py"
+            raise UserError(f"--{name} is not a field of a config; {hint}")
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        text = str(error.args[0] if error.args else error).strip()
-        raise UserError(f"{text} (fields and their values: configs/base.py)") from error
+        raise UserError(f"{error} (fields and their values: configs/base.py)") from error
 
 
 def _config() -> tuple[Config, str]:
-    config = from_mapping(flags.FLAGS["config"].value.to_dict())
-    return config, Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    flag = flags.FLAGS["config"]
+    path = config_flags.get_config_filename(flag)
+    try:
+        values = flag.value.to_dict()
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read; try configs/base.py") from error
+    return from_mapping(values), Path(path).stem
 
 
 def _run(argv: list[str]) -> None:

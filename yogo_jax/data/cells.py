@@ -149,7 +149,7 @@ def _gametocyte(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite
     density = cell.density
     for _ in range(int(rng.integers(6, 11))):
         point = rng.normal(0, 0.16 * radius), rng.normal(0, 0.25 * width)
-        distance = np.hypot(along - np.float32(point[0]), across - np.float32(point[1]))
+        distance = distance_to(Plane(along, across), point)
         density = density + rng.uniform(0.2, 0.45) * bump(distance, 1.9)
     return cell._replace(density=density)
 

@@ -62,8 +62,17 @@ def read_labels(
     Raises:
       UserError: `file:line: …` at a bad row, or if the file is no text.
     """
+    check_policy(on_bad_label)
     classes = Classes(class_names, categories)
     return parse_labels(path, read_bytes(path), classes, on_bad_label=on_bad_label)
+
+
+def check_policy(on_bad_label: str) -> None:
+    """Refuses a value of `on_bad_label` that is neither "error" nor "skip"."""
+    if on_bad_label not in ON_BAD_LABEL:
+        raise UserError(
+            f"data.on_bad_label is {on_bad_label!r}; expected one of {', '.join(ON_BAD_LABEL)}"
+        )
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -110,12 +119,8 @@ class Classes:
         return f"class is {label}; expected an id of notes.json: {ids}; correct it or notes.json"
 
 
-def parse_labels(
-    path: Path | str, data: bytes, classes: Classes, *, on_bad_label: str
-) -> Labels:
+def parse_labels(path: Path | str, data: bytes, classes: Classes, *, on_bad_label: str) -> Labels:
     """As `read_labels`, of a file whose content has been read."""
-    if on_bad_label not in ON_BAD_LABEL:
-        raise UserError(f"on_bad_label is {on_bad_label!r}; expected one of {ON_BAD_LABEL}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -147,11 +152,20 @@ def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
     for line, row in enumerate(_LINE_END.split(text), start=1):
         if not row.strip():
             continue
-        fields = [field.strip('"') for field in _SEPARATOR.split(row.strip())]
-        is_header = first and len(fields) >= 5 and all(_number(x) is None for x in fields[-4:])
-        first = False
-        if not is_header:
+        fields = split_row(row)
+        if not (first and is_header(fields)):
             yield line, fields
+        first = False
+
+
+def split_row(row: str) -> list[str]:
+    """The fields of a row: its class (of one field or more), then four numbers."""
+    return [field.strip('"') for field in _SEPARATOR.split(row.strip())]
+
+
+def is_header(fields: list[str]) -> bool:
+    """Whether a row, if it is the first of a file, is its header."""
+    return len(fields) >= 5 and all(_number(field) is None for field in fields[-4:])
 
 
 def _number(text: str) -> float | None:

@@ -1,18 +1,29 @@
 """Many label files at once: those in plain form are parsed together, by array operations."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
 
-from yogo_jax.data.labels import Classes, Labels, parse_labels, read_bytes
+from yogo_jax.data.labels import (
+    Classes,
+    Labels,
+    check_policy,
+    is_header,
+    parse_labels,
+    read_bytes,
+    split_row,
+)
 
 
 FILES_AT_ONCE = 500
 NUMERIC = b"0123456789.+-eE"
 TO_BLANKS = bytes.maketrans(b",\t", b"  ")
-# Up to here the digits of "0.…" are an integer that float64 holds exactly.
-MAX_LENGTH = 17
+# Numbers this long, such as 0.12345678901234, have digits that are an exact integer in float64.
+MAX_LENGTH = 16
+POINT = (ord(".") - ord("0")) % 256
 
 
 def read_label_files(
@@ -22,7 +33,8 @@ def read_label_files(
     *,
     on_bad_label: str,
 ) -> list[Labels]:
-    """`read_labels` of each path, with the same results and errors, some ten times faster."""
+    """`read_labels` of each path: the same results and errors, several times faster."""
+    check_policy(on_bad_label)
     classes = Classes(class_names, categories)
     labels = []
     for start in range(0, len(paths), FILES_AT_ONCE):
@@ -39,8 +51,8 @@ def read_label_files(
 def parse_plain(contents: Sequence[bytes], index_of: Mapping[float, int]) -> list[Labels | None]:
     """The labels of files in plain form; None for each other file, which may be good or bad.
 
-    Plain is a file that has no header and just one separator between two fields, whose classes
-    are numbers, and which has no bad row.
+    Plain is a file that has just one separator between two fields, after a header or none, whose
+    classes are numbers, and which has no bad row.
 
     Args:
       contents: the files.
@@ -48,15 +60,16 @@ def parse_plain(contents: Sequence[bytes], index_of: Mapping[float, int]) -> lis
     """
     plain = [_as_plain(content) for content in contents]
     data = np.frombuffer(b"".join(text for text in plain if text is not None), np.uint8)
-    ends = np.flatnonzero((data == ord(" ")) | (data == ord("\n"))).reshape(-1, 5)
-    starts = np.concatenate([[0], ends.ravel()[:-1] + 1]).reshape(-1, 5)[: len(ends)]
-    values = _numbers(data, starts.ravel(), ends.ravel()).reshape(-1, 5)
+    ends = np.flatnonzero((data == ord(" ")) | (data == ord("\n")))
+    starts = np.concatenate([[0], ends + 1])[:-1]
+    classes, *columns = _numbers(data, starts, ends).reshape(-1, 5).T
 
-    numbers, which = np.unique(values[:, 0], return_inverse=True)
+    numbers, which = np.unique(classes, return_inverse=True)
     class_ids = np.array([index_of.get(number, -1) for number in numbers.tolist()], np.int32)[which]
-    boxes = values[:, 1:].astype(np.float32)
-    in_range = (values[:, 1:] >= 0) & (values[:, 1:] <= 1)
-    good = in_range.all(axis=1) & (boxes[:, 2:] > 0).all(axis=1) & (class_ids >= 0)
+    boxes = np.column_stack(columns).astype(np.float32)
+    good = (class_ids >= 0) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
+    for column in columns:
+        good &= (column >= 0) & (column <= 1)
 
     labels: list[Labels | None] = []
     good_before = np.concatenate([[0], np.cumsum(good)]).tolist()
@@ -75,8 +88,17 @@ def _as_plain(content: bytes) -> bytes | None:
     if content and content[-1:] != b"\n":
         content += b"\n"
     text = content.replace(b"\r\n", b"\n").translate(TO_BLANKS)
+    if _has_five_fields(text):
+        return text
+    head, _, rows = text.partition(b"\n")
+    if b"\r" in head or not head.isascii() or not is_header(split_row(head.decode())):
+        return None
+    return rows if _has_five_fields(rows) else None
+
+
+def _has_five_fields(text: bytes) -> bool:
     skeleton = text.translate(None, NUMERIC)
-    return text if skeleton == b"    \n" * skeleton.count(b"\n") else None
+    return skeleton == b"    \n" * skeleton.count(b"\n")
 
 
 def _numbers(
@@ -86,13 +108,26 @@ def _numbers(
 ) -> Float64[np.ndarray, " n"]:
     """The numbers in `data[start:end]`, rounded as `float` does; NaN for what is no number."""
     values = np.full(len(starts), np.nan)
-    done = np.zeros(len(starts), bool)
+    other = np.ones(len(starts), bool)
     lengths = ends - starts
-    for length in np.unique(lengths):
-        if not 1 <= length <= MAX_LENGTH:
-            continue
+    for length in range(1, MAX_LENGTH + 1):
         tokens = np.flatnonzero(lengths == length)
-        # All tokens of one length as a table of characters; those of the form 0.123 or 0 go on.
-        digits = data[starts[tokens, None] + np.arange(length)] - np.uint8(ord("0"))
-        has_point = digits[:, 1] == np.uint8(ord(".") - ord("0") + 256) if length > 1 else ...
+        if not tokens.size:
+            continue
+        # Characters of all tokens of one length, the first of each in row 0, and so on.
+        table = sliding_window_view(data, length)[starts[tokens]].T.copy()
+        simple = np.ones(len(tokens), bool)
+        mantissa = np.zeros(len(tokens))
+        for place, digits in enumerate(table - np.uint8(ord("0"))):
+            if place == 1:
+                simple &= digits == POINT
+            else:
+                simple &= digits <= 9
+                mantissa = mantissa * 10 + digits
+        # Integers and powers of ten are exact, so this rounds once, as `float` does.
+        values[tokens[simple]] = mantissa[simple] / 10 ** max(length - 2, 0)
+        other[tokens[simple]] = False
+    for i in np.flatnonzero(other):
+        with suppress(ValueError):
+            values[i] = float(data[starts[i] : ends[i]].tobytes())
     return values

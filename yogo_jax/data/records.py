@@ -11,7 +11,8 @@ from jaxtyping import Float32, Int, Int32, Int64
 
 from yogo_jax.data.definition import PathPair
 from yogo_jax.data.images import IMAGE_SUFFIXES
-from yogo_jax.data.labels import LABEL_SUFFIXES, Labels, read_categories, read_labels
+from yogo_jax.data.labels import LABEL_SUFFIXES, Labels, read_categories
+from yogo_jax.data.plain_labels import read_label_files
 from yogo_jax.errors import UserError
 
 
@@ -153,10 +154,13 @@ def load_records(
         categories = read_categories(pair.label_path)
         matched, unlabelled = _match(pair)
         report.unlabelled_images += unlabelled
-        for image_name, label_name in matched:
-            path = os.path.join(pair.label_path, label_name)
-            labels.append(read_labels(path, class_names, categories, on_bad_label=on_bad_label))
-            image_paths.append(os.path.join(pair.image_path, image_name))
+        labels += read_label_files(
+            [f"{pair.label_path}{os.sep}{label_name}" for _, label_name in matched],
+            class_names,
+            categories,
+            on_bad_label=on_bad_label,
+        )
+        image_paths += [f"{pair.image_path}{os.sep}{image_name}" for image_name, _ in matched]
     for found in labels:
         report.bad_rows += len(found.problems)
         report.messages += found.problems[: MESSAGES_KEPT - len(report.messages)]

@@ -62,7 +62,8 @@ def random_point(rng: np.random.Generator, distance: tuple[float, float]) -> tup
 
 def distance_to(plane: Plane, point_yx: tuple[float, float]) -> Patch:
     """Distance of every pixel to a point, in pixels."""
-    return np.hypot(plane.y - np.float32(point_yx[0]), plane.x - np.float32(point_yx[1]))
+    y, x = plane.y - np.float32(point_yx[0]), plane.x - np.float32(point_yx[1])
+    return np.sqrt(y * y + x * x)  # a fraction of the time of np.hypot, whose range none needs
 
 
 def turned(plane: Plane, angle: float) -> tuple[Patch, Patch]:
@@ -85,7 +86,7 @@ def outline(
     direction, with three harmonics of relative size `wobble` on top.
     """
     along, across = turned(plane, rng.uniform(0, 2 * np.pi))
-    distance = np.maximum(np.hypot(along, across), np.float32(1e-3))
+    distance = np.maximum(np.sqrt(along * along + across * across), np.float32(1e-3))
     cos, sin = along / distance, across / distance
     minor = np.float32(1 - eccentricity)
     edge = minor / np.sqrt(np.square(minor * cos) + np.square(sin))
@@ -120,7 +121,7 @@ def body(rho: Patch, distance: Patch, depth: float, *, dome: float = 0.45) -> Sp
 def draw_speck(rng: np.random.Generator, *, offset_yx: tuple[float, float]) -> Sprite:
     """Sprite of a grain of dust, a bright dot in a thin dark ring: dirt without a label."""
     plane = plane_around(7, offset_yx)
-    distance = np.hypot(plane.y, plane.x)
+    distance = distance_to(plane, (0.0, 0.0))
     if rng.random() < 0.3:
         density = rng.uniform(0.1, 0.5) * bump(distance, rng.uniform(1.0, 1.8))
     else:

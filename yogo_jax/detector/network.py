@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from yogo_jax.detector.backbones import ConvBackbone, ConvBlock, ConvNextBackbone
+from yogo_jax.detector.conv import flax_conv3x3
 
 
 LEAKY_SLOPE = 0.01
@@ -71,13 +72,13 @@ class ConvUnit(nn.Module):
     ) -> Float[Array, "b oh ow oc"]:
         """Features of the next stage."""
         block = self.block
-        # Explicit padding: at stride 2 "SAME" pads only one side of even sizes.
         x = nn.Conv(
             block.channels,
             (3, 3),
             strides=block.stride,
             padding=((1, 1), (1, 1)),
             use_bias=block.bias,
+            conv_general_dilated=flax_conv3x3,
             kernel_init=kaiming_normal,
             name="conv",
         )(x)

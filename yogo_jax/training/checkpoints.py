@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 import yogo_jax
+from yogo_jax.config import Config, from_mapping
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
@@ -61,6 +62,14 @@ class Metadata:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
+
+    def config_of_run(self) -> Config:
+        """The config of the run that wrote the checkpoint.
+
+        Raises:
+          UserError: its fields are not those of this version.
+        """
+        return from_mapping(self.config)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], folder: Path) -> "Metadata":

@@ -16,7 +16,12 @@ from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.synthetic import ensure_synthetic
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.training.checkpoints import (
+    Metadata,
+    find_checkpoint,
+    read_metadata,
+    restore_variables,
+)
 from yogo_jax.training.state import TrainState, create_state
 
 
@@ -32,7 +37,7 @@ def definition_path(data: DataConfig) -> Path:
     return Path(data.definition).expanduser()
 
 
-def load_data(data: DataConfig) -> Splits:
+def load_data(data: DataConfig, *, require_train: bool = True) -> Splits:
     """The splits of a run.
 
     Raises:
@@ -44,7 +49,35 @@ def load_data(data: DataConfig) -> Splits:
         min_box_area=data.min_box_area,
         on_bad_label=data.on_bad_label,
         split_override=(override[0], override[1], override[2]) if override else None,
+        require_train=require_train,
     )
+
+
+def evaluation_data(metadata: Metadata, definition: str | None) -> Splits:
+    """The splits to evaluate a checkpoint on, read as its run read them.
+
+    Args:
+      metadata: of the checkpoint.
+      definition: a definition file, or None for the one the run was trained on.
+
+    Raises:
+      UserError: the data has other classes than the checkpoint, or cannot be read.
+    """
+    data = metadata.config_of_run().data
+    if definition is not None:
+        # The fractions of the run were meant for its own data set.
+        same = definition == data.definition
+        data = dataclasses.replace(
+            data, definition=definition, split_override=data.split_override if same else ()
+        )
+    splits = load_data(data, require_train=False)
+    if splits.train.class_names != metadata.model.class_names:
+        raise UserError(
+            f"{data.definition} has the classes {', '.join(splits.train.class_names)}, but the "
+            f"checkpoint was trained on {', '.join(metadata.model.class_names)}: they must be the "
+            "same, in the same order"
+        )
+    return splits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,113 @@
+import copy
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+from runs import tiny_values
+
+from yogo_jax.config import differences, field_names, from_mapping
+from yogo_jax.errors import UserError
+
+
+CONFIGS = sorted(
+    path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py") if path.stem[0] != "_"
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_file_is_valid(name):
+    values = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    assert from_mapping(values).to_dict()["model"]["name"]
+
+
+def test_base_is_the_recipe_of_the_original():
+    config = from_mapping(importlib.import_module("configs.base").get_config().to_dict())
+    assert config.data.image_hw == (772, 1032)
+    assert config.model.anchor_wh() == (0.04250100424705710, 0.05551774140353888)
+    assert (config.train.epochs, config.train.batch_size) == (64, 64)
+    assert config.train.eval_every_epochs == 4
+    assert (config.optim.learning_rate, config.optim.weight_decay) == (3e-4, 0.05)
+    assert (config.optim.lr_decay_factor, config.optim.clip_value) == (10, 1)
+    assert (config.loss.no_object_weight, config.loss.iou_weight) == (0.5, 5)
+    assert (config.loss.classify_weight, config.loss.label_smoothing) == (1, 0.01)
+    assert config.data.min_box_area == 200 / (772 * 1032)
+
+
+def test_every_field_of_base_has_a_comment():
+    lines = (Path(__file__).parents[1] / "configs" / "base.py").read_text().splitlines()
+    undocumented = {"track.entity", "track.project", "track.name", "track.note", "track.tags"}
+    for name in set(field_names()) - undocumented:
+        group, _, field = name.rpartition(".")
+        if not group and field != "seed":
+            continue
+        index = next(
+            i for i, line in enumerate(lines) if line.strip().startswith(f"{group or 'config'}.{field} =")
+        )
+        above = lines[index - 1].strip()
+        assert above.startswith("#") or field in ("epochs", "vertical_flip"), name
+
+
+BAD = [
+    ("data__image_hw", (240,), "data.image_hw must be two sides"),
+    ("data__image_hw", (240, 8), "data.image_hw must be two sides"),
+    ("data__image_hw", (240.0, 320.0), r"data.image_hw\[0\] must be of type int"),
+    ("data__definition", "", "data.definition must be a path"),
+    ("data__workers", -1, "data.workers must be 0 or more"),
+    ("data__max_boxes", -1, "data.max_boxes must be 0"),
+    ("data__min_box_area", 1.0, "data.min_box_area must be in"),
+    ("data__on_bad_label", "ignore", "data.on_bad_label must be 'error' or 'skip'"),
+    ("data__split_override", (0.5, 0.5), "data.split_override must be empty or three"),
+    ("data__split_override", (0.5, 0.6, 0.1), "data.split_override must be empty or three"),
+    ("data__rgb", 1, "data.rgb must be of type bool"),
+    ("model__name", "resnet", "unknown architecture 'resnet'; known are base_model"),
+    ("model__anchor", "0.1", "model.anchor must be 'auto' or two numbers"),
+    ("model__anchor", "0.1,wide", "model.anchor must be 'auto' or two numbers"),
+    ("model__anchor", "0.1,1.5", "model.anchor must be 'auto' or two numbers"),
+    ("loss__iou_weight", -1.0, "loss.iou_weight must be 0 or more"),
+    ("loss__label_smoothing", 1.0, "loss.label_smoothing must be in"),
+    ("optim__learning_rate", 0.0, "optim.learning_rate must be above 0"),
+    ("optim__learning_rate", "fast", "optim.learning_rate must be of type float"),
+    ("optim__learning_rate", math.nan, "optim.learning_rate must be a finite number"),
+    ("optim__lr_decay_factor", 0.5, "optim.lr_decay_factor must be 1 or more"),
+    ("optim__clip_value", 0.0, "optim.clip_value must be above 0"),
+    ("train__epochs", 0, "train.epochs must be 1 or more"),
+    ("train__epochs", True, "train.epochs must be of type int"),
+    ("train__batch_size", 0, "train.batch_size must be 1 or more"),
+    ("train__checkpoint_every_minutes", 0.0, "checkpoint_every_minutes must be above 0"),
+    ("train__resume", "", "train.resume must be 'auto'"),
+    ("augment__vertical_flip", 1.5, "augment.vertical_flip must be a probability"),
+    ("track__wandb_mode", "maybe", "track.wandb_mode must be one of"),
+    ("seed", -1, "seed must be in"),
+    ("data", 3, "config.data must be a group of fields"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD, ids=[f"{f}={v}" for f, v, _ in BAD])
+def test_bad_values_are_named(field, value, message):
+    with pytest.raises(UserError, match=message):
+        from_mapping(tiny_values("d.yml", **{field: value}))
+
+
+def test_unknown_and_missing_fields_are_named():
+    values = tiny_values("d.yml")
+    values["optim"]["learning_rte"] = 1.0
+    with pytest.raises(UserError, match="config.optim.learning_rte .* did you mean 'learning_rate'"):
+        from_mapping(values)
+    values = tiny_values("d.yml")
+    del values["loss"]["iou_weight"]
+    with pytest.raises(UserError, match="config.loss lacks iou_weight"):
+        from_mapping(values)
+
+
+def test_plain_values_and_back():
+    config = from_mapping(tiny_values("d.yml"))
+    assert from_mapping(config.to_dict()) == config
+
+
+def test_differences_name_the_fields():
+    a = from_mapping(tiny_values("d.yml")).to_dict()
+    b = copy.deepcopy(a)
+    b["optim"]["learning_rate"] = 0.5
+    assert differences(a, a) == []
+    assert differences(a, b) == ["config.optim.learning_rate: 0.0003 != 0.5"]

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_labels import BAD, BOX, CATEGORIES, GOOD, NAMES, ROW
+
+from yogo_jax.data import plain_labels
+from yogo_jax.data.labels import Classes, parse_labels, read_labels
+from yogo_jax.data.plain_labels import parse_plain, read_label_files
+from yogo_jax.errors import UserError
+
+
+INDEX_OF = Classes(NAMES, None).index_of
+
+
+def assert_same(labels, expected):
+    np.testing.assert_array_equal(labels.class_ids, expected.class_ids)
+    np.testing.assert_array_equal(labels.boxes_cxcywh, expected.boxes_cxcywh)
+    assert labels.class_ids.dtype == np.int32
+    assert labels.boxes_cxcywh.dtype == np.float32
+    assert labels.problems == expected.problems
+
+
+def as_bytes(content):
+    return content if isinstance(content, bytes) else content.encode()
+
+
+@pytest.mark.parametrize("files_at_once", [1, 3, 500], ids=str)
+@pytest.mark.parametrize("categories", [None, CATEGORIES], ids=["index", "ids"])
+def test_many_files_are_read_like_each_of_them(tmp_path, monkeypatch, files_at_once, categories):
+    monkeypatch.setattr(plain_labels, "FILES_AT_ONCE", files_at_once)
+    paths = []
+    for i, content in enumerate(c for cases in (GOOD, BAD) for c, _ in cases.values()):
+        paths.append(str(tmp_path / f"{i}.txt"))
+        (tmp_path / f"{i}.txt").write_bytes(as_bytes(content))
+    order = np.random.default_rng(0).permutation(len(paths))
+    paths = [paths[i] for i in order]
+    many = read_label_files(paths, NAMES, categories, on_bad_label="skip")
+    assert len(many) == len(paths)
+    for path, labels in zip(paths, many, strict=True):
+        assert_same(labels, read_labels(path, NAMES, categories, on_bad_label="skip"))
+
+
+@pytest.mark.parametrize("content", [content for content, _ in BAD.values()], ids=BAD)
+def test_bad_files_are_not_plain(content):
+    good = as_bytes(ROW)
+    before, bad, after = parse_plain([good, as_bytes(content), good], INDEX_OF)
+    assert bad is None
+    for labels in (before, after):
+        np.testing.assert_array_equal(labels.boxes_cxcywh, [BOX])
+
+
+def test_first_bad_row_is_raised(tmp_path):
+    paths = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for path, content in zip(paths, (ROW, f"{ROW}\n9{ROW[1:]}", "x"), strict=True):
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"b\.txt:2: class is 9"):
+        read_label_files(list(map(str, paths)), NAMES, None, on_bad_label="error")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"b\.txt: No such file"):
+        read_label_files([str(tmp_path / "b.txt")], NAMES, None, on_bad_label="error")
+
+
+def test_header_is_passed_over():
+    for head, name in (
+        ("class,x,y,w,h", "comma"),
+        ("class\tx\ty\tw\th", "tab"),
+        ("a b c d e", "blank"),
+    ):
+        for end in ("\n", "\r\n"):
+            (labels,) = parse_plain([f"{head}{end}{ROW}{end}".encode()], INDEX_OF)
+            np.testing.assert_array_equal(labels.boxes_cxcywh, [BOX], err_msg=name)
+    (labels,) = parse_plain([b"class x y w h"], INDEX_OF)
+    assert len(labels.class_ids) == 0
+    for head in ("class x y 0.5 h", "0\rclass x y w h", ""):
+        assert parse_plain([f"{head}\n{ROW}".encode()], INDEX_OF) == [None]
+
+
+def test_unknown_policy():
+    with pytest.raises(UserError, match="on_bad_label is 'ignore'"):
+        read_label_files([], NAMES, None, on_bad_label="ignore")
+
+
+def test_no_files():
+    assert read_label_files([], NAMES, None, on_bad_label="error") == []
+    (labels,) = parse_plain([b""], INDEX_OF)
+    assert labels.boxes_cxcywh.shape == (0, 4)
+
+
+field = st.sampled_from(
+    ["0", "1", "2", "3", "-1", "1.0", "0.5", ".5", "1.", "1e-3", "1.5", "nan", "", "ring", "e", "-"]
+)
+separator = st.sampled_from([" ", " ", " ", ",", "\t", "\n", "\r\n", "\r", "  "])
+row = st.tuples(field, *[st.sampled_from(["0.5", "1", "0.125", "1.5", "", "x", "e"])] * 4)
+lines = st.lists(
+    st.one_of(
+        row.map(" ".join), st.just("class x y w h"), st.tuples(field, separator).map("".join)
+    ),
+    max_size=6,
+)
+
+
+@given(files=st.lists(st.tuples(lines, st.sampled_from(["\n", "\r\n", ","])), max_size=4))
+def test_plain_files_agree_with_row_by_row_reading(files):
+    contents = [end.join(rows).encode() for rows, end in files]
+    for content, labels in zip(contents, parse_plain(contents, INDEX_OF), strict=True):
+        if labels is not None:
+            exact = parse_labels("a", content, Classes(NAMES, None), on_bad_label="error")
+            assert_same(labels, exact)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 2), *[st.floats(0, 1)] * 2, *[st.floats(1e-6, 1)] * 2), min_size=1
+    ),
+    style=st.sampled_from(["{!r}", "{:.6f}", "{:.14f}", "{:.15f}", "{:.20f}", "{:.12e}"]),
+    separator=st.sampled_from(" ,\t"),
+    end=st.sampled_from(["\n", "\r\n"]),
+    last=st.booleans(),
+)
+def test_usual_files_are_plain_and_exact(rows, style, separator, end, last):
+    texts = [[str(row[0]), *(style.format(value) for value in row[1:])] for row in rows]
+    content = end.join(separator.join(text) for text in texts) + (end if last else "")
+    (labels,) = parse_plain([content.encode()], INDEX_OF)
+    assert labels is not None
+    np.testing.assert_array_equal(labels.class_ids, [row[0] for row in rows])
+    expected = np.float32([[float(value) for value in text[1:]] for text in texts])
+    np.testing.assert_array_equal(labels.boxes_cxcywh, expected)
+
+
+@given(st.lists(st.floats(0, 9.99).map("{:.14f}".format), min_size=1))
+def test_numbers_are_those_of_float(texts):
+    data = np.frombuffer(" ".join([*texts, ""]).encode(), np.uint8)
+    ends = np.flatnonzero(data == ord(" "))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    np.testing.assert_array_equal(
+        plain_labels._numbers(data, starts, ends), list(map(float, texts))
+    )

@@ -1,0 +1,66 @@
+"""Best anchor of a data set: `python -m yogo_jax.anchors FILE.yml`, for `--config.model.anchor`."""
+
+import argparse
+
+import numpy as np
+
+from yogo_jax.errors import exit_on_user_error
+
+
+def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
+    """The mean size of the training boxes, how they scatter, and the flag that uses it.
+
+    Raises:
+      UserError: the data set cannot be read, or has no training box.
+    """
+    from yogo_jax.data.definition import load_definition
+    from yogo_jax.data.splits import load_splits
+    from yogo_jax.training.setup import mean_anchor
+
+    splits = load_splits(
+        load_definition(definition), min_box_area=min_box_area, on_bad_label=on_bad_label
+    )
+    train = splits.train
+    width, height = mean_anchor(train)
+    lines = [
+        *splits.report.lines(),
+        f"{'training boxes':<24}{'boxes':>8}{'width':>10}{'height':>10}   (mean +- deviation)",
+    ]
+    sizes = train.boxes_cxcywh[:, 2:].astype(np.float64)
+    groups = [("all", np.ones(len(sizes), bool))]
+    groups += [(name, train.class_ids == index) for index, name in enumerate(train.class_names)]
+    for name, chosen in groups:
+        if not chosen.any():
+            lines.append(f"{name:<24}{0:>8}")
+            continue
+        mean, deviation = sizes[chosen].mean(0), sizes[chosen].std(0)
+        lines.append(
+            f"{name:<24}{chosen.sum():>8}{mean[0]:>10.4f}{mean[1]:>10.4f}"
+            f"   +- {deviation[0]:.4f} {deviation[1]:.4f}"
+        )
+    lines.append(f"--config.model.anchor={width:.6f},{height:.6f}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yogo_jax.anchors",
+        description="Mean size of the training boxes: what model.anchor=auto would take.",
+    )
+    parser.add_argument("definition", help="data set definition (.yml)")
+    parser.add_argument("--min-box-area", type=float, default=200 / (772 * 1032))
+    parser.add_argument("--on-bad-label", choices=("error", "skip"), default="error")
+    args = parser.parse_args(argv)
+    with exit_on_user_error():
+        print(
+            describe(
+                args.definition,
+                min_box_area=args.min_box_area,
+                on_bad_label=args.on_bad_label,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

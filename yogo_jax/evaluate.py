@@ -1,0 +1,110 @@
+"""Evaluates a checkpoint: `python -m yogo_jax.evaluate CHECKPOINT --definition FILE.yml --output DIR`.
+
+Prints a table; writes DIR/metrics.json and DIR/pictures/ with boxes found and true.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from yogo_jax.errors import UserError, exit_on_user_error
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yogo_jax.evaluate",
+        description="COCO mean AP and counting metrics of a checkpoint on one split of a data set.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a run's workdir (its best checkpoint) or a checkpoint folder")
+    add("--definition", help="data set definition (.yml); default: the one it was trained on")
+    add("--output", type=Path, required=True, help="folder for metrics.json and pictures/")
+    add("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    add("--batch-size", type=int, default=8, help="images per step; default: %(default)s")
+    add("--workers", type=int, default=0, help="processes that read images; default: threads")
+    add("--pictures", type=int, default=8, help="frames to draw; default: %(default)s")
+    add("--obj-thresh", type=float, default=0.5, help="objectness above which a box counts")
+    add("--iou-thresh", type=float, default=0.5, help="IoU above which a worse box is suppressed")
+    add(
+        "--min-class-confidence-threshold",
+        type=float,
+        default=0.0,
+        help="probability that the best class of a box must exceed, if above 0",
+    )
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses values out of range.
+
+    Raises:
+      UserError: naming the flag, its range and what was given.
+    """
+    for name in ("obj_thresh", "iou_thresh", "min_class_confidence_threshold"):
+        value = getattr(args, name)
+        if not 0 <= value <= 1:
+            raise UserError(f"--{name.replace('_', '-')} must be in [0, 1], got {value}")
+    for name, least in (("batch_size", 1), ("workers", 0), ("pictures", 0)):
+        value = getattr(args, name)
+        if value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+
+
+def evaluate(args: argparse.Namespace) -> dict:
+    """Metrics of a checkpoint on one split, written to `args.output` and printed.
+
+    Raises:
+      UserError: checkpoint and data do not fit each other, or either cannot be read.
+    """
+    # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
+    from yogo_jax.evaluation.tables import format_metrics
+    from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+    from yogo_jax.training.loop import as_test_metrics
+    from yogo_jax.training.setup import evaluation_data
+    from yogo_jax.training.tracking import write_atomically
+
+    folder = find_checkpoint(args.checkpoint)
+    metadata = read_metadata(folder)
+    splits = evaluation_data(metadata, args.definition)
+    records = getattr(splits, args.split)
+    for line in splits.report.lines():
+        print(line)
+    if len(records) == 0:
+        raise UserError(f"the {args.split} split is empty: choose another by --split")
+    evaluator = Evaluator(
+        metadata.model,
+        loss_weights=dataclasses.asdict(metadata.config_of_run().loss),
+        batch_size=args.batch_size,
+        max_boxes=boxes_to_pad_to([records], 0),
+        workers=args.workers,
+        thresholds=Thresholds(
+            args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold
+        ),
+    )
+    metrics = evaluator.run(
+        restore_variables(folder, metadata.model),
+        records,
+        picture_folder=args.output / "pictures",
+        pictures=args.pictures,
+    )
+    metrics = as_test_metrics(metrics, folder, metadata.step)
+    write_atomically(args.output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    print(format_metrics(metrics))
+    print(f"{args.split} split of {len(records)} images; written {args.output / 'metrics.json'}")
+    return metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = make_parser().parse_args(argv)
+    with exit_on_user_error():
+        check(args)
+        evaluate(args)
+
+
+if __name__ == "__main__":
+    main()
