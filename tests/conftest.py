@@ -1,9 +1,15 @@
 """Settings of every test: strict ranks, and flags as an entry point would leave them."""
 
+import os
+import shutil
+import tempfile
+
 import jax
 import pytest
 from absl import flags
 from hypothesis import settings
+
+from yogo_jax.compilation import use_compilation_cache
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -13,3 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("yogo", deadline=None, derandomize=True)
     settings.load_profile("yogo")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # One cache for this process, its workers and the commands that tests start: each function is
+    # compiled once. It goes with the session unless the caller gives a folder to keep.
+    if "YOGO_JAX_CACHE" not in os.environ:
+        os.environ["YOGO_JAX_CACHE"] = tempfile.mkdtemp(prefix="yogo_jax_tests_")
+        config.add_cleanup(
+            lambda: shutil.rmtree(os.environ["YOGO_JAX_CACHE"], ignore_errors=True)
+        )
+    use_compilation_cache()

@@ -57,5 +57,5 @@ def test_each_image_tosses_its_own_coins():
     _, boxes = jax.vmap(
         lambda key, image, box: random_flips(key, image, box, horizontal=0.5, vertical=0.2)
     )(keys, images, batch)
-    share = np.asarray(boxes[:, 0, :2] != BOXES[0, :2]).mean(0)
+    share = (np.asarray(boxes[:, 0, :2]) != np.asarray(BOXES[0, :2])).mean(0)
     np.testing.assert_allclose(share, (0.5, 0.2), atol=0.07)

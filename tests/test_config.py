@@ -49,7 +49,7 @@ def test_every_field_of_base_has_a_comment():
 
 
 BAD = [
-    ("data__image_hw", (240,), "data.image_hw must be two sides"),
+    ("data__image_hw", (240,), "data.image_hw must be 2 values"),
     ("data__image_hw", (240, 8), "data.image_hw must be two sides"),
     ("data__image_hw", (240.0, 320.0), r"data.image_hw\[0\] must be of type int"),
     ("data__definition", "", "data.definition must be a path"),

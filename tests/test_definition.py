@@ -176,6 +176,15 @@ def test_all_of_a_definition_that_names_another_under_two_keys(data):
     assert sorted(names(definition.dataset_paths)) == ["a0", "a1", "a2"]
 
 
+def test_a_definition_named_for_its_test_data_gives_only_that(data):
+    write(data, CLASSES + paths("dataset_paths", "a1") + paths("test_paths", "a2"), "inner.yml")
+    write(
+        data, CLASSES + paths("dataset_paths", "a0") + paths("test_paths", i="inner.yml"), "m.yml"
+    )
+    definition = load(data, CLASSES + paths("dataset_paths", middle="m.yml"))
+    assert names(definition.dataset_paths) == ["a0", "a2"]
+
+
 def test_nested_fractions_and_thumbnails_do_not_act(data):
     inner = paths("dataset_paths", "a0") + "dataset_split_fractions: {train: 0.5, val: 0.5}\n"
     write(data, CLASSES + inner + "thumbnail_augmentation: {ring: none}\n", "inner.yml")

@@ -204,7 +204,10 @@ def _checked(value: Any, kind: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        inner = typing.get_args(kind)[0]
+        inner, *rest = typing.get_args(kind)
+        length = None if rest == [Ellipsis] else 1 + len(rest)
+        if length is not None and len(value) != length:
+            raise UserError(f"{path} must be {length} values A,B, got {value!r}")
         items = [_checked(item, inner, f"{path}[{index}]") for index, item in enumerate(value)]
         return tuple(items)
     if isinstance(kind, types.GenericAlias) or type(value) is not kind:

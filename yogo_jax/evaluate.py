@@ -59,6 +59,7 @@ def evaluate(args: argparse.Namespace) -> dict:
       UserError: checkpoint and data do not fit each other, or either cannot be read.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
     from yogo_jax.evaluation.tables import format_metrics
@@ -67,6 +68,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.training.setup import evaluation_data
     from yogo_jax.training.tracking import write_atomically
 
+    use_compilation_cache()
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)
     splits = evaluation_data(metadata, args.definition)

@@ -63,8 +63,10 @@ def _run(argv: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)
         logging.getLogger("jax").setLevel(logging.WARNING)
         # Imported late: a mistake in a flag is told without waiting for JAX.
+        from yogo_jax.compilation import use_compilation_cache
         from yogo_jax.training.loop import train_and_evaluate
 
+        use_compilation_cache()
         train_and_evaluate(config, Path(workdir).expanduser())
 
 

@@ -199,4 +199,4 @@ def init_variables(
 ) -> dict:
     """Freshly drawn `params` and `batch_stats`; the key alone decides the values."""
     shape = (1, *image_hw, channels)
-    return jax.jit(lambda key: network.init(key, jnp.zeros(shape, jnp.uint8), train=False))(key)
+    return network.init(key, jnp.zeros(shape, jnp.uint8), train=False)

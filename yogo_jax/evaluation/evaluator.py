@@ -129,7 +129,7 @@ class Evaluator:
         with open_batches(source, order, workers=self._workers) as batches:
             for batch in batches:
                 outputs = jax.device_get(self._step(variables, jax.device_put(batch)))
-                for row in np.flatnonzero(batch["image_valid"]):
+                for row in np.flatnonzero(batch["image_valid"]).tolist():
                     image = jax.tree.map(lambda array, row=row: array[row], outputs)
                     sums += np.asarray(image.terms, np.float64)
                     labels = _labels(image, batch, row)

@@ -3,7 +3,6 @@
 `train_and_evaluate` reads top to bottom: data, model, where to start, steps, test.
 """
 
-import collections
 import dataclasses
 import json
 import math
@@ -31,17 +30,15 @@ from yogo_jax.training.checkpoints import (
     restore_state,
     restore_variables,
 )
+from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.resume import find_start, record_config
 from yogo_jax.training.setup import RunData, initial_state, prepare_data, prepare_spec
 from yogo_jax.training.state import TrainState
-from yogo_jax.training.step import StepMetrics, make_train_step
+from yogo_jax.training.step import make_train_step
 from yogo_jax.training.tracking import Tracker, write_atomically
 
 
-# Steps whose metrics may still be on the device: enough to keep it busy, few enough that a
-# non-finite loss stops the run at once.
-STEPS_IN_FLIGHT = 2
 # Frames of the test set that are drawn with their boxes.
 TEST_PICTURES = 8
 
@@ -67,16 +64,20 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     # ---- where to start ----
     start = find_start(config, workdir, data.fingerprint)
     run = _Run(config, workdir, spec, data)
-    first_step = 0 if start is None else start.step
+    first_step = 0 if start is None else start.metadata.step
     with Tracker(config, workdir, total_steps=run.total_steps, first_step=first_step) as tracker:
         _describe(run, tracker)
         # ---- steps ----
         if start is None:
             state = initial_state(config, spec, run.tx, tracker.say)
         else:
-            tracker.say(f"continuing {start.folder} at step {start.step} of {run.total_steps}")
+            tracker.say(f"continuing {start.folder} at step {first_step} of {run.total_steps}")
             state = restore_state(start.folder, spec, run.tx)
         record_config(config, workdir)
+        if start is not None and not start.own:
+            # From here on the workdir can be continued without the other one.
+            with CheckpointStore(workdir / "checkpoints") as store:
+                store.save(state, start.metadata)
         run.train(state, first_step, tracker)
         # ---- test ----
         return run.test(tracker)
@@ -146,7 +147,12 @@ class _Run:
             rgb=self.spec.rgb,
             max_boxes=self.data.max_boxes,
         )
-        meter = _Meter(self, tracker)
+        meter = Meter(
+            order,
+            tracker,
+            epochs=config.train.epochs,
+            image_paths=self.data.splits.train.image_paths,
+        )
         device = jax.devices()[0]
         state = jax.device_put(state, device)
         save_every = config.train.checkpoint_every_minutes * 60
@@ -162,9 +168,8 @@ class _Run:
         ):
             saved_at = time.monotonic()
             for step, batch in enumerate(batches, start=first_step):
-                images = int(batch["image_valid"].sum())
                 state, metrics = step_fn(state, jax.device_put(batch, device))
-                meter.add(step, metrics, images)
+                meter.add(step, metrics)
                 done = step + 1
                 validation = None
                 if self._validates_after(done):
@@ -175,6 +180,7 @@ class _Run:
                 meter.finish()
                 store.save(state, self._metadata(done, validation))
                 saved_at = time.monotonic()
+                meter.skip_time()
 
     def test(self, tracker: Tracker) -> dict[str, Any]:
         """Metrics of the best checkpoint on the test split, written and printed."""
@@ -242,76 +248,3 @@ def as_test_metrics(metrics: Mapping[str, Any], checkpoint: Path, step: int) -> 
     """The metrics of an evaluation as `metrics.json` has them."""
     renamed = {key: value for key, value in metrics.items() if key != "loss"}
     return {**renamed, "test_loss": metrics["loss"], "checkpoint": str(checkpoint), "step": step}
-
-
-class _Meter:
-    """Reads the metrics of steps a little late, so that the device never waits for the host."""
-
-    def __init__(self, run: _Run, tracker: Tracker) -> None:
-        self._run = run
-        self._tracker = tracker
-        self._pending: collections.deque[tuple[int, StepMetrics, int]] = collections.deque()
-        self._clock = time.monotonic()
-        self._epoch_loss = [0.0, 0]
-
-    def add(self, step: int, metrics: StepMetrics, images: int) -> None:
-        """Takes the metrics of a step that was just dispatched."""
-        self._pending.append((step, metrics, images))
-        while len(self._pending) > STEPS_IN_FLIGHT:
-            self._read()
-
-    def finish(self) -> None:
-        """Reads everything that is still on the device."""
-        while self._pending:
-            self._read()
-        self._tracker.flush()
-
-    def _read(self) -> None:
-        step, on_device, images = self._pending.popleft()
-        metrics = jax.device_get(on_device)
-        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
-        terms = {name: float(value) for name, value in metrics.terms._asdict().items()}
-        self._stop_if_not_finite(step, loss, grad_norm, terms)
-        now = time.monotonic()
-        rate = images / max(now - self._clock, 1e-9)
-        self._clock = now
-        steps_per_epoch = self._run.order.steps_per_epoch
-        epoch = step // steps_per_epoch
-        self._tracker.log(
-            "train",
-            step + 1,
-            {
-                "epoch": epoch,
-                "loss": loss,
-                **terms,
-                "learning_rate": float(metrics.learning_rate),
-                "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-                "images_per_second": round(rate, 2),
-            },
-        )
-        epochs = self._run.config.train.epochs
-        self._tracker.advance(
-            step + 1, f"epoch {epoch + 1}/{epochs} loss {loss:.3f} {rate:.1f} images/s"
-        )
-        self._epoch_loss = [self._epoch_loss[0] + loss * images, self._epoch_loss[1] + images]
-        if (step + 1) % steps_per_epoch == 0:
-            mean = self._epoch_loss[0] / max(self._epoch_loss[1], 1)
-            self._epoch_loss = [0.0, 0]
-            self._tracker.say(f"epoch {epoch + 1}/{epochs}: loss {mean:.4f}, {rate:.1f} images/s")
-
-    def _stop_if_not_finite(
-        self, step: int, loss: float, grad_norm: float, terms: Mapping[str, float]
-    ) -> None:
-        # An endless norm may be the overflow of a square; the clamp takes care of such gradients.
-        if math.isfinite(loss) and not math.isnan(grad_norm):
-            return
-        self._tracker.flush()
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        what = f"the {' and '.join(bad)} loss" if bad else "a gradient"
-        paths = self._run.data.splits.train.image_paths
-        images = [paths[record] for record in self._run.order.records_of_batch(step)]
-        raise UserError(
-            f"{what} is not finite at step {step + 1} (terms {dict(terms)}, gradient norm "
-            f"{grad_norm}); its batch holds {', '.join(images)}. Lower "
-            "--config.optim.learning_rate or look at these images; checkpoints are untouched"
-        )

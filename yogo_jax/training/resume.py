@@ -26,10 +26,11 @@ MAY_CHANGE = {
 
 
 class Start(NamedTuple):
-    """The checkpoint that a run goes on from."""
+    """The checkpoint that a run goes on from; `own` if it lies in the run's workdir already."""
 
     folder: Path
-    step: int
+    metadata: Metadata
+    own: bool
 
 
 def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | None:
@@ -64,7 +65,7 @@ def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | 
         folder = runs[-1] if runs else find_checkpoint(given)
     metadata = read_metadata(folder)
     _check_same(config, metadata, data_fingerprint, folder)
-    return Start(folder, metadata.step)
+    return Start(folder, metadata, own=bool(own))
 
 
 def record_config(config: Config, workdir: Path) -> None:

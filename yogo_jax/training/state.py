@@ -28,13 +28,18 @@ class TrainState:
 
 def create_state(spec: ModelSpec, tx: optax.GradientTransformation, *, seed: int) -> TrainState:
     """A fresh state at step 0; the seed alone decides its weights."""
-    variables = init_variables(
-        spec.network(), jax.random.key(seed), image_hw=spec.image_hw, channels=spec.channels
-    )
-    params = variables["params"]
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(params),
-    )
+
+    @jax.jit
+    def create(key: jax.Array) -> TrainState:
+        variables = init_variables(
+            spec.network(), key, image_hw=spec.image_hw, channels=spec.channels
+        )
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(params),
+        )
+
+    return create(jax.random.key(seed))

@@ -1,0 +1,155 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import tiny_config
+
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.training.checkpoints import (
+    FORMAT_VERSION,
+    CheckpointStore,
+    Metadata,
+    committed_checkpoints,
+    find_checkpoint,
+    read_metadata,
+    restore_state,
+    restore_variables,
+)
+from yogo_jax.training.optimizer import make_optimizer
+from yogo_jax.training.state import TrainState, create_state
+
+
+SPEC = ModelSpec(
+    architecture="quarter_filters",
+    class_names=("healthy", "ring"),
+    image_hw=(32, 32),
+    anchor_wh=(0.1, 0.2),
+    rgb=False,
+    normalize_images=True,
+)
+CONFIG = tiny_config("d.yml")
+TX = make_optimizer(CONFIG.optim, 10)
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    return create_state(SPEC, TX, seed=0)
+
+
+def metadata(step: int, loss: float | None = None) -> Metadata:
+    return Metadata(
+        model=SPEC,
+        config=CONFIG.to_dict(),
+        step=step,
+        epoch=0,
+        position=4 * step,
+        data_fingerprint="f",
+        validation=None if loss is None else {"loss": loss},
+        git_revision="g",
+    )
+
+
+def steps_in(workdir) -> list[int]:
+    return [int(folder.name) for folder in committed_checkpoints(workdir / "checkpoints")]
+
+
+def save(workdir, state, step, loss=None):
+    with CheckpointStore(workdir / "checkpoints") as store:
+        store.save(state.replace(step=jnp.asarray(step, jnp.int32)), metadata(step, loss))
+
+
+def test_state_and_metadata_come_back_bit_for_bit(tmp_path, state):
+    save(tmp_path, state, 7, loss=1.5)
+    folder = find_checkpoint(tmp_path)
+    assert read_metadata(folder) == metadata(7, 1.5)
+    restored = restore_state(folder, SPEC, TX)
+    assert int(restored.step) == 7
+    for found, expected in zip(
+        jax.tree.leaves(restored.replace(step=state.step)), jax.tree.leaves(state), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    variables = restore_variables(folder, SPEC)
+    assert jax.tree.structure(variables) == jax.tree.structure(state.variables)
+    # What a checkpoint is for: it is enough to predict with.
+    images = jnp.zeros((1, 32, 32, 1), jnp.uint8)
+    read_metadata(folder).model.predict(variables, images)
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept", "best"),
+    [
+        pytest.param([3.0, 2.0, 1.0], [30], 30, id="ever better"),
+        pytest.param([1.0, 2.0, 3.0], [10, 30], 10, id="ever worse"),
+        pytest.param([2.0, 1.0, None, None], [20, 40], 20, id="saved by the clock"),
+        pytest.param([None, None], [20], 20, id="never validated"),
+    ],
+)
+@pytest.mark.parametrize("restarted", [False, True], ids=["one process", "restarted each time"])
+def test_the_best_and_the_latest_are_kept(tmp_path, state, losses, kept, best, restarted):
+    if restarted:
+        for index, loss in enumerate(losses):
+            save(tmp_path, state, 10 * (index + 1), loss)
+    else:
+        with CheckpointStore(tmp_path / "checkpoints") as store:
+            for index, loss in enumerate(losses):
+                store.save(state, metadata(10 * (index + 1), loss))
+    assert steps_in(tmp_path) == kept
+    assert find_checkpoint(tmp_path).name == str(best)
+    assert not (tmp_path / "checkpoints" / ".superseded").exists()
+
+
+def test_later_steps_do_not_reach_into_a_checkpoint_being_written(tmp_path, state):
+    scale = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
+    current = jax.tree.map(jnp.copy, state)
+    expected = jax.device_get(state.params)
+    with CheckpointStore(tmp_path / "checkpoints") as store:
+        store.save(current, metadata(1))
+        for _ in range(5):
+            current = scale(current)
+        jax.block_until_ready(current)
+    restored = restore_state(find_checkpoint(tmp_path), SPEC, TX)
+    jax.tree.map(np.testing.assert_array_equal, restored.params, expected)
+
+
+def test_unfinished_checkpoints_are_never_read(tmp_path, state):
+    save(tmp_path, state, 5)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "9.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+    (checkpoints / ".superseded" / "3" / "model").mkdir(parents=True)
+    assert steps_in(tmp_path) == [5]
+    assert find_checkpoint(tmp_path).name == "5"
+    save(tmp_path, state, 9)
+    assert steps_in(tmp_path) == [9]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda path: None, "found no such folder", id="missing"),
+        pytest.param(lambda path: path.mkdir(), "found neither", id="empty folder"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, make, message):
+    path = tmp_path / "somewhere"
+    make(path)
+    with pytest.raises(UserError, match=message):
+        find_checkpoint(path)
+
+
+def test_another_format_is_refused(tmp_path, state):
+    save(tmp_path, state, 1)
+    file = tmp_path / "checkpoints" / "1" / "metadata" / "metadata"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "format_version": FORMAT_VERSION + 1}))
+    with pytest.raises(UserError, match="checkpoint format 2, but this version"):
+        read_metadata(tmp_path / "checkpoints" / "1")
+
+
+def test_weights_that_do_not_fit_their_description_are_refused(tmp_path, state):
+    save(tmp_path, state, 1)
+    wider = ModelSpec(**{**SPEC.to_dict(), "architecture": "half_filters"})
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        restore_variables(tmp_path / "checkpoints" / "1", wider)

@@ -1,0 +1,81 @@
+"""Who may import whom, how long files may be, and which words a library may not know."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+PACKAGE = Path(__file__).parents[1] / "yogo_jax"
+ENTRY_POINTS = {"train", "evaluate", "anchors"}
+# Groups of modules, each with the groups that it may import.
+MAY_IMPORT = {
+    "errors": set(),
+    "detector": {"errors", "detector"},
+    "config": {"errors", "detector"},
+    "data": {"errors", "data"},
+    "output": {"errors", "detector", "output"},
+    "evaluation": {"errors", "detector", "data", "output", "evaluation"},
+    "training": {"errors", "config", "detector", "data", "output", "evaluation", "training"},
+    "compilation": {"data"},
+    **{
+        entry: {
+            "errors",
+            "config",
+            "compilation",
+            "detector",
+            "data",
+            "output",
+            "evaluation",
+            "training",
+        }
+        for entry in ENTRY_POINTS
+    },
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def group_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    if path.name == "__init__.py":
+        assert not imported_modules(path)
+        return
+    modules = {name.split(".")[1] for name in imported_modules(path) if name.startswith("yogo_jax.")}
+    groups = modules & MAY_IMPORT.keys()
+    assert groups <= MAY_IMPORT[group_of(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_short(path):
+    assert path.read_text().count("\n") <= 300
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("data/*.py")), ids=lambda path: path.stem)
+def test_the_data_side_does_not_import_jax(path):
+    roots = {name.split(".")[0] for name in imported_modules(path)}
+    assert not roots & {"jax", "flax", "optax", "orbax"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_bridge_knows_other_frameworks(path):
+    roots = {name.split(".")[0] for name in imported_modules(path)}
+    assert not roots & {"torch", "onnx", "jax2onnx", "openvino", "nncf", "bridge"}
+
+
+def test_no_drawer_for_odds_and_ends():
+    assert not [path for path in FILES if path.stem in ("utils", "misc", "common", "helpers")]

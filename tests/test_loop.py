@@ -1,0 +1,233 @@
+"""Whole runs on tiny data: files of a workdir, and a run that was cut equals one that was not."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from runs import tiny_config
+from tiny_data import write_dataset
+
+from yogo_jax.errors import UserError
+from yogo_jax.training import loop
+from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
+from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.optimizer import make_optimizer
+from yogo_jax.training.step import make_train_step
+from yogo_jax.training.tracking import read_metrics
+
+
+EPOCHS = 3
+
+
+class Cut(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture(scope="module")
+def definition(tmp_path_factory):
+    # Ten training images in batches of four: the last one of an epoch is padded.
+    return write_dataset(tmp_path_factory.mktemp("data"), images=20)
+
+
+def config_of(definition, **overrides):
+    return tiny_config(definition, **{"train__epochs": EPOCHS, **overrides})
+
+
+def train_records(workdir) -> list[dict]:
+    records = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "train"]
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
+
+
+def final_state(workdir, config):
+    folder = committed_checkpoints(workdir / "checkpoints")[-1]
+    tx = make_optimizer(config.optim, 9)
+    return restore_state(folder, read_metadata(folder).model, tx)
+
+
+def assert_equal_trees(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def whole_run(definition, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    metrics = train_and_evaluate(config_of(definition), workdir)
+    return workdir, metrics
+
+
+def test_a_workdir_holds_what_it_promises(whole_run, definition):
+    workdir, metrics = whole_run
+    assert json.loads((workdir / "config.json").read_text()) == config_of(definition).to_dict()
+    on_disk = json.loads((workdir / "test" / "metrics.json").read_text())
+    assert on_disk == metrics
+    for key in (
+        "mAP50",
+        "mAP50_95",
+        "AP50_by_class",
+        "precision_by_class",
+        "recall_by_class",
+        "confusion",
+        "calibration_error",
+        "missed_by_class",
+        "extra_by_class",
+        "images",
+        "objects",
+        "test_loss",
+    ):
+        assert key in on_disk
+    assert on_disk["images"] == 5
+    assert on_disk["objects"] == 30
+    assert len(list((workdir / "test" / "pictures").glob("*.png"))) == 5
+    records = read_metrics(workdir / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 10))
+    assert [r["step"] for r in records if r["kind"] == "validation"] == [3, 6, 9]
+    assert "epoch 3/3" in (workdir / "train.log").read_text()
+
+
+def test_the_last_checkpoint_describes_itself(whole_run, definition):
+    workdir, _ = whole_run
+    metadata = read_metadata(committed_checkpoints(workdir / "checkpoints")[-1])
+    assert metadata.step == 9
+    assert metadata.epoch == 3
+    assert metadata.position == 30
+    assert metadata.model.class_names == ("healthy", "ring")
+    assert metadata.config == config_of(definition).to_dict()
+    assert metadata.validation["loss"] > 0
+
+
+@pytest.mark.parametrize("cut_after", [1, 3, 4, 8], ids=lambda step: f"after step {step}")
+def test_a_run_that_was_cut_ends_bit_for_bit_as_one_that_was_not(
+    whole_run, definition, tmp_path, monkeypatch, cut_after
+):
+    workdir, metrics = whole_run
+    config = config_of(definition, train__checkpoint_every_minutes=1e-9)
+    calls = 0
+    real_device_put = loop.jax.device_put
+
+    def counting(tree, *args, **kwargs):
+        nonlocal calls
+        if isinstance(tree, dict) and "image" in tree and args:
+            calls += 1
+            if calls > cut_after:
+                raise Cut
+        return real_device_put(tree, *args, **kwargs)
+
+    monkeypatch.setattr(loop.jax, "device_put", counting)
+    with pytest.raises(Cut):
+        train_and_evaluate(config, tmp_path)
+    monkeypatch.undo()
+    assert int(committed_checkpoints(tmp_path / "checkpoints")[-1].name) == cut_after
+
+    # Other workers and another cadence may take over; the numbers stay.
+    continued = config_of(definition, data__workers=1)
+    metrics_after = train_and_evaluate(continued, tmp_path)
+    assert train_records(tmp_path) == train_records(workdir)
+    assert {k: v for k, v in metrics_after.items() if k != "checkpoint"} == {
+        k: v for k, v in metrics.items() if k != "checkpoint"
+    }
+    assert_equal_trees(final_state(tmp_path, config), final_state(workdir, config))
+
+
+def test_a_finished_run_is_only_tested_again(whole_run, definition, monkeypatch):
+    workdir, metrics = whole_run
+    (workdir / "test" / "metrics.json").unlink()
+    monkeypatch.setattr(loop, "make_train_step", None)
+    assert train_and_evaluate(config_of(definition), workdir) == metrics
+    assert (workdir / "test" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param({"train__resume": "never"}, "holds a run already", id="never"),
+        pytest.param(
+            {"optim__learning_rate": 1.0}, "config.optim.learning_rate: 0.0003 != 1.0", id="config"
+        ),
+        pytest.param({"train__resume": "elsewhere"}, "holds checkpoints of its own", id="elsewhere"),
+    ],
+)
+def test_another_run_in_the_workdir_is_refused(whole_run, definition, overrides, message):
+    workdir, _ = whole_run
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(config_of(definition, **overrides), workdir)
+
+
+def test_changed_data_is_refused(definition, tmp_path, whole_run):
+    workdir, _ = whole_run
+    labels = sorted((definition.parent / "labels" / "all").glob("*.txt"))[0]
+    before = labels.read_text()
+    try:
+        labels.write_text("0 0.5 0.5 0.2 0.2\n")
+        with pytest.raises(UserError, match="was trained on other data"):
+            train_and_evaluate(config_of(definition), workdir)
+    finally:
+        labels.write_text(before)
+
+
+def test_a_given_checkpoint_is_continued_in_a_new_workdir(whole_run, definition, tmp_path):
+    workdir, _ = whole_run
+    config = config_of(definition, train__resume=str(workdir))
+    train_and_evaluate(config, tmp_path)
+    assert train_records(tmp_path) == []
+    assert (tmp_path / "test" / "metrics.json").exists()
+    # The same command again, as a requeued job would give it.
+    train_and_evaluate(config, tmp_path)
+
+
+def test_one_compilation_per_function(definition, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "jax"), jax.log_compiles():
+        train_and_evaluate(config_of(definition), tmp_path)
+    compiled = [
+        record.getMessage().split("(")[1].split(")")[0]
+        for record in caplog.records
+        if record.getMessage().startswith("Finished XLA compilation of")
+    ]
+    assert compiled.count("train_step") == 1
+    assert compiled.count("eval_step") == 1
+
+
+def test_weights_of_another_run_are_a_start(whole_run, definition, tmp_path, capsys):
+    workdir, _ = whole_run
+    config = config_of(definition, train__from_pretrained=str(workdir), train__epochs=1)
+    train_and_evaluate(config, tmp_path / "same")
+    assert "weights from" in capsys.readouterr().out
+    fresh = train_records(workdir)[0]["loss"]
+    assert train_records(tmp_path / "same")[0]["loss"] < fresh
+
+    others = write_dataset(tmp_path / "data", class_names=("a", "b", "c"), images=12)
+    config = config_of(others, train__from_pretrained=str(workdir), train__epochs=1)
+    train_and_evaluate(config, tmp_path / "others")
+    assert "the head is made anew, its classes were healthy, ring" in capsys.readouterr().out
+
+    config = config_of(
+        definition, train__from_pretrained=str(workdir), model__name="half_filters"
+    )
+    with pytest.raises(UserError, match="set --config.model.name=quarter_filters"):
+        train_and_evaluate(config, tmp_path / "refused")
+
+
+def test_a_loss_that_is_not_finite_names_term_and_batch(definition, tmp_path, monkeypatch):
+    def poisoned(*args, **kwargs):
+        step_fn = make_train_step(*args, **kwargs)
+
+        def train_step(state, batch):
+            state, metrics = step_fn(state, batch)
+            bad = metrics.terms._replace(box=jax.numpy.where(state.step == 5, np.nan, metrics.loss))
+            return state, metrics._replace(loss=bad.total(), terms=bad)
+
+        return train_step
+
+    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    with pytest.raises(UserError, match=r"the box loss is not finite at step 5 .*all_\d+\.png"):
+        train_and_evaluate(config_of(definition), tmp_path)
+    assert [folder.name for folder in committed_checkpoints(tmp_path / "checkpoints")] == ["3"]
+
+
+def test_a_data_set_without_validation_or_test(definition, tmp_path):
+    config = config_of(definition, data__split_override=(1.0, 0.0, 0.0), train__epochs=1)
+    assert train_and_evaluate(config, tmp_path) == {}
+    assert len(committed_checkpoints(tmp_path / "checkpoints")) == 1

@@ -1,0 +1,110 @@
+"""What the steps of a run report: to the log, to the bar, and whether the loss is still finite."""
+
+import collections
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from yogo_jax.data.pipeline import EpochOrder
+from yogo_jax.errors import UserError
+from yogo_jax.training.step import StepMetrics
+from yogo_jax.training.tracking import Tracker
+
+
+# Steps whose metrics may still be on the device: enough to keep it busy, few enough that a
+# non-finite loss stops the run at once.
+STEPS_IN_FLIGHT = 2
+
+
+class Meter:
+    """Reads the metrics of steps a little late, so that the device never waits for the host.
+
+    Attributes:
+      order: of the training data.
+      tracker: where records and lines go.
+      epochs: of the whole run.
+      image_paths: of the training records, to name the images of a bad batch.
+    """
+
+    def __init__(
+        self, order: EpochOrder, tracker: Tracker, *, epochs: int, image_paths: Sequence[str]
+    ) -> None:
+        self._order = order
+        self._tracker = tracker
+        self._epochs = epochs
+        self._image_paths = image_paths
+        self._pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
+        self._clock = time.monotonic()
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self._losses = 0.0
+        self._images = 0
+        self._epoch_seconds = 0.0
+
+    def add(self, step: int, metrics: StepMetrics) -> None:
+        """Takes the metrics of a step, counted from 0, that was just dispatched."""
+        self._pending.append((step, metrics))
+        while len(self._pending) > STEPS_IN_FLIGHT:
+            self._read()
+
+    def finish(self) -> None:
+        """Reads everything that is still on the device."""
+        while self._pending:
+            self._read()
+        self._tracker.flush()
+
+    def skip_time(self) -> None:
+        """Leaves the time since the last step, which went elsewhere, out of the speed."""
+        self._clock = time.monotonic()
+
+    def _read(self) -> None:
+        step, on_device = self._pending.popleft()
+        metrics = jax.device_get(on_device)
+        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        terms = {name: float(value) for name, value in metrics.terms._asdict().items()}
+        self._stop_if_not_finite(step, loss, grad_norm, terms)
+        done = step + 1
+        images = self._order.position_after(done) - self._order.position_after(step)
+        seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
+        self._losses += loss * images
+        self._images += images
+        self._epoch_seconds += seconds
+        epoch = step // self._order.steps_per_epoch
+        rate = self._images / max(self._epoch_seconds, 1e-9)
+        self._tracker.log(
+            "train",
+            done,
+            {
+                "epoch": epoch,
+                "loss": loss,
+                **terms,
+                "learning_rate": float(metrics.learning_rate),
+                "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+                "images_per_second": round(images / max(seconds, 1e-9), 2),
+            },
+        )
+        where = f"epoch {epoch + 1}/{self._epochs}"
+        self._tracker.advance(done, f"{where} loss {loss:.3f} {rate:.1f} images/s")
+        if done % self._order.steps_per_epoch == 0:
+            mean = self._losses / self._images
+            self._tracker.say(f"{where}: loss {mean:.4f}, {rate:.1f} images/s")
+            self._start_epoch()
+
+    def _stop_if_not_finite(
+        self, step: int, loss: float, grad_norm: float, terms: Mapping[str, float]
+    ) -> None:
+        # An endless norm may be the overflow of a square; the clamp takes care of such gradients.
+        if math.isfinite(loss) and not math.isnan(grad_norm):
+            return
+        self._tracker.flush()
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        what = f"the {' and '.join(bad)} loss" if bad else "a gradient"
+        images = [self._image_paths[record] for record in self._order.records_of_batch(step)]
+        raise UserError(
+            f"{what} is not finite at step {step + 1} (terms {dict(terms)}, gradient norm "
+            f"{grad_norm}); its batch holds {', '.join(images)}. Lower "
+            "--config.optim.learning_rate or look at these images; checkpoints are untouched"
+        )
