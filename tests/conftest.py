@@ -23,7 +23,5 @@ def pytest_configure(config: pytest.Config) -> None:
     # compiled once. It goes with the session unless the caller gives a folder to keep.
     if "YOGO_JAX_CACHE" not in os.environ:
         os.environ["YOGO_JAX_CACHE"] = tempfile.mkdtemp(prefix="yogo_jax_tests_")
-        config.add_cleanup(
-            lambda: shutil.rmtree(os.environ["YOGO_JAX_CACHE"], ignore_errors=True)
-        )
+        config.add_cleanup(lambda: shutil.rmtree(os.environ["YOGO_JAX_CACHE"], ignore_errors=True))
     use_compilation_cache()

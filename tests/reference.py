@@ -41,11 +41,7 @@ def ciou_loss(a, b):
     v = (
         4
         / math.pi**2
-        * (
-            math.atan((b[2] - b[0]) / (b[3] - b[1]))
-            - math.atan((a[2] - a[0]) / (a[3] - a[1]))
-        )
-        ** 2
+        * (math.atan((b[2] - b[0]) / (b[3] - b[1])) - math.atan((a[2] - a[0]) / (a[3] - a[1]))) ** 2
     )
     alpha = v / (1 - overlap + v) if v else 0.0
     return 1 - overlap + distance / (hull_width**2 + hull_height**2) + alpha * v

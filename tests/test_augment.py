@@ -45,9 +45,7 @@ def test_a_marked_pixel_stays_under_its_box():
             jax.random.key(seed), jnp.asarray(frame), box, horizontal=0.5, vertical=0.5
         )
         row, column, _ = np.argwhere(np.asarray(image) == 255)[0]
-        np.testing.assert_allclose(
-            boxes[0, :2], ((column + 0.5) / 60, (row + 0.5) / 40), atol=1e-6
-        )
+        np.testing.assert_allclose(boxes[0, :2], ((column + 0.5) / 60, (row + 0.5) / 40), atol=1e-6)
 
 
 def test_each_image_tosses_its_own_coins():

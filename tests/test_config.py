@@ -11,7 +11,9 @@ from yogo_jax.errors import UserError
 
 
 CONFIGS = sorted(
-    path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py") if path.stem[0] != "_"
+    path.stem
+    for path in (Path(__file__).parents[1] / "configs").glob("*.py")
+    if path.stem[0] != "_"
 )
 
 
@@ -42,7 +44,9 @@ def test_every_field_of_base_has_a_comment():
         if not group and field != "seed":
             continue
         index = next(
-            i for i, line in enumerate(lines) if line.strip().startswith(f"{group or 'config'}.{field} =")
+            i
+            for i, line in enumerate(lines)
+            if line.strip().startswith(f"{group or 'config'}.{field} =")
         )
         above = lines[index - 1].strip()
         assert above.startswith("#") or field in ("epochs", "vertical_flip"), name
@@ -92,11 +96,13 @@ def test_bad_values_are_named(field, value, message):
 def test_unknown_and_missing_fields_are_named():
     values = tiny_values("d.yml")
     values["optim"]["learning_rte"] = 1.0
-    with pytest.raises(UserError, match="config.optim.learning_rte .* did you mean 'learning_rate'"):
+    with pytest.raises(
+        UserError, match=r"config.optim.learning_rte .* did you mean 'learning_rate'"
+    ):
         from_mapping(values)
     values = tiny_values("d.yml")
     del values["loss"]["iou_weight"]
-    with pytest.raises(UserError, match="config.loss lacks iou_weight"):
+    with pytest.raises(UserError, match=r"config.loss lacks iou_weight"):
         from_mapping(values)
 
 

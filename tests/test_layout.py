@@ -55,7 +55,9 @@ def test_imports_point_one_way(path):
     if path.name == "__init__.py":
         assert not imported_modules(path)
         return
-    modules = {name.split(".")[1] for name in imported_modules(path) if name.startswith("yogo_jax.")}
+    modules = {
+        name.split(".")[1] for name in imported_modules(path) if name.startswith("yogo_jax.")
+    }
     groups = modules & MAY_IMPORT.keys()
     assert groups <= MAY_IMPORT[group_of(path)]
 

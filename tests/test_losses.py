@@ -7,7 +7,7 @@ import pytest
 from parity import load
 
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.losses import LossTerms, yogo_loss
+from yogo_jax.detector.losses import LossTerms, LossWeights, yogo_loss
 from yogo_jax.detector.targets import Targets
 
 
@@ -40,7 +40,7 @@ def as_targets(upstream: jax.Array) -> Targets:
 
 
 def batch_loss(upstream_predictions, upstream_labels, **weights):
-    one = functools.partial(yogo_loss, **weights)
+    one = functools.partial(yogo_loss, weights=LossWeights(**weights))
     terms = jax.vmap(lambda p, l: one(as_predictions(p), as_targets(l)))(
         upstream_predictions, upstream_labels
     )
@@ -65,7 +65,9 @@ def test_recorded_loss_terms_and_gradients(setting):
 
 def make_case(seed: int, objects: int) -> tuple[Predictions, Targets]:
     rng = np.random.default_rng(seed)
-    boxes = np.concatenate([rng.uniform(0, 1, (12, 16, 2)), rng.uniform(0.02, 0.3, (12, 16, 2))], -1)
+    boxes = np.concatenate(
+        [rng.uniform(0, 1, (12, 16, 2)), rng.uniform(0.02, 0.3, (12, 16, 2))], -1
+    )
     predictions = Predictions(
         jnp.asarray(boxes, jnp.float32),
         jnp.asarray(rng.uniform(0, 1, (12, 16)), jnp.float32),
@@ -85,7 +87,7 @@ def make_case(seed: int, objects: int) -> tuple[Predictions, Targets]:
 
 
 def loss_of(predictions, targets) -> LossTerms:
-    return yogo_loss(predictions, targets, **DEFAULT)
+    return yogo_loss(predictions, targets, LossWeights(**DEFAULT))
 
 
 @pytest.mark.parametrize(
@@ -117,10 +119,10 @@ def test_an_empty_image_has_objectness_loss_only():
 def test_weights_scale_their_own_term():
     predictions, targets = make_case(2, 9)
     base = loss_of(predictions, targets)
-    doubled = yogo_loss(predictions, targets, **(DEFAULT | {"classify_weight": 2.0}))
+    doubled = yogo_loss(predictions, targets, LossWeights(**(DEFAULT | {"classify_weight": 2.0})))
     assert float(doubled.classification) == pytest.approx(2 * float(base.classification), rel=1e-6)
     assert float(doubled.box) == float(base.box)
-    doubled = yogo_loss(predictions, targets, **(DEFAULT | {"iou_weight": 10.0}))
+    doubled = yogo_loss(predictions, targets, LossWeights(**(DEFAULT | {"iou_weight": 10.0})))
     assert float(doubled.box) == pytest.approx(2 * float(base.box), rel=1e-6)
 
 

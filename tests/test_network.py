@@ -141,7 +141,7 @@ def test_grids_of_the_instrument(name, image_hw, grid_hw):
 
 
 def test_unknown_architecture_names_those_that_exist():
-    with pytest.raises(UserError, match="unknown architecture 'base'.*base_model"):
+    with pytest.raises(UserError, match=r"unknown architecture 'base'.*base_model"):
         get_backbone("base")
 
 
@@ -205,4 +205,6 @@ def test_dropout_drops_whole_channels_of_single_images():
     dropped = np.asarray((features == 0).all(axis=(1, 2)))
     assert 0.03 < dropped.mean() < 0.2
     assert (dropped.any(0) & ~dropped.all(0)).any()
-    assert not np.asarray(features == 0)[~np.broadcast_to(dropped[:, None, None], features.shape)].any()
+    assert not np.asarray(features == 0)[
+        ~np.broadcast_to(dropped[:, None, None], features.shape)
+    ].any()

@@ -11,9 +11,7 @@ from yogo_jax.detector.nms import nms
 
 @functools.partial(jax.jit, static_argnames=("iou_threshold", "max_detections"))
 def run(boxes, scores, valid, iou_threshold=0.5, max_detections=16):
-    return nms(
-        boxes, scores, valid, iou_threshold=iou_threshold, max_detections=max_detections
-    )
+    return nms(boxes, scores, valid, iou_threshold=iou_threshold, max_detections=max_detections)
 
 
 def survivors(boxes, scores, *, valid=None, **settings):

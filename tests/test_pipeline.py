@@ -97,9 +97,10 @@ def test_an_image_that_breaks_later_is_named(tmp_path, workers):
     with open(train.image_paths[1], "wb") as file:
         file.write(b"no image")
     order = EpochOrder(num_records=len(train), batch_size=2, seed=None)
-    with pytest.raises(Exception, match="all_"), open_batches(
-        make_source(train), order, workers=workers
-    ) as batches:
+    with (
+        pytest.raises(Exception, match="all_"),
+        open_batches(make_source(train), order, workers=workers) as batches,
+    ):
         list(batches)
 
 

@@ -49,7 +49,9 @@ def test_recorded_label_grids(image):
         pytest.param([(1.0, 1.0, 0.1, 0.1)], (11, 15), 0, id="centre at exactly 1"),
         pytest.param([(0.5, 0.5, 0.1, 0.1)], (6, 8), 0, id="on the border of cells"),
         pytest.param([(0.51, 0.51, 0.1, 0.1), (0.52, 0.52, 0.2, 0.2)], (6, 8), 1, id="later wins"),
-        pytest.param([(0.52, 0.52, 0.2, 0.2), (0.51, 0.51, 0.1, 0.1)], (6, 8), 1, id="whatever it is"),
+        pytest.param(
+            [(0.52, 0.52, 0.2, 0.2), (0.51, 0.51, 0.1, 0.1)], (6, 8), 1, id="whatever it is"
+        ),
     ],
 )
 def test_cells_table(boxes, cell, winner):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from yogo_jax.detector.backbones import get_backbone
+from yogo_jax.detector.losses import LossWeights
 from yogo_jax.errors import UserError
 
 
@@ -96,13 +97,8 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the loss, see `detector/losses.py`."""
-
-    no_object_weight: float
-    iou_weight: float
-    classify_weight: float
-    label_smoothing: float
+class LossConfig(LossWeights):
+    """Weights of the loss, with their ranges."""
 
     def __post_init__(self) -> None:
         for field in ("no_object_weight", "iou_weight", "classify_weight"):
@@ -124,7 +120,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "optim.learning_rate", "above 0", self.learning_rate)
-        _require(self.lr_decay_factor >= 1, "optim.lr_decay_factor", "1 or more", self.lr_decay_factor)
+        _require(
+            self.lr_decay_factor >= 1, "optim.lr_decay_factor", "1 or more", self.lr_decay_factor
+        )
         _require(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
         _require(self.clip_value > 0, "optim.clip_value", "above 0", self.clip_value)
 
@@ -211,7 +209,9 @@ def _checked(value: Any, kind: Any, path: str) -> Any:
         items = [_checked(item, inner, f"{path}[{index}]") for index, item in enumerate(value)]
         return tuple(items)
     if isinstance(kind, types.GenericAlias) or type(value) is not kind:
-        name = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+        name = (
+            getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+        )
         raise UserError(
             f"{path} must be of type {name}, got {value!r} of type {type(value).__name__}"
         )
@@ -233,9 +233,11 @@ def _build(kind: Any, values: Any, path: str) -> Any:
         raise UserError(f"{path} lacks {', '.join(missing)}: add them as in configs/base.py")
     built = {}
     for name, field_kind in fields.items():
-        make = _build if dataclasses.is_dataclass(field_kind) else _checked
-        args = (values[name], field_kind) if make is _checked else (field_kind, values[name])
-        built[name] = make(*args, f"{path}.{name}")
+        here = f"{path}.{name}"
+        if dataclasses.is_dataclass(field_kind):
+            built[name] = _build(field_kind, values[name], here)
+        else:
+            built[name] = _checked(values[name], field_kind, here)
     return kind(**built)
 
 

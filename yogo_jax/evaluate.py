@@ -1,10 +1,11 @@
-"""Evaluates a checkpoint: `python -m yogo_jax.evaluate CHECKPOINT --definition FILE.yml --output DIR`.
+"""Evaluates a checkpoint.
+
+    python -m yogo_jax.evaluate CHECKPOINT --definition FILE.yml --output DIR
 
 Prints a table; writes DIR/metrics.json and DIR/pictures/ with boxes found and true.
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="COCO mean AP and counting metrics of a checkpoint on one split of a data set.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a run's workdir (its best checkpoint) or a checkpoint folder")
+    add(
+        "checkpoint", type=Path, help="a run's workdir (its best checkpoint) or a checkpoint folder"
+    )
     add("--definition", help="data set definition (.yml); default: the one it was trained on")
     add("--output", type=Path, required=True, help="folder for metrics.json and pictures/")
     add("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
@@ -79,7 +82,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
     evaluator = Evaluator(
         metadata.model,
-        loss_weights=dataclasses.asdict(metadata.config_of_run().loss),
+        loss_weights=metadata.config_of_run().loss,
         batch_size=args.batch_size,
         max_boxes=boxes_to_pad_to([records], 0),
         workers=args.workers,

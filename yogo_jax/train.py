@@ -47,7 +47,7 @@ def _config() -> tuple[Config, str]:
     flag = flags.FLAGS["config"]
     path = config_flags.get_config_filename(flag)
     try:
-        values = flag.value.to_dict()
+        values = flags.FLAGS.config.to_dict()
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read; try configs/base.py") from error
     return from_mapping(values), Path(path).stem

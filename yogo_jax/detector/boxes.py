@@ -29,7 +29,9 @@ def area(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     return sizes[..., 0] * sizes[..., 1]
 
 
-def intersection(a_xyxy: Float[Array, "*#n 4"], b_xyxy: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
+def intersection(
+    a_xyxy: Float[Array, "*#n 4"], b_xyxy: Float[Array, "*#n 4"]
+) -> Float[Array, "*#n"]:
     """Area that two boxes share, 0 where they do not meet; shapes broadcast."""
     low = jnp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
     high = jnp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])

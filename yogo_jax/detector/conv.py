@@ -53,9 +53,9 @@ def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, 
 def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
     image = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    (x_gradient,) = jax.linear_transpose(
-        lambda each: _plain_conv3x3(each, kernel, stride), image
-    )(grad)
+    (x_gradient,) = jax.linear_transpose(lambda each: _plain_conv3x3(each, kernel, stride), image)(
+        grad
+    )
     kernel_gradient = lax.platform_dependent(
         x,
         grad,

@@ -24,7 +24,9 @@ def convolved_hw(
         height = convolved_size(height, kernel=kernel, stride=stride, padding=padding)
         width = convolved_size(width, kernel=kernel, stride=stride, padding=padding)
     if height < 1 or width < 1:
-        raise ValueError(f"an image of {image_hw[0]}x{image_hw[1]} px is too small: no cell is left")
+        raise ValueError(
+            f"an image of {image_hw[0]}x{image_hw[1]} px is too small: no cell is left"
+        )
     return height, width
 
 

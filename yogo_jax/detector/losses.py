@@ -1,5 +1,6 @@
 """The loss of one image, term by term and unreduced over images."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,23 @@ from jaxtyping import Array, Bool, Float, Int
 from yogo_jax.detector.boxes import ciou_loss, cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.targets import Targets, bin_targets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """How the terms are weighed.
+
+    Attributes:
+      no_object_weight: weight of the cells without an object, against 1 for those with one.
+      iou_weight: weight of the box term.
+      classify_weight: weight of the class term.
+      label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+    """
+
+    no_object_weight: float
+    iou_weight: float
+    classify_weight: float
+    label_smoothing: float
 
 
 class LossTerms(NamedTuple):
@@ -23,15 +41,7 @@ class LossTerms(NamedTuple):
         return self.objectness + self.box + self.classification
 
 
-def yogo_loss(
-    predictions: Predictions,
-    targets: Targets,
-    *,
-    no_object_weight: float,
-    iou_weight: float,
-    classify_weight: float,
-    label_smoothing: float,
-) -> LossTerms:
+def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) -> LossTerms:
     """Loss terms of one image.
 
     With t the target and p the predicted objectness:
@@ -45,10 +55,7 @@ def yogo_loss(
     Args:
       predictions: decoded predictions, classes as logits.
       targets: of the same grid.
-      no_object_weight: weight of the cells without an object, against 1 for those with one.
-      iou_weight: weight of the box term.
-      classify_weight: weight of the class term.
-      label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+      weights: of the terms.
 
     References:
       Redmon et al. 2015, You Only Look Once, arXiv:1506.02640, equation 3 (squared objectness).
@@ -56,8 +63,8 @@ def yogo_loss(
       Szegedy et al. 2015, Rethinking the Inception Architecture, arXiv:1512.00567, section 7.
     """
     t = targets.objectness
-    weights = t * (1 - no_object_weight) + no_object_weight
-    objectness = (jnp.square(predictions.objectness - t) * weights).sum()
+    cell_weights = t * (1 - weights.no_object_weight) + weights.no_object_weight
+    objectness = (jnp.square(predictions.objectness - t) * cell_weights).sum()
 
     corners = jnp.clip(cxcywh_to_xyxy(predictions.boxes_cxcywh), 0, 1)
     has_size = (corners[..., 2] > corners[..., 0]) & (corners[..., 3] > corners[..., 1])
@@ -67,14 +74,15 @@ def yogo_loss(
     unit_box = jnp.asarray((0, 0, 1, 1), corners.dtype).reshape(1, 1, 4)
     boxes = jnp.where(counts[..., None], corners, unit_box)
     target_boxes = jnp.where(counts[..., None], targets.boxes_xyxy, unit_box)
-    box = iou_weight * (ciou_loss(boxes, target_boxes) * counts).sum()
+    box = weights.iou_weight * (ciou_loss(boxes, target_boxes) * counts).sum()
 
     log_probs = jax.nn.log_softmax(predictions.class_logits)
     num_classes = log_probs.shape[-1]
     smoothed = jax.nn.one_hot(targets.class_ids, num_classes, dtype=log_probs.dtype)
-    smoothed = smoothed * (1 - label_smoothing) + label_smoothing / num_classes
+    share = weights.label_smoothing
+    smoothed = smoothed * (1 - share) + share / num_classes
     cross_entropy = -(smoothed * log_probs).sum(-1)
-    classification = classify_weight * (cross_entropy * t).sum()
+    classification = weights.classify_weight * (cross_entropy * t).sum()
     return LossTerms(objectness=objectness, box=box, classification=classification)
 
 
@@ -83,7 +91,7 @@ def label_loss(
     boxes_cxcywh: Float[Array, "n 4"],
     class_ids: Int[Array, " n"],
     valid: Bool[Array, " n"],
-    **weights: float,
+    weights: LossWeights,
 ) -> LossTerms:
     """Loss terms of one image against its labels: they are binned, then compared.
 
@@ -92,10 +100,8 @@ def label_loss(
       boxes_cxcywh: labels as `bin_targets` takes them.
       class_ids: likewise.
       valid: likewise.
-      **weights: those of `yogo_loss`.
+      weights: of the terms.
     """
     grid_hw = predictions.objectness.shape
-    targets = bin_targets(
-        boxes_cxcywh, class_ids, valid, grid_hw=(grid_hw[0], grid_hw[1])
-    )
-    return yogo_loss(predictions, targets, **weights)
+    targets = bin_targets(boxes_cxcywh, class_ids, valid, grid_hw=(grid_hw[0], grid_hw[1]))
+    return yogo_loss(predictions, targets, weights)

@@ -57,7 +57,9 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale / jnp.sqrt(var + self.epsilon)
-        return (x - mean.reshape(1, 1, 1, -1)) * factor.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+        return (x - mean.reshape(1, 1, 1, -1)) * factor.reshape(1, 1, 1, -1) + bias.reshape(
+            1, 1, 1, -1
+        )
 
 
 class ConvUnit(nn.Module):
@@ -199,4 +201,4 @@ def init_variables(
 ) -> dict:
     """Freshly drawn `params` and `batch_stats`; the key alone decides the values."""
     shape = (1, *image_hw, channels)
-    return network.init(key, jnp.zeros(shape, jnp.uint8), train=False)
+    return dict(network.init(key, jnp.zeros(shape, jnp.uint8), train=False))

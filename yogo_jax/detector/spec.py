@@ -63,7 +63,9 @@ class ModelSpec:
 
     def predict(self, variables: Mapping[str, Any], images: UInt8[Array, "b h w c"]) -> Predictions:
         """Predictions of a batch with running statistics and no dropout."""
-        return self.decode(self.network().apply(variables, images, train=False))
+        raw = self.network().apply(variables, images, train=False)
+        assert isinstance(raw, jax.Array)
+        return self.decode(raw)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -77,7 +79,7 @@ class ModelSpec:
           UserError: fields are missing or unknown.
         """
         try:
-            plain = {
+            plain: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in values.items()
             }

@@ -18,7 +18,7 @@ from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.detections import Detections, detect
-from yogo_jax.detector.losses import LossTerms, label_loss
+from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
 from yogo_jax.evaluation.metrics import DetectionMetrics
@@ -48,20 +48,18 @@ class BatchOutputs(NamedTuple):
 
 
 def make_eval_step(
-    spec: ModelSpec, loss_weights: Mapping[str, float], thresholds: Thresholds
+    spec: ModelSpec, loss_weights: LossWeights, thresholds: Thresholds
 ) -> Callable[[Any, Any], BatchOutputs]:
     """A pure function of (variables, batch) that gives losses and detections of each image."""
     max_detections = min(MAX_DETECTIONS, spec.grid_hw[0] * spec.grid_hw[1])
-    find = functools.partial(
-        detect, iou_threshold=thresholds.iou, max_detections=max_detections
-    )
+    find = functools.partial(detect, iou_threshold=thresholds.iou, max_detections=max_detections)
     keep = functools.partial(
         find,
         objectness_threshold=thresholds.objectness,
         min_class_confidence=thresholds.min_class_confidence,
     )
     rank = functools.partial(find, objectness_threshold=MEAN_AP_OBJECTNESS)
-    image_loss = functools.partial(label_loss, **loss_weights)
+    image_loss = functools.partial(label_loss, weights=loss_weights)
 
     def eval_step(variables: Any, batch: Any) -> BatchOutputs:
         predictions = spec.predict(variables, batch["image"])
@@ -83,7 +81,7 @@ class Evaluator:
         self,
         spec: ModelSpec,
         *,
-        loss_weights: Mapping[str, float],
+        loss_weights: LossWeights,
         batch_size: int,
         max_boxes: int,
         workers: int,
@@ -161,15 +159,30 @@ def _update(
     image: BatchOutputs,
     labels: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    found, ranked = _valid_rows(image.detections), _valid_rows(image.ranked)
+    found, ranked = _found(image.detections), _found(image.ranked)
     metrics.update(found.boxes_xyxy, found.class_probs, *labels)
-    confidence = ranked.class_probs.max(-1, initial=0)
-    class_ids = ranked.class_probs.argmax(-1).astype(np.int32)
-    mean_ap.update(ranked.boxes_xyxy, ranked.objectness * confidence, class_ids, *labels)
+    mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
 
 
-def _valid_rows(detections: Detections) -> Detections:
-    return jax.tree.map(lambda array: np.asarray(array)[np.asarray(detections.valid)], detections)
+class _Found(NamedTuple):
+    """Detections of one image on the host, without padding."""
+
+    boxes_xyxy: np.ndarray
+    objectness: np.ndarray
+    class_probs: np.ndarray
+
+    @property
+    def class_ids(self) -> np.ndarray:
+        return self.class_probs.argmax(-1).astype(np.int32)
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.objectness * self.class_probs.max(-1, initial=0)
+
+
+def _found(detections: Detections) -> _Found:
+    valid = np.asarray(detections.valid)
+    return _Found(*(np.asarray(array)[valid] for array in detections[:3]))
 
 
 def _draw(
@@ -178,13 +191,13 @@ def _draw(
     detections: Detections,
     labels: tuple[np.ndarray, np.ndarray],
 ) -> Any:
-    found = _valid_rows(detections)
+    found = _found(detections)
     return draw_boxes(
         image,
         found.boxes_xyxy,
-        found.class_probs.argmax(-1).astype(np.int32),
+        found.class_ids,
         spec.class_names,
-        scores=found.objectness * found.class_probs.max(-1, initial=0),
+        scores=found.scores,
         label_boxes_xyxy=labels[0],
         label_class_ids=labels[1],
     )

@@ -216,9 +216,7 @@ def restore_variables(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     return _restore(folder, ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
 
 
-def restore_state(
-    folder: Path, spec: ModelSpec, tx: optax.GradientTransformation
-) -> TrainState:
+def restore_state(folder: Path, spec: ModelSpec, tx: optax.GradientTransformation) -> TrainState:
     """The whole state of a run from one of its checkpoints, bit for bit.
 
     Raises:

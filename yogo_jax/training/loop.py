@@ -3,7 +3,6 @@
 `train_and_evaluate` reads top to bottom: data, model, where to start, steps, test.
 """
 
-import dataclasses
 import json
 import math
 import time
@@ -118,7 +117,7 @@ class _Run:
         self.tx = make_optimizer(config.optim, self.total_steps)
         self.evaluator = Evaluator(
             spec,
-            loss_weights=dataclasses.asdict(config.loss),
+            loss_weights=config.loss,
             batch_size=config.train.batch_size,
             max_boxes=data.max_boxes,
             workers=config.data.workers,

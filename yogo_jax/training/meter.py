@@ -36,7 +36,7 @@ class Meter:
         self._epochs = epochs
         self._image_paths = image_paths
         self._pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
-        self._clock = time.monotonic()
+        self._began = self._clock = time.monotonic()
         self._start_epoch()
 
     def _start_epoch(self) -> None:
@@ -84,6 +84,7 @@ class Meter:
                 "learning_rate": float(metrics.learning_rate),
                 "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
                 "images_per_second": round(images / max(seconds, 1e-9), 2),
+                "seconds": round(self._clock - self._began, 3),
             },
         )
         where = f"epoch {epoch + 1}/{self._epochs}"

@@ -21,7 +21,5 @@ def make_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransf
     """Element-wise clamp of the gradients, then AdamW on all parameters."""
     return optax.chain(
         optax.clip(optim.clip_value),
-        optax.adamw(
-            learning_rate_schedule(optim, total_steps), weight_decay=optim.weight_decay
-        ),
+        optax.adamw(learning_rate_schedule(optim, total_steps), weight_decay=optim.weight_decay),
     )

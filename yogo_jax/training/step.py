@@ -1,6 +1,5 @@
 """One step of training or evaluation on a batch: pure functions, jitted by their callers."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,7 +48,7 @@ def make_train_step(
     Its randomness is drawn from (seed, step), so that a continued run draws the same.
     """
     network = spec.network()
-    image_loss = functools.partial(label_loss, **dataclasses.asdict(loss))
+    image_loss = functools.partial(label_loss, weights=loss)
     flip = functools.partial(
         random_flips, horizontal=augment.horizontal_flip, vertical=augment.vertical_flip
     )

@@ -98,9 +98,7 @@ class Tracker:
     Use as a context manager. Records carry "kind" and "step"; the same go to every place.
     """
 
-    def __init__(
-        self, config: Config, workdir: Path, *, total_steps: int, first_step: int
-    ) -> None:
+    def __init__(self, config: Config, workdir: Path, *, total_steps: int, first_step: int) -> None:
         self._metrics = MetricsLog(workdir / "metrics.jsonl", first_step=first_step)
         self._console = Console(
             workdir / "train.log", total_steps=total_steps, first_step=first_step

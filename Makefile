@@ -1,0 +1,55 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`.
+
+VENV ?= .venv
+BIN = $(VENV)/bin
+# The first interpreter that is new enough.
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
+	done)
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint fix acceptance clean
+
+help:
+	@echo "make demo        train on synthetic frames, print test metrics, draw detections"
+	@echo "make test        formatting, lint, types and all tests"
+	@echo "make fix         format the code and mend what the linter can"
+	@echo "make acceptance  the long checks: real data, many kills, speed (needs ../shared; hours)"
+	@echo "make clean       remove the virtual environment and the demo's run"
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.runtime
+	$(BIN)/python -m yogo_jax.train --config configs/demo.py --workdir runs/demo
+	@echo
+	@echo "Pictures of detections (true boxes dashed): runs/demo/test/pictures/"
+	@echo "Next:"
+	@echo "  your own data        $(BIN)/python -m yogo_jax.train --config configs/base.py --config.data.definition=FILE.yml"
+	@echo "  how to describe it   docs/data.md"
+	@echo "  another split        $(BIN)/python -m yogo_jax.evaluate runs/demo --split val --output runs/demo/val"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 15
+
+fix: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+acceptance: $(VENV)/.dev
+	$(BIN)/python -m pytest -m acceptance -s tests/acceptance
+
+clean:
+	rm -rf $(VENV) runs/demo

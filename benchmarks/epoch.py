@@ -1,0 +1,147 @@
+"""Share of a training epoch that is spent in the step, compilations, and peak memory.
+
+    python benchmarks/epoch.py --definition FILE.yml [--json FILE]
+
+Trains for a few epochs as the command does, with input, logs and checkpoints. The bare step is
+timed on one batch that stays on the device, before and after the run, and the share is
+`steps * bare step / time of the epoch`; the first epoch, which compiles, is left out.
+"""
+
+import argparse
+import json
+import logging
+import re
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import base
+from yogo_jax.config import Config, from_mapping
+from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.source import RecordSource
+from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.setup import prepare_data, prepare_spec
+from yogo_jax.training.state import create_state
+from yogo_jax.training.step import make_train_step
+from yogo_jax.training.tracking import read_metrics
+
+
+class BareStep:
+    """The training step on one real batch that stays on the device."""
+
+    def __init__(self, config: Config) -> None:
+        data = prepare_data(config.data)
+        spec = prepare_spec(config, data.splits.train)
+        tx = make_optimizer(config.optim, 1000)
+        schedule = learning_rate_schedule(config.optim, 1000)
+        step = make_train_step(spec, tx, schedule, loss=config.loss, augment=config.augment, seed=0)
+        self._step = jax.jit(step, donate_argnums=0)
+        self._state = create_state(spec, tx, seed=0)
+        train = data.splits.train
+        source = RecordSource(train, image_hw=spec.image_hw, rgb=spec.rgb, max_boxes=data.max_boxes)
+        order = EpochOrder(
+            num_records=len(train), batch_size=config.train.batch_size, seed=config.seed
+        )
+        self.steps_per_epoch = order.steps_per_epoch
+        with open_batches(source, order) as batches:
+            self._batch = jax.device_put(next(batches))
+        self.seconds(1)
+
+    def seconds(self, count: int) -> float:
+        """Median seconds of `count` steps."""
+        times = []
+        for _ in range(count):
+            began = time.perf_counter()
+            self._state, metrics = self._step(self._state, self._batch)
+            jax.block_until_ready((self._state, metrics))
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+
+class CompilationCounter(logging.Handler):
+    """Counts what XLA compiles, by the name of the function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Counts one message of JAX's log of compilations."""
+        found = re.match(r"Finished XLA compilation of jit\((\w+)\)", record.getMessage())
+        if found:
+            self.counts[found[1]] = self.counts.get(found[1], 0) + 1
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """One run between two timings of the bare step."""
+    values = base.get_config().to_dict()
+    values["data"].update(
+        definition=args.definition,
+        image_hw=tuple(args.image_hw),
+        normalize_images=True,
+        workers=args.workers,
+    )
+    values["model"].update(name=args.model, anchor="auto")
+    values["train"].update(
+        epochs=args.epochs,
+        batch_size=args.batch,
+        eval_every_epochs=args.epochs,
+        checkpoint_every_minutes=args.checkpoint_every_minutes,
+    )
+    config = from_mapping(values)
+    bare = BareStep(config)
+    before = bare.seconds(args.bare_steps)
+    counter = CompilationCounter()
+    logger = logging.getLogger("jax")
+    logger.addHandler(counter)
+    logger.propagate = False
+    with tempfile.TemporaryDirectory() as folder, jax.log_compiles():
+        train_and_evaluate(config, Path(folder))
+        records = read_metrics(Path(folder) / "metrics.jsonl")
+    after = bare.seconds(args.bare_steps)
+    ends = {}
+    for record in records:
+        if record["kind"] == "train":
+            ends[record["epoch"]] = record["seconds"]
+    epoch_seconds = np.diff([ends[epoch] for epoch in sorted(ends)])
+    step = (before + after) / 2
+    return {
+        "epoch_seconds": float(np.median(epoch_seconds)),
+        "steps_per_epoch": bare.steps_per_epoch,
+        "bare_step_seconds": step,
+        "share_in_step": float(bare.steps_per_epoch * step / np.median(epoch_seconds)),
+        "compilations": {name: counter.counts.get(name, 0) for name in ("train_step", "eval_step")},
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--definition", default="synthetic")
+    parser.add_argument("--model", default="base_model")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image-hw", type=int, nargs=2, default=(240, 320))
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--checkpoint-every-minutes", type=float, default=0.25)
+    parser.add_argument("--bare-steps", type=int, default=12)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    result = measure(args)
+    for name, value in result.items():
+        print(f"{name:<20}{value:.4g}" if isinstance(value, float) else f"{name:<20}{value}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Time of a training step against PyTorch, in turn; what binning and loss take of it.
+
+    python benchmarks/step.py --torch-python TORCH_VENV/bin/python [--json FILE]
+
+The PyTorch twin (`torch_twin.py`) runs in its own interpreter, with `pip install torch==2.13.0`.
+Rounds of ours and of the twin take turns, so that both see the same machine; medians are printed.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import base
+from yogo_jax.config import Config, from_mapping
+from yogo_jax.detector.backbones import ConvBackbone, get_backbone
+from yogo_jax.detector.losses import label_loss
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.state import create_state
+from yogo_jax.training.step import make_train_step
+
+
+def make_batch(batch: int, image_hw: tuple[int, int], boxes: int) -> dict[str, np.ndarray]:
+    """Random images with some boxes."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (batch, *image_hw, 1), np.uint8),
+        "boxes_cxcywh": rng.uniform(0.1, 0.9, (batch, boxes, 4)).astype(np.float32),
+        "class_ids": rng.integers(0, 7, (batch, boxes), np.int32),
+        "valid": np.ones((batch, boxes), bool),
+        "image_valid": np.ones(batch, bool),
+    }
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds until the device has finished."""
+    began = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - began
+
+
+class Ours:
+    """The real training step, and its binning and loss alone."""
+
+    def __init__(self, config: Config, batch: int, image_hw: tuple[int, int], boxes: int) -> None:
+        self.spec = ModelSpec(
+            architecture=config.model.name,
+            class_names=tuple("abcdefg"),
+            image_hw=image_hw,
+            anchor_wh=(0.1, 0.1),
+            rgb=False,
+            normalize_images=True,
+        )
+        tx = make_optimizer(config.optim, 1000)
+        schedule = learning_rate_schedule(config.optim, 1000)
+        step = make_train_step(
+            self.spec, tx, schedule, loss=config.loss, augment=config.augment, seed=0
+        )
+        self._step = jax.jit(step, donate_argnums=0)
+        self._state = create_state(self.spec, tx, seed=0)
+        self._batch = jax.device_put(make_batch(batch, image_hw, boxes))
+        image_loss = functools.partial(label_loss, weights=config.loss)
+
+        def loss_of(raw: jax.Array, batch: dict) -> jax.Array:
+            labels = (batch["boxes_cxcywh"], batch["class_ids"], batch["valid"])
+            return jax.vmap(image_loss)(self.spec.decode(raw), *labels).total().mean()
+
+        self._loss = jax.jit(jax.grad(loss_of))
+        self._raw = jax.numpy.zeros((batch, *self.spec.grid_hw, 12))
+        self.step()
+        self.loss()
+
+    def step(self) -> float:
+        """Seconds of one step."""
+
+        def run() -> object:
+            self._state, metrics = self._step(self._state, self._batch)
+            return self._state, metrics
+
+        return timed(run)
+
+    def loss(self) -> float:
+        """Seconds of decoding, binning, loss and its gradient."""
+        return timed(lambda: self._loss(self._raw, self._batch))
+
+
+class Twin:
+    """The PyTorch process."""
+
+    def __init__(self, python: str, job: dict) -> None:
+        script = Path(__file__).with_name("torch_twin.py")
+        self._process = subprocess.Popen(
+            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._send(json.dumps(job))
+        assert self._receive() == "ready"
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def _receive(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def steps(self, count: int) -> list[float]:
+        """Seconds of each of `count` steps."""
+        self._send(str(count))
+        return json.loads(self._receive())
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Medians over interleaved rounds."""
+    values = base.get_config().to_dict()
+    values["model"]["name"] = args.model
+    config = from_mapping(values)
+    ours = Ours(config, args.batch, tuple(args.image_hw), args.boxes)
+    twin = None
+    if args.torch_python:
+        backbone = get_backbone(args.model)
+        assert isinstance(backbone, ConvBackbone)
+        job = {
+            "threads": os.cpu_count(),
+            "batch": args.batch,
+            "image_hw": args.image_hw,
+            "image_channels": 1,
+            "outputs": 12,
+            "blocks": [dataclasses.asdict(block) for block in backbone.blocks],
+        }
+        twin = Twin(args.torch_python, job)
+    ours_seconds, loss_seconds, twin_seconds, ratios = [], [], [], []
+    for _ in range(args.rounds):
+        round_seconds = [ours.step() for _ in range(args.steps)]
+        ours_seconds += round_seconds
+        loss_seconds += [ours.loss() for _ in range(args.steps)]
+        if twin is not None:
+            twin_round = twin.steps(args.steps)
+            twin_seconds += twin_round
+            ratios.append(statistics.median(round_seconds) / statistics.median(twin_round))
+    if twin is not None:
+        twin.close()
+    step, loss = statistics.median(ours_seconds), statistics.median(loss_seconds)
+    result = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.devices()[0].device_kind}",
+        "model": args.model,
+        "batch": args.batch,
+        "image_hw": list(args.image_hw),
+        "step_seconds": step,
+        "step_images_per_second": args.batch / step,
+        "binning_and_loss_seconds": loss,
+        "binning_and_loss_share": loss / step,
+    }
+    if ratios:
+        result |= {
+            "torch_step_seconds": statistics.median(twin_seconds),
+            "ratio_to_torch": statistics.median(ratios),
+            "ratio_lowest": min(ratios),
+            "ratio_highest": max(ratios),
+        }
+    return result
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--torch-python", help="interpreter that has PyTorch; without it, no ratio")
+    parser.add_argument("--model", default="base_model")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image-hw", type=int, nargs=2, default=(240, 320))
+    parser.add_argument("--boxes", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="steps of each in a round")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    result = measure(args)
+    for name, value in result.items():
+        print(f"{name:<26}{value:.4g}" if isinstance(value, float) else f"{name:<26}{value}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

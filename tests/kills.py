@@ -1,0 +1,79 @@
+"""Kills a training command again and again, and looks at what is left each time."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from runs import ROOT, environment
+
+from yogo_jax.config import from_mapping
+from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
+from yogo_jax.training.optimizer import make_optimizer
+from yogo_jax.training.tracking import read_metrics
+
+
+def steps_logged(workdir: Path) -> int:
+    return sum(record["kind"] == "train" for record in read_metrics(workdir / "metrics.jsonl"))
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen:
+    with log.open("a") as file:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT
+        )
+
+
+def readable_steps(workdir: Path) -> list[int]:
+    """Steps of the committed checkpoints, every one of which is read in full."""
+    steps = []
+    for folder in committed_checkpoints(workdir / "checkpoints"):
+        metadata = read_metadata(folder)
+        config = from_mapping(metadata.config)
+        state = restore_state(folder, metadata.model, make_optimizer(config.optim, 1))
+        assert int(state.step) == metadata.step == int(folder.name)
+        steps.append(metadata.step)
+    return steps
+
+
+def train_under_fire(
+    command: list[str], workdir: Path, *, kills: int, seed: int, log: Path
+) -> list[dict]:
+    """Runs a command to its end through `kills` kills at random moments.
+
+    Returns a row per kill: seconds since the start, steps logged, checkpoints readable after it.
+    """
+    rng = random.Random(seed)
+    rows = []
+    latest = 0
+    while len(rows) < kills:
+        process = start(command, log)
+        # Half of the kills fall after the run has come to life, the others at any moment of it.
+        before = latest
+        if len(rows) % 2 == 0:
+            while process.poll() is None and steps_logged(workdir) <= before:
+                time.sleep(0.02)
+        began = time.monotonic()
+        deadline = began + rng.uniform(0.0, 1.5 if len(rows) % 2 == 0 else 12.0)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            assert process.returncode == 0, log.read_text()[-2000:]
+            raise AssertionError(f"the run ended before its kill {len(rows) + 1}: make it longer")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        steps = readable_steps(workdir)
+        assert not steps or steps[-1] >= latest, "a finished checkpoint was lost"
+        assert steps or not latest, "all checkpoints were lost"
+        latest = steps[-1] if steps else 0
+        rows.append(
+            {
+                "seconds": round(time.monotonic() - began, 2),
+                "logged": steps_logged(workdir),
+                "checkpoints": steps,
+            }
+        )
+    process = start(command, log)
+    assert process.wait(timeout=600) == 0, log.read_text()[-2000:]
+    return rows
