@@ -148,10 +148,13 @@ def measure(args: argparse.Namespace) -> dict:
         twin = Twin(args.torch_python, job)
     ours_seconds, loss_seconds, twin_seconds, ratios = [], [], [], []
     for _ in range(args.rounds):
+        # Idle threads of the other process spin for a while before they sleep.
+        time.sleep(args.pause)
         round_seconds = [ours.step() for _ in range(args.steps)]
         ours_seconds += round_seconds
         loss_seconds += [ours.loss() for _ in range(args.steps)]
         if twin is not None:
+            time.sleep(args.pause)
             twin_round = twin.steps(args.steps)
             twin_seconds += twin_round
             ratios.append(statistics.median(round_seconds) / statistics.median(twin_round))
@@ -190,6 +193,7 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps of each in a round")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between rounds")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     result = measure(args)

@@ -1,8 +1,8 @@
-"""The 3x3 convolution of the backbones, with a weight gradient that CPUs compute fast.
+"""The 3x3 convolution of the backbones, with gradients that CPUs compute fast.
 
-XLA's own weight gradient of a wide layer runs on CPUs at a fraction of the forward pass's rate.
-There it is written as one matrix product per tap of the kernel, which is equal but for rounding;
-accelerators keep the plain path. `benchmarks/step.py` measures the step.
+XLA's own weight gradients, and its input gradients of strided layers, run on CPUs at a fraction of
+the forward pass's rate. There they are written as matrix products and as one plain convolution,
+equal but for rounding; accelerators keep the plain path. `benchmarks/step.py` measures the step.
 """
 
 from typing import Any
@@ -29,21 +29,56 @@ def _plain_kernel_gradient(x: Array, grad: Array, stride: int) -> Array:
     return linear(grad)[0]
 
 
-def _kernel_gradient_by_taps(x: Array, grad: Array, stride: int) -> Array:
-    """Per tap: the product of the pixels that it saw with the gradients of what it made."""
-    batch, rows, columns, outputs = grad.shape
+def _kernel_gradient_by_products(x: Array, grad: Array, stride: int) -> Array:
+    """Image by image, the gradients times all that each of them saw: one matrix product each."""
+    _, rows, columns, outputs = grad.shape
     channels = x.shape[-1]
     padded = jnp.pad(x, ((0, 0), *_PADDING, (0, 0)))
-    flat_grad = grad.reshape(-1, outputs)
 
-    def tap(row: int, column: int) -> Array:
+    def seen_by(image: Array, row: int, column: int) -> Array:
         last = (row + stride * (rows - 1) + 1, column + stride * (columns - 1) + 1)
-        seen = lax.slice(
-            padded, (0, row, column, 0), (batch, *last, channels), (1, stride, stride, 1)
-        )
-        return lax.dot_general(seen.reshape(-1, channels), flat_grad, (((0,), (0,)), ((), ())))
+        return lax.slice(image, (row, column, 0), (*last, channels), (stride, stride, 1))
 
-    return jnp.stack([jnp.stack([tap(row, column) for column in range(3)]) for row in range(3)])
+    def add_image(total: Array, image_and_grad: tuple[Array, Array]) -> tuple[Array, None]:
+        image, image_grad = image_and_grad
+        taps = [seen_by(image, row, column) for row in range(3) for column in range(3)]
+        seen = jnp.concatenate(taps, axis=-1).reshape(rows * columns, 9 * channels)
+        flat_grad = image_grad.reshape(rows * columns, outputs)
+        return total + lax.dot_general(flat_grad, seen, (((0,), (0,)), ((), ()))), None
+
+    # One image at a time: the copies of its taps stay in the processor's cache.
+    total, _ = lax.scan(add_image, jnp.zeros((outputs, 9 * channels), x.dtype), (padded, grad))
+    return total.T.reshape(3, 3, channels, outputs)
+
+
+def _plain_input_gradient(kernel: Array, grad: Array, stride: int, shape: tuple) -> Array:
+    image = jax.ShapeDtypeStruct(shape, grad.dtype)
+    linear = jax.linear_transpose(lambda each: _plain_conv3x3(each, kernel, stride), image)
+    return linear(grad)[0]
+
+
+def _input_gradient_by_parity(kernel: Array, grad: Array, shape: tuple) -> Array:
+    """At stride 2: the four kinds of pixels, by odd and even row and column, from one convolution.
+
+    An even row was seen by the middle tap of one output row, an odd one by the last tap of that
+    and the first tap of the next; columns alike.
+    """
+    batch, height, width, channels = shape
+    _, rows, columns, outputs = grad.shape
+    # Per axis, [output row or the next, even or odd pixel] -> tap.
+    taps = jnp.asarray([[[0, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 0, 0]]], kernel.dtype)
+    four = jnp.einsum("npr,mqs,rsco->nmopqc", taps, taps, kernel)
+    kinds = lax.conv_general_dilated(
+        grad,
+        four.reshape(2, 2, outputs, 4 * channels),
+        (1, 1),
+        ((0, 1), (0, 1)),
+        dimension_numbers=_LAYOUT,
+    )
+    kinds = kinds.reshape(batch, rows, columns, 2, 2, channels)
+    pixels = kinds.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, channels)
+    # Of an odd size the last row has no odd neighbour.
+    return pixels[:, :height, :width]
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
@@ -52,17 +87,19 @@ def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, 
 
 def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    image = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    (x_gradient,) = jax.linear_transpose(lambda each: _plain_conv3x3(each, kernel, stride), image)(
-        grad
-    )
-    kernel_gradient = lax.platform_dependent(
-        x,
-        grad,
-        cpu=lambda x, grad: _kernel_gradient_by_taps(x, grad, stride),
-        default=lambda x, grad: _plain_kernel_gradient(x, grad, stride),
-    )
-    return x_gradient, kernel_gradient
+
+    def plain(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        image_gradient = _plain_input_gradient(kernel, grad, stride, x.shape)
+        return image_gradient, _plain_kernel_gradient(x, grad, stride)
+
+    def on_cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        if stride == 2:
+            image_gradient = _input_gradient_by_parity(kernel, grad, x.shape)
+        else:
+            image_gradient = _plain_input_gradient(kernel, grad, stride, x.shape)
+        return image_gradient, _kernel_gradient_by_products(x, grad, stride)
+
+    return lax.platform_dependent(x, kernel, grad, cpu=on_cpu, default=plain)
 
 
 _conv3x3 = jax.custom_vjp(_plain_conv3x3, nondiff_argnums=(2,))
