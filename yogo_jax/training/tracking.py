@@ -1,8 +1,6 @@
 """Where the progress of a run goes: terminal, `train.log`, `metrics.jsonl`, and W&B if asked."""
 
 import json
-import logging
-import math
 import os
 import sys
 import time
@@ -13,7 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from yogo_jax.config import Config
-from yogo_jax.errors import UserError
+from yogo_jax.training.wandb_run import scalars, start_wandb
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -106,68 +104,27 @@ class Tracker:
         self.say = self._console.say
         self.advance = self._console.advance
         self.flush = self._metrics.flush
-        self._wandb = _start_wandb(config, workdir, self.say)
+        try:
+            self._wandb = start_wandb(config, workdir, self.say)
+        except BaseException:
+            self._close_files()
+            raise
 
     def __enter__(self) -> "Tracker":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        self._console.close()
+        self._close_files()
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _close_files(self) -> None:
+        self._metrics.close()
+        self._console.close()
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One record of a kind ("train", "validation", "test"), after `step` updates."""
         self._metrics.write({"kind": kind, "step": step, **values})
         if self._wandb is not None:
-            flat = {f"{kind}/{name}": value for name, value in _scalars(values)}
+            flat = {f"{kind}/{name}": value for name, value in scalars(values)}
             self._wandb.log(flat, step=step)
-
-
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found += _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and math.isfinite(value):
-            found.append((f"{prefix}{name}", value))
-    return found
-
-
-def _start_wandb(config: Config, workdir: Path, say: Any) -> Any:
-    """A W&B run, or None; never asks and never waits for a network."""
-    track = config.track
-    mode = track.wandb_mode
-    if mode == "disabled":
-        return None
-    try:
-        import wandb
-    except ImportError as error:
-        if mode == "auto":
-            say("Weights & Biases is off: wandb is not installed")
-            return None
-        raise UserError(
-            f"config.track.wandb_mode={mode} needs wandb: pip install 'yogo-jax[wandb]', or set "
-            "--config.track.wandb_mode=disabled"
-        ) from error
-    if mode in ("auto", "online") and not _wandb_logged_in(wandb):
-        if mode == "auto":
-            say("Weights & Biases is off: not logged in")
-            return None
-        raise UserError("config.track.wandb_mode=online needs a login: run `wandb login` first")
-    logging.getLogger("wandb").setLevel(logging.ERROR)
-    return wandb.init(
-        mode="online" if mode == "auto" else mode,
-        entity=track.entity or None,
-        project=track.project,
-        name=track.name or workdir.name,
-        notes=track.note or None,
-        tags=list(track.tags),
-        dir=str(workdir),
-        config=config.to_dict(),
-    )
-
-
-def _wandb_logged_in(wandb: Any) -> bool:
-    return bool(wandb.Api().api_key if os.environ.get("WANDB_API_KEY") else wandb.api.api_key)
