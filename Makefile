@@ -14,7 +14,7 @@ help:
 	@echo "make demo        train on synthetic frames, print test metrics, draw detections"
 	@echo "make test        formatting, lint, types and all tests"
 	@echo "make fix         format the code and mend what the linter can"
-	@echo "make acceptance  the long checks: real data, many kills, speed (needs ../shared; hours)"
+	@echo "make acceptance  the long checks: real data, many kills, speed (needs the reference data; hours)"
 	@echo "make clean       remove the virtual environment and the demo's run"
 
 $(VENV)/.runtime: pyproject.toml constraints.txt

@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     optim.clip_value = 1.0
 
     config.train = train = ConfigDict()
+    # Times over the training images.
     train.epochs = 64
     # Images per step; the last step of an epoch is padded.
     train.batch_size = 64
@@ -77,17 +78,23 @@ def get_config() -> ConfigDict:
     train.resume = "auto"
 
     config.augment = augment = ConfigDict()
-    # Probabilities, drawn for each image on its own.
+    # Probability of exchanging left and right, drawn for each image on its own.
     augment.horizontal_flip = 0.5
+    # Probability of exchanging top and bottom, likewise.
     augment.vertical_flip = 0.5
 
     config.track = track = ConfigDict()
     # Weights & Biases: "disabled", "offline", "online", or "auto" (online when logged in).
     track.wandb_mode = "disabled"
+    # Whose W&B account or team; empty is the default one.
     track.entity = ""
+    # W&B project.
     track.project = "yogo"
+    # Name of the run; empty takes the workdir's.
     track.name = ""
+    # A sentence about the run.
     track.note = ""
+    # Words to find it by.
     track.tags = ()
 
     return config

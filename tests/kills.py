@@ -6,7 +6,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from runs import ROOT, environment
+import jax
+import numpy as np
+from runs import ROOT, environment, run_command, train_command
 
 from yogo_jax.config import from_mapping
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
@@ -18,11 +20,34 @@ def steps_logged(workdir: Path) -> int:
     return sum(record["kind"] == "train" for record in read_metrics(workdir / "metrics.jsonl"))
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen:
+def start(command: list[str], log: Path, mark: str) -> subprocess.Popen:
+    """The command in a process that, with all its children, carries a mark."""
     with log.open("a") as file:
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT
+            command,
+            cwd=ROOT,
+            env={**environment(), "YOGO_TEST_MARK": mark},
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
+
+
+def processes_with(mark: str) -> list[int]:
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"YOGO_TEST_MARK={mark}".encode() in environ.read_bytes():
+                found.append(int(environ.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def assert_nothing_survives(mark: str) -> None:
+    deadline = time.monotonic() + 20
+    while processes_with(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_with(mark), "processes outlive the run that started them"
 
 
 def readable_steps(workdir: Path) -> list[int]:
@@ -48,7 +73,8 @@ def train_under_fire(
     rows = []
     latest = 0
     while len(rows) < kills:
-        process = start(command, log)
+        mark = f"{workdir}-{len(rows)}"
+        process = start(command, log, mark)
         # Half of the kills fall after the run has come to life, the others at any moment of it.
         before = latest
         if len(rows) % 2 == 0:
@@ -63,6 +89,7 @@ def train_under_fire(
             raise AssertionError(f"the run ended before its kill {len(rows) + 1}: make it longer")
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert_nothing_survives(mark)
         steps = readable_steps(workdir)
         assert not steps or steps[-1] >= latest, "a finished checkpoint was lost"
         assert steps or not latest, "all checkpoints were lost"
@@ -74,6 +101,27 @@ def train_under_fire(
                 "checkpoints": steps,
             }
         )
-    process = start(command, log)
+    process = start(command, log, "last")
     assert process.wait(timeout=600) == 0, log.read_text()[-2000:]
     return rows
+
+
+def assert_equals_a_run_in_peace(
+    definition: Path, folder: Path, overrides: dict, *, steps: int
+) -> None:
+    """Losses and final state of the run in `folder/run` against those of one that nobody killed."""
+    done = run_command(train_command(definition, folder / "peace", **overrides))
+    assert done.returncode == 0, done.stderr
+    logged = []
+    states = []
+    for name in ("run", "peace"):
+        records = read_metrics(folder / name / "metrics.jsonl")
+        logged.append([(r["step"], r["loss"]) for r in records if r["kind"] == "train"])
+        last = committed_checkpoints(folder / name / "checkpoints")[-1]
+        metadata = read_metadata(last)
+        tx = make_optimizer(from_mapping(metadata.config).optim, 1)
+        states.append(jax.tree.leaves(restore_state(last, metadata.model, tx)))
+    assert [step for step, _ in logged[0]] == list(range(1, steps + 1))
+    assert logged[0] == logged[1]
+    for found, expected in zip(*states, strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -5,11 +5,11 @@ import shutil
 import sys
 
 import pytest
-from kills import readable_steps, train_under_fire
+from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import SHARED
-from runs import run_command, train_command
 from tiny_data import write_dataset
 
+from runs import run_command, train_command
 from yogo_jax.training.tracking import read_metrics
 
 
@@ -84,6 +84,11 @@ TRAIN_REFUSALS = [
     pytest.param([], "no config given: add --config configs/base.py", id="no config"),
     pytest.param(["--config", "configs/none.py"], "configs/none.py: cannot be read", id="no file"),
     pytest.param(
+        ["--config", "definition.yml"],
+        "a data set definition goes to --config.data.definition",
+        id="definition for config",
+    ),
+    pytest.param(
         ["--config", "configs/base.py", "--config.optim.learning_rte=1"],
         "did you mean --config.optim.learning_rate?",
         id="unknown field",
@@ -120,6 +125,22 @@ TRAIN_REFUSALS = [
 def test_train_refuses(flags, message):
     done = run_command([sys.executable, "-m", "yogo_jax.train", *flags])
     assert message in refused(done)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        pytest.param("def get_config(:\n", "SyntaxError", id="syntax"),
+        pytest.param("values = missing\n", "NameError", id="name"),
+        pytest.param("def get_config():\n    return 3\n", "AttributeError", id="no ConfigDict"),
+    ],
+)
+def test_train_refuses_a_config_file_that_is_none(tmp_path, text, found):
+    (tmp_path / "config.py").write_text(text)
+    command = [sys.executable, "-m", "yogo_jax.train", "--config", str(tmp_path / "config.py")]
+    message = refused(run_command(command))
+    assert "expected a Python file whose get_config() returns a ConfigDict" in message
+    assert found in message
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -171,13 +192,15 @@ def test_evaluate_refuses_other_classes_and_what_is_no_checkpoint(trained, tmp_p
 
 @pytest.mark.slow
 def test_a_killed_run_continues_and_loses_nothing(definition, tmp_path):
-    overrides = {"train__epochs": 60, "train__checkpoint_every_minutes": 0.002}
-    workdir = tmp_path / "run"
-    command = train_command(definition, workdir, **overrides)
-    train_under_fire(command, workdir, kills=2, seed=0, log=tmp_path / "log")
-    steps = [r["step"] for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "train"]
-    assert steps == list(range(1, 121))
-    assert readable_steps(workdir)[-1] == 120
+    overrides = {
+        "train__epochs": 60,
+        "train__eval_every_epochs": 30,
+        "train__checkpoint_every_minutes": 0.002,
+        "data__workers": 1,
+    }
+    command = train_command(definition, tmp_path / "run", **overrides)
+    train_under_fire(command, tmp_path / "run", kills=2, seed=0, log=tmp_path / "log")
+    assert_equals_a_run_in_peace(definition, tmp_path, overrides, steps=120)
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import importlib
 import math
 from pathlib import Path
@@ -7,6 +8,8 @@ import pytest
 from runs import tiny_values
 
 from yogo_jax.config import differences, field_names, from_mapping
+from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.detector.losses import ORIGINAL_WEIGHTS
 from yogo_jax.errors import UserError
 
 
@@ -38,18 +41,18 @@ def test_base_is_the_recipe_of_the_original():
 
 def test_every_field_of_base_has_a_comment():
     lines = (Path(__file__).parents[1] / "configs" / "base.py").read_text().splitlines()
-    undocumented = {"track.entity", "track.project", "track.name", "track.note", "track.tags"}
-    for name in set(field_names()) - undocumented:
+    groups = {"data", "model", "loss", "optim", "train", "augment", "track"}
+    for name in set(field_names()) - groups:
         group, _, field = name.rpartition(".")
-        if not group and field != "seed":
-            continue
-        index = next(
-            i
-            for i, line in enumerate(lines)
-            if line.strip().startswith(f"{group or 'config'}.{field} =")
-        )
-        above = lines[index - 1].strip()
-        assert above.startswith("#") or field in ("epochs", "vertical_flip"), name
+        start = f"{group or 'config'}.{field} ="
+        index = next(i for i, line in enumerate(lines) if line.strip().startswith(start))
+        assert lines[index - 1].strip().startswith("#"), name
+
+
+def test_defaults_for_old_checkpoints_are_those_of_base():
+    config = from_mapping(importlib.import_module("configs.base").get_config().to_dict())
+    assert dataclasses.asdict(config.loss) == dataclasses.asdict(ORIGINAL_WEIGHTS)
+    assert config.data.min_box_area == MIN_BOX_AREA
 
 
 BAD = [

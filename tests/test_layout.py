@@ -13,11 +13,12 @@ MAY_IMPORT = {
     "errors": set(),
     "detector": {"errors", "detector"},
     "config": {"errors", "detector"},
-    "data": {"errors", "data"},
+    "data": {"errors", "cache", "data"},
     "output": {"errors", "detector", "output"},
     "evaluation": {"errors", "detector", "data", "output", "evaluation"},
     "training": {"errors", "config", "detector", "data", "output", "evaluation", "training"},
-    "compilation": {"data"},
+    "cache": set(),
+    "compilation": {"cache"},
     **{
         entry: {
             "errors",

@@ -175,8 +175,13 @@ def test_a_given_checkpoint_is_continued_in_a_new_workdir(whole_run, definition,
     workdir, _ = whole_run
     config = config_of(definition, train__resume=str(workdir))
     train_and_evaluate(config, tmp_path)
-    assert train_records(tmp_path) == []
+    assert train_records(tmp_path) == train_records(workdir)
     assert (tmp_path / "test" / "metrics.json").exists()
+    names = [
+        sorted(folder.name for folder in committed_checkpoints(each / "checkpoints"))
+        for each in (tmp_path, workdir)
+    ]
+    assert names[0] == names[1]
     # The same command again, as a requeued job would give it.
     train_and_evaluate(config, tmp_path)
 
@@ -232,3 +237,16 @@ def test_a_data_set_without_validation_or_test(definition, tmp_path):
     config = config_of(definition, data__split_override=(1.0, 0.0, 0.0), train__epochs=1)
     assert train_and_evaluate(config, tmp_path) == {}
     assert len(committed_checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_a_run_that_saved_nothing_yet_is_not_overwritten_by_another(definition, tmp_path):
+    config = config_of(definition)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    with pytest.raises(UserError, match=r"config\.seed: 0 != 3.*has no checkpoint yet"):
+        train_and_evaluate(config_of(definition, seed=3), tmp_path)
+
+
+def test_a_file_in_the_place_of_the_workdir_is_refused(definition, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir .*cannot be made a folder"):
+        train_and_evaluate(config_of(definition), tmp_path / "file" / "run")

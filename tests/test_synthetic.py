@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from yogo_jax.cache import cache_folder
 from yogo_jax.data import synthetic
 from yogo_jax.data.synthetic import (
     CLASS_NAMES,
@@ -234,7 +235,7 @@ def test_cache_folder(monkeypatch, own, xdg, expected):
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    assert synthetic.cache_folder() == Path(os.path.expanduser(expected))
+    assert cache_folder() == Path(os.path.expanduser(expected))
 
 
 def test_default_cache_is_the_users(tmp_path, monkeypatch):

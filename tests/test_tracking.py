@@ -4,7 +4,8 @@ import pytest
 from runs import tiny_config
 
 from yogo_jax.errors import UserError
-from yogo_jax.training.tracking import MetricsLog, Tracker, read_metrics, write_atomically
+from yogo_jax.output.files import write_atomically
+from yogo_jax.training.tracking import MetricsLog, Tracker, read_metrics
 from yogo_jax.training.wandb_run import scalars
 
 
@@ -17,9 +18,11 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
 
 def test_a_continued_log_drops_what_came_after_its_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 6)) + '{"st')
+    path.write_text(
+        "".join(json.dumps({"kind": "train", "step": step}) + "\n" for step in range(1, 6)) + '{"st'
+    )
     log = MetricsLog(path, first_step=3)
-    log.write({"step": 4, "again": True})
+    log.write({"kind": "train", "step": 4, "again": True})
     log.close()
     assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
     assert read_metrics(path)[-1]["again"]

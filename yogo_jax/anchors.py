@@ -4,7 +4,12 @@ import argparse
 
 import numpy as np
 
-from yogo_jax.errors import exit_on_user_error
+from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.errors import UserError, exit_on_user_error
+
+
+# The size at which "synthetic" is looked at.
+NATIVE_IMAGE_HW = (772, 1032)
 
 
 def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
@@ -15,10 +20,11 @@ def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
     """
     from yogo_jax.data.definition import load_definition
     from yogo_jax.data.splits import load_splits
-    from yogo_jax.training.setup import mean_anchor
+    from yogo_jax.training.setup import definition_path, mean_anchor
 
+    path = definition_path(definition, NATIVE_IMAGE_HW)
     splits = load_splits(
-        load_definition(definition), min_box_area=min_box_area, on_bad_label=on_bad_label
+        load_definition(path), min_box_area=min_box_area, on_bad_label=on_bad_label
     )
     train = splits.train
     width, height = mean_anchor(train)
@@ -48,11 +54,13 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m yogo_jax.anchors",
         description="Mean size of the training boxes: what model.anchor=auto would take.",
     )
-    parser.add_argument("definition", help="data set definition (.yml)")
-    parser.add_argument("--min-box-area", type=float, default=200 / (772 * 1032))
+    parser.add_argument("definition", help="data set definition (.yml), or synthetic")
+    parser.add_argument("--min-box-area", type=float, default=MIN_BOX_AREA)
     parser.add_argument("--on-bad-label", choices=("error", "skip"), default="error")
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        if not 0 <= args.min_box_area < 1:
+            raise UserError(f"--min-box-area must be in [0, 1), got {args.min_box_area}")
         print(
             describe(
                 args.definition,

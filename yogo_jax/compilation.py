@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from yogo_jax.data.synthetic import cache_folder
+from yogo_jax.cache import cache_folder
 
 
 def cpu_fingerprint() -> str:

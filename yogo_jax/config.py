@@ -1,7 +1,7 @@
 """The schema of a config: what every field is, which values it may take, and what to do if not.
 
 `configs/base.py` holds the values and explains them; here stand types and ranges. A `ConfigDict`
-passes `from_config_dict` once, at the entry point; everything behind it sees these dataclasses.
+passes `from_mapping` once, at the entry point; everything behind it sees these dataclasses.
 """
 
 import dataclasses
@@ -191,6 +191,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "seed", "in [0, 2^32)", self.seed)
+        get_backbone(self.model.name).grid_hw(self.data.image_hw)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as JSON would give them back (tuples are lists)."""

@@ -6,7 +6,6 @@ Prints a table; writes DIR/metrics.json and DIR/pictures/ with boxes found and t
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from yogo_jax.errors import UserError, exit_on_user_error
@@ -62,27 +61,31 @@ def evaluate(args: argparse.Namespace) -> dict:
       UserError: checkpoint and data do not fit each other, or either cannot be read.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    import jax
+
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
-    from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
+    from yogo_jax.evaluation.evaluator import Evaluator, Thresholds, metrics_of_a_test
     from yogo_jax.evaluation.tables import format_metrics
+    from yogo_jax.output.files import make_folder, write_json
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-    from yogo_jax.training.loop import as_test_metrics
     from yogo_jax.training.setup import evaluation_data
-    from yogo_jax.training.tracking import write_atomically
 
     use_compilation_cache()
+    make_folder(args.output, "--output")
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)
-    splits = evaluation_data(metadata, args.definition)
+    splits = evaluation_data(metadata, args.definition, print)
     records = getattr(splits, args.split)
     for line in splits.report.lines():
         print(line)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
+    device = jax.devices()[0]
+    print(f"{folder} on {device.platform} ({device.device_kind})")
     evaluator = Evaluator(
         metadata.model,
-        loss_weights=metadata.config_of_run().loss,
+        loss_weights=metadata.loss_weights(),
         batch_size=args.batch_size,
         max_boxes=boxes_to_pad_to([records], 0),
         workers=args.workers,
@@ -96,8 +99,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         picture_folder=args.output / "pictures",
         pictures=args.pictures,
     )
-    metrics = as_test_metrics(metrics, folder, metadata.step)
-    write_atomically(args.output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    metrics = metrics_of_a_test(metrics, folder, metadata.step)
+    write_json(args.output / "metrics.json", metrics)
     print(format_metrics(metrics))
     print(f"{args.split} split of {len(records)} images; written {args.output / 'metrics.json'}")
     return metrics

@@ -31,6 +31,14 @@ def _parse(argv: list[str]) -> list[str]:
     names = [arg.lstrip("-").split("=")[0] for arg in argv[1:] if arg.startswith("-")]
     if not {"config", "help", "helpfull", "helpshort"} & set(names):
         raise UserError("no config given: add --config configs/base.py or another of configs/")
+    for arg, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, attached = arg.lstrip("-").partition("=")
+        file = (attached or value).split(":")[0]
+        if arg.startswith("-") and name == "config" and not file.endswith(".py"):
+            raise UserError(
+                f"--config {file}: expected a Python file as configs/base.py; a data set "
+                "definition goes to --config.data.definition"
+            )
     known = field_names()
     for name in names:
         if name.startswith("config.") and name.removeprefix("config.") not in known:
@@ -39,17 +47,28 @@ def _parse(argv: list[str]) -> list[str]:
             raise UserError(f"--{name} is not a field of a config; {hint}")
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{error} (fields and their values: configs/base.py)") from error
+    except Exception as error:
+        # Parsing runs the config file, which may fail in any way.
+        raise UserError(_not_a_config(error)) from error
+
+
+def _not_a_config(error: Exception) -> str:
+    return (
+        "--config: expected a Python file whose get_config() returns a ConfigDict, as "
+        f"configs/base.py; found {type(error).__name__}: {error}"
+    )
 
 
 def _config() -> tuple[Config, str]:
-    flag = flags.FLAGS["config"]
-    path = config_flags.get_config_filename(flag)
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
     try:
         values = flags.FLAGS.config.to_dict()
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read; try configs/base.py") from error
+    except Exception as error:
+        raise UserError(_not_a_config(error)) from error
     return from_mapping(values), Path(path).stem
 
 

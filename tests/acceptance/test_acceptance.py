@@ -13,11 +13,11 @@ import sys
 import time
 
 import pytest
-from kills import readable_steps, train_under_fire
+from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import SHARED
-from runs import ROOT, environment, train_command
 from tiny_data import write_dataset
 
+from runs import ROOT, environment, train_command
 from yogo_jax.training.tracking import read_metrics
 
 
@@ -49,21 +49,18 @@ def run_aloud(command: list[str], **options) -> subprocess.CompletedProcess[str]
 
 def test_ten_kills(tmp_path):
     definition = write_dataset(tmp_path / "data", images=16, published=True)
-    overrides = {"train__epochs": 400, "train__checkpoint_every_minutes": 0.002}
+    overrides = {
+        "train__epochs": 400,
+        "train__eval_every_epochs": 50,
+        "train__checkpoint_every_minutes": 0.002,
+        "data__workers": 2,
+    }
     command = train_command(definition, tmp_path / "run", **overrides)
     rows = train_under_fire(command, tmp_path / "run", kills=10, seed=1, log=tmp_path / "log")
     print("\nkill  seconds  steps logged  checkpoints that can be read")
     for index, row in enumerate(rows, start=1):
         print(f"{index:>4}{row['seconds']:>9}{row['logged']:>14}  {row['checkpoints']}")
-    whole = train_command(definition, tmp_path / "whole", **overrides)
-    run_aloud(whole)
-    records = [
-        [r["loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"]
-        for name in ("run", "whole")
-    ]
-    assert len(records[1]) == 800
-    assert records[0] == records[1]
-    assert readable_steps(tmp_path / "run")[-1] == 800
+    assert_equals_a_run_in_peace(definition, tmp_path, overrides, steps=800)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

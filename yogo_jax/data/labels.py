@@ -165,7 +165,9 @@ def split_row(row: str) -> list[str]:
 
 def is_header(fields: list[str]) -> bool:
     """Whether a row, if it is the first of a file, is its header."""
-    return len(fields) >= 5 and all(_number(field) is None for field in fields[-4:])
+    # A row that starts with a number is a bad row, not a header.
+    texts = [fields[0], *fields[-4:]]
+    return len(fields) >= 5 and all(_number(field) is None for field in texts)
 
 
 def _number(text: str) -> float | None:

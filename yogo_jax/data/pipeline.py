@@ -5,6 +5,10 @@ consumed. A run continues from it with any number of workers.
 """
 
 import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -85,6 +89,19 @@ class SlotSource:
         return self._source.padding() if record is None else self._source[record]
 
 
+def _leave_with_parent(*_: int) -> None:
+    """In a worker process: ends it when the process that started it is gone, even if killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @contextmanager
 def open_batches(
     source: RecordSource,
@@ -117,7 +134,8 @@ def open_batches(
     if workers:
         per_worker = max(2 * batch_size // workers, 2)
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=per_worker)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=per_worker),
+            worker_init_fn=_leave_with_parent,
         )
     # Batched only here: batches made inside the workers would lose their remainders.
     dataset = dataset.batch(batch_size, drop_remainder=True)

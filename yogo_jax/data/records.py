@@ -21,6 +21,10 @@ MESSAGES_KEPT = 5
 AREA_ROUNDING = 1e-6
 
 
+# The original's least area of a box, as a fraction of the image: 200 px of a 772x1032 frame.
+MIN_BOX_AREA = 200 / (772 * 1032)
+
+
 @dataclass(frozen=True, eq=False)
 class Records:
     """Images with their boxes; the boxes of image i are rows `offsets[i]:offsets[i + 1]`.
@@ -64,10 +68,14 @@ class Records:
             self.class_ids[rows],
         )
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *, with_image_sizes: bool = True) -> str:
         """SHA-256 (hex) of the classes, the labels, and the names and sizes of the image files.
 
         It is the same for a copy of the data in another place. Images are not read.
+
+        Args:
+          with_image_sizes: False leaves out the sizes of the files in bytes, so that a broken image
+            may be mended without a change.
 
         Raises:
           UserError: if an image file has gone.
@@ -75,7 +83,7 @@ class Records:
         digest = hashlib.sha256(repr(self.class_names).encode())
         for path in self.image_paths:
             try:
-                size = os.stat(path).st_size
+                size = os.stat(path).st_size if with_image_sizes else 0
             except OSError as error:
                 raise UserError(f"{path}: {error.strerror}; expected an image file") from None
             digest.update(os.fsencode(f"\0{os.path.basename(path)}\0{size}"))

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
+from yogo_jax import cache
 from yogo_jax.data.cells import CLASS_NAMES
 from yogo_jax.data.frames import NATIVE_AREA, draw_frame
 from yogo_jax.errors import UserError
@@ -28,7 +29,6 @@ __all__ = [
     "SPLITS",
     "VERSION",
     "SyntheticSpec",
-    "cache_folder",
     "default_spec",
     "ensure_dataset",
     "ensure_synthetic",
@@ -138,18 +138,6 @@ def render_frame(
     )
 
 
-def cache_folder() -> Path:
-    """Folder of everything that can be made again: `YOGO_JAX_CACHE`, else the user's cache."""
-    if own := os.environ.get("YOGO_JAX_CACHE"):
-        return Path(own).expanduser().resolve()
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG standard has relative paths ignored.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "yogo_jax"
-
-
-_default_cache_folder = cache_folder  # reachable where an argument has the function's name
-
-
 def ensure_synthetic(image_hw: tuple[int, int], *, cache_folder: Path | None = None) -> Path:
     """Path of the default data set's definition file at one image size; see `ensure_dataset`."""
     return ensure_dataset(default_spec(image_hw), cache_folder=cache_folder)
@@ -168,7 +156,7 @@ def ensure_dataset(spec: SyntheticSpec, *, cache_folder: Path | None = None) -> 
     Raises:
       UserError: the cache folder cannot be written.
     """
-    root = _default_cache_folder() if cache_folder is None else cache_folder
+    root = cache.cache_folder() if cache_folder is None else cache_folder
     folder = root / spec.folder_name
     definition = folder / "definition.yml"
     if definition.is_file():

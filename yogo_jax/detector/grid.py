@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from yogo_jax.errors import UserError
+
 
 def convolved_size(size: int, *, kernel: int, stride: int, padding: int) -> int:
     """Length of one axis after a convolution: `floor((n + 2p - k) / s) + 1`."""
@@ -17,15 +19,16 @@ def convolved_hw(
     """(rows, columns) after a chain of convolutions given as (kernel, stride, padding).
 
     Raises:
-      ValueError: the image is smaller than the layers need.
+      UserError: the image is smaller than the layers need.
     """
     height, width = image_hw
     for kernel, stride, padding in layers:
         height = convolved_size(height, kernel=kernel, stride=stride, padding=padding)
         width = convolved_size(width, kernel=kernel, stride=stride, padding=padding)
     if height < 1 or width < 1:
-        raise ValueError(
-            f"an image of {image_hw[0]}x{image_hw[1]} px is too small: no cell is left"
+        raise UserError(
+            f"an image of {image_hw[0]}x{image_hw[1]} px is too small for this architecture, no "
+            "cell of its grid is left: set a larger --config.data.image_hw"
         )
     return height, width
 

@@ -29,6 +29,12 @@ class LossWeights:
     label_smoothing: float
 
 
+# The original's, for checkpoints that do not say.
+ORIGINAL_WEIGHTS = LossWeights(
+    no_object_weight=0.5, iou_weight=5.0, classify_weight=1.0, label_smoothing=0.01
+)
+
+
 class LossTerms(NamedTuple):
     """Weighted terms, each summed over the cells of one image; the loss is their sum."""
 

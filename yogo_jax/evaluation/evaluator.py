@@ -20,14 +20,13 @@ from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.detections import Detections, detect
 from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
+from yogo_jax.evaluation.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
 from yogo_jax.evaluation.metrics import DetectionMetrics
 from yogo_jax.output.draw import draw_boxes
 
 
-# Boxes under this objectness do not take part in mean AP, nor do more than these of a frame.
+# Boxes under this objectness do not take part in mean AP.
 MEAN_AP_OBJECTNESS = 0.05
-MAX_DETECTIONS = 2000
 
 
 class Thresholds(NamedTuple):
@@ -51,7 +50,8 @@ def make_eval_step(
     spec: ModelSpec, loss_weights: LossWeights, thresholds: Thresholds
 ) -> Callable[[Any, Any], BatchOutputs]:
     """A pure function of (variables, batch) that gives losses and detections of each image."""
-    max_detections = min(MAX_DETECTIONS, spec.grid_hw[0] * spec.grid_hw[1])
+    # One more than mean AP takes, so that it can tell and count the frames that had more.
+    max_detections = min(MAX_DETECTIONS + 1, spec.grid_hw[0] * spec.grid_hw[1])
     find = functools.partial(detect, iou_threshold=thresholds.iou, max_detections=max_detections)
     keep = functools.partial(
         find,
@@ -134,7 +134,7 @@ class Evaluator:
                     _update(metrics, mean_ap, image, labels)
                     index = int(batch["record_index"][row])
                     if picture_folder is not None and index < pictures:
-                        name = f"{Path(records.image_paths[index]).stem}.png"
+                        name = f"{index:03d}_{Path(records.image_paths[index]).stem}.png"
                         picture = _draw(spec, batch["image"][row], image.detections, labels)
                         picture_folder.mkdir(parents=True, exist_ok=True)
                         picture.save(picture_folder / name)
@@ -145,6 +145,12 @@ class Evaluator:
             "loss": float(means.sum()),
             "loss_terms": dict(zip(LossTerms._fields, means.tolist(), strict=True)),
         }
+
+
+def metrics_of_a_test(metrics: Mapping[str, Any], checkpoint: Path, step: int) -> dict[str, Any]:
+    """The metrics of an evaluation as `metrics.json` has them."""
+    renamed = {key: value for key, value in metrics.items() if key != "loss"}
+    return {**renamed, "test_loss": metrics["loss"], "checkpoint": str(checkpoint), "step": step}
 
 
 def _labels(image: BatchOutputs, batch: Mapping, row: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,10 @@ class _Boxes(NamedTuple):
     class_ids: Int[np.ndarray, " n"]
 
 
+# Of one frame; more are cut off and counted.
+MAX_DETECTIONS = 2000
+
+
 class MeanAveragePrecision:
     """AP at IoU 0.5 and the mean over IoU 0.5, 0.55 … 0.95, of each class and over the classes.
 
@@ -39,7 +43,7 @@ class MeanAveragePrecision:
         class_names: Sequence[str],
         image_hw: tuple[int, int],
         *,
-        max_detections: int = 2000,
+        max_detections: int = MAX_DETECTIONS,
     ) -> None:
         self.class_names = tuple(class_names)
         self.image_hw = image_hw

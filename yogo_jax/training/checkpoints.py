@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 import yogo_jax
-from yogo_jax.config import Config, from_mapping
+from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.detector.losses import ORIGINAL_WEIGHTS, LossWeights
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
@@ -31,6 +32,25 @@ FORMAT_VERSION = 1
 # Orbax renames a superseded checkpoint into this folder, which is then emptied: a kill in the
 # middle of a deletion must not leave half a checkpoint under a name that counts as committed.
 _SUPERSEDED = ".superseded"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What an evaluation takes over from the data part of a run's config, any version's."""
+
+    definition: str = ""
+    split_override: tuple[float, ...] = ()
+    min_box_area: float = MIN_BOX_AREA
+    on_bad_label: str = "error"
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> "DataSettings":
+        """Settings from plain values; unknown fields are left out."""
+        known = {field.name for field in dataclasses.fields(cls)} & values.keys()
+        plain: dict[str, Any] = {name: values[name] for name in known}
+        if "split_override" in plain:
+            plain["split_override"] = tuple(plain["split_override"])
+        return cls(**plain)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,13 +83,17 @@ class Metadata:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
 
-    def config_of_run(self) -> Config:
-        """The config of the run that wrote the checkpoint.
+    def data_settings(self) -> DataSettings:
+        """How the run read its data; defaults for fields that its version did not have."""
+        return DataSettings.from_fields(self.config.get("data", {}))
 
-        Raises:
-          UserError: its fields are not those of this version.
-        """
-        return from_mapping(self.config)
+    def loss_weights(self) -> LossWeights:
+        """Weights of the run's loss; the original's for fields that its version did not have."""
+        known = {field.name for field in dataclasses.fields(LossWeights)}
+        loss = self.config.get("loss", {})
+        return dataclasses.replace(
+            ORIGINAL_WEIGHTS, **{name: loss[name] for name in known & loss.keys()}
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], folder: Path) -> "Metadata":
@@ -78,6 +102,8 @@ class Metadata:
         Raises:
           UserError: it was written by a newer version, or is no metadata of ours.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{folder}: its metadata is no mapping, so it is no checkpoint of ours")
         version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise UserError(
@@ -92,13 +118,19 @@ class Metadata:
 
 def git_revision() -> str:
     """Revision of this code, with `-dirty` if it was changed since; "unknown" outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     folder = Path(yogo_jax.__file__).parent
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # Installed below somebody else's repository, the revision would be theirs.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
 
 
 class CheckpointStore:
@@ -259,5 +291,6 @@ def _restore(folder: Path, args: ocp.args.Composite) -> Any:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         try:
             return checkpointer.restore(folder.absolute(), args=args)
-        except (OSError, KeyError, ValueError) as error:
+        except Exception as error:
+            # Damaged files come as errors of many kinds, from three libraries.
             raise UserError(f"{folder}: cannot be read as a checkpoint ({error})") from error

@@ -3,10 +3,8 @@
 `train_and_evaluate` reads top to bottom: data, model, where to start, steps, test.
 """
 
-import json
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.evaluator import Evaluator
+from yogo_jax.evaluation.evaluator import Evaluator, metrics_of_a_test
 from yogo_jax.evaluation.tables import format_metrics
+from yogo_jax.output.files import make_folder, write_json
 from yogo_jax.training.checkpoints import (
     CheckpointStore,
     Metadata,
@@ -31,11 +30,17 @@ from yogo_jax.training.checkpoints import (
 )
 from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.resume import find_start, record_config
-from yogo_jax.training.setup import RunData, initial_state, prepare_data, prepare_spec
+from yogo_jax.training.resume import adopt, find_start, record_config
+from yogo_jax.training.setup import (
+    RunData,
+    initial_state,
+    prepare_data,
+    prepare_spec,
+    with_absolute_paths,
+)
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step
-from yogo_jax.training.tracking import Tracker, write_atomically
+from yogo_jax.training.tracking import Tracker
 
 
 # Frames of the test set that are drawn with their boxes.
@@ -56,6 +61,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       UserError: data or config cannot be used, the workdir holds another run, or the loss is no
         longer finite.
     """
+    make_folder(workdir, "--workdir")
+    config = with_absolute_paths(config)
     # ---- data ----
     data = prepare_data(config.data)
     # ---- model ----
@@ -64,6 +71,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     start = find_start(config, workdir, data.fingerprint)
     run = _Run(config, workdir, spec, data)
     first_step = 0 if start is None else start.metadata.step
+    position = 0 if start is None else start.metadata.position
+    if start is not None and not start.own:
+        adopt(start, workdir)
     with Tracker(config, workdir, total_steps=run.total_steps, first_step=first_step) as tracker:
         _describe(run, tracker)
         # ---- steps ----
@@ -73,11 +83,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             tracker.say(f"continuing {start.folder} at step {first_step} of {run.total_steps}")
             state = restore_state(start.folder, spec, run.tx)
         record_config(config, workdir)
-        if start is not None and not start.own:
-            # From here on the workdir can be continued without the other one.
-            with CheckpointStore(workdir / "checkpoints") as store:
-                store.save(state, start.metadata)
-        run.train(state, first_step, tracker)
+        run.train(state, first_step, position, tracker)
         # ---- test ----
         return run.test(tracker)
 
@@ -124,8 +130,11 @@ class _Run:
         )
         self._revision = git_revision()
 
-    def train(self, state: TrainState, first_step: int, tracker: Tracker) -> None:
-        """Steps from `first_step` to the last, with validations and checkpoints between."""
+    def train(self, state: TrainState, first_step: int, position: int, tracker: Tracker) -> None:
+        """Steps from `first_step` to the last, with validations and checkpoints between.
+
+        `position` is the number of images that the steps before have consumed.
+        """
         if first_step >= self.total_steps:
             return
         config, order = self.config, self.order
@@ -161,7 +170,7 @@ class _Run:
                 source,
                 order,
                 epochs=config.train.epochs,
-                position=order.position_after(first_step),
+                position=position,
                 workers=config.data.workers,
             ) as batches,
         ):
@@ -196,8 +205,8 @@ class _Run:
             picture_folder=output / "pictures",
             pictures=TEST_PICTURES,
         )
-        metrics = as_test_metrics(metrics, folder, metadata.step)
-        write_atomically(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        metrics = metrics_of_a_test(metrics, folder, metadata.step)
+        write_json(output / "metrics.json", metrics)
         tracker.log("test", self.total_steps, metrics)
         tracker.say(format_metrics(metrics))
         tracker.say(f"tested {folder}; written {output / 'metrics.json'} and {output / 'pictures'}")
@@ -241,9 +250,3 @@ class _Run:
             validation=validation,
             git_revision=self._revision,
         )
-
-
-def as_test_metrics(metrics: Mapping[str, Any], checkpoint: Path, step: int) -> dict[str, Any]:
-    """The metrics of an evaluation as `metrics.json` has them."""
-    renamed = {key: value for key, value in metrics.items() if key != "loss"}
-    return {**renamed, "test_loss": metrics["loss"], "checkpoint": str(checkpoint), "step": step}

@@ -21,7 +21,7 @@ STEPS_IN_FLIGHT = 2
 class Meter:
     """Reads the metrics of steps a little late, so that the device never waits for the host.
 
-    Attributes:
+    Args:
       order: of the training data.
       tracker: where records and lines go.
       epochs: of the whole run.
@@ -78,7 +78,7 @@ class Meter:
             "train",
             done,
             {
-                "epoch": epoch,
+                "epoch": epoch + 1,
                 "loss": loss,
                 **terms,
                 "learning_rate": float(metrics.learning_rate),

@@ -1,25 +1,27 @@
 """Where a run starts: from nothing, from what its workdir holds, or from a given checkpoint."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from yogo_jax.config import Config, differences
 from yogo_jax.errors import UserError
+from yogo_jax.output.files import write_atomically, write_json
 from yogo_jax.training.checkpoints import (
     Metadata,
     committed_checkpoints,
     find_checkpoint,
     read_metadata,
 )
-from yogo_jax.training.tracking import write_atomically
 
 
 # What may change when a run goes on: it alters where work is done or how often it is saved, not
 # what is computed.
 MAY_CHANGE = {
-    "data": {"workers"},
+    # The fingerprint holds the data, wherever it lies.
+    "data": {"workers", "definition"},
     "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs"},
     "track": None,
 }
@@ -57,6 +59,7 @@ def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | 
             )
         folder = own[-1]
     elif resume == "auto":
+        _check_unsaved_run(config, workdir)
         return None
     else:
         given = Path(resume).expanduser()
@@ -68,9 +71,52 @@ def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | 
     return Start(folder, metadata, own=bool(own))
 
 
+def adopt(start: Start, workdir: Path) -> None:
+    """Takes another run's progress over into the workdir, which then stands on its own.
+
+    Args:
+      start: a checkpoint that lies elsewhere; of a run's workdir, its best goes along, and its
+        metrics.
+      workdir: of the new run.
+    """
+    folders = [start.folder]
+    if start.folder.parent.name == "checkpoints":
+        other = start.folder.parent.parent
+        best = find_checkpoint(other)
+        if read_metadata(best).step < start.metadata.step:
+            folders.append(best)
+        metrics = other / "metrics.jsonl"
+        if metrics.exists():
+            write_atomically(workdir / "metrics.jsonl", metrics.read_text())
+    for folder in folders:
+        place = workdir / "checkpoints" / str(read_metadata(folder).step)
+        # Renamed when complete: a kill must not leave half a checkpoint under a valid name.
+        unfinished = place.with_name(f".{place.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(folder, unfinished)
+        unfinished.rename(place)
+
+
+def _check_unsaved_run(config: Config, workdir: Path) -> None:
+    """Refuses to start over a run that has logged steps but saved none yet."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        recorded = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); choose another --workdir") from error
+    different = differences(_that_must_agree(recorded), _that_must_agree(config.to_dict()))
+    if different:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(different)}) that has no "
+            "checkpoint yet: delete it, or choose another --workdir"
+        )
+
+
 def record_config(config: Config, workdir: Path) -> None:
     """Writes `config.json`."""
-    write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    write_json(workdir / "config.json", config.to_dict())
 
 
 def _recorded_resume(workdir: Path) -> str | None:

@@ -30,14 +30,22 @@ SYNTHETIC = "synthetic"
 Say = Callable[[str], None]
 
 
-def definition_path(data: DataConfig) -> Path:
-    """The definition file of a run; the synthetic one is written first if need be."""
-    if data.definition == SYNTHETIC:
-        return ensure_synthetic(data.image_hw)
-    return Path(data.definition).expanduser()
+def definition_path(definition: str, image_hw: tuple[int, int]) -> Path:
+    """The absolute path of a definition file; the synthetic one is written first if need be."""
+    if definition == SYNTHETIC:
+        return ensure_synthetic(image_hw).resolve()
+    return Path(definition).expanduser().resolve()
 
 
-def load_data(data: DataConfig, *, require_train: bool = True) -> Splits:
+def with_absolute_paths(config: Config) -> Config:
+    """The config with a definition that means the same from any folder."""
+    if config.data.definition == SYNTHETIC:
+        return config
+    path = definition_path(config.data.definition, config.data.image_hw)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, definition=str(path)))
+
+
+def load_data(data: DataConfig) -> Splits:
     """The splits of a run.
 
     Raises:
@@ -45,35 +53,44 @@ def load_data(data: DataConfig, *, require_train: bool = True) -> Splits:
     """
     override = data.split_override
     return load_splits(
-        load_definition(definition_path(data)),
+        load_definition(definition_path(data.definition, data.image_hw)),
         min_box_area=data.min_box_area,
         on_bad_label=data.on_bad_label,
         split_override=(override[0], override[1], override[2]) if override else None,
-        require_train=require_train,
     )
 
 
-def evaluation_data(metadata: Metadata, definition: str | None) -> Splits:
+def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Splits:
     """The splits to evaluate a checkpoint on, read as its run read them.
 
     Args:
       metadata: of the checkpoint.
       definition: a definition file, or None for the one the run was trained on.
+      say: takes a line if the run's split is not used.
 
     Raises:
       UserError: the data has other classes than the checkpoint, or cannot be read.
     """
-    data = metadata.config_of_run().data
-    if definition is not None:
+    data = metadata.data_settings()
+    path = data.definition if definition is None else definition
+    if not path:
+        raise UserError("this checkpoint does not say what data it saw: add --definition FILE.yml")
+    given = definition_path(path, metadata.model.image_hw)
+    override = data.split_override
+    if override and given.resolve() != definition_path(data.definition, metadata.model.image_hw):
         # The fractions of the run were meant for its own data set.
-        same = definition == data.definition
-        data = dataclasses.replace(
-            data, definition=definition, split_override=data.split_override if same else ()
-        )
-    splits = load_data(data, require_train=False)
+        say(f"data.split_override={override} of the run is left out: {path} is another data set")
+        override = ()
+    splits = load_splits(
+        load_definition(given),
+        min_box_area=data.min_box_area,
+        on_bad_label=data.on_bad_label,
+        split_override=(override[0], override[1], override[2]) if override else None,
+        require_train=False,
+    )
     if splits.train.class_names != metadata.model.class_names:
         raise UserError(
-            f"{data.definition} has the classes {', '.join(splits.train.class_names)}, but the "
+            f"{path} has the classes {', '.join(splits.train.class_names)}, but the "
             f"checkpoint was trained on {', '.join(metadata.model.class_names)}: they must be the "
             "same, in the same order"
         )
@@ -93,7 +110,11 @@ def prepare_data(data: DataConfig) -> RunData:
     """Splits, the rows their boxes are padded to, and a fingerprint of all of it."""
     splits = load_data(data)
     every = [splits.train, splits.val, splits.test]
-    digest = hashlib.sha256("".join(records.fingerprint() for records in every).encode())
+    # Images of validation and test are read late, after hours perhaps: a broken one must be open to
+    # mending without barring the run from going on.
+    prints = [splits.train.fingerprint()]
+    prints += [records.fingerprint(with_image_sizes=False) for records in every[1:]]
+    digest = hashlib.sha256("".join(prints).encode())
     return RunData(
         splits=splits,
         max_boxes=boxes_to_pad_to(every, data.max_boxes),

@@ -1,7 +1,6 @@
 """Where the progress of a run goes: terminal, `train.log`, `metrics.jsonl`, and W&B if asked."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,15 +10,8 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from yogo_jax.config import Config
+from yogo_jax.output.files import write_atomically
 from yogo_jax.training.wandb_run import scalars, start_wandb
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -36,10 +28,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`; a continued run first drops what came after its checkpoint."""
+    """Appends to `metrics.jsonl`.
+
+    A continued run first drops what came after its checkpoint, and the test, which comes again.
+    """
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        kept = [record for record in read_metrics(path) if record["step"] <= first_step]
+        kept = [
+            record
+            for record in read_metrics(path)
+            if record["step"] <= first_step and record["kind"] != "test"
+        ]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a")
 
@@ -113,10 +112,10 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._close_files()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.finish(exit_code=0 if kind is None else 1)
 
     def _close_files(self) -> None:
         self._metrics.close()

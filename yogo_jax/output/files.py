@@ -1,0 +1,41 @@
+"""Files that are whole or not there."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yogo_jax.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes plain values as readable JSON, atomically."""
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
+
+
+def make_folder(path: Path, flag: str) -> Path:
+    """The folder, made if it is not there.
+
+    Args:
+      path: where.
+      flag: what the user set it by, for the message.
+
+    Raises:
+      UserError: a file is in the way, or the place is not writable.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path}: cannot be made a folder ({error.strerror}); choose another"
+        ) from error
+    return path
