@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from runs import ROOT, environment, run_command, train_command
 
+from runs import ROOT, environment, run_command, train_command
 from yogo_jax.config import from_mapping
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
 from yogo_jax.training.optimizer import make_optimizer

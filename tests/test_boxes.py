@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
 from yogo_jax.detector.boxes import area, ciou_loss, cxcywh_to_xyxy, iou, xyxy_to_cxcywh
 
 

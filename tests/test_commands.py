@@ -5,11 +5,11 @@ import shutil
 import sys
 
 import pytest
+
 from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import SHARED
-from tiny_data import write_dataset
-
 from runs import run_command, train_command
+from tiny_data import write_dataset
 from yogo_jax.training.tracking import read_metrics
 
 

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
-from runs import tiny_values
 
+from runs import tiny_values
 from yogo_jax.config import differences, field_names, from_mapping
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.detector.losses import ORIGINAL_WEIGHTS

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_data import write_dataset
 
+from tiny_data import write_dataset
 from yogo_jax.data.definition import DatasetDefinition, PathPair, SplitFractions, load_definition
 from yogo_jax.errors import UserError
 

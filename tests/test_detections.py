@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import load
 
+from parity import load
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import detect

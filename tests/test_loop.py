@@ -6,9 +6,9 @@ import logging
 import jax
 import numpy as np
 import pytest
+
 from runs import tiny_config
 from tiny_data import write_dataset
-
 from yogo_jax.errors import UserError
 from yogo_jax.training import loop
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import load
 
+from parity import load
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.losses import LossTerms, LossWeights, yogo_loss
 from yogo_jax.detector.targets import Targets

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_nms import plain_iou
 
+from reference_nms import plain_iou
 from yogo_jax.evaluation.matching import match_boxes, pairwise_iou
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_coco import pycocotools_ap
 
+from reference_coco import pycocotools_ap
 from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
 
 

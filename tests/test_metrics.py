@@ -3,10 +3,10 @@
 import json
 
 import numpy as np
-import parity
 import pytest
-from reference_nms import format_predictions
 
+import parity
+from reference_nms import format_predictions
 from yogo_jax.evaluation.metrics import CALIBRATION_BINS, DetectionMetrics
 
 

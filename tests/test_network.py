@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from parity import load, parity_file
 from torch_files import convnext_to_variables, read_pth, to_variables
-
 from yogo_jax.detector.backbones import BACKBONES, get_backbone
 from yogo_jax.detector.decode import decode
 from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables

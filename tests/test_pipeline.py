@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_data import write_dataset
 
+from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.source import RecordSource, boxes_to_pad_to

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_labels import BAD, BOX, CATEGORIES, GOOD, NAMES, ROW
 
+from test_labels import BAD, BOX, CATEGORIES, GOOD, NAMES, ROW
 from yogo_jax.data import plain_labels
 from yogo_jax.data.labels import Classes, parse_labels, read_labels
 from yogo_jax.data.plain_labels import parse_plain, read_label_files

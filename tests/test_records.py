@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_data import write_dataset
 
+from tiny_data import write_dataset
 from yogo_jax.data.definition import PathPair, load_definition
 from yogo_jax.data.records import RecordReport, Records, load_records
 from yogo_jax.errors import UserError

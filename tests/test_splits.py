@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_data import write_dataset
 
+from tiny_data import write_dataset
 from yogo_jax.data.definition import SplitFractions, load_definition
 from yogo_jax.data.splits import Splits, load_splits, split_indices
 from yogo_jax.errors import UserError

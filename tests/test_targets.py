@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import reference
 from parity import load
-
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.detector.targets import bin_targets
 

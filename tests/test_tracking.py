@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from runs import tiny_config
 
+from runs import tiny_config
 from yogo_jax.errors import UserError
 from yogo_jax.output.files import write_atomically
 from yogo_jax.training.tracking import MetricsLog, Tracker, read_metrics

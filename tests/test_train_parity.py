@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from parity import load, parity_file
 from torch_files import read_pth, to_variables
-
 from yogo_jax.config import AugmentConfig, LossConfig, OptimConfig
 from yogo_jax.detector import backbones
 from yogo_jax.detector.boxes import xyxy_to_cxcywh

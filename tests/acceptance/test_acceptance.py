@@ -13,11 +13,11 @@ import sys
 import time
 
 import pytest
+
 from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import SHARED
-from tiny_data import write_dataset
-
 from runs import ROOT, environment, train_command
+from tiny_data import write_dataset
 from yogo_jax.training.tracking import read_metrics
 
 
