@@ -64,13 +64,13 @@ def _tiny_backbones_compiled_fast():
 
 
 @functools.cache
-def fresh_state(spec=SPEC):
+def fresh_state(spec):
     return create_state(spec, TX, seed=0)
 
 
 @pytest.fixture
 def state():
-    return fresh_state()
+    return fresh_state(SPEC)
 
 
 def batch_of(count):
@@ -115,10 +115,14 @@ def step_of(spec=SPEC, *, horizontal=0.0, seed=0):
     )
 
 
-@functools.cache
-def jitted_step_of(*args, **kwargs):
+def jitted_step_of(spec=SPEC, *, horizontal=0.0, seed=0):
     """One compilation for all tests that ask for the same."""
-    return jax.jit(step_of(*args, **kwargs))
+    return _jitted_step_of(spec, horizontal, seed)
+
+
+@functools.cache
+def _jitted_step_of(spec, horizontal, seed):
+    return jax.jit(step_of(spec, horizontal=horizontal, seed=seed))
 
 
 def assert_close_trees(found, expected, *, rtol=1e-5):
@@ -166,9 +170,8 @@ def test_a_batch_of_padding_alone_is_zeros_and_finite(state):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new_state))
 
 
-def losses_of_steps(state, steps, *, batch, make=jitted_step_of, **options):
+def losses_of_steps(run, state, steps, batch):
     """Losses that the same weights and images have in several steps."""
-    run = make(**options)
     states = (state.replace(step=jnp.asarray(step, jnp.int32)) for step in steps)
     return [float(run(each, batch)[1].loss) for each in states]
 
@@ -178,18 +181,14 @@ def losses_of_steps(state, steps, *, batch, make=jitted_step_of, **options):
     [pytest.param(SPEC, 0.5, id="flips"), pytest.param(DROPOUT_SPEC, 0.0, id="dropout")],
 )
 def test_draws_follow_from_seed_and_step(spec, flip):
-    state = fresh_state(spec)
-    options = {"batch": batch_of(3), "spec": spec, "horizontal": flip}
-    losses = losses_of_steps(state, range(4), **options)
+    state, batch = fresh_state(spec), batch_of(3)
+    losses = losses_of_steps(jitted_step_of(spec, horizontal=flip), state, range(4), batch)
     assert len(set(losses)) > 1
-
-    def newly_made(**kwargs):
-        return jax.jit(step_of(**kwargs))
-
     # As in a process of its own that continues the run.
-    assert losses_of_steps(state, (3, 1), make=newly_made, **options) == [losses[3], losses[1]]
-    of_another_seed = losses_of_steps(state, range(4), seed=1, **options)
-    assert of_another_seed != losses
+    newly_made = jax.jit(step_of(spec, horizontal=flip))
+    assert losses_of_steps(newly_made, state, (3, 1), batch) == [losses[3], losses[1]]
+    of_another_seed = jitted_step_of(spec, horizontal=flip, seed=1)
+    assert losses_of_steps(of_another_seed, state, range(4), batch) != losses
 
 
 def left_right(batch, flipped):
@@ -210,14 +209,14 @@ def test_flips_take_boxes_along_and_each_image_tosses_its_own_coin(state):
     by_hand = np.asarray(by_hand)
     assert np.diff(np.sort(by_hand)).min() > 1e-3
     seen = set()
-    for loss in losses_of_steps(state, range(8), batch=batch, horizontal=0.5):
+    for loss in losses_of_steps(jitted_step_of(horizontal=0.5), state, range(8), batch):
         (match,) = np.flatnonzero(np.isclose(by_hand, loss, rtol=1e-5))
         seen.add(coins[match])
     assert any(len(set(each)) == 2 for each in seen)
 
 
 def test_without_flips_and_dropout_nothing_is_drawn(state):
-    losses = losses_of_steps(state, range(3), batch=batch_of(3))
+    losses = losses_of_steps(jitted_step_of(), state, range(3), batch_of(3))
     assert len(set(losses)) == 1
 
 

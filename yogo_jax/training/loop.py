@@ -61,10 +61,10 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       UserError: data or config cannot be used, the workdir holds another run, or the loss is no
         longer finite.
     """
-    make_folder(workdir, "--workdir")
     config = with_absolute_paths(config)
     # ---- data ----
     data = prepare_data(config.data)
+    make_folder(workdir, "--workdir")
     # ---- model ----
     spec = prepare_spec(config, data.splits.train)
     # ---- where to start ----
