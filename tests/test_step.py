@@ -154,6 +154,11 @@ def test_padding_images_change_nothing(state, at):
     found_state, found = jitted_step_of()(state, padded(batch, at))
     assert float(expected.loss) == pytest.approx(float(expected.terms.total()))
     assert min(float(term) for term in expected.terms) > 0.01
+    for field in ("step", "params", "batch_stats", "opt_state"):
+        pairs = zip(
+            *(jax.tree.leaves(getattr(s, field)) for s in (expected_state, state)), strict=True
+        )
+        assert all((new != old).any() for new, old in pairs)
     assert_close_trees(found, expected)
     assert_close_states(found_state, expected_state)
 
