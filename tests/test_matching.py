@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_nms import plain_iou
+from reference import iou as plain_iou
 from yogo_jax.evaluation.matching import match_boxes, pairwise_iou
 
 

@@ -199,6 +199,6 @@ class YogoNetwork(nn.Module):
 def init_variables(
     network: YogoNetwork, key: jax.Array, *, image_hw: tuple[int, int], channels: int
 ) -> dict:
-    """Freshly drawn `params` and `batch_stats`; the key alone decides the values."""
+    """Freshly drawn `params` and `batch_stats` (maybe empty); the key alone decides the values."""
     shape = (1, *image_hw, channels)
-    return dict(network.init(key, jnp.zeros(shape, jnp.uint8), train=False))
+    return {"batch_stats": {}, **network.init(key, jnp.zeros(shape, jnp.uint8), train=False)}

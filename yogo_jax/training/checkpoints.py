@@ -5,6 +5,7 @@ the items `model` (params and batch_stats), `optimizer` (its state and the step)
 """
 
 import dataclasses
+import functools
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -244,7 +245,7 @@ def restore_variables(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read, or its weights do not fit its description.
     """
-    abstract = _on_device(jax.eval_shape(lambda: _fresh_variables(spec)))
+    abstract = _on_device(_abstract_variables(spec))
     return _restore(folder, ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
 
 
@@ -254,7 +255,7 @@ def restore_state(folder: Path, spec: ModelSpec, tx: optax.GradientTransformatio
     Raises:
       UserError: it cannot be read, or does not fit the model or the optimizer.
     """
-    variables = jax.eval_shape(lambda: _fresh_variables(spec))
+    variables = _abstract_variables(spec)
     optimizer = {
         "opt_state": jax.eval_shape(tx.init, variables["params"]),
         "step": jax.ShapeDtypeStruct((), np.int32),
@@ -272,11 +273,11 @@ def restore_state(folder: Path, spec: ModelSpec, tx: optax.GradientTransformatio
     )
 
 
-def _fresh_variables(spec: ModelSpec) -> dict[str, Any]:
-    variables = init_variables(
-        spec.network(), jax.random.key(0), image_hw=spec.image_hw, channels=spec.channels
+def _abstract_variables(spec: ModelSpec) -> dict[str, Any]:
+    draw = functools.partial(
+        init_variables, spec.network(), image_hw=spec.image_hw, channels=spec.channels
     )
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    return jax.eval_shape(draw, jax.random.key(0))
 
 
 def _on_device(abstract: Any) -> Any:

@@ -17,6 +17,7 @@ from yogo_jax.data.synthetic import ensure_synthetic
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import (
+    DataSettings,
     Metadata,
     find_checkpoint,
     read_metadata,
@@ -51,12 +52,17 @@ def load_data(data: DataConfig) -> Splits:
     Raises:
       UserError: the definition, a label or an image file does not fit.
     """
+    return _read_splits(definition_path(data.definition, data.image_hw), data, require_train=True)
+
+
+def _read_splits(path: Path, data: DataConfig | DataSettings, *, require_train: bool) -> Splits:
     override = data.split_override
     return load_splits(
-        load_definition(definition_path(data.definition, data.image_hw)),
+        load_definition(path),
         min_box_area=data.min_box_area,
         on_bad_label=data.on_bad_label,
         split_override=(override[0], override[1], override[2]) if override else None,
+        require_train=require_train,
     )
 
 
@@ -77,17 +83,11 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
         raise UserError("this checkpoint does not say what data it saw: add --definition FILE.yml")
     given = definition_path(path, metadata.model.image_hw)
     override = data.split_override
-    if override and given.resolve() != definition_path(data.definition, metadata.model.image_hw):
+    if override and given != definition_path(data.definition, metadata.model.image_hw):
         # The fractions of the run were meant for its own data set.
         say(f"data.split_override={override} of the run is left out: {path} is another data set")
-        override = ()
-    splits = load_splits(
-        load_definition(given),
-        min_box_area=data.min_box_area,
-        on_bad_label=data.on_bad_label,
-        split_override=(override[0], override[1], override[2]) if override else None,
-        require_train=False,
-    )
+        data = dataclasses.replace(data, split_override=())
+    splits = _read_splits(given, data, require_train=False)
     if splits.train.class_names != metadata.model.class_names:
         raise UserError(
             f"{path} has the classes {', '.join(splits.train.class_names)}, but the "

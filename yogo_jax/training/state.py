@@ -38,7 +38,7 @@ def create_state(spec: ModelSpec, tx: optax.GradientTransformation, *, seed: int
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            batch_stats=variables.get("batch_stats", {}),
+            batch_stats=variables["batch_stats"],
             opt_state=tx.init(params),
         )
 
