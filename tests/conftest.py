@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -19,9 +20,20 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("yogo", deadline=None, derandomize=True)
     settings.load_profile("yogo")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # Tests run little and compile much: half of their time goes if XLA does not optimize. Parity
+    # and bit-for-bit continuation are tested as users compile, see `optimized`.
+    jax.config.update("jax_disable_most_optimizations", True)
     # One cache for this process, its workers and the commands that tests start: each function is
     # compiled once. It goes with the session unless the caller gives a folder to keep.
     if "YOGO_JAX_CACHE" not in os.environ:
         os.environ["YOGO_JAX_CACHE"] = tempfile.mkdtemp(prefix="yogo_jax_tests_")
         config.add_cleanup(lambda: shutil.rmtree(os.environ["YOGO_JAX_CACHE"], ignore_errors=True))
     use_compilation_cache()
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """What the test compiles is compiled as users do, with all of XLA's optimizations."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

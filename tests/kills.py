@@ -26,7 +26,7 @@ def start(command: list[str], log: Path, mark: str) -> subprocess.Popen:
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**environment(), "YOGO_TEST_MARK": mark},
+            env={**environment(optimized=True), "YOGO_TEST_MARK": mark},
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -110,8 +110,9 @@ def assert_equals_a_run_in_peace(
     definition: Path, folder: Path, overrides: dict, *, steps: int
 ) -> None:
     """Losses and final state of the run in `folder/run` against those of one that nobody killed."""
-    done = run_command(train_command(definition, folder / "peace", **overrides))
+    done = run_command(train_command(definition, folder / "peace", **overrides), optimized=True)
     assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr  # shared memory of worker processes
     logged = []
     states = []
     for name in ("run", "peace"):

@@ -51,16 +51,27 @@ def train_command(definition: Path | str, workdir: Path, **overrides: Any) -> li
     return [*command, "--workdir", str(workdir), *flags]
 
 
-def environment() -> dict[str, str]:
-    """The environment of commands: this checkout first, and one cache of compilations."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+def environment(*, optimized: bool) -> dict[str, str]:
+    """The environment of commands: this checkout first, and one cache of compilations.
+
+    Args:
+      optimized: compile as users do, which takes longer and runs faster.
+    """
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not optimized),
+    }
 
 
-def run_command(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def run_command(
+    command: list[str], *, optimized: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=environment(),
+        env=environment(optimized=optimized),
         capture_output=True,
         text=True,
         check=False,

@@ -66,17 +66,14 @@ class Frame(NamedTuple):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _predictions_from_a_table_compiled_fast():
+def _predictions_from_a_table():
     def predict(self, variables, images):
         row = images[:, 0, 0, 0].astype(jnp.int32) // GRAY_STEP
         return jax.tree.map(lambda each: each[row], Predictions(**variables))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModelSpec, "predict", predict)
-        before = jax.config.read("jax_disable_most_optimizations")
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

@@ -14,12 +14,8 @@ from yogo_jax.config import AugmentConfig, LossConfig
 from yogo_jax.detector import backbones
 from yogo_jax.detector.backbones import ConvBackbone, ConvBlock, ConvNextBackbone
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.training.checkpoints import (
-    CheckpointStore,
-    Metadata,
-    find_checkpoint,
-    restore_state,
-)
+from yogo_jax.training.checkpoints import CheckpointStore, find_checkpoint, restore_state
+from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
 
@@ -54,14 +50,11 @@ SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny_backbones_compiled_fast():
+def _tiny_backbones():
     with pytest.MonkeyPatch.context() as patch:
         for name, backbone in BACKBONES.items():
             patch.setitem(backbones.BACKBONES, name, backbone)
-        before = jax.config.read("jax_disable_most_optimizations")
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

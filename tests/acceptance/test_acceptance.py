@@ -36,7 +36,7 @@ def run_aloud(command: list[str], **options) -> subprocess.CompletedProcess[str]
     done = subprocess.run(
         command,
         cwd=options.pop("cwd", ROOT),
-        env=environment(),
+        env=environment(optimized=True),
         text=True,
         capture_output=True,
         check=False,

@@ -5,6 +5,7 @@ consumed. A run continues from it with any number of workers.
 """
 
 import dataclasses
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -145,3 +146,7 @@ def open_batches(
         yield iterator
     finally:
         iterator.close()
+        if workers:
+            # The last images hang in a cycle of references. Left to the end of the interpreter they
+            # would not be unlinked from shared memory, and Python would warn of a leak.
+            gc.collect()
