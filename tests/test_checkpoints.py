@@ -9,15 +9,14 @@ from runs import tiny_config
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import (
-    FORMAT_VERSION,
     CheckpointStore,
-    Metadata,
     committed_checkpoints,
     find_checkpoint,
     read_metadata,
     restore_state,
     restore_variables,
 )
+from yogo_jax.training.metadata import FORMAT_VERSION, Metadata
 from yogo_jax.training.optimizer import make_optimizer
 from yogo_jax.training.state import TrainState, create_state
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 
-PACKAGE = Path(__file__).parents[1] / "yogo_jax"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "yogo_jax"
 ENTRY_POINTS = {"train", "evaluate", "anchors"}
 # Groups of modules, each with the groups that it may import.
 MAY_IMPORT = {
@@ -63,7 +64,12 @@ def test_imports_point_one_way(path):
     assert groups <= MAY_IMPORT[group_of(path)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+BRIDGE_FILES = sorted((ROOT / "bridge").rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, *BRIDGE_FILES], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_files_are_short(path):
     assert path.read_text().count("\n") <= 300
 
@@ -81,4 +87,8 @@ def test_only_the_bridge_knows_other_frameworks(path):
 
 
 def test_no_drawer_for_odds_and_ends():
-    assert not [path for path in FILES if path.stem in ("utils", "misc", "common", "helpers")]
+    assert not [
+        path
+        for path in [*FILES, *BRIDGE_FILES]
+        if path.stem in ("utils", "misc", "common", "helpers")
+    ]

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bridge.torch_archive import read_torch_archive
+from bridge.weights import to_variables
 from parity import load, parity_file
-from torch_files import convnext_to_variables, read_pth, to_variables
 from yogo_jax.detector.backbones import BACKBONES, get_backbone
 from yogo_jax.detector.decode import decode
 from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables
@@ -54,11 +55,12 @@ def test_all_twelve_architectures_are_covered():
     assert sorted((*CONV_NAMES, *RECIPE_NAMES)) == sorted(BACKBONES)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", CONV_NAMES)
 def test_recorded_outputs_of_a_checkpoint(name):
     recorded = load(f"model_{name}.npz")
-    state = read_pth(parity_file(f"model_{name}.pth"))["model_state_dict"]
-    variables, network = to_variables(state), make_network(name)
+    state = read_torch_archive(parity_file(f"model_{name}.pth"))["model_state_dict"]
+    variables, network = to_variables(state, name), make_network(name)
     anchor_wh = (float(state["anchor_w"]), float(state["anchor_h"]))
     apply = jax.jit(network.apply)
 
@@ -102,12 +104,12 @@ def recipe_state(recorded: dict[str, np.ndarray], name: str) -> dict[str, np.nda
     return state
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_recorded_outputs_of_recipe_weights(name):
     recorded = load("recipe_models.npz")
     state = recipe_state(recorded, name)
-    convert = convnext_to_variables if name == "convnext_small" else to_variables
-    variables = convert(state)
+    variables = to_variables(state, name)
     logits = jax.jit(make_network(name).apply)(variables, to_nhwc(recorded[f"{name}/x"]))
     in_order = np.asarray(logits).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(in_order, recorded[f"{name}/logits"], rtol=1e-4, atol=1e-4)

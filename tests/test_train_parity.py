@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from bridge.torch_archive import read_torch_archive
+from bridge.weights import to_variables
 from parity import load, parity_file
-from torch_files import read_pth, to_variables
 from yogo_jax.config import AugmentConfig, LossConfig, OptimConfig
 from yogo_jax.detector import backbones
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
@@ -43,11 +44,12 @@ def batch_of(recorded: dict[str, np.ndarray], step: int) -> dict[str, jax.Array]
     }
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.usefixtures("without_dropout")
 def test_twelve_recorded_steps():
     recorded = load("train.npz")
-    weights = read_pth(parity_file("train_init.pth"))["model_state_dict"]
-    variables = jax.tree.map(jnp.asarray, to_variables(weights))
+    weights = read_torch_archive(parity_file("train_init.pth"))["model_state_dict"]
+    variables = jax.tree.map(jnp.asarray, to_variables(weights, "half_filters"))
     optim = OptimConfig(
         learning_rate=float(recorded["lrs"][0]),
         lr_decay_factor=10.0,

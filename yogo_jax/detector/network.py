@@ -16,6 +16,7 @@ from yogo_jax.detector.conv import flax_conv3x3
 
 
 LEAKY_SLOPE = 0.01
+BATCH_NORM_EPSILON = 1e-5
 # What a box takes of the head's channels; the classes follow.
 BOX_CHANNELS = 5
 
@@ -31,7 +32,7 @@ class BatchNorm(nn.Module):
     """
 
     momentum: float = 0.9
-    epsilon: float = 1e-5
+    epsilon: float = BATCH_NORM_EPSILON
 
     @nn.compact
     def __call__(

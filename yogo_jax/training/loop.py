@@ -21,13 +21,12 @@ from yogo_jax.evaluation.tables import format_metrics
 from yogo_jax.output.files import make_folder, write_json
 from yogo_jax.training.checkpoints import (
     CheckpointStore,
-    Metadata,
     find_checkpoint,
-    git_revision,
     read_metadata,
     restore_state,
     restore_variables,
 )
+from yogo_jax.training.metadata import Metadata, git_revision
 from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.resume import adopt, find_start, record_config

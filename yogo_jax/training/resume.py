@@ -9,12 +9,8 @@ from typing import Any, NamedTuple
 from yogo_jax.config import Config, differences
 from yogo_jax.errors import UserError
 from yogo_jax.output.files import write_atomically, write_json
-from yogo_jax.training.checkpoints import (
-    Metadata,
-    committed_checkpoints,
-    find_checkpoint,
-    read_metadata,
-)
+from yogo_jax.training.checkpoints import committed_checkpoints, find_checkpoint, read_metadata
+from yogo_jax.training.metadata import Metadata
 
 
 # What may change when a run goes on: it alters where work is done or how often it is saved, not

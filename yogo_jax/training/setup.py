@@ -16,13 +16,8 @@ from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.synthetic import ensure_synthetic
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.training.checkpoints import (
-    DataSettings,
-    Metadata,
-    find_checkpoint,
-    read_metadata,
-    restore_variables,
-)
+from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.training.metadata import DataSettings, Metadata
 from yogo_jax.training.state import TrainState, create_state
 
 

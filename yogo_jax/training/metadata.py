@@ -1,0 +1,118 @@
+"""What a checkpoint says of itself, in plain values."""
+
+import dataclasses
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yogo_jax
+from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.detector.losses import ORIGINAL_WEIGHTS, LossWeights
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+
+
+# Raised whenever older code could not read a checkpoint, or would read it wrongly.
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What an evaluation takes over from the data part of a run's config, any version's."""
+
+    definition: str = ""
+    split_override: tuple[float, ...] = ()
+    min_box_area: float = MIN_BOX_AREA
+    on_bad_label: str = "error"
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> "DataSettings":
+        """Settings from plain values; unknown fields are left out."""
+        known = {field.name for field in dataclasses.fields(cls)} & values.keys()
+        plain: dict[str, Any] = {name: values[name] for name in known}
+        if "split_override" in plain:
+            plain["split_override"] = tuple(plain["split_override"])
+        return cls(**plain)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a checkpoint says of itself.
+
+    Attributes:
+      model: everything that using the weights takes.
+      config: fields of the run's config; empty for weights that come from elsewhere.
+      step: updates made.
+      epoch: whole epochs behind it.
+      position: images consumed, from which the data goes on.
+      data_fingerprint: of the records of all splits.
+      validation: metrics of the validation that this checkpoint belongs to, if any.
+      git_revision: of the code that wrote it.
+      source: file that the weights were converted from; empty for those of a run.
+      format_version: see `FORMAT_VERSION`.
+    """
+
+    model: ModelSpec
+    config: dict[str, Any]
+    step: int
+    epoch: int
+    position: int
+    data_fingerprint: str
+    validation: dict[str, Any] | None
+    git_revision: str
+    source: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    def data_settings(self) -> DataSettings:
+        """How the run read its data; defaults for fields that its version did not have."""
+        return DataSettings.from_fields(self.config.get("data", {}))
+
+    def loss_weights(self) -> LossWeights:
+        """Weights of the run's loss; the original's for fields that its version did not have."""
+        known = {field.name for field in dataclasses.fields(LossWeights)}
+        loss = self.config.get("loss", {})
+        return dataclasses.replace(
+            ORIGINAL_WEIGHTS, **{name: loss[name] for name in known & loss.keys()}
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], folder: Path) -> "Metadata":
+        """The metadata from what `to_dict` gave, after JSON.
+
+        Raises:
+          UserError: it was written by a newer version, or is no metadata of ours.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{folder}: its metadata is no mapping, so it is no checkpoint of ours")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{folder}: checkpoint format {version!r}, but this version of yogo_jax reads "
+                f"format {FORMAT_VERSION}: use the version that wrote it"
+            )
+        try:
+            return cls(**{**values, "model": ModelSpec.from_dict(values["model"])})
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{folder}: its metadata cannot be used ({error})") from error
+
+
+def git_revision() -> str:
+    """Revision of this code, with `-dirty` if it was changed since; "unknown" outside of git."""
+    folder = Path(yogo_jax.__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # Installed below somebody else's repository, the revision would be theirs.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("describe", "--always", "--dirty", "--abbrev=40")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
