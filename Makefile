@@ -49,7 +49,7 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 acceptance: $(VENV)/.dev
-	$(BIN)/python -m pytest -m acceptance -s tests/acceptance
+	$(BIN)/python -m pytest -m acceptance -s tests
 
 clean:
 	rm -rf $(VENV) runs/demo

@@ -1,0 +1,155 @@
+"""The function that is exported: pixels in, decoded predictions out, NCHW from end to end.
+
+It is the smallest graph that we know of: convolutions with their activations, then a decode in
+which the grid offsets are constants and the anchor is part of the head's bias.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from bridge.fold import FoldedConv, fold_chain
+from yogo_jax.detector.backbones import ConvBackbone, get_backbone
+from yogo_jax.detector.decode import MAX_LOG_SIZE
+from yogo_jax.detector.grid import cell_origins
+from yogo_jax.detector.network import BOX_CHANNELS, LEAKY_SLOPE
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+
+
+Serve = Callable[[Float[Array, "b c h w"]], Float[Array, "b outputs gh gw"]]
+
+
+def served_spec(
+    spec: ModelSpec,
+    *,
+    crop_height: float | None = None,
+    image_hw: tuple[int, int] | None = None,
+) -> ModelSpec:
+    """The model for images of another size at the same scale: cells keep their size in px.
+
+    Args:
+      spec: as trained.
+      crop_height: rows to keep, all columns: up to 1 a fraction of the height, above that px.
+      image_hw: rows and columns instead.
+
+    Raises:
+      UserError: the size is not positive, or smaller than one cell of the grid.
+    """
+    rows, columns = spec.image_hw
+    if crop_height is not None:
+        wanted = round(crop_height * rows) if crop_height <= 1 else round(crop_height)
+        if wanted > rows:
+            raise UserError(f"--crop-height {crop_height:g}: the network's images have {rows} rows")
+        image_hw = (wanted, columns)
+    if image_hw is None:
+        return spec
+    grid_rows, grid_columns = spec.grid_hw
+    cell_hw = (-(-rows // grid_rows), -(-columns // grid_columns))
+    if image_hw[0] < cell_hw[0] or image_hw[1] < cell_hw[1]:
+        raise UserError(
+            f"an image of {image_hw[0]}x{image_hw[1]} px is smaller than one cell of the grid, "
+            f"{cell_hw[0]}x{cell_hw[1]} px: choose a larger --crop-height or --image-hw"
+        )
+    multiplier_w, multiplier_h = spec.size_multiplier_wh
+    return dataclasses.replace(
+        spec,
+        image_hw=image_hw,
+        size_multiplier_wh=(
+            multiplier_w * columns / image_hw[1],
+            multiplier_h * rows / image_hw[0],
+        ),
+    )
+
+
+def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
+    """The network and its decode as one function of a batch of images.
+
+    It takes pixels from 0 to 255 as float32, [b c h w], and gives [b 5+k gh gw]: xc, yc, w, h as
+    fractions of the image, objectness, class probabilities.
+
+    Args:
+      spec: for the images that are served, see `served_spec`.
+      variables: `params` and `batch_stats`.
+    """
+    backbone = get_backbone(spec.architecture)
+    if isinstance(backbone, ConvBackbone):
+        convs = fold_chain(backbone, variables)
+        head = _with_prior_in_bias(convs[-1], spec)
+        activation = jax.nn.silu if backbone.activation == "silu" else _leaky_relu
+
+        def raw_channels(images: Array) -> Array:
+            x = images
+            for conv in convs[:-1]:
+                x = activation(_conv(x, conv))
+            return _conv(x, head)
+
+    else:
+        bias = np.log(_prior_wh(spec))
+        # A network of other layers is exported as Flax writes it, between two transpositions.
+        network = dataclasses.replace(spec, normalize_images=False).network()
+
+        def raw_channels(images: Array) -> Array:
+            raw = network.apply(variables, images.transpose(0, 2, 3, 1), train=False)
+            assert isinstance(raw, jax.Array)
+            shift = np.zeros((1, raw.shape[-1], 1, 1), np.float32)
+            shift[0, 2:4, 0, 0] = bias
+            return raw.transpose(0, 3, 1, 2) + shift
+
+    # Computed here and not when traced: in the graph it is a constant.
+    origins = np.asarray(cell_origins(spec.grid_hw)).transpose(2, 0, 1)[None]
+
+    def serve(images: Array) -> Array:
+        # As an operation of its own: folded into the first kernel it would leave weights that
+        # half precision cannot hold, and the stick scales by itself what it sees behind it.
+        pixels = images * np.float32(1 / 255) if spec.normalize_images else images
+        return _decode(raw_channels(pixels), origins)
+
+    return serve
+
+
+def _leaky_relu(x: Array) -> Array:
+    return jax.nn.leaky_relu(x, LEAKY_SLOPE)
+
+
+def _conv(x: Array, conv: FoldedConv) -> Array:
+    padding = (conv.kernel.shape[2] - 1) // 2
+    y = lax.conv_general_dilated(
+        x,
+        conv.kernel,
+        (conv.stride, conv.stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NCHW", "OIHW", "NCHW"),
+    )
+    return y + conv.bias.reshape(1, -1, 1, 1)
+
+
+def _prior_wh(spec: ModelSpec) -> np.ndarray:
+    return np.asarray(spec.anchor_wh, np.float64) * np.asarray(spec.size_multiplier_wh, np.float64)
+
+
+def _with_prior_in_bias(head: FoldedConv, spec: ModelSpec) -> FoldedConv:
+    """The head with `exp(t) * prior = exp(t + log(prior))` made part of its bias."""
+    bias = head.bias.astype(np.float64)
+    bias[2:4] += np.log(_prior_wh(spec))
+    return head._replace(bias=bias.astype(np.float32))
+
+
+def _decode(raw: Array, origins: np.ndarray) -> Array:
+    """Direct location prediction of a batch, see `detector/decode.py`; sizes hold the prior."""
+    rows, columns = origins.shape[2:]
+    xy, wh, objectness, logits = jnp.split(raw, (2, 4, BOX_CHANNELS), axis=1)
+    per_cell = np.asarray((1 / columns, 1 / rows), np.float32).reshape(1, 2, 1, 1)
+    parts = (
+        jax.nn.sigmoid(xy) * per_cell + origins,
+        jnp.exp(jnp.minimum(wh, MAX_LOG_SIZE)),
+        jax.nn.sigmoid(objectness),
+        jax.nn.softmax(logits, axis=1),
+    )
+    return jnp.concatenate(parts, axis=1)

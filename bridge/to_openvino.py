@@ -1,0 +1,184 @@
+"""Exports a checkpoint to ONNX and OpenVINO IR, and verifies what it wrote.
+
+    python -m bridge.to_openvino CHECKPOINT --output DIR [--crop-height 0.25]
+
+Writes DIR/model.onnx, model.xml, model.bin and verification.json. If the models do not compute what
+the checkpoint does, only verification.json is left.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from yogo_jax.errors import UserError, exit_on_user_error
+
+
+MODEL_FILES = ("model.onnx", "model.xml", "model.bin")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bridge.to_openvino",
+        description="Exports a checkpoint to ONNX and OpenVINO IR, and verifies what it wrote.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a run's workdir (its best checkpoint) or one checkpoint")
+    add("--output", type=Path, required=True, help="folder for model.* and verification.json")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--crop-height",
+        type=float,
+        metavar="SIZE",
+        help="rows of the images served: up to 1 a fraction of the trained height, above that px",
+    )
+    size.add_argument(
+        "--image-hw",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="rows and columns of the images served, at the scale of those trained on",
+    )
+    add("--batch", type=int, default=1, help="images of one call; default: %(default)s")
+    add("--precision", choices=("fp16", "fp32"), default="fp16", help="of the kernels in the IR")
+    add(
+        "--target",
+        choices=("ncs2", "cpu"),
+        default="ncs2",
+        help="ncs2 refuses what the stick cannot run; default: %(default)s",
+    )
+    add("--opset", type=int, default=13, help="of the ONNX model; default: %(default)s")
+    add("--definition", type=Path, help="data set whose frames the models are verified on, too")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses values out of range.
+
+    Raises:
+      UserError: naming the flag, its range and what was given.
+    """
+    if args.batch < 1:
+        raise UserError(f"--batch must be 1 or more, got {args.batch}")
+    if args.crop_height is not None and not args.crop_height > 0:
+        raise UserError(f"--crop-height must be more than 0, got {args.crop_height:g}")
+    if args.image_hw and min(args.image_hw) < 1:
+        raise UserError(f"--image-hw must be positive, got {args.image_hw}")
+    if not 11 <= args.opset <= 21:
+        raise UserError(f"--opset must be in 11 … 21, got {args.opset}")
+    if args.target == "ncs2" and args.opset > 13:
+        raise UserError(
+            f"--opset {args.opset}: runtimes that know the stick read up to 13; choose that, or "
+            "--target cpu"
+        )
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+    """Exports, verifies and keeps the models; returns the verification.
+
+    Raises:
+      UserError: an input cannot be used, the folder cannot be written, or a model did not pass.
+    """
+    # Imported late: a mistake in a flag is told without waiting for JAX.
+    from bridge.serving import make_serving, served_spec
+    from bridge.to_ir import check_for_ncs2, convert_to_ir, save_ir
+    from bridge.to_onnx import export_onnx
+    from bridge.verify import frames_of_definition, verification_frames, verify_files
+    from yogo_jax.compilation import use_compilation_cache
+    from yogo_jax.output.files import make_folder, write_json
+    from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+
+    use_compilation_cache()
+    make_folder(args.output, "--output")
+    folder = find_checkpoint(args.checkpoint)
+    metadata = read_metadata(folder)
+    spec = served_spec(
+        metadata.model,
+        crop_height=args.crop_height,
+        image_hw=tuple(args.image_hw) if args.image_hw else None,
+    )
+    variables = restore_variables(folder, metadata.model)
+    frames = {"random": verification_frames(spec)}
+    if args.definition is not None:
+        frames["definition"] = frames_of_definition(args.definition, metadata.model, spec)
+    description = _describe(metadata, spec, folder)
+    half_precision = args.precision == "fp16"
+    try:
+        # Written beside the final names, read back from there, and renamed if all is well.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=args.output) as scratch:
+            serve = make_serving(spec, variables)
+            model = export_onnx(
+                serve, spec, batch_size=args.batch, opset=args.opset, metadata=description
+            )
+            ir = convert_to_ir(model, half_precision=half_precision, metadata=description)
+            if args.target == "ncs2":
+                check_for_ncs2(ir)
+            written = {name: Path(scratch) / name for name in MODEL_FILES}
+            written["model.onnx"].write_bytes(model.SerializeToString())
+            save_ir(ir, written["model.xml"])
+            verification = verify_files(
+                spec,
+                variables,
+                frames,
+                onnx_path=written["model.onnx"],
+                xml_path=written["model.xml"],
+                half_precision=half_precision,
+                for_ncs2=args.target == "ncs2",
+            )
+            for name in MODEL_FILES:
+                (args.output / name).unlink(missing_ok=True)
+            if verification["passed"]:
+                for name, path in written.items():
+                    path.replace(args.output / name)
+            write_json(args.output / "verification.json", verification)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: {error.strerror or error}") from error
+    return verification
+
+
+def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
+    """What the models say of themselves: texts, and JSON of all else."""
+    from yogo_jax.evaluation.evaluator import Thresholds
+    from yogo_jax.training.metadata import git_revision
+
+    values = {
+        "architecture": spec.architecture,
+        "class_names": list(spec.class_names),
+        "image_hw": list(spec.image_hw),
+        "trained_image_hw": list(metadata.model.image_hw),
+        "anchor_wh": list(spec.anchor_wh),
+        "size_multiplier_wh": list(spec.size_multiplier_wh),
+        "rgb": spec.rgb,
+        "normalize_images": spec.normalize_images,
+        "thresholds": Thresholds()._asdict(),
+        "checkpoint": str(folder),
+        "checkpoint_step": metadata.step,
+        "checkpoint_git_revision": metadata.git_revision,
+        "git_revision": git_revision(),
+    }
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = make_parser().parse_args(argv)
+    with exit_on_user_error():
+        check(args)
+        verification = export(args)
+        from bridge.verify import format_verification
+
+        print(format_verification(verification))
+        if not verification["passed"]:
+            raise UserError(
+                f"the models differ from the checkpoint by more than they may, see "
+                f"{args.output / 'verification.json'}; none was kept"
+            )
+        print(f"written {', '.join(str(args.output / name) for name in MODEL_FILES)}")
+
+
+if __name__ == "__main__":
+    main()

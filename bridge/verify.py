@@ -1,0 +1,300 @@
+"""Whether an exported model computes what its checkpoint does, and what half precision would do.
+
+The reference is the network as it was trained, in JAX: not folded, not transposed. An exported
+model gets the same frames; its outputs are compared cell by cell, and as detections after NMS.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from bridge.half_precision import activation_ranges
+from bridge.runtimes import OnnxModel, OpenVinoModel
+from yogo_jax.data.definition import load_definition
+from yogo_jax.data.frames import draw_frame
+from yogo_jax.data.images import read_image
+from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.data.splits import load_splits
+from yogo_jax.data.synthetic import CLASS_PROPORTIONS
+from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
+from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.detections import detect
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.evaluator import Thresholds
+from yogo_jax.evaluation.mean_ap import MAX_DETECTIONS
+
+
+_LEAST_SIDE = 96  # of a drawn frame in px
+# Two boxes of nearly one score may change places in the NMS, and another of them is suppressed:
+# found by both is an object on which both have a box. Where that box lies is compared by cells.
+_MATCH_IOU = 0.45
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """The largest differences at which a model passes.
+
+    Attributes:
+      box: of a corner, as a fraction of the image.
+      objectness: of a cell.
+      class_prob: of a class in a cell.
+      detections: share of them that may be lost, gained or of another class. Where hundreds lie
+        over each other, one that changes places in the NMS makes others come and go.
+    """
+
+    box: float
+    objectness: float
+    class_prob: float
+    detections: float = 0.01
+
+
+# Rounding of another order of the same sums, of pixels up to 255 and sizes behind an exponential.
+FP32_TOLERANCE = Tolerance(box=1e-3, objectness=1e-3, class_prob=1e-3)
+# Kernels of 11 bits. Single cells without an object move most; detections hardly move.
+FP16_TOLERANCE = Tolerance(box=3e-2, objectness=1e-1, class_prob=1.5e-1)
+
+
+def verification_frames(spec: ModelSpec, count: int = 3) -> UInt8[np.ndarray, "n h w c"]:
+    """The same random frames at every call: one of noise, the others with drawn cells."""
+    rng = np.random.default_rng(0)
+    rows, columns = spec.image_hw
+    frames = [rng.integers(0, 256, (rows, columns, spec.channels), np.uint8)]
+    size = (max(rows, _LEAST_SIDE), max(columns, _LEAST_SIDE))
+    while len(frames) < count:
+        drawn = draw_frame(
+            rng,
+            size,
+            cells_per_frame=max(size[0] * size[1] / 20_000, 2.0),
+            class_proportions=CLASS_PROPORTIONS,
+        )
+        gray = drawn.image[:rows, :columns, None]
+        frames.append(np.repeat(gray, spec.channels, axis=2))
+    return np.stack(frames)
+
+
+def frames_of_definition(
+    definition: Path, trained: ModelSpec, served: ModelSpec, count: int = 4
+) -> UInt8[np.ndarray, "n h w c"]:
+    """Frames of a data set, of its test split if it has one, cut to what is served.
+
+    A crop is taken from the middle, as the instrument takes it.
+
+    Raises:
+      UserError: the definition or an image cannot be read, or the served images are larger.
+    """
+    splits = load_splits(
+        load_definition(definition),
+        min_box_area=MIN_BOX_AREA,
+        on_bad_label="skip",
+        split_override=None,
+        require_train=False,
+    )
+    by_size = (splits.test, splits.val, splits.train)
+    records = next((each for each in by_size if len(each)), splits.train)
+    (height, width), (rows, columns) = trained.image_hw, served.image_hw
+    if rows > height or columns > width or len(records) == 0:
+        raise UserError(
+            f"--definition {definition}: needs images, and they are read at {height}x{width} px, "
+            f"which must hold the {rows}x{columns} px that are served"
+        )
+    top, left = (height - rows + 1) // 2, (width - columns + 1) // 2
+    paths = records.image_paths[:count]
+    frames = [read_image(path, image_hw=trained.image_hw, rgb=trained.rgb) for path in paths]
+    return np.stack(frames)[:, top : top + rows, left : left + columns]
+
+
+def reference_outputs(
+    spec: ModelSpec, variables: Mapping[str, Any], frames: UInt8[np.ndarray, "n h w c"]
+) -> Float[np.ndarray, "n outputs gh gw"]:
+    """What the checkpoint computes of frames, in the layout of exported models."""
+
+    @jax.jit
+    def run(frame: jax.Array) -> jax.Array:
+        predictions = spec.predict(variables, frame)
+        parts = (
+            predictions.boxes_cxcywh,
+            predictions.objectness[..., None],
+            jax.nn.softmax(predictions.class_logits),
+        )
+        return jnp.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
+
+    # One by one: all of them at once may not fit.
+    return np.concatenate([np.asarray(run(frame[None])) for frame in frames])
+
+
+def compare(
+    expected: Float[np.ndarray, "n outputs gh gw"],
+    found: Float[np.ndarray, "n outputs gh gw"],
+    spec: ModelSpec,
+    tolerance: Tolerance,
+    thresholds: Thresholds | None = None,
+) -> dict[str, Any]:
+    """Differences of a model's outputs from the reference, as plain values.
+
+    Boxes are cut at the edges of the image before they are compared: a size behind an exponential
+    may be anything in cells without an object.
+
+    Returns:
+      `box_px`, `objectness` and `class_prob` with `largest` and `mean`; `detections` of the
+      reference and `detections_lost` and `detections_gained` by the model, those left out that lie
+      within the tolerance of the threshold; `classes_changed` among the others; `passed`.
+    """
+    rows, columns = spec.image_hw
+    scale = np.asarray((columns, rows, columns, rows), np.float32).reshape(1, 4, 1, 1)
+    boxes = np.abs(_corners(found) - _corners(expected))
+    objectness = np.abs(found[:, 4] - expected[:, 4])
+    class_probs = np.abs(found[:, 5:] - expected[:, 5:])
+    detections = _compare_detections(expected, found, tolerance, thresholds or Thresholds())
+    changes = ("detections_lost", "detections_gained", "classes_changed")
+    most_changes = tolerance.detections * detections["detections"]
+    return {
+        "box_px": _largest_and_mean(boxes * scale),
+        "objectness": _largest_and_mean(objectness),
+        "class_prob": _largest_and_mean(class_probs),
+        **detections,
+        # Written so that a NaN does not pass.
+        "passed": bool(
+            boxes.max() <= tolerance.box
+            and objectness.max() <= tolerance.objectness
+            and class_probs.max() <= tolerance.class_prob
+            and max(detections[key] for key in changes) <= most_changes
+        ),
+    }
+
+
+def _corners(outputs: np.ndarray) -> np.ndarray:
+    """Corners of all cells, cut at the edges of the image, [n 4 gh gw]."""
+    cxcywh = jnp.asarray(outputs[:, :4].transpose(0, 2, 3, 1))
+    return np.asarray(cxcywh_to_xyxy(cxcywh)).clip(0, 1).transpose(0, 3, 1, 2)
+
+
+def _largest_and_mean(differences: np.ndarray) -> dict[str, float]:
+    return {"largest": float(differences.max()), "mean": float(differences.mean())}
+
+
+def _compare_detections(
+    expected: np.ndarray, found: np.ndarray, tolerance: Tolerance, thresholds: Thresholds
+) -> dict[str, int]:
+    counts = {"detections": 0, "detections_lost": 0, "detections_gained": 0, "classes_changed": 0}
+    for pair in zip(expected, found, strict=True):
+        ours, theirs = (_detections(outputs, thresholds) for outputs in pair)
+        counts["detections"] += len(ours[0])
+        overlap = np.asarray(iou(jnp.asarray(ours[0])[:, None], jnp.asarray(theirs[0])[None]))
+        clear = [each[1] > thresholds.objectness + tolerance.objectness for each in (ours, theirs)]
+        lost = overlap.max(1, initial=0) < _MATCH_IOU
+        counts["detections_lost"] += int((lost & clear[0]).sum())
+        gained = overlap.max(0, initial=0) < _MATCH_IOU
+        counts["detections_gained"] += int((gained & clear[1]).sum())
+        for index in np.flatnonzero(~lost):
+            probs, others = ours[2][index], theirs[2][overlap[index].argmax()]
+            second, first = np.sort(probs)[-2:] if len(probs) > 1 else (0.0, probs[0])
+            changed = probs.argmax() != others.argmax()
+            counts["classes_changed"] += int(changed and first - second > tolerance.class_prob)
+    return counts
+
+
+def _detections(outputs: np.ndarray, thresholds: Thresholds) -> tuple[np.ndarray, ...]:
+    """Boxes, objectness and class probabilities of one image after NMS."""
+    cells = jnp.asarray(outputs.transpose(1, 2, 0))
+    # Their softmax is the probabilities that the model gave.
+    logits = jnp.log(jnp.maximum(cells[..., 5:], 1e-30))
+    found = _detect(
+        Predictions(cells[..., :4], cells[..., 4], logits),
+        objectness_threshold=thresholds.objectness,
+        iou_threshold=thresholds.iou,
+        min_class_confidence=thresholds.min_class_confidence,
+        max_detections=min(MAX_DETECTIONS, cells.shape[0] * cells.shape[1]),
+    )
+    valid = np.asarray(found.valid)
+    return tuple(np.asarray(each)[valid] for each in found[:3])
+
+
+_detect = jax.jit(
+    detect,
+    static_argnames=(
+        "objectness_threshold",
+        "iou_threshold",
+        "min_class_confidence",
+        "max_detections",
+    ),
+)
+
+
+def verify_files(
+    spec: ModelSpec,
+    variables: Mapping[str, Any],
+    frames: Mapping[str, UInt8[np.ndarray, "n h w c"]],
+    *,
+    onnx_path: Path,
+    xml_path: Path,
+    half_precision: bool,
+    for_ncs2: bool,
+) -> dict[str, Any]:
+    """Runs the written models on frames and compares them with the checkpoint.
+
+    Args:
+      spec: of the images served.
+      variables: of the checkpoint.
+      frames: of each source of them, by its name.
+      onnx_path: computes in FP32.
+      xml_path: the IR, run by OpenVINO on this CPU in FP32.
+      half_precision: whether the kernels of the IR are FP16.
+      for_ncs2: whether an activation out of the range of FP16 is a failure.
+
+    Returns:
+      Plain values: `passed`, `models` with the differences by model and source of frames,
+      `half_precision` with the range of each layer.
+    """
+    models = {
+        "onnx": (OnnxModel(onnx_path), FP32_TOLERANCE),
+        "openvino": (
+            OpenVinoModel(xml_path),
+            FP16_TOLERANCE if half_precision else FP32_TOLERANCE,
+        ),
+    }
+    rows: list[dict[str, Any]] = []
+    for source, images in frames.items():
+        expected = reference_outputs(spec, variables, images)
+        for name, (model, tolerance) in models.items():
+            row = {"model": name, "frames": source, "images": len(images)}
+            rows.append(row | compare(expected, model.run(images), spec, tolerance))
+    layers = activation_ranges(spec, variables, np.concatenate(list(frames.values())))
+    overflowing = [layer["name"] for layer in layers if layer["overflow_share"] > 0]
+    return {
+        "passed": all(row["passed"] for row in rows) and not (for_ncs2 and overflowing),
+        "models": rows,
+        "half_precision": {"overflowing_layers": overflowing, "layers": layers},
+        "tolerances": {
+            name: dataclasses.asdict(tolerance) for name, (_, tolerance) in models.items()
+        },
+    }
+
+
+def format_verification(verification: Mapping[str, Any]) -> str:
+    """The verification as a table for the terminal."""
+    head = f"{'model':<10}{'frames':<12}{'box px':>10}{'objectness':>12}{'class prob':>12}"
+    lines = [head + f"{'found':>8}{'lost':>6}{'gained':>8}{'changed':>9}"]
+    for row in verification["models"]:
+        lines.append(
+            f"{row['model']:<10}{row['frames']:<12}{row['box_px']['largest']:>10.2g}"
+            f"{row['objectness']['largest']:>12.2g}{row['class_prob']['largest']:>12.2g}"
+            f"{row['detections']:>8}{row['detections_lost']:>6}{row['detections_gained']:>8}"
+            f"{row['classes_changed']:>9}{'' if row['passed'] else '  over tolerance'}"
+        )
+    layers = verification["half_precision"]["layers"]
+    widest = max(layers, key=lambda layer: layer["largest"])
+    lines.append(f"largest activation {widest['largest']:.4g} in {widest['name']}")
+    for layer in layers:
+        if layer["overflow_share"] or layer["underflow_share"] > 0.01:
+            lines.append(
+                f"in FP16 {layer['name']}: {layer['overflow_share']:.2%} overflow, "
+                f"{layer['underflow_share']:.2%} become 0"
+            )
+    return "\n".join(lines)

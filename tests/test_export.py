@@ -1,0 +1,353 @@
+"""Exported models: what their graphs hold, that they compute what the checkpoint does, refusals."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import onnx
+import pytest
+
+from bridge import from_onnx, from_torch, to_openvino, verify
+from bridge.checkpoint import write_converted
+from bridge.runtimes import OnnxModel, OpenVinoModel
+from bridge.serving import make_serving, served_spec
+from bridge.to_onnx import export_onnx
+from parity import SHARED, load, parity_file
+from yogo_jax.detector.backbones import BACKBONES
+from yogo_jax.detector.network import init_variables
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.training.checkpoints import read_metadata, restore_variables
+
+
+RECORDED = (
+    "base_model",
+    "silu_model",
+    "half_filters",
+    "quarter_filters",
+    "depth_ver_0",
+    "depth_ver_1",
+    "depth_ver_3",
+    "depth_ver_4",
+)
+CHAINS = sorted(set(BACKBONES) - {"convnext_small"})
+ACTIVATIONS = {"LeakyRelu", "Sigmoid", "Mul"}
+DECODE = {"Split", "Sigmoid", "Mul", "Add", "Min", "Exp", "Softmax", "Concat"}
+
+
+def make_spec(architecture: str, **changes) -> ModelSpec:
+    spec = ModelSpec(
+        architecture=architecture,
+        class_names=("healthy", "ring", "misc"),
+        image_hw=(96, 128),
+        anchor_wh=(0.1, 0.15),
+        rgb=False,
+        normalize_images=True,
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def random_variables(spec: ModelSpec) -> dict:
+    """Weights as drawn, with batch statistics that are not those of a fresh network."""
+    variables = init_variables(
+        spec.network(), jax.random.key(0), image_hw=(64, 64), channels=spec.channels
+    )
+    rng = np.random.default_rng(0)
+
+    def disturb(path, leaf):
+        name = path[-1].key
+        if name == "var":
+            return rng.uniform(0.5, 2.0, leaf.shape).astype(np.float32)
+        if name in ("mean", "bias"):
+            return rng.normal(0, 0.1, leaf.shape).astype(np.float32)
+        # A head as drawn would saturate every output.
+        return leaf * 0.1 if path[1].key == "head" else leaf
+
+    return jax.tree_util.tree_map_with_path(disturb, variables)
+
+
+def write_random_checkpoint(folder: Path, architecture: str = "quarter_filters", **changes) -> Path:
+    spec = make_spec(architecture, **changes)
+    write_converted(folder, spec, random_variables(spec), source="drawn")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "quarter")
+
+
+def run_export(*arguments: object) -> None:
+    to_openvino.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        run_export(*arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_outputs_through_onnx_runtime(name, tmp_path):
+    recorded = load(f"model_{name}.npz")
+    from_torch.main([str(parity_file(f"model_{name}.pth")), "--output", str(tmp_path / "ours")])
+    trained = read_metadata(tmp_path / "ours").model
+    variables = restore_variables(tmp_path / "ours", trained)
+    x = recorded["x"]
+    for key, spec, images in (
+        ("served", trained, x),
+        ("crop48", served_spec(trained, crop_height=48), x[:, :, 24:72]),
+    ):
+        model = export_onnx(make_serving(spec, variables), spec, batch_size=len(images))
+        path = tmp_path / f"{key}.onnx"
+        onnx.save(model, path)
+        # The recorded images are noise of any value; models that are served get whole pixels.
+        session = OnnxModel(path)._session
+        (found,) = session.run(None, {"images": images})
+        np.testing.assert_allclose(found, recorded[key], atol=1e-5, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_trunk_is_convolutions_and_activations_only(name):
+    spec = make_spec(name)
+    model = export_onnx(make_serving(spec, random_variables(spec)), spec)
+    nodes = list(model.graph.node)
+    convs = [index for index, node in enumerate(nodes) if node.op_type == "Conv"]
+    assert len(convs) == len(BACKBONES[name].blocks) + 1
+    assert all(len(nodes[index].input) == 3 for index in convs)
+    assert nodes[0].op_type == "Mul"  # the division by 255
+    assert {node.op_type for node in nodes[1 : convs[-1]]} - {"Conv"} <= ACTIVATIONS
+    assert {node.op_type for node in nodes[convs[-1] + 1 :]} <= DECODE
+    assert len(nodes) - convs[-1] - 1 <= 9
+    (given,), (output,) = model.graph.input, model.graph.output
+    assert (given.name, output.name) == ("images", "predictions")
+    shapes = [
+        [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in (given, output)
+    ]
+    assert shapes == [[1, 1, 96, 128], [1, 8, *spec.grid_hw]]
+    assert given.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [each.version for each in model.opset_import if not each.domain] == [13]
+
+
+def variants() -> list:
+    """Each architecture, gray or RGB, divided by 255 or not; one of the four ways in every run.
+
+    The others, and the large convnext_small, are left to `make acceptance`.
+    """
+    ways = [(rgb, normalize_images) for rgb in (False, True) for normalize_images in (False, True)]
+    found = []
+    for index, name in enumerate(sorted(BACKBONES)):
+        for way in ways:
+            sampled = way == ways[index % 4] and name != "convnext_small"
+            label = f"{name}-{'rgb' if way[0] else 'gray'}-{'by 255' if way[1] else 'as is'}"
+            marks = () if sampled else pytest.mark.acceptance
+            found.append(pytest.param(name, *way, id=label, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("name", "rgb", "normalize_images"), variants())
+def test_every_architecture_exports_and_verifies(name, rgb, normalize_images, tmp_path):
+    folder = write_random_checkpoint(
+        tmp_path / "checkpoint", name, rgb=rgb, normalize_images=normalize_images
+    )
+    run_export(folder, "--output", tmp_path / "out", "--precision", "fp32", "--target", "cpu")
+    verification = json.loads((tmp_path / "out" / "verification.json").read_text())
+    assert verification["passed"]
+    assert {row["model"] for row in verification["models"]} == {"onnx", "openvino"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "model.bin",
+        "model.onnx",
+        "model.xml",
+        "verification.json",
+    ]
+
+
+def test_models_describe_themselves(checkpoint, tmp_path):
+    run_export(checkpoint, "--output", tmp_path, "--crop-height", 0.5, "--batch", 2)
+    model = onnx.load(tmp_path / "model.onnx")
+    said = {each.key: each.value for each in model.metadata_props}
+    assert json.loads(said["class_names"]) == ["healthy", "ring", "misc"]
+    assert json.loads(said["image_hw"]) == [48, 128]
+    assert json.loads(said["trained_image_hw"]) == [96, 128]
+    assert json.loads(said["size_multiplier_wh"]) == [1.0, 2.0]
+    assert json.loads(said["thresholds"])["objectness"] == 0.5
+    assert said["architecture"] == "quarter_filters"
+    assert said["checkpoint"] == str(checkpoint)
+
+    root = ElementTree.parse(tmp_path / "model.xml").getroot()
+    layers = root.find("layers")
+    # The instrument's software takes the last layer for the result, and reads its size there.
+    assert layers[-1].attrib["type"] == "Result"
+    assert root[0] is layers
+    ports = [int(dim.text) for dim in layers[-1][0][0]]
+    assert ports == [2, 8, 6, 16]
+    rt_info = root.find("rt_info/yogo")
+    assert json.loads(rt_info.find("class_names").attrib["value"]) == ["healthy", "ring", "misc"]
+    types = {layer.attrib["type"] for layer in layers}
+    assert not types & {"ShapeOf", "Slice", "Transpose", "Gather", "BatchNormInference"}
+    # Kernels are FP16 and nothing else is: as FP32 the slope of the activations is the 1/100 that
+    # the stick can fuse into its convolutions.
+    constants = [layer for layer in layers if layer.attrib["type"] == "Const"]
+    halved = [each for each in constants if each.find("data").attrib["element_type"] == "f16"]
+    assert len(halved) == len(BACKBONES["quarter_filters"].blocks) + 1
+    assert all(len(each.find("output/port")) == 4 for each in halved)
+    assert all(layer.attrib["version"] <= "opset8" for layer in layers)
+
+
+def test_the_same_export_twice_is_the_same_file(checkpoint, tmp_path):
+    for name in ("a", "b"):
+        run_export(checkpoint, "--output", tmp_path / name)
+    for file in to_openvino.MODEL_FILES:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "image_hw", "multiplier_wh"),
+    [
+        pytest.param({}, (96, 128), (1.0, 1.0), id="whole"),
+        pytest.param({"crop_height": 0.25}, (24, 128), (1.0, 4.0), id="a quarter"),
+        pytest.param({"crop_height": 1.0}, (96, 128), (1.0, 1.0), id="all of it"),
+        pytest.param({"crop_height": 48}, (48, 128), (1.0, 2.0), id="px"),
+        pytest.param({"image_hw": (48, 64)}, (48, 64), (2.0, 2.0), id="both axes"),
+        pytest.param({"image_hw": (192, 128)}, (192, 128), (1.0, 0.5), id="larger"),
+    ],
+)
+def test_cells_keep_their_size_in_pixels(arguments, image_hw, multiplier_wh):
+    spec = served_spec(make_spec("base_model"), **arguments)
+    assert spec.image_hw == image_hw
+    assert spec.size_multiplier_wh == multiplier_wh
+    again = served_spec(spec, image_hw=(96, 128))
+    assert again == make_spec("base_model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"crop_height": 7}, "smaller than one cell of the grid, 8x8 px", id="px"),
+        pytest.param({"crop_height": 0.01}, "smaller than one cell", id="fraction"),
+        pytest.param({"image_hw": (96, 4)}, "smaller than one cell", id="width"),
+        pytest.param({"crop_height": 97}, "have 96 rows", id="more than there is"),
+    ],
+)
+def test_sizes_that_cannot_be_served_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        served_spec(make_spec("base_model"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        pytest.param(["--batch", 0], "--batch must be 1 or more", id="batch"),
+        pytest.param(["--crop-height", -1], "--crop-height must be more than 0", id="crop"),
+        pytest.param(["--opset", 9], "--opset must be in 11", id="opset"),
+        pytest.param(["--opset", 17], "--target cpu", id="opset for the stick"),
+        pytest.param(["--crop-height", 4], "smaller than one cell", id="less than a cell"),
+        pytest.param(["--definition", "nowhere.yml"], "nowhere.yml", id="definition"),
+    ],
+)
+def test_flags_are_refused_in_one_message(checkpoint, tmp_path, capsys, flags, message):
+    assert message in refused(capsys, checkpoint, "--output", tmp_path / "out", *flags)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
+    assert "expected a run's workdir" in refused(capsys, tmp_path, "--output", tmp_path / "out")
+
+
+def test_a_model_that_differs_is_not_kept(checkpoint, tmp_path, capsys, monkeypatch):
+    run_export(checkpoint, "--output", tmp_path)
+    capsys.readouterr()
+    right = verify.reference_outputs
+
+    def other_network(spec, variables, frames):
+        return right(spec, jax.tree.map(lambda leaf: leaf * 1.05, variables), frames)
+
+    monkeypatch.setattr(verify, "reference_outputs", other_network)
+    error = refused(capsys, checkpoint, "--output", tmp_path)
+    assert "none was kept" in error
+    # Not even those of the export before: they would pass for this one's.
+    assert [path.name for path in tmp_path.iterdir()] == ["verification.json"]
+    assert not json.loads((tmp_path / "verification.json").read_text())["passed"]
+
+
+@contextmanager
+def mounted(folder: Path, options: str):
+    """A file system of its own on a folder."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path, capsys):
+    with mounted(tmp_path / "readonly", "ro") as folder:
+        assert "--output" in refused(capsys, checkpoint, "--output", folder)
+
+
+def test_a_full_disk_leaves_no_half_file(checkpoint, tmp_path, capsys):
+    with mounted(tmp_path / "small", "size=64k") as folder:
+        assert "--output" in refused(capsys, checkpoint, "--output", folder)
+        assert not list(folder.glob("model.*"))
+
+
+ELATED_SMOKE = SHARED / "remoscope" / "elated-smoke-4492.onnx"
+
+
+@pytest.fixture(scope="module")
+def elated_smoke(tmp_path_factory) -> Path:
+    if not ELATED_SMOKE.exists():
+        pytest.skip("the network of the instrument is not here: it is not part of the project")
+    folder = tmp_path_factory.mktemp("instrument") / "checkpoint"
+    from_onnx.main([str(ELATED_SMOKE), "--output", str(folder)])
+    return folder
+
+
+def test_the_instruments_network_is_recognized(elated_smoke):
+    spec = read_metadata(elated_smoke).model
+    assert spec.architecture == "base_model"
+    assert spec.image_hw == (772, 1032)
+    assert spec.grid_hw == (97, 129)
+    assert spec.anchor_wh == pytest.approx((0.04250100424705710, 0.05551774140353888), rel=1e-6)
+    assert spec.size_multiplier_wh == (1.0, 1.0)
+    assert not spec.normalize_images
+    assert spec.class_names[:2] == ("healthy", "ring")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_instruments_network_gives_its_recorded_outputs(elated_smoke, tmp_path, precision):
+    from PIL import Image
+
+    run_export(
+        elated_smoke, "--output", tmp_path, "--image-hw", 193, 1032, "--precision", precision
+    )
+    frame = np.asarray(Image.open(SHARED / "remoscope" / "remoscope_frame.png").convert("L"))
+    recorded = np.load(ELATED_SMOKE.with_name("elated-smoke-4492_reference.npz"))
+    models = {"onnx": OnnxModel(tmp_path / "model.onnx")}
+    models["openvino"] = OpenVinoModel(tmp_path / "model.xml")
+    for row in (0, 193, 290, 386, 579):
+        strip = frame[None, row : row + 193, :, None]
+        for name, model in models.items():
+            found = model.run(strip)
+            if name == "onnx" or precision == "fp32":
+                np.testing.assert_allclose(found, recorded[f"raw_{row}"], atol=1e-3)
+            boxes = recorded[f"boxes_{row}"]
+            ours = verify._detections(found[0], verify.Thresholds())
+            assert len(ours[0]) == len(boxes)
+            nearest = np.abs(ours[0][:, None] - boxes[None, :, :4]).max(-1)
+            matched = nearest.argmin(1)
+            assert sorted(matched) == list(range(len(boxes)))
+            assert nearest.min(1).max(initial=0) <= 1e-3
+            np.testing.assert_array_equal(ours[2].argmax(-1), boxes[matched, 5:].argmax(-1))
