@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import openvino as ov
 from jaxtyping import Float, UInt8
+
+from bridge.quiet_openvino import ov
 
 
 Frames = UInt8[np.ndarray, "n h w c"]

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino as ov
-from openvino import opset8
-from openvino.passes import ConstantFolding, Manager
 
+from bridge.quiet_openvino import opset8, ov, passes
 from bridge.to_onnx import INPUT_NAME, OUTPUT_NAME
 from yogo_jax.errors import UserError
 
@@ -36,9 +34,9 @@ def convert_to_ir(
     converted = ov.Core().read_model(model.SerializeToString())
     converted.inputs[0].get_node().set_friendly_name(INPUT_NAME)
     converted.outputs[0].get_node().set_friendly_name(f"{OUTPUT_NAME}/result")
-    passes = Manager()
-    passes.register_pass(ConstantFolding())
-    passes.run_passes(converted)
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())
+    manager.run_passes(converted)
     if half_precision:
         _halve_kernels(converted)
     for index, node in enumerate(converted.get_ordered_ops()):

@@ -82,10 +82,11 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
       UserError: an input cannot be used, the folder cannot be written, or a model did not pass.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from bridge.frames import frames_of_definition, verification_frames
     from bridge.serving import make_serving, served_spec
     from bridge.to_ir import check_for_ncs2, convert_to_ir, save_ir
     from bridge.to_onnx import export_onnx
-    from bridge.verify import frames_of_definition, verification_frames, verify_files
+    from bridge.verify import verify_files
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.output.files import make_folder, write_json
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables

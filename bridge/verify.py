@@ -16,22 +16,14 @@ from jaxtyping import Float, UInt8
 
 from bridge.half_precision import activation_ranges
 from bridge.runtimes import OnnxModel, OpenVinoModel
-from yogo_jax.data.definition import load_definition
-from yogo_jax.data.frames import draw_frame
-from yogo_jax.data.images import read_image
-from yogo_jax.data.records import MIN_BOX_AREA
-from yogo_jax.data.splits import load_splits
-from yogo_jax.data.synthetic import CLASS_PROPORTIONS
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import detect
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.errors import UserError
 from yogo_jax.evaluation.evaluator import Thresholds
 from yogo_jax.evaluation.mean_ap import MAX_DETECTIONS
 
 
-_LEAST_SIDE = 96  # of a drawn frame in px
 # Two boxes of nearly one score may change places in the NMS, and another of them is suppressed:
 # found by both is an object on which both have a box. Where that box lies is compared by cells.
 _MATCH_IOU = 0.45
@@ -59,55 +51,6 @@ class Tolerance:
 FP32_TOLERANCE = Tolerance(box=1e-3, objectness=1e-3, class_prob=1e-3)
 # Kernels of 11 bits. Single cells without an object move most; detections hardly move.
 FP16_TOLERANCE = Tolerance(box=3e-2, objectness=1e-1, class_prob=1.5e-1)
-
-
-def verification_frames(spec: ModelSpec, count: int = 3) -> UInt8[np.ndarray, "n h w c"]:
-    """The same random frames at every call: one of noise, the others with drawn cells."""
-    rng = np.random.default_rng(0)
-    rows, columns = spec.image_hw
-    frames = [rng.integers(0, 256, (rows, columns, spec.channels), np.uint8)]
-    size = (max(rows, _LEAST_SIDE), max(columns, _LEAST_SIDE))
-    while len(frames) < count:
-        drawn = draw_frame(
-            rng,
-            size,
-            cells_per_frame=max(size[0] * size[1] / 20_000, 2.0),
-            class_proportions=CLASS_PROPORTIONS,
-        )
-        gray = drawn.image[:rows, :columns, None]
-        frames.append(np.repeat(gray, spec.channels, axis=2))
-    return np.stack(frames)
-
-
-def frames_of_definition(
-    definition: Path, trained: ModelSpec, served: ModelSpec, count: int = 4
-) -> UInt8[np.ndarray, "n h w c"]:
-    """Frames of a data set, of its test split if it has one, cut to what is served.
-
-    A crop is taken from the middle, as the instrument takes it.
-
-    Raises:
-      UserError: the definition or an image cannot be read, or the served images are larger.
-    """
-    splits = load_splits(
-        load_definition(definition),
-        min_box_area=MIN_BOX_AREA,
-        on_bad_label="skip",
-        split_override=None,
-        require_train=False,
-    )
-    by_size = (splits.test, splits.val, splits.train)
-    records = next((each for each in by_size if len(each)), splits.train)
-    (height, width), (rows, columns) = trained.image_hw, served.image_hw
-    if rows > height or columns > width or len(records) == 0:
-        raise UserError(
-            f"--definition {definition}: needs images, and they are read at {height}x{width} px, "
-            f"which must hold the {rows}x{columns} px that are served"
-        )
-    top, left = (height - rows + 1) // 2, (width - columns + 1) // 2
-    paths = records.image_paths[:count]
-    frames = [read_image(path, image_hw=trained.image_hw, rgb=trained.rgb) for path in paths]
-    return np.stack(frames)[:, top : top + rows, left : left + columns]
 
 
 def reference_outputs(
@@ -184,7 +127,7 @@ def _compare_detections(
 ) -> dict[str, int]:
     counts = {"detections": 0, "detections_lost": 0, "detections_gained": 0, "classes_changed": 0}
     for pair in zip(expected, found, strict=True):
-        ours, theirs = (_detections(outputs, thresholds) for outputs in pair)
+        ours, theirs = (detections_of(outputs, thresholds) for outputs in pair)
         counts["detections"] += len(ours[0])
         overlap = np.asarray(iou(jnp.asarray(ours[0])[:, None], jnp.asarray(theirs[0])[None]))
         clear = [each[1] > thresholds.objectness + tolerance.objectness for each in (ours, theirs)]
@@ -200,8 +143,11 @@ def _compare_detections(
     return counts
 
 
-def _detections(outputs: np.ndarray, thresholds: Thresholds) -> tuple[np.ndarray, ...]:
-    """Boxes, objectness and class probabilities of one image after NMS."""
+def detections_of(
+    outputs: Float[np.ndarray, "outputs gh gw"], thresholds: Thresholds | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Corners, objectness and class probabilities of one image's detections after NMS."""
+    thresholds = thresholds or Thresholds()
     cells = jnp.asarray(outputs.transpose(1, 2, 0))
     # Their softmax is the probabilities that the model gave.
     logits = jnp.log(jnp.maximum(cells[..., 5:], 1e-30))
@@ -213,7 +159,8 @@ def _detections(outputs: np.ndarray, thresholds: Thresholds) -> tuple[np.ndarray
         max_detections=min(MAX_DETECTIONS, cells.shape[0] * cells.shape[1]),
     )
     valid = np.asarray(found.valid)
-    return tuple(np.asarray(each)[valid] for each in found[:3])
+    boxes_xyxy, objectness, class_probs = (np.asarray(each)[valid] for each in found[:3])
+    return boxes_xyxy, objectness, class_probs
 
 
 _detect = jax.jit(

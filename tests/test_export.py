@@ -344,7 +344,7 @@ def test_the_instruments_network_gives_its_recorded_outputs(elated_smoke, tmp_pa
             if name == "onnx" or precision == "fp32":
                 np.testing.assert_allclose(found, recorded[f"raw_{row}"], atol=1e-3)
             boxes = recorded[f"boxes_{row}"]
-            ours = verify._detections(found[0], verify.Thresholds())
+            ours = verify.detections_of(found[0])
             assert len(ours[0]) == len(boxes)
             nearest = np.abs(ours[0][:, None] - boxes[None, :, :4]).max(-1)
             matched = nearest.argmin(1)

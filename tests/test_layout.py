@@ -92,3 +92,9 @@ def test_no_drawer_for_odds_and_ends():
         for path in [*FILES, *BRIDGE_FILES]
         if path.stem in ("utils", "misc", "common", "helpers")
     ]
+
+
+@pytest.mark.parametrize("path", BRIDGE_FILES, ids=lambda path: path.stem)
+def test_openvino_is_imported_in_one_place_without_telemetry(path):
+    roots = {name.split(".")[0] for name in imported_modules(path)}
+    assert "openvino" not in roots or path.stem == "quiet_openvino"

@@ -1,0 +1,110 @@
+"""Exported models in the runtimes that know the stick, loaded as the instrument loads them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bridge import from_onnx, to_openvino, verify
+from oracles.make_environments import RELEASES, python_of
+from parity import SHARED
+
+
+ORACLES = Path(__file__).parent / "oracles"
+REMOSCOPE = SHARED / "remoscope"
+STRIPS = (0, 193, 290, 386, 579)
+
+
+def oracle(release: str) -> str:
+    """The interpreter with that OpenVINO; "here" is the one that runs the tests."""
+    if release == "here":
+        return sys.executable
+    if not python_of(release).exists():
+        pytest.skip(
+            f"openvino {release} is not here (it needs Python {RELEASES[release]}): "
+            "python tests/oracles/make_environments.py"
+        )
+    return str(python_of(release))
+
+
+def run_oracle(release: str, script: str, *arguments: object) -> str:
+    command = [oracle(release), str(ORACLES / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """The instrument's network, read in and exported for its strip of the frame."""
+    network = REMOSCOPE / "elated-smoke-4492.onnx"
+    if not network.exists():
+        pytest.skip("the network of the instrument is not here: it is not part of the project")
+    folder = tmp_path_factory.mktemp("exported")
+    from_onnx.main([str(network), "--output", str(folder / "checkpoint")])
+    to_openvino.main([str(folder / "checkpoint"), "--output", str(folder), "--crop-height", "193"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def strips() -> np.ndarray:
+    from PIL import Image
+
+    frame = np.asarray(Image.open(REMOSCOPE / "remoscope_frame.png").convert("L"))
+    return np.stack([frame[row : row + 193, :, None] for row in STRIPS])
+
+
+def scope_array(outputs: np.ndarray, image_id: int, image_hw: tuple[int, int]) -> np.ndarray:
+    """The instrument's 15xN array of one output, by our own detections."""
+    rows, columns = image_hw
+    boxes, objectness, class_probs = verify.detections_of(outputs.astype(np.float32))
+    corners = boxes * np.array([columns, rows, columns, rows])
+    best = class_probs.argmax(-1)
+    parts = [np.full(len(boxes), image_id), *corners.T, objectness, best, class_probs.max(-1)]
+    return np.stack([*parts, *class_probs.T]).astype(np.float32)
+
+
+@pytest.mark.parametrize("release", ["here", "2022.3.2", "2022.1.0"])
+def test_the_instrument_finds_the_recorded_cells(release, exported, strips, tmp_path):
+    np.save(tmp_path / "frames.npy", strips)
+    run_oracle(
+        release,
+        "instrument.py",
+        exported / "model.xml",
+        tmp_path / "frames.npy",
+        tmp_path / "outputs.npy",
+    )
+    outputs = np.load(tmp_path / "outputs.npy")
+    assert outputs.dtype == np.float16
+    assert outputs.shape == (5, 12, 25, 129)
+    recorded = np.load(REMOSCOPE / "elated-smoke-4492_reference.npz")
+    for index, row in enumerate(STRIPS):
+        array = scope_array(outputs[index], index, (193, 1032))
+        boxes = recorded[f"boxes_{row}"]
+        assert array.shape == (15, len(boxes))
+        assert (array[0] == index).all()
+        corners = array[1:5].T / np.array([1032, 193, 1032, 193])
+        distance = np.abs(corners[:, None] - boxes[None, :, :4]).max(-1)
+        matched = distance.argmin(1)
+        assert sorted(matched) == list(range(len(boxes)))
+        # f16 has steps of 1/2048 below 1, and kernels of 11 bits.
+        assert distance.min(1).max(initial=0) <= 3e-3
+        np.testing.assert_array_equal(array[6], boxes[matched, 5:].argmax(-1))
+
+
+@pytest.mark.parametrize("model", ["elated smoke", "base_model", "silu_model"])
+def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
+    if model == "elated smoke":
+        folder = request.getfixturevalue("exported")
+    else:
+        from test_export import write_random_checkpoint
+
+        checkpoint = write_random_checkpoint(tmp_path / "checkpoint", model)
+        to_openvino.main([str(checkpoint), "--output", str(tmp_path)])
+        folder = tmp_path
+    answer = json.loads(run_oracle("2021.4.2", "query_myriad.py", folder / "model.onnx"))
+    assert answer["layers"] > 20
+    assert answer["refused"] == {}
