@@ -108,3 +108,32 @@ def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
     answer = json.loads(run_oracle("2021.4.2", "query_myriad.py", folder / "model.onnx"))
     assert answer["layers"] > 20
     assert answer["refused"] == {}
+
+
+def test_the_whole_frame_shows_the_cells_of_its_strips(exported, tmp_path):
+    """The picture is left in the test's folder, to be looked at."""
+    from PIL import Image
+
+    from bridge.runtimes import OpenVinoModel
+    from yogo_jax.data.cells import CLASS_NAMES
+    from yogo_jax.output.draw import draw_boxes
+
+    to_openvino.main([str(exported / "checkpoint"), "--output", str(tmp_path)])
+    frame = np.asarray(Image.open(REMOSCOPE / "remoscope_frame.png").convert("L"))[..., None]
+    outputs = OpenVinoModel(tmp_path / "model.xml").run(frame[None])
+    assert outputs.shape == (1, 12, 97, 129)
+    boxes, objectness, class_probs = verify.detections_of(outputs[0])
+    picture = draw_boxes(frame, boxes, class_probs.argmax(-1), CLASS_NAMES, scores=objectness)
+    picture.save(tmp_path / "whole_frame.png")
+
+    # Cells that lie whole in a strip were found there: again, but for those that overlap at its edge.
+    recorded = np.load(REMOSCOPE / "elated-smoke-4492_reference.npz")
+    distances: list[float] = []
+    for row in STRIPS:
+        strip = recorded[f"boxes_{row}"][:, :4] * np.array([1, 193, 1, 193])
+        whole = strip[(strip[:, 1] > 16) & (strip[:, 3] < 193 - 16)]
+        expected = (whole + np.array([0, row, 0, row])) / np.array([1, 772, 1, 772])
+        distances += np.abs(boxes[:, None] - expected[None]).max(-1).min(0).tolist()
+    assert len(distances) == 34
+    assert np.mean(np.array(distances) < 0.01) > 0.95
+    assert len(boxes) == 40
