@@ -126,7 +126,7 @@ def test_the_whole_frame_shows_the_cells_of_its_strips(exported, tmp_path):
     picture = draw_boxes(frame, boxes, class_probs.argmax(-1), CLASS_NAMES, scores=objectness)
     picture.save(tmp_path / "whole_frame.png")
 
-    # Cells that lie whole in a strip were found there: again, but for those that overlap at its edge.
+    # Cells that lie whole in a strip were found there; but for some that overlap, so they are here.
     recorded = np.load(REMOSCOPE / "elated-smoke-4492_reference.npz")
     distances: list[float] = []
     for row in STRIPS:
