@@ -8,6 +8,17 @@ import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[2] / "shared"
+# Those with a checkpoint of their own, `model_NAME.pth`, and what it computes, `model_NAME.npz`.
+RECORDED_NAMES = (
+    "base_model",
+    "silu_model",
+    "half_filters",
+    "quarter_filters",
+    "depth_ver_0",
+    "depth_ver_1",
+    "depth_ver_3",
+    "depth_ver_4",
+)
 
 
 def parity_file(name: str) -> Path:

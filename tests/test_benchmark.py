@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from bridge import benchmark, to_openvino
-from test_export import write_random_checkpoint
+from drawn_models import write_random_checkpoint
 
 
 @pytest.fixture(scope="module")

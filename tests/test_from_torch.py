@@ -13,22 +13,10 @@ import pytest
 from bridge import from_torch
 from bridge.torch_archive import read_torch_archive
 from bridge.weights import recognize_architecture
-from parity import load, parity_file
+from parity import RECORDED_NAMES, load, parity_file
 from yogo_jax.data.cells import CLASS_NAMES
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-
-
-RECORDED = (
-    "base_model",
-    "silu_model",
-    "half_filters",
-    "quarter_filters",
-    "depth_ver_0",
-    "depth_ver_1",
-    "depth_ver_3",
-    "depth_ver_4",
-)
 
 
 def saved_quarter(**changes):
@@ -45,7 +33,7 @@ def saved_quarter(**changes):
     return saved
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", RECORDED_NAMES)
 def test_a_recorded_file_becomes_a_checkpoint(name, tmp_path):
     path = parity_file(f"model_{name}.pth")
     from_torch.main([str(path), "--output", str(tmp_path / "checkpoint")])
@@ -115,7 +103,7 @@ def test_a_cropped_network_keeps_its_multiplier():
     assert spec.size_multiplier_wh == (1.0, 2.0)
 
 
-@pytest.mark.parametrize("name", sorted(set(RECORDED) - {"silu_model"}))
+@pytest.mark.parametrize("name", sorted(set(RECORDED_NAMES) - {"silu_model"}))
 def test_architectures_are_recognized_by_their_shapes(name):
     weights = read_torch_archive(parity_file(f"model_{name}.pth"))["model_state_dict"]
     assert recognize_architecture(weights) == name

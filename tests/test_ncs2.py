@@ -100,7 +100,7 @@ def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
     if model == "elated smoke":
         folder = request.getfixturevalue("exported")
     else:
-        from test_export import write_random_checkpoint
+        from drawn_models import write_random_checkpoint
 
         checkpoint = write_random_checkpoint(tmp_path / "checkpoint", model)
         to_openvino.main([str(checkpoint), "--output", str(tmp_path)])

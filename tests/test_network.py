@@ -8,23 +8,13 @@ import pytest
 
 from bridge.torch_archive import read_torch_archive
 from bridge.weights import to_variables
-from parity import load, parity_file
+from parity import RECORDED_NAMES, load, parity_file
 from yogo_jax.detector.backbones import BACKBONES, get_backbone
 from yogo_jax.detector.decode import decode
 from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables
 from yogo_jax.errors import UserError
 
 
-CONV_NAMES = (
-    "base_model",
-    "silu_model",
-    "half_filters",
-    "quarter_filters",
-    "depth_ver_0",
-    "depth_ver_1",
-    "depth_ver_3",
-    "depth_ver_4",
-)
 RECIPE_NAMES = ("double_filters", "triple_filters", "depth_ver_2", "convnext_small")
 
 
@@ -52,11 +42,11 @@ def num_params(params) -> int:
 
 
 def test_all_twelve_architectures_are_covered():
-    assert sorted((*CONV_NAMES, *RECIPE_NAMES)) == sorted(BACKBONES)
+    assert sorted((*RECORDED_NAMES, *RECIPE_NAMES)) == sorted(BACKBONES)
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("name", CONV_NAMES)
+@pytest.mark.parametrize("name", RECORDED_NAMES)
 def test_recorded_outputs_of_a_checkpoint(name):
     recorded = load(f"model_{name}.npz")
     state = read_torch_archive(parity_file(f"model_{name}.pth"))["model_state_dict"]
