@@ -7,6 +7,7 @@ them; ratios are to the first model, of the same round.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -18,6 +19,8 @@ from yogo_jax.errors import UserError, exit_on_user_error
 
 
 SUFFIXES = (".xml", ".onnx")
+WARM_UP_SECONDS = 0.5
+PACED_SECONDS = 5.0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,13 +52,16 @@ def check(args: argparse.Namespace) -> None:
       UserError: naming the flag or the file.
     """
     for name, least in (("rounds", 1), ("seconds", 0.01), ("frame_rate", 0.1)):
-        if getattr(args, name) < least:
+        # Written so that NaN is refused.
+        if not least <= getattr(args, name) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be {least:g} or more")
     for path in args.models:
         if path.suffix not in SUFFIXES:
             raise UserError(f"{path}: expected a model as .xml or .onnx")
         if not path.is_file():
             raise UserError(f"{path}: does not exist")
+    if args.output is not None and not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: {args.output.parent} is no folder")
 
 
 class InstrumentModel:
@@ -72,11 +78,22 @@ class InstrumentModel:
             steps.output().tensor().set_element_type(ov.Type.f16)
             options = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": precision}
             self.compiled = core.compile_model(steps.build(), device, options)
+            self.frame_shape = tuple(self.compiled.input(0).shape)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"{path}: OpenVINO cannot run it on {device} ({reason})") from None
+        used = self.compiled.get_property("INFERENCE_PRECISION_HINT")
+        if used != getattr(ov.Type, precision):
+            raise UserError(
+                f"--precision {precision}: {device} computes in {used.get_type_name()} instead; "
+                "choose another"
+            )
+        if self.frame_shape[0] != 1:
+            raise UserError(
+                f"{path}: takes {self.frame_shape[0]} images a call, but the instrument gives one "
+                "frame at a time: export with --batch 1"
+            )
         self.queue = ov.AsyncInferQueue(self.compiled)
-        self.frame_shape = tuple(self.compiled.input(0).shape)
 
     def run_queue(self, frames: Any, may_start: Callable[[int], bool | None]) -> list[float]:
         """Latencies of frames that go through the queue.
@@ -110,7 +127,7 @@ def measure_throughput(model: InstrumentModel, frames: Any, seconds: float) -> d
     began = time.perf_counter()
     latencies = model.run_queue(frames, lambda _: time.perf_counter() - began < seconds)
     elapsed = time.perf_counter() - began
-    return {"frames_per_second": len(latencies) * model.frame_shape[0] / elapsed}
+    return {"frames_per_second": len(latencies) / elapsed}
 
 
 def measure_latency(model: InstrumentModel, frames: Any, seconds: float) -> list[float]:
@@ -160,7 +177,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     prompt = [InstrumentModel(path, hint="LATENCY", **options) for path in args.models]
     frames = [random_frames(model) for model in fast]
     for model, images in zip([*fast, *prompt], [*frames, *frames], strict=True):
-        measure_throughput(model, images, min(args.seconds, 0.5))  # warm up
+        measure_throughput(model, images, WARM_UP_SECONDS)
     rates: list[list[float]] = [[] for _ in names]
     latencies: list[list[float]] = [[] for _ in names]
     for _ in range(args.rounds):
@@ -171,7 +188,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
             latencies[index] += measure_latency(prompt[index], images, args.seconds)
     rows = []
     for index, name in enumerate(names):
-        dropped, paced = measure_paced(fast[index], frames[index], 5.0, args.frame_rate)
+        dropped, paced = measure_paced(fast[index], frames[index], PACED_SECONDS, args.frame_rate)
         ratios = [own / first for own, first in zip(rates[index], rates[0], strict=True)]
         rows.append(
             {

@@ -53,8 +53,8 @@ def frames_of_definition(
         split_override=None,
         require_train=False,
     )
-    by_size = (splits.test, splits.val, splits.train)
-    records = next((each for each in by_size if len(each)), splits.train)
+    by_preference = (splits.test, splits.val, splits.train)
+    records = next((each for each in by_preference if len(each)), splits.train)
     (height, width), (rows, columns) = trained.image_hw, served.image_hw
     if rows > height or columns > width or len(records) == 0:
         raise UserError(

@@ -135,15 +135,21 @@ def _check_same_outputs(
 
     from bridge.serving import make_serving, served_spec
 
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # its errors have no class of their own that is public
+        raise UserError(f"ONNX Runtime cannot load it ({error})") from None
     (given,) = session.get_inputs()
     images = np.random.default_rng(0).integers(0, 256, (1, spec.channels, *image_hw))
     dtype = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(uint8)": np.uint8}
     if given.type not in dtype:
         raise UserError(f"its input is {given.type}; expected one of {', '.join(dtype)}")
-    (expected,) = session.run(None, {given.name: images.astype(dtype[given.type])})
+    try:
+        (expected,) = session.run(None, {given.name: images.astype(dtype[given.type])})
+    except Exception as error:
+        raise UserError(f"ONNX Runtime cannot run it ({error})") from None
     serve = make_serving(served_spec(spec, image_hw=image_hw), variables)
     found = np.asarray(jax.jit(serve)(images.astype(np.float32)))
     if found.shape != expected.shape:
@@ -170,7 +176,7 @@ def from_onnx(args: argparse.Namespace) -> None:
 
     check_free(args.output, "--output")
     try:
-        model = onnx.load(args.onnx)
+        model = onnx.load(args.onnx, format="protobuf")
         onnx.checker.check_model(model)
     except OSError as error:
         raise UserError(f"{args.onnx}: cannot be read ({error.strerror or error})") from None

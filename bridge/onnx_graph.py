@@ -62,7 +62,13 @@ class OnnxGraph:
         """
         inputs = [each for each in self.graph.input if each.name not in self.constants]
         sizes = [each.dim_value for each in inputs[0].type.tensor_type.shape.dim] if inputs else []
-        if len(inputs) != 1 or len(sizes) != 4 or min(sizes[1:]) < 1:
+        if (
+            len(inputs) != 1
+            or len(sizes) != 4
+            or sizes[0] > 1
+            or sizes[1] not in (1, 3)
+            or min(sizes[2:]) < 1
+        ):
             raise UserError(
                 f"expected one input of the static shape [1, C, H, W], got {len(inputs)} inputs, "
                 f"the first of {sizes}"
@@ -116,11 +122,12 @@ class OnnxGraph:
         if kernel is None or (len(node.input) > 2 and bias is None):
             raise _unknown(node, "constant weights")
         size = kernel.shape[2]
-        expected = {
+        stride = attributes.get("strides", [1, 1])[0]
+        expected: dict[str, object] = {
             "dilations": [1, 1],
             "group": 1,
             "pads": [(size - 1) // 2] * 4,
-            "strides": [attributes.get("strides", [1, 1])[0]] * 2,
+            "strides": [stride] * 2,
         }
         for name, value in expected.items():
             if attributes.get(name, value) != value:
@@ -129,9 +136,7 @@ class OnnxGraph:
             raise _unknown(node, f"kernels of 3x3, and 1x1 of the head, got {kernel.shape[2:]}")
         if bias is None:
             bias = np.zeros(kernel.shape[0], np.float32)
-        return FoldedConv(
-            kernel.astype(np.float32), bias.astype(np.float32), expected["strides"][0]
-        )
+        return FoldedConv(kernel.astype(np.float32), bias.astype(np.float32), stride)
 
     def _activation(self, tensor: str) -> tuple[str, str]:
         """The activation behind a convolution, and the tensor that it gives."""
@@ -155,7 +160,7 @@ class OnnxGraph:
             for node in self.graph.node
             if node.op_type == "Concat" and node.output[0] in outputs
         ]
-        if len(found) != 1:
+        if len(found) != 1 or len(outputs) != 1:
             raise _unknown(None, "one output, put together by one Concat")
         return found
 

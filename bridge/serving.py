@@ -122,7 +122,7 @@ def _conv(x: Array, conv: FoldedConv) -> Array:
     padding = (conv.kernel.shape[2] - 1) // 2
     y = lax.conv_general_dilated(
         x,
-        conv.kernel,
+        jnp.asarray(conv.kernel),
         (conv.stride, conv.stride),
         ((padding, padding), (padding, padding)),
         dimension_numbers=("NCHW", "OIHW", "NCHW"),

@@ -17,6 +17,9 @@ NCS2_OPSET = 8
 RT_INFO = "yogo"
 
 
+_WITH_KERNEL = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+
+
 def convert_to_ir(
     model: onnx.ModelProto, *, half_precision: bool, metadata: Mapping[str, str]
 ) -> ov.Model:
@@ -51,7 +54,7 @@ def convert_to_ir(
 def _halve_kernels(model: ov.Model) -> None:
     """Keeps kernels as FP16 constants, which a conversion in the graph turns back when loaded."""
     for node in model.get_ordered_ops():
-        if node.get_type_name() not in ("Convolution", "ConvolutionBackpropData", "MatMul"):
+        if node.get_type_name() not in _WITH_KERNEL:
             continue
         source = node.input(1).get_source_output().get_node()
         if source.get_type_name() != "Constant" or source.get_element_type() != ov.Type.f32:
@@ -83,4 +86,7 @@ def check_for_ncs2(model: ov.Model) -> None:
 
 def save_ir(model: ov.Model, path: Path) -> None:
     """Writes `path` (.xml) and the .bin beside it, as they are."""
-    ov.save_model(model, path, compress_to_fp16=False)
+    try:
+        ov.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # a full disk, for one
+        raise OSError(f"{path.name} cannot be written ({str(error).strip()})") from error

@@ -8,6 +8,7 @@ the checkpoint does, only verification.json is left.
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,12 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.batch < 1:
         raise UserError(f"--batch must be 1 or more, got {args.batch}")
-    if args.crop_height is not None and not args.crop_height > 0:
+    if args.crop_height is not None and not 0 < args.crop_height < math.inf:
         raise UserError(f"--crop-height must be more than 0, got {args.crop_height:g}")
     if args.image_hw and min(args.image_hw) < 1:
         raise UserError(f"--image-hw must be positive, got {args.image_hw}")
-    if not 11 <= args.opset <= 21:
-        raise UserError(f"--opset must be in 11 … 21, got {args.opset}")
+    if not 13 <= args.opset <= 21:
+        raise UserError(f"--opset must be in 13 … 21, got {args.opset}")
     if args.target == "ncs2" and args.opset > 13:
         raise UserError(
             f"--opset {args.opset}: runtimes that know the stick read up to 13; choose that, or "
@@ -128,12 +129,14 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
                 half_precision=half_precision,
                 for_ncs2=args.target == "ncs2",
             )
+            write_json(Path(scratch) / "verification.json", verification)
+            # Models never stand beside the verification of others.
             for name in MODEL_FILES:
                 (args.output / name).unlink(missing_ok=True)
+            (Path(scratch) / "verification.json").replace(args.output / "verification.json")
             if verification["passed"]:
                 for name, path in written.items():
                     path.replace(args.output / name)
-            write_json(args.output / "verification.json", verification)
     except OSError as error:
         raise UserError(f"--output {args.output}: {error.strerror or error}") from error
     return verification
@@ -173,6 +176,12 @@ def main(argv: list[str] | None = None) -> None:
         from bridge.verify import format_verification
 
         print(format_verification(verification))
+        overflowing = verification["half_precision"]["overflowing_layers"]
+        if not verification["passed"] and all(row["passed"] for row in verification["models"]):
+            raise UserError(
+                f"values of {', '.join(overflowing)} leave the range of FP16, in which the stick "
+                "computes: export with --target cpu; no model was kept"
+            )
         if not verification["passed"]:
             raise UserError(
                 f"the models differ from the checkpoint by more than they may, see "

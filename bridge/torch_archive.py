@@ -33,6 +33,10 @@ _STORAGE_DTYPES = {
 }
 
 
+# Tensors may repeat elements by strides of 0, but not so that a small file fills the memory.
+_MOST_COPIES = 1024
+
+
 class _RefusedError(Exception):
     """The file asks for what a checkpoint has no need of."""
 
@@ -113,7 +117,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         kind, dtype, key, _device_name, count = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype) or not str(key).isdigit():
+        is_storage = kind == "storage" and isinstance(dtype, np.dtype) and type(count) is int
+        if not is_storage or not str(key).isdigit():
             raise _RefusedError(f"its pickle asks for {pid!r}, which is no tensor")
         data = self._archive.read(f"{self._root}/data/{key}")
         if len(data) != count * dtype.itemsize:
@@ -127,12 +132,17 @@ def _tensor(
     """The tensor that a storage holds at an offset, in steps of elements; a copy."""
     if not isinstance(storage, np.ndarray) or len(shape) != len(strides):
         raise _RefusedError("a tensor without a storage of its own")
+    if any(type(value) is not int for value in (offset, *shape, *strides)):
+        # Tensors in their place would wrap around in the arithmetic below.
+        raise _RefusedError("a tensor whose shape is no whole numbers")
     if min((offset, *shape, *strides)) < 0:
         raise ValueError(f"a tensor of shape {shape}, strides {strides} at {offset}")
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= storage.size:
         # NumPy would read on behind the end of the storage.
         raise ValueError(f"a tensor reaches to element {last} of {storage.size}")
+    if math.prod(shape) > _MOST_COPIES * storage.size:
+        raise ValueError(f"a tensor of shape {shape} over a storage of {storage.size}")
     in_bytes = [step * storage.itemsize for step in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, in_bytes).copy()
 

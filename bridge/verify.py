@@ -199,7 +199,7 @@ def verify_files(
       Plain values: `passed`, `models` with the differences by model and source of frames,
       `half_precision` with the range of each layer.
     """
-    models = {
+    models: dict[str, tuple[OnnxModel | OpenVinoModel, Tolerance]] = {
         "onnx": (OnnxModel(onnx_path), FP32_TOLERANCE),
         "openvino": (
             OpenVinoModel(xml_path),

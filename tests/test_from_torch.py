@@ -218,6 +218,7 @@ def test_a_tensor_is_a_view_of_its_storage_copied(tmp_path):
         pytest.param({"offset": -1}, "at -1", id="negative offset"),
         pytest.param({"count": 9}, "16 bytes, not 36", id="storage too short"),
         pytest.param({"shape": (2,)}, "without a storage of its own", id="rank"),
+        pytest.param({"strides": (0, 0), "shape": (99, 99)}, "over a storage of 4", id="bomb"),
     ],
 )
 def test_a_tensor_never_reads_outside_its_storage(tmp_path, tensor, message):

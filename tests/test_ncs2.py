@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bridge import from_onnx, to_openvino, verify
-from oracles.make_environments import RELEASES, python_of
+from oracles.make_environments import RELEASES, is_made, python_of
 from parity import SHARED
 
 
@@ -22,7 +22,7 @@ def oracle(release: str) -> str:
     """The interpreter with that OpenVINO; "here" is the one that runs the tests."""
     if release == "here":
         return sys.executable
-    if not python_of(release).exists():
+    if not is_made(release):
         pytest.skip(
             f"openvino {release} is not here (it needs Python {RELEASES[release]}): "
             "python tests/oracles/make_environments.py"

@@ -29,6 +29,11 @@ def python_of(release: str) -> Path:
     return FOLDER / release / "bin" / "python"
 
 
+def is_made(release: str) -> bool:
+    """Whether the environment of a release is there with all that belongs in it."""
+    return (FOLDER / release / ".complete").exists()
+
+
 def find_interpreter(version: str) -> str | None:
     """An interpreter of that version, on the path or among those of pyenv."""
     root = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
@@ -59,22 +64,22 @@ def main() -> None:
     """Makes what is missing."""
     install_libusb()
     for release, version in RELEASES.items():
-        if python_of(release).exists():
+        if is_made(release):
             continue
         interpreter = find_interpreter(version)
         if interpreter is None:
             print(f"openvino {release}: no Python {version} here, left out")
             continue
         folder = FOLDER / release
+        shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([interpreter, "-m", "venv", str(folder)], check=True)
         pip = [str(python_of(release)), "-m", "pip", "--disable-pip-version-check"]
         done = subprocess.run(
             [*pip, "install", "--quiet", f"openvino=={release}", "numpy<1.24"], check=False
         )
         if done.returncode:
-            # An environment without the package would look like one.
-            shutil.rmtree(folder)
             sys.exit(f"openvino {release} could not be installed, see above")
+        (folder / ".complete").touch()
         print(f"openvino {release}: {folder}")
 
 

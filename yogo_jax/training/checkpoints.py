@@ -119,7 +119,9 @@ def write_weights(folder: Path, variables: Mapping[str, Any], metadata: Metadata
         # Orbax writes beside the folder and renames when it is whole.
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder.absolute(), args=args)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a full disk is a ValueError of its storage library
+        for unfinished in folder.absolute().parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(f"{folder}: cannot be written ({error})") from error
 
 
