@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from openvino import opset10
 
 from bridge import from_onnx, from_torch, to_openvino, verify
 from bridge.checkpoint import write_converted
@@ -288,8 +287,8 @@ def test_the_opset_is_as_asked(checkpoint, tmp_path, opset):
 
 
 def test_operations_that_the_stick_does_not_know_are_refused():
-    images = opset10.parameter([1, 1, 4, 4], np.float32)
-    new = ov.Model([opset10.is_nan(images)], [images])
+    images = ov.opset10.parameter([1, 1, 4, 4], np.float32)
+    new = ov.Model([ov.opset10.is_nan(images)], [images])
     with pytest.raises(UserError, match="IsNaN of opset10 is unknown to the stick"):
         check_for_ncs2(new)
     open_size = opset8.parameter([-1, 1, 4, 4], np.float32)
