@@ -1,10 +1,12 @@
 """Checkpoints of converted networks, and a model in one line."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import write_weights
 from yogo_jax.training.metadata import Metadata, git_revision
 
@@ -35,6 +37,20 @@ def write_converted(
         source=source,
     )
     write_weights(folder, variables, metadata)
+
+
+def split_names(names: str | None) -> tuple[str, ...]:
+    """The classes of `--class-names A,B,C`; none if it was not given."""
+    return tuple(names.split(",")) if names else ()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file at fault before the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def describe(spec: ModelSpec) -> str:

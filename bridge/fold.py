@@ -31,10 +31,10 @@ def fold_chain(backbone: ConvBackbone, variables: Mapping[str, Any]) -> list[Fol
       variables: its `params` and `batch_stats`.
     """
     params, batch_stats = variables["params"], variables["batch_stats"]
+    names = [f"block_{index}" for index in range(len(backbone.blocks))]
     folded = [
         _fold_block(block, params[name], batch_stats.get(name, {}))
-        for index, block in enumerate(backbone.blocks)
-        if (name := f"block_{index}")
+        for name, block in zip(names, backbone.blocks, strict=True)
     ]
     head = params["head"]
     return [*folded, FoldedConv(_to_oihw(head["kernel"]), _float32(head["bias"]), 1)]

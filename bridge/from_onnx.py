@@ -102,12 +102,13 @@ def _recognize(chain: Any) -> tuple[str, dict[str, Any]]:
 
 def _unfold(backbone: Any, convs: list[Any]) -> dict[str, Any]:
     """Folded convolutions as variables: batch norms become ones that add the bias only."""
+    from bridge.weights import flax_kernel
     from yogo_jax.detector.network import BATCH_NORM_EPSILON
 
     params: dict[str, Any] = {}
     batch_stats: dict[str, Any] = {}
     for index, (block, conv) in enumerate(zip(backbone.blocks, convs[:-1], strict=True)):
-        unit: dict[str, Any] = {"conv": {"kernel": conv.kernel.transpose(2, 3, 1, 0)}}
+        unit: dict[str, Any] = {"conv": {"kernel": flax_kernel(conv.kernel)}}
         bias = conv.bias
         if block.bias:
             unit["conv"]["bias"] = bias
@@ -122,7 +123,7 @@ def _unfold(backbone: Any, convs: list[Any]) -> dict[str, Any]:
             raise UserError(f"convolution {index} has a bias, which the architecture has not")
         params[f"block_{index}"] = unit
     head = convs[-1]
-    params["head"] = {"kernel": head.kernel.transpose(2, 3, 1, 0), "bias": head.bias}
+    params["head"] = {"kernel": flax_kernel(head.kernel), "bias": head.bias}
     return {"params": params, "batch_stats": batch_stats}
 
 
@@ -171,7 +172,7 @@ def from_onnx(args: argparse.Namespace) -> None:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from bridge.checkpoint import describe, write_converted
+    from bridge.checkpoint import describe, naming, split_names, write_converted
     from yogo_jax.training.checkpoints import check_free
 
     check_free(args.output, "--output")
@@ -182,11 +183,8 @@ def from_onnx(args: argparse.Namespace) -> None:
         raise UserError(f"{args.onnx}: cannot be read ({error.strerror or error})") from None
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise UserError(f"{args.onnx}: is no valid ONNX model ({error})") from None
-    try:
-        names = tuple(args.class_names.split(",")) if args.class_names else ()
-        spec, variables = convert(model, class_names=names)
-    except UserError as error:
-        raise UserError(f"{args.onnx}: {error}") from None
+    with naming(args.onnx):
+        spec, variables = convert(model, class_names=split_names(args.class_names))
     write_converted(args.output, spec, variables, source=args.onnx.name)
     print(f"{args.output}: {describe(spec)}")
 

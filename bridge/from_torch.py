@@ -58,7 +58,7 @@ def convert(
       UserError: something of it is missing, unknown, or does not fit the rest.
     """
     from bridge.weights import recognize_architecture, to_variables
-    from yogo_jax.detector.backbones import get_backbone
+    from yogo_jax.detector.network import BOX_CHANNELS
     from yogo_jax.detector.spec import ModelSpec
 
     weights = saved.get("model_state_dict") if isinstance(saved, Mapping) else None
@@ -86,7 +86,6 @@ def convert(
     if not architecture:
         architecture = recognize_architecture(weights)
         say(f"the file names no architecture; its weights are those of {architecture}")
-    get_backbone(architecture)
     variables = to_variables(weights, architecture)
     names = class_names or _class_names(saved, num_classes, say)
     if len(names) != num_classes:
@@ -94,7 +93,7 @@ def convert(
     kernel_channels, outputs = _channels(weights)
     for what, expected, found in (
         ("is_rgb", 3 if rgb else 1, kernel_channels),
-        ("num_classes", 5 + num_classes, outputs),
+        ("num_classes", BOX_CHANNELS + num_classes, outputs),
     ):
         if expected != found:
             raise UserError(f"{what} speaks of {expected} channels, the weights have {found}")
@@ -150,21 +149,19 @@ def from_torch(args: argparse.Namespace) -> None:
     Raises:
       UserError: the file cannot be used, or the output is in use.
     """
-    from bridge.checkpoint import describe, write_converted
+    from bridge.checkpoint import describe, naming, split_names, write_converted
     from bridge.torch_archive import read_torch_archive
     from yogo_jax.training.checkpoints import check_free
 
     check_free(args.output, "--output")
     saved = read_torch_archive(args.pth)
-    try:
+    with naming(args.pth):
         spec, variables = convert(
             saved,
-            class_names=tuple(args.class_names.split(",")) if args.class_names else (),
+            class_names=split_names(args.class_names),
             architecture=args.architecture or "",
             normalize_images=args.normalize_images,
         )
-    except UserError as error:
-        raise UserError(f"{args.pth}: {error}") from None
     write_converted(
         args.output,
         spec,

@@ -13,9 +13,8 @@ from yogo_jax.errors import UserError
 
 # The last operator set that the plugin of the stick knows.
 NCS2_OPSET = 8
-# What the instrument's software and `benchmark` read the model's own description by.
+# Where in the IR's own notes the model is described.
 RT_INFO = "yogo"
-
 
 _WITH_KERNEL = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 

@@ -8,6 +8,7 @@ import onnx
 from jax2onnx import to_onnx
 from onnx import numpy_helper
 
+from bridge.onnx_graph import OnnxGraph
 from bridge.serving import Serve
 from yogo_jax.detector.spec import ModelSpec
 
@@ -49,31 +50,24 @@ def export_onnx(
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
         )
-    _bias_into_conv(model.graph)
+    _bias_into_conv(model)
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def _bias_into_conv(graph: onnx.GraphProto) -> None:
+def _bias_into_conv(model: onnx.ModelProto) -> None:
     """Makes `Conv` + `Add` of a constant per channel into the one node that it is."""
-    constants = {each.name: each for each in graph.initializer}
-    consumers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
+    graph, read = model.graph, OnnxGraph(model)
     for conv in [node for node in graph.node if node.op_type == "Conv" and len(node.input) == 2]:
-        users = consumers.get(conv.output[0], [])
+        users = read.consumers.get(conv.output[0], [])
         if len(users) != 1 or users[0].op_type != "Add":
             continue
         (add,) = users
         (other,) = [name for name in add.input if name != conv.output[0]]
-        if other not in constants:
-            continue
-        bias = numpy_helper.to_array(constants[other])
-        channels = next(d for d in constants[conv.input[1]].dims)
-        if bias.shape != (1, channels, 1, 1):
+        bias = read.constants.get(other)
+        if bias is None or bias.shape != (1, len(read.constants[conv.input[1]]), 1, 1):
             continue
         flat = numpy_helper.from_array(np.ascontiguousarray(bias.reshape(-1)), f"{other}_of_conv")
         graph.initializer.append(flat)

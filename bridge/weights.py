@@ -87,7 +87,7 @@ def _shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
 
 
-def _flax_kernel(weight: np.ndarray) -> np.ndarray:
+def flax_kernel(weight: np.ndarray) -> np.ndarray:
     """[out in h w] as [h w in out], and [out in] as [in out]."""
     return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
 
@@ -112,7 +112,7 @@ def _chain_variables(weights: Weights) -> dict[str, Any]:
         else:
             flax_leaf = {"weight": "kernel", "bias": "bias"}[leaf]
             path = (unit,) if unit == "head" else (unit, "conv")
-            _put(params, path, flax_leaf, _flax_kernel(value))
+            _put(params, path, flax_leaf, flax_kernel(value))
     return {"params": params, "batch_stats": batch_stats}
 
 
@@ -127,7 +127,7 @@ def _convnext_variables(weights: Weights) -> dict[str, Any]:
             # Flax computes a transposed convolution as a correlation with the mirrored kernel.
             value = value.transpose(2, 3, 0, 1)[::-1, ::-1]
         elif leaf == "kernel":
-            value = _flax_kernel(value)
+            value = flax_kernel(value)
         _put(params, path, leaf, value)
     return {"params": params, "batch_stats": {}}
 
