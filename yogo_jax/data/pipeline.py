@@ -4,14 +4,18 @@ The order is a function of the seed and of one number, the position: how many im
 consumed. A run continues from it with any number of workers.
 """
 
+import atexit
 import dataclasses
+import functools
 import gc
 import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import shared_memory
 
 import grain
 import numpy as np
@@ -103,6 +107,25 @@ def _leave_with_parent(*_: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+@functools.cache
+def _unlink_before_exit() -> None:
+    """Has the process wait, once at its end, for the shared memory that it received images in.
+
+    Grain unlinks it in a thread that the interpreter ends before its work is done, and the last
+    images hang in a cycle of references until they are collected. Python would warn of a leak.
+    """
+
+    def wait() -> None:
+        gc.collect()
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and any(
+            type(each) is shared_memory.SharedMemory for each in gc.get_objects()
+        ):
+            time.sleep(0.02)
+
+    atexit.register(wait)
+
+
 @contextmanager
 def open_batches(
     source: RecordSource,
@@ -133,6 +156,7 @@ def open_batches(
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
     dataset = remaining.to_iter_dataset(ahead)
     if workers:
+        _unlink_before_exit()
         per_worker = max(2 * batch_size // workers, 2)
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=per_worker),
@@ -146,7 +170,3 @@ def open_batches(
         yield iterator
     finally:
         iterator.close()
-        if workers:
-            # The last images hang in a cycle of references. Left to the end of the interpreter they
-            # would not be unlinked from shared memory, and Python would warn of a leak.
-            gc.collect()
