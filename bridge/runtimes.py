@@ -19,13 +19,13 @@ class OnnxModel:
     def __init__(self, path: Path) -> None:
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (self._input,) = self._session.get_inputs()
+        self.batch_size: int = self._input.shape[0]
 
     def run(self, frames: Frames) -> Outputs:
         """Outputs for frames, any number of them."""
-        batch_size = self._input.shape[0]
         parts = [
             self._session.run(None, {self._input.name: batch})[0]
-            for batch in _batches(frames, batch_size)
+            for batch in _batches(frames, self.batch_size)
         ]
         return np.concatenate(parts)[: len(frames)]
 
@@ -36,13 +36,13 @@ class OpenVinoModel:
     def __init__(self, path: Path) -> None:
         core = ov.Core()
         self._model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        self.batch_size: int = self._model.input(0).shape[0]
 
     def run(self, frames: Frames) -> Outputs:
         """Outputs for frames, any number of them."""
-        batch_size = self._model.input(0).shape[0]
         parts = [
             np.array(self._model(batch)[self._model.output(0)])
-            for batch in _batches(frames, batch_size)
+            for batch in _batches(frames, self.batch_size)
         ]
         return np.concatenate(parts)[: len(frames)]
 

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from bridge.limits import NCS2_OPSET
 from bridge.quiet_openvino import opset8, ov, passes
 from bridge.to_onnx import INPUT_NAME, OUTPUT_NAME
 from yogo_jax.errors import UserError
 
 
-# The last operator set that the plugin of the stick knows.
-NCS2_OPSET = 8
 # Where in the IR's own notes the model is described.
 RT_INFO = "yogo"
 

@@ -8,13 +8,12 @@ import onnx
 from jax2onnx import to_onnx
 from onnx import numpy_helper
 
+from bridge.limits import DEFAULT_OPSET
 from bridge.onnx_graph import OnnxGraph
 from bridge.serving import Serve
 from yogo_jax.detector.spec import ModelSpec
 
 
-# The last that the oldest runtimes with the stick's plugin read.
-DEFAULT_OPSET = 13
 INPUT_NAME = "images"
 OUTPUT_NAME = "predictions"
 

@@ -13,9 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bridge.limits import DEFAULT_OPSET, MAX_MAP_LOSS
 from yogo_jax.errors import UserError, exit_on_user_error
 
 
+MAX_OPSET = 21  # that the converter writes
 MODEL_FILES = ("model.onnx", "model.xml", "model.bin")
 
 
@@ -45,12 +47,23 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=1, help="images of one call; default: %(default)s")
     add("--precision", choices=("fp16", "fp32"), default="fp16", help="of the kernels in the IR")
     add(
+        "--int8",
+        metavar="DEFINITION.yml",
+        help="quantize the IR to INT8: calibrated on the training split of this data set, judged "
+        "by its validation split; needs --target cpu",
+    )
+    add(
+        "--max-map-loss",
+        type=float,
+        help=f"mAP50 that --int8 may lose; default: {MAX_MAP_LOSS:g}",
+    )
+    add(
         "--target",
         choices=("ncs2", "cpu"),
         default="ncs2",
         help="ncs2 refuses what the stick cannot run; default: %(default)s",
     )
-    add("--opset", type=int, default=13, help="of the ONNX model; default: %(default)s")
+    add("--opset", type=int, default=DEFAULT_OPSET, help="of the ONNX model; default: %(default)s")
     add("--definition", type=Path, help="data set whose frames the models are verified on, too")
     return parser
 
@@ -67,12 +80,18 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--crop-height must be more than 0, got {args.crop_height:g}")
     if args.image_hw and min(args.image_hw) < 1:
         raise UserError(f"--image-hw must be positive, got {args.image_hw}")
-    if not 13 <= args.opset <= 21:
-        raise UserError(f"--opset must be in 13 … 21, got {args.opset}")
-    if args.target == "ncs2" and args.opset > 13:
+    if not DEFAULT_OPSET <= args.opset <= MAX_OPSET:
+        raise UserError(f"--opset must be in {DEFAULT_OPSET} … {MAX_OPSET}, got {args.opset}")
+    if args.max_map_loss is not None and not 0 <= args.max_map_loss <= 1:
+        raise UserError(f"--max-map-loss must be in [0, 1], got {args.max_map_loss:g}")
+    if args.max_map_loss is not None and args.int8 is None:
+        raise UserError("--max-map-loss is of --int8, which was not given: give both or neither")
+    if args.int8 is not None and args.target == "ncs2":
+        raise UserError("--int8: the stick computes in FP16 only; add --target cpu")
+    if args.target == "ncs2" and args.opset > DEFAULT_OPSET:
         raise UserError(
-            f"--opset {args.opset}: runtimes that know the stick read up to 13; choose that, or "
-            "--target cpu"
+            f"--opset {args.opset}: runtimes that know the stick read up to {DEFAULT_OPSET}; "
+            "choose that, or --target cpu"
         )
 
 
@@ -83,7 +102,8 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
       UserError: an input cannot be used, the folder cannot be written, or a model did not pass.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from bridge.frames import frames_of_definition, verification_frames
+    from bridge.frames import Strips, frames_of_definition, verification_frames
+    from bridge.quantize import quantize, require_nncf
     from bridge.serving import make_serving, served_spec
     from bridge.to_ir import check_for_ncs2, convert_to_ir, save_ir
     from bridge.to_onnx import export_onnx
@@ -91,6 +111,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.output.files import make_folder, write_json
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+    from yogo_jax.training.setup import evaluation_data
 
     use_compilation_cache()
     make_folder(args.output, "--output")
@@ -105,8 +126,21 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     frames = {"random": verification_frames(spec)}
     if args.definition is not None:
         frames["definition"] = frames_of_definition(args.definition, metadata.model, spec)
+    calibration = labelled = None
+    if args.int8 is not None:
+        require_nncf()
+        splits = evaluation_data(metadata, args.int8, print)
+        calibration, labelled = (
+            Strips(records, metadata.model, spec) for records in (splits.train, splits.val)
+        )
+        if not len(calibration) or not len(labelled):
+            raise UserError(
+                f"--int8 {args.int8}: expected images in the training and in the validation split, "
+                f"found {len(calibration)} and {len(labelled)}: give the definition both, such as "
+                "by dataset_split_fractions"
+            )
     description = _describe(metadata, spec, folder)
-    half_precision = args.precision == "fp16"
+    precision = "int8" if args.int8 is not None else args.precision
     try:
         # Written beside the final names, read back from there, and renamed if all is well.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=args.output) as scratch:
@@ -114,7 +148,13 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
             model = export_onnx(
                 serve, spec, batch_size=args.batch, opset=args.opset, metadata=description
             )
-            ir = convert_to_ir(model, half_precision=half_precision, metadata=description)
+            ir = convert_to_ir(
+                model,
+                half_precision=precision == "fp16",
+                metadata=description | {"precision": precision},
+            )
+            if calibration is not None:
+                ir = quantize(ir, calibration)
             if args.target == "ncs2":
                 check_for_ncs2(ir)
             written = {name: Path(scratch) / name for name in MODEL_FILES}
@@ -126,8 +166,10 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
                 frames,
                 onnx_path=written["model.onnx"],
                 xml_path=written["model.xml"],
-                half_precision=half_precision,
+                half_precision=precision != "fp32",
                 for_ncs2=args.target == "ncs2",
+                quantized_on=labelled,
+                max_map_loss=_max_map_loss(args),
             )
             write_json(Path(scratch) / "verification.json", verification)
             # Models never stand beside the verification of others.
@@ -167,6 +209,29 @@ def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
     }
 
 
+def _max_map_loss(args: argparse.Namespace) -> float:
+    return MAX_MAP_LOSS if args.max_map_loss is None else args.max_map_loss
+
+
+def _why_not(verification: dict[str, Any], args: argparse.Namespace) -> str:
+    """Why the models did not pass, and what to do."""
+    if any(row["passed"] is False for row in verification["models"]):
+        path = args.output / "verification.json"
+        return f"the models differ from the checkpoint by more than they may, see {path}"
+    scores = verification.get("mean_ap")
+    if scores and scores["loss"] > _max_map_loss(args):
+        return (
+            f"INT8 loses {scores['loss']:.3f} of mAP50 on {scores['images']} validation images, "
+            f"more than --max-map-loss {_max_map_loss(args):g}: calibrate it on more or other "
+            "images, allow more, or export without --int8"
+        )
+    overflowing = ", ".join(verification["half_precision"]["overflowing_layers"])
+    return (
+        f"values of {overflowing} leave the range of FP16, in which the stick computes: export "
+        "with --target cpu"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     args = make_parser().parse_args(argv)
@@ -176,17 +241,8 @@ def main(argv: list[str] | None = None) -> None:
         from bridge.verify import format_verification
 
         print(format_verification(verification))
-        overflowing = verification["half_precision"]["overflowing_layers"]
-        if not verification["passed"] and all(row["passed"] for row in verification["models"]):
-            raise UserError(
-                f"values of {', '.join(overflowing)} leave the range of FP16, in which the stick "
-                "computes: export with --target cpu; no model was kept"
-            )
         if not verification["passed"]:
-            raise UserError(
-                f"the models differ from the checkpoint by more than they may, see "
-                f"{args.output / 'verification.json'}; none was kept"
-            )
+            raise UserError(f"{_why_not(verification, args)}; no model was kept")
         print(f"written {', '.join(str(args.output / name) for name in MODEL_FILES)}")
 
 

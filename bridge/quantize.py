@@ -1,0 +1,66 @@
+"""Post-training quantization of an IR to INT8, calibrated on images of the training split."""
+
+import importlib.util
+import logging
+
+import numpy as np
+from jaxtyping import Float32
+
+from bridge.frames import Strips
+from bridge.quiet_openvino import ov
+from yogo_jax.errors import UserError
+
+
+# Evenly spaced ones of a larger split: ranges of activations change little after some hundreds.
+MAX_CALIBRATION_IMAGES = 300
+
+
+def require_nncf() -> None:
+    """Refuses to go on without the package that quantizes.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if importlib.util.find_spec("nncf") is None:
+        raise UserError(
+            "--int8 needs NNCF, which is not installed: pip install -c constraints.txt -e '.[int8]'"
+        )
+
+
+def quantize(model: ov.Model, calibration: Strips) -> ov.Model:
+    """The model with its convolutions in INT8; what follows the last of them stays FP32.
+
+    Kernels are quantized per output channel, activations per tensor and asymmetrically, since
+    leaky ones reach below zero by a hundredth only. Biases are corrected layer by layer for the
+    shift that quantization makes on the calibration images.
+
+    Args:
+      model: with static shapes and FP32 kernels.
+      calibration: images of the size that the model takes, at least one.
+
+    References:
+      Krishnamoorthi 2018, arXiv:1806.08342, section 3 (post-training quantization); Nagel et al.
+      2019, arXiv:1906.04721, section 4.2 (bias correction).
+    """
+    # After OpenVINO, so that it does without telemetry as well.
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    batch_size = model.input(0).shape[0]
+    count = min(len(calibration), MAX_CALIBRATION_IMAGES)
+    chosen = np.linspace(0, len(calibration) - 1, count).round().astype(int)
+    starts = range(0, count, batch_size)
+
+    def batch_at(start: int) -> Float32[np.ndarray, "b c h w"]:
+        # The last batch is filled up from the first images.
+        indices = [chosen[(start + i) % count] for i in range(batch_size)]
+        frames = np.stack([calibration.frame(index) for index in indices])
+        return frames.transpose(0, 3, 1, 2).astype(np.float32)
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(starts, batch_at),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(starts),
+        fast_bias_correction=False,
+    )
