@@ -15,7 +15,8 @@ from yogo_jax.errors import UserError
 # Where in the IR's own notes the model is described.
 RT_INFO = "yogo"
 
-_WITH_KERNEL = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+# Operations whose second input is the kernel.
+WITH_KERNEL = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 
 
 def convert_to_ir(
@@ -52,7 +53,7 @@ def convert_to_ir(
 def _halve_kernels(model: ov.Model) -> None:
     """Keeps kernels as FP16 constants, which a conversion in the graph turns back when loaded."""
     for node in model.get_ordered_ops():
-        if node.get_type_name() not in _WITH_KERNEL:
+        if node.get_type_name() not in WITH_KERNEL:
             continue
         source = node.input(1).get_source_output().get_node()
         if source.get_type_name() != "Constant" or source.get_element_type() != ov.Type.f32:

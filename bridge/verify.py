@@ -230,7 +230,7 @@ def verify_files(
     passed = not (for_ncs2 and overflowing) and all(row["passed"] is not False for row in rows)
     mean_ap = {}
     if quantized_on is not None:
-        before, after = (_mean_ap(spec, model, quantized_on) for model, _ in models.values())
+        before, after = (mean_ap_of(spec, model, quantized_on) for model, _ in models.values())
         loss = before["mAP50"] - after["mAP50"]
         mean_ap = {"images": len(quantized_on), "before": before, "after": after, "loss": loss}
         passed = passed and loss <= max_map_loss
@@ -245,7 +245,9 @@ def verify_files(
     }
 
 
-def _mean_ap(spec: ModelSpec, model: OnnxModel | OpenVinoModel, labelled: Strips) -> dict[str, Any]:
+def mean_ap_of(
+    spec: ModelSpec, model: OnnxModel | OpenVinoModel, labelled: Strips
+) -> dict[str, Any]:
     """Mean AP of a model, as `yogo_jax.evaluate` measures it."""
     mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
     thresholds = Thresholds(objectness=MEAN_AP_OBJECTNESS)

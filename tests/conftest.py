@@ -4,12 +4,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
 from absl import flags
 from hypothesis import settings
 
+from parity import REMOSCOPE
 from yogo_jax.compilation import use_compilation_cache
 
 
@@ -37,3 +39,16 @@ def optimized() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def elated_smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of the instrument, read in; the test is skipped where it is not at hand."""
+    from bridge import from_onnx
+
+    network = REMOSCOPE / "elated-smoke-4492.onnx"
+    if not network.exists():
+        pytest.skip("the network of the instrument is not here: it is not part of the project")
+    folder = tmp_path_factory.mktemp("instrument") / "checkpoint"
+    from_onnx.main([str(network), "--output", str(folder)])
+    return folder

@@ -8,6 +8,7 @@ import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[2] / "shared"
+REMOSCOPE = SHARED / "remoscope"
 # Those with a checkpoint of their own, `model_NAME.pth`, and what it computes, `model_NAME.npz`.
 RECORDED_NAMES = (
     "base_model",
@@ -32,3 +33,11 @@ def parity_file(name: str) -> Path:
 def load(name: str) -> dict[str, np.ndarray]:
     with np.load(parity_file(name), allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
+
+
+def data_set(name: str) -> Path:
+    """The definition file of a real data set; the test is skipped where it is not at hand."""
+    definition = SHARED / "data" / name / "dataset_published.yml"
+    if not definition.exists():
+        pytest.skip(f"the data set {name} is not here: it is not part of the project")
+    return definition

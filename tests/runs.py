@@ -78,3 +78,20 @@ def run_command(
         timeout=300,
         **options,
     )
+
+
+def run_aloud(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs as users do, prints the command and its output, and expects it to succeed."""
+    print("\n$", " ".join(command))
+    done = subprocess.run(
+        command,
+        cwd=options.pop("cwd", ROOT),
+        env=environment(optimized=True),
+        text=True,
+        capture_output=True,
+        check=False,
+        **options,
+    )
+    print(done.stdout[-6000:])
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bridge import from_onnx, to_openvino, verify
+from bridge import to_openvino, verify
 from oracles.make_environments import RELEASES, is_made, python_of
-from parity import SHARED
+from parity import REMOSCOPE
 
 
 ORACLES = Path(__file__).parent / "oracles"
-REMOSCOPE = SHARED / "remoscope"
 STRIPS = (0, 193, 290, 386, 579)
 
 
@@ -38,14 +37,10 @@ def run_oracle(release: str, script: str, *arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Path:
+def exported(elated_smoke, tmp_path_factory) -> Path:
     """The instrument's network, read in and exported for its strip of the frame."""
-    network = REMOSCOPE / "elated-smoke-4492.onnx"
-    if not network.exists():
-        pytest.skip("the network of the instrument is not here: it is not part of the project")
     folder = tmp_path_factory.mktemp("exported")
-    from_onnx.main([str(network), "--output", str(folder / "checkpoint")])
-    to_openvino.main([str(folder / "checkpoint"), "--output", str(folder), "--crop-height", "193"])
+    to_openvino.main([str(elated_smoke), "--output", str(folder), "--crop-height", "193"])
     return folder
 
 
@@ -110,7 +105,7 @@ def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
     assert answer["refused"] == {}
 
 
-def test_the_whole_frame_shows_the_cells_of_its_strips(exported, tmp_path):
+def test_the_whole_frame_shows_the_cells_of_its_strips(elated_smoke, tmp_path):
     """The picture is left in the test's folder, to be looked at."""
     from PIL import Image
 
@@ -118,7 +113,7 @@ def test_the_whole_frame_shows_the_cells_of_its_strips(exported, tmp_path):
     from yogo_jax.data.cells import CLASS_NAMES
     from yogo_jax.output.draw import draw_boxes
 
-    to_openvino.main([str(exported / "checkpoint"), "--output", str(tmp_path)])
+    to_openvino.main([str(elated_smoke), "--output", str(tmp_path)])
     frame = np.asarray(Image.open(REMOSCOPE / "remoscope_frame.png").convert("L"))[..., None]
     outputs = OpenVinoModel(tmp_path / "model.xml").run(frame[None])
     assert outputs.shape == (1, 12, 97, 129)

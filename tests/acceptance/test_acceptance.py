@@ -8,43 +8,30 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
+from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from bridge.frames import Strips
+from bridge.runtimes import OnnxModel, OpenVinoModel
+from bridge.verify import detections_of, mean_ap_of
 from kills import assert_equals_a_run_in_peace, train_under_fire
-from parity import SHARED
-from runs import ROOT, environment, train_command
+from parity import data_set
+from runs import ROOT, run_aloud, train_command
 from tiny_data import write_dataset
+from yogo_jax.data.definition import load_definition
+from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.data.splits import load_splits
+from yogo_jax.detector.boxes import iou
+from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
 
 
 pytestmark = pytest.mark.acceptance
-
-
-def data_set(name: str):
-    definition = SHARED / "data" / name / "dataset_published.yml"
-    if not definition.exists():
-        pytest.skip(f"the data set {name} is not here: it is not part of the project")
-    return definition
-
-
-def run_aloud(command: list[str], **options) -> subprocess.CompletedProcess[str]:
-    print("\n$", " ".join(command))
-    done = subprocess.run(
-        command,
-        cwd=options.pop("cwd", ROOT),
-        env=environment(optimized=True),
-        text=True,
-        capture_output=True,
-        check=False,
-        **options,
-    )
-    print(done.stdout[-6000:])
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
 
 
 def test_ten_kills(tmp_path):
@@ -79,7 +66,54 @@ def test_bccd(tmp_path, seed):
     run_aloud(train_command(data_set("bccd"), tmp_path / "run", **fields))
     metrics = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
     print(f"seed {seed}: mAP50 {metrics['mAP50']:.3f}, {metrics['AP50_by_class']}")
+    lost = int8_loss_of_map50(tmp_path / "run", data_set("bccd"), tmp_path)
+    print(f"seed {seed}: INT8 loses {lost:.4f} of it")
+    assert lost <= 0.01
     assert metrics["AP50_by_class"]["RBC"] >= 0.72
+
+
+def int8_loss_of_map50(run: Path, definition: Path, folder: Path) -> float:
+    """Test mAP50 of the exported network less that of its INT8 IR; prints their frames/s."""
+    export = [sys.executable, "-m", "bridge.to_openvino", str(run), "--target", "cpu"]
+    run_aloud([*export, "--output", str(folder / "fp16")])
+    run_aloud([*export, "--output", str(folder / "int8"), "--int8", str(definition)])
+    files = [str(folder / name / "model.xml") for name in ("fp16", "int8")]
+    run_aloud([sys.executable, "-m", "bridge.benchmark", *files])
+    spec = read_metadata(find_checkpoint(run)).model
+    splits = load_splits(
+        load_definition(definition), min_box_area=MIN_BOX_AREA, on_bad_label="error"
+    )
+    strips = Strips(splits.test, spec, spec)
+    models = OnnxModel(folder / "int8" / "model.onnx"), OpenVinoModel(folder / "int8" / "model.xml")
+    before, after = (mean_ap_of(spec, model, strips)["mAP50"] for model in models)
+    return before - after
+
+
+def test_int8_finds_the_same_classes_on_lfm(elated_smoke, tmp_path):
+    definition = data_set("lfm")
+    # Two frames to judge by: a single cell more or less is over the default of --max-map-loss.
+    flags = ["--target", "cpu", "--int8", str(definition), "--max-map-loss", "1"]
+    command = [sys.executable, "-m", "bridge.to_openvino", str(elated_smoke)]
+    run_aloud([*command, "--output", str(tmp_path), *flags])
+    spec = read_metadata(elated_smoke).model
+    splits = load_splits(
+        load_definition(definition), min_box_area=MIN_BOX_AREA, on_bad_label="error"
+    )
+    strips = [Strips(records, spec, spec) for records in (splits.val, splits.test)]
+    frames = np.stack([each.frame(i) for each in strips for i in range(len(each))])
+    models = OnnxModel(tmp_path / "model.onnx"), OpenVinoModel(tmp_path / "model.xml")
+    same = found = lost = 0
+    for pair in zip(*(model.run(frames) for model in models), strict=True):
+        (boxes, _, probs), (others, _, other_probs) = (detections_of(outputs) for outputs in pair)
+        overlaps = np.asarray(iou(jnp.asarray(boxes)[:, None], jnp.asarray(others)[None]))
+        matched = overlaps.max(1, initial=0) >= 0.5
+        nearest = overlaps[matched].argmax(1)
+        same += int((probs[matched].argmax(-1) == other_probs[nearest].argmax(-1)).sum())
+        found += int(matched.sum())
+        lost += int((~matched).sum())
+    print(f"{found} detections found by both, {same} of the same class, {lost} lost in INT8")
+    assert found > 100
+    assert same >= 0.97 * found
 
 
 def test_lfm_at_full_size(tmp_path):
