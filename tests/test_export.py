@@ -332,3 +332,17 @@ def test_the_instruments_network_gives_its_recorded_outputs(elated_smoke, tmp_pa
             assert sorted(matched) == list(range(len(boxes)))
             assert nearest.min(1).max(initial=0) <= 1e-3
             np.testing.assert_array_equal(ours[2].argmax(-1), boxes[matched, 5:].argmax(-1))
+
+
+@pytest.mark.parametrize("wh", [(1e30, 1e30), (0.5, 1e-8), (1e30, 1e-8)])
+def test_boxes_of_any_size_are_found_again(wh):
+    spec = make_spec("quarter_filters")
+    outputs = np.zeros((1, 8, *spec.grid_hw), np.float32)
+    outputs[0, :2] = 0.5
+    # The square of the largest is more than FP32 holds, the smallest is lost in its rounding.
+    outputs[0, 2], outputs[0, 3] = wh
+    outputs[0, 4, 0, 0] = 0.9
+    outputs[0, 5] = 1.0
+    row = verify.compare(outputs, outputs, spec, verify.FP32_TOLERANCE)
+    assert row["detections"] == 1
+    assert (row["detections_lost"], row["detections_gained"]) == (0, 0)
