@@ -122,12 +122,12 @@ def random_frames(model: InstrumentModel, count: int = 4) -> Any:
     return np.random.default_rng(0).integers(0, 256, (count, *model.frame_shape), np.uint8)
 
 
-def measure_throughput(model: InstrumentModel, frames: Any, seconds: float) -> dict[str, float]:
+def measure_throughput(model: InstrumentModel, frames: Any, seconds: float) -> float:
     """Frames per second with the queue always full."""
     began = time.perf_counter()
     latencies = model.run_queue(frames, lambda _: time.perf_counter() - began < seconds)
     elapsed = time.perf_counter() - began
-    return {"frames_per_second": len(latencies) / elapsed}
+    return len(latencies) / elapsed
 
 
 def measure_latency(model: InstrumentModel, frames: Any, seconds: float) -> list[float]:
@@ -182,8 +182,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     latencies: list[list[float]] = [[] for _ in names]
     for _ in range(args.rounds):
         for index, images in enumerate(frames):
-            measured = measure_throughput(fast[index], images, args.seconds)
-            rates[index].append(measured["frames_per_second"])
+            rates[index].append(measure_throughput(fast[index], images, args.seconds))
         for index, images in enumerate(frames):
             latencies[index] += measure_latency(prompt[index], images, args.seconds)
     rows = []

@@ -9,7 +9,10 @@ from jaxtyping import Float32
 from bridge.frames import Strips
 from bridge.quiet_openvino import ov
 from bridge.to_ir import WITH_KERNEL
+from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.training.metadata import Metadata
+from yogo_jax.training.setup import evaluation_data
 
 
 # Evenly spaced ones of a larger split: ranges of activations change little after some hundreds.
@@ -26,6 +29,32 @@ def require_nncf() -> None:
         raise UserError(
             "--int8 needs NNCF, which is not installed: pip install -c constraints.txt -e '.[int8]'"
         )
+
+
+def quantization_strips(
+    definition: str, metadata: Metadata, served: ModelSpec
+) -> tuple[Strips, Strips]:
+    """Images to calibrate with, and labelled ones to judge by, of a data set.
+
+    Args:
+      definition: its file.
+      metadata: of the checkpoint.
+      served: the model for the strips.
+
+    Raises:
+      UserError: one of the splits is empty, and as `evaluation_data` and `Strips`.
+    """
+    splits = evaluation_data(metadata, definition, print)
+    calibration, labelled = (
+        Strips(records, metadata.model, served) for records in (splits.train, splits.val)
+    )
+    if not len(calibration) or not len(labelled):
+        raise UserError(
+            f"--int8 {definition}: expected images in the training and in the validation split, "
+            f"found {len(calibration)} and {len(labelled)}: give the definition both, such as "
+            "by dataset_split_fractions"
+        )
+    return calibration, labelled
 
 
 def quantize(model: ov.Model, calibration: Strips) -> ov.Model:

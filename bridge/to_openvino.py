@@ -102,8 +102,8 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
       UserError: an input cannot be used, the folder cannot be written, or a model did not pass.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from bridge.frames import Strips, frames_of_definition, verification_frames
-    from bridge.quantize import quantize, require_nncf
+    from bridge.frames import frames_of_definition, verification_frames
+    from bridge.quantize import quantization_strips, quantize, require_nncf
     from bridge.serving import make_serving, served_spec
     from bridge.to_ir import check_for_ncs2, convert_to_ir, save_ir
     from bridge.to_onnx import export_onnx
@@ -111,7 +111,6 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.output.files import make_folder, write_json
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-    from yogo_jax.training.setup import evaluation_data
 
     use_compilation_cache()
     make_folder(args.output, "--output")
@@ -129,16 +128,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     calibration = labelled = None
     if args.int8 is not None:
         require_nncf()
-        splits = evaluation_data(metadata, args.int8, print)
-        calibration, labelled = (
-            Strips(records, metadata.model, spec) for records in (splits.train, splits.val)
-        )
-        if not len(calibration) or not len(labelled):
-            raise UserError(
-                f"--int8 {args.int8}: expected images in the training and in the validation split, "
-                f"found {len(calibration)} and {len(labelled)}: give the definition both, such as "
-                "by dataset_split_fractions"
-            )
+        calibration, labelled = quantization_strips(args.int8, metadata, spec)
     description = _describe(metadata, spec, folder)
     precision = "int8" if args.int8 is not None else args.precision
     try:

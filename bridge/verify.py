@@ -22,7 +22,7 @@ from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import detect
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import MEAN_AP_OBJECTNESS, Thresholds
+from yogo_jax.evaluation.evaluator import MEAN_AP_OBJECTNESS, Found, Thresholds, on_host
 from yogo_jax.evaluation.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
 
 
@@ -130,21 +130,25 @@ def _compare_detections(
     counts = {"detections": 0, "detections_lost": 0, "detections_gained": 0, "classes_changed": 0}
     for pair in zip(expected, found, strict=True):
         ours, theirs = (detections_of(outputs, thresholds) for outputs in pair)
-        counts["detections"] += len(ours[0])
+        counts["detections"] += len(ours.objectness)
         # Cut at the edges of the image: of a size without bounds the area is infinite. And boxes
         # within the tolerance are the same, though slivers far below a pixel have no overlap.
-        a, b = (each[0].clip(0, 1) for each in (ours, theirs))
+        a, b = (each.boxes_xyxy.clip(0, 1) for each in (ours, theirs))
         overlap = np.asarray(iou(jnp.asarray(a)[:, None], jnp.asarray(b)[None]))
         distance = np.abs(a[:, None] - b[None]).max(-1)
         overlap = np.where(distance <= tolerance.box, 1.0, overlap)
-        clear = [each[1] > thresholds.objectness + tolerance.objectness for each in (ours, theirs)]
+        clear = [
+            each.objectness > thresholds.objectness + tolerance.objectness
+            for each in (ours, theirs)
+        ]
         lost = overlap.max(1, initial=0) < _MATCH_IOU
         counts["detections_lost"] += int((lost & clear[0]).sum())
         gained = overlap.max(0, initial=0) < _MATCH_IOU
         counts["detections_gained"] += int((gained & clear[1]).sum())
         for index in np.flatnonzero(~lost):
             # Cut at the edges, several may be the same box.
-            probs, others = ours[2][index], theirs[2][overlap[index] == overlap[index].max()]
+            probs = ours.class_probs[index]
+            others = theirs.class_probs[overlap[index] == overlap[index].max()]
             second, first = np.sort(probs)[-2:] if len(probs) > 1 else (0.0, probs[0])
             changed = (others.argmax(-1) != probs.argmax()).all()
             counts["classes_changed"] += int(changed and first - second > tolerance.class_prob)
@@ -153,8 +157,8 @@ def _compare_detections(
 
 def detections_of(
     outputs: Float[np.ndarray, "outputs gh gw"], thresholds: Thresholds | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Corners, objectness and class probabilities of one image's detections after NMS."""
+) -> Found:
+    """Detections of one image's outputs after NMS."""
     thresholds = thresholds or Thresholds()
     cells = jnp.asarray(outputs.transpose(1, 2, 0))
     # Their softmax is the probabilities that the model gave.
@@ -166,9 +170,7 @@ def detections_of(
         min_class_confidence=thresholds.min_class_confidence,
         max_detections=min(MAX_DETECTIONS, cells.shape[0] * cells.shape[1]),
     )
-    valid = np.asarray(found.valid)
-    boxes_xyxy, objectness, class_probs = (np.asarray(each)[valid] for each in found[:3])
-    return boxes_xyxy, objectness, class_probs
+    return on_host(found)
 
 
 _detect = jax.jit(
@@ -205,7 +207,7 @@ def verify_files(
       frames: of each source of them, by its name.
       onnx_path: computes in FP32.
       xml_path: the IR, run by OpenVINO on this CPU in FP32.
-      half_precision: whether the kernels of the IR are FP16.
+      half_precision: whether the kernels of the IR are FP16, or less.
       for_ncs2: whether an activation out of the range of FP16 is a failure.
       quantized_on: labelled validation images, if the IR is quantized.
       max_map_loss: mAP50 that the IR may lose on them against the ONNX model, which is not.
@@ -234,21 +236,25 @@ def verify_files(
     layers = activation_ranges(spec, variables, np.concatenate(list(frames.values())))
     overflowing = [layer["name"] for layer in layers if layer["overflow_share"] > 0]
     passed = not (for_ncs2 and overflowing) and all(row["passed"] is not False for row in rows)
-    mean_ap = {}
-    if quantized_on is not None:
-        before, after = (mean_ap_of(spec, model, quantized_on) for model, _ in models.values())
-        loss = before["mAP50"] - after["mAP50"]
-        mean_ap = {"images": len(quantized_on), "before": before, "after": after, "loss": loss}
-        passed = passed and loss <= max_map_loss
-    return {
+    verification: dict[str, Any] = {
         "passed": passed,
         "models": rows,
-        **({"mean_ap": mean_ap} if mean_ap else {}),
         "half_precision": {"overflowing_layers": overflowing, "layers": layers},
         "tolerances": {
             name: dataclasses.asdict(tolerance) for name, (_, tolerance) in models.items()
         },
     }
+    if quantized_on is not None:
+        before, after = (mean_ap_of(spec, model, quantized_on) for model, _ in models.values())
+        loss = before["mAP50"] - after["mAP50"]
+        verification["mean_ap"] = {
+            "images": len(quantized_on),
+            "before": before,
+            "after": after,
+            "loss": loss,
+        }
+        verification["passed"] = passed and loss <= max_map_loss
+    return verification
 
 
 def mean_ap_of(
@@ -261,10 +267,9 @@ def mean_ap_of(
         indices = range(start, min(start + model.batch_size, len(labelled)))
         outputs = model.run(np.stack([labelled.frame(i) for i in indices]))
         for i, output in zip(indices, outputs, strict=True):
-            boxes_xyxy, objectness, class_probs = detections_of(output, thresholds)
-            scores = objectness * class_probs.max(-1, initial=0)
-            class_ids = class_probs.argmax(-1).astype(np.int32)
-            mean_ap.update(boxes_xyxy, scores, class_ids, *labelled.labels_of(i))
+            found = detections_of(output, thresholds)
+            labels = labelled.labels_of(i)
+            mean_ap.update(found.boxes_xyxy, found.scores, found.class_ids, *labels)
     return mean_ap.compute()
 
 

@@ -70,28 +70,18 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
-        cwd=ROOT,
         env=environment(optimized=optimized),
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
-        **options,
+        **{"cwd": ROOT, "timeout": 300, **options},
     )
 
 
 def run_aloud(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs as users do, prints the command and its output, and expects it to succeed."""
     print("\n$", " ".join(command))
-    done = subprocess.run(
-        command,
-        cwd=options.pop("cwd", ROOT),
-        env=environment(optimized=True),
-        text=True,
-        capture_output=True,
-        check=False,
-        **options,
-    )
+    done = run_command(command, optimized=True, timeout=None, **options)
     print(done.stdout[-6000:])
     assert done.returncode == 0, done.stderr[-4000:]
     return done

@@ -39,7 +39,7 @@ def test_ratios_are_of_the_same_round(exported, monkeypatch):
 
     def measure(model, frames, seconds):
         warm_up = seconds == 0.01
-        return {"frames_per_second": 0.0 if warm_up else next(rates)}
+        return 0.0 if warm_up else next(rates)
 
     monkeypatch.setattr(benchmark, "measure_throughput", measure)
     monkeypatch.setattr(benchmark, "WARM_UP_SECONDS", 0.01)

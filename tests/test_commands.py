@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from kills import assert_equals_a_run_in_peace, train_under_fire
-from parity import SHARED
+from parity import data_set
 from runs import run_command, train_command
 from tiny_data import write_dataset
 from yogo_jax.training.tracking import read_metrics
@@ -205,9 +205,7 @@ def test_a_killed_run_continues_and_loses_nothing(definition, tmp_path):
 
 @pytest.mark.slow
 def test_one_epoch_of_real_data(tmp_path):
-    definition = SHARED / "data" / "lfm" / "dataset_published.yml"
-    if not definition.exists():
-        pytest.skip("the real frames of lfm are not here")
+    definition = data_set("lfm")
     command = train_command(definition, tmp_path / "run", data__image_hw="193,258", train__epochs=1)
     done = run_command(command)
     assert done.returncode == 0, done.stderr

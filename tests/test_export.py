@@ -21,6 +21,7 @@ from bridge.serving import make_serving, served_spec
 from bridge.to_ir import check_for_ncs2
 from bridge.to_onnx import export_onnx
 from drawn_models import make_spec, random_variables, write_random_checkpoint
+from exports import refused_export, run_export
 from parity import RECORDED_NAMES, REMOSCOPE, load, parity_file
 from yogo_jax.detector.backbones import BACKBONES
 from yogo_jax.errors import UserError
@@ -35,19 +36,6 @@ DECODE = {"Split", "Sigmoid", "Mul", "Add", "Min", "Exp", "Softmax", "Concat"}
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "quarter")
-
-
-def run_export(*arguments: object) -> None:
-    to_openvino.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        run_export(*arguments)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return error
 
 
 @pytest.mark.usefixtures("optimized")
@@ -209,11 +197,13 @@ def test_sizes_that_cannot_be_served_are_refused(arguments, message):
     ],
 )
 def test_flags_are_refused_in_one_message(checkpoint, tmp_path, capsys, flags, message):
-    assert message in refused(capsys, checkpoint, "--output", tmp_path / "out", *flags)
+    assert message in refused_export(capsys, checkpoint, "--output", tmp_path / "out", *flags)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
-    assert "expected a run's workdir" in refused(capsys, tmp_path, "--output", tmp_path / "out")
+    assert "expected a run's workdir" in refused_export(
+        capsys, tmp_path, "--output", tmp_path / "out"
+    )
 
 
 def test_a_model_that_differs_is_not_kept(checkpoint, tmp_path, capsys, monkeypatch):
@@ -225,7 +215,7 @@ def test_a_model_that_differs_is_not_kept(checkpoint, tmp_path, capsys, monkeypa
         return right(spec, jax.tree.map(lambda leaf: leaf * 1.05, variables), frames)
 
     monkeypatch.setattr(verify, "reference_outputs", other_network)
-    error = refused(capsys, checkpoint, "--output", tmp_path)
+    error = refused_export(capsys, checkpoint, "--output", tmp_path)
     assert "no model was kept" in error
     # Not even those of the export before: they would pass for this one's.
     assert [path.name for path in tmp_path.iterdir()] == ["verification.json"]
@@ -247,14 +237,14 @@ def mounted(folder: Path, options: str):
 
 def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path, capsys):
     with mounted(tmp_path / "readonly", "ro") as folder:
-        assert "--output" in refused(capsys, checkpoint, "--output", folder)
+        assert "--output" in refused_export(capsys, checkpoint, "--output", folder)
 
 
 # Full while the ONNX is written, the kernels of the IR, and the verification.
 @pytest.mark.parametrize("size", ["64k", "168k", "224k", "252k"])
 def test_a_full_disk_leaves_no_half_file(checkpoint, tmp_path, capsys, size):
     with mounted(tmp_path / "small", f"size={size}") as folder:
-        assert "--output" in refused(capsys, checkpoint, "--output", folder)
+        assert "--output" in refused_export(capsys, checkpoint, "--output", folder)
         assert not list(folder.glob("model.*"))
 
 
@@ -273,7 +263,7 @@ def test_what_overflows_in_half_precision_is_not_for_the_stick(tmp_path, capsys)
     variables = random_variables(spec)
     variables["params"]["head"]["bias"][2] = 15.0  # boxes of exp(15) anchors
     write_converted(tmp_path / "checkpoint", spec, variables, source="drawn")
-    error = refused(capsys, tmp_path / "checkpoint", "--output", tmp_path / "out")
+    error = refused_export(capsys, tmp_path / "checkpoint", "--output", tmp_path / "out")
     assert "values of decode/sizes leave the range of FP16" in error
     assert not list((tmp_path / "out").glob("model.*"))
     run_export(tmp_path / "checkpoint", "--output", tmp_path / "out", "--target", "cpu")

@@ -8,20 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridge import to_openvino
-from bridge.checkpoint import write_converted
 from bridge.frames import Strips, verification_frames
 from bridge.quiet_openvino import ov
 from bridge.verify import detections_of, reference_outputs
-from drawn_models import make_spec, random_variables
+from drawn_models import make_spec, write_random_checkpoint
+from exports import refused_export, run_export
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.evaluation.evaluator import Thresholds
+from yogo_jax.training.checkpoints import restore_variables
 
 
-CLASS_NAMES = ("healthy", "ring", "misc")
-IMAGE_HW = (96, 128)
 DEFINITION = """\
 class_names: [healthy, ring, misc]
 dataset_paths:
@@ -50,9 +48,9 @@ def write_data(folder: Path, frames: np.ndarray, boxes: list[np.ndarray], ids: l
 def seen_by_itself(tmp_path_factory) -> tuple[Path, Path]:
     """A checkpoint, and frames whose true boxes are what it detects: its own mean AP is 1."""
     folder = tmp_path_factory.mktemp("int8")
-    spec = make_spec("quarter_filters", class_names=CLASS_NAMES, image_hw=IMAGE_HW)
-    variables = random_variables(spec)
-    write_converted(folder / "checkpoint", spec, variables, source="drawn")
+    spec = make_spec("quarter_filters")
+    checkpoint = write_random_checkpoint(folder / "checkpoint")
+    variables = restore_variables(checkpoint, spec)
     frames = verification_frames(spec, count=12)
     boxes, ids = [], []
     for output in reference_outputs(spec, variables, frames):
@@ -62,18 +60,7 @@ def seen_by_itself(tmp_path_factory) -> tuple[Path, Path]:
         boxes.append(cxcywh[kept])
         ids.append(class_probs.argmax(-1)[kept])
     assert sum(map(len, boxes)) > 50
-    return folder / "checkpoint", write_data(folder / "data", frames, boxes, ids)
-
-
-def run_export(*arguments: object) -> None:
-    to_openvino.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        run_export(*arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
+    return checkpoint, write_data(folder / "data", frames, boxes, ids)
 
 
 @pytest.mark.parametrize("more", [[], ["--batch", 5, "--crop-height", 0.5]])
@@ -110,7 +97,7 @@ def test_convolutions_are_int8_but_for_the_first_and_the_last(
 def test_more_loss_than_allowed_leaves_no_model(seen_by_itself, tmp_path, capsys):
     checkpoint, definition = seen_by_itself
     flags = ["--target", "cpu", "--int8", definition, "--max-map-loss", 0]
-    error = refused(capsys, checkpoint, "--output", tmp_path, *flags)
+    error = refused_export(capsys, checkpoint, "--output", tmp_path, *flags)
     assert "of mAP50 on 6 validation images, more than --max-map-loss 0" in error
     assert [path.name for path in tmp_path.iterdir()] == ["verification.json"]
 
@@ -129,7 +116,7 @@ def test_more_loss_than_allowed_leaves_no_model(seen_by_itself, tmp_path, capsys
     ],
 )
 def test_flags_are_refused(seen_by_itself, tmp_path, capsys, flags, message):
-    assert message in refused(capsys, seen_by_itself[0], "--output", tmp_path, *flags)
+    assert message in refused_export(capsys, seen_by_itself[0], "--output", tmp_path, *flags)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +131,7 @@ def test_data_that_cannot_judge_is_refused(seen_by_itself, tmp_path, capsys, cha
     other = definition.with_name("other.yml")
     other.write_text(definition.read_text().replace(*change))
     flags = ["--target", "cpu", "--int8", other]
-    assert message in refused(capsys, checkpoint, "--output", tmp_path / "out", *flags)
+    assert message in refused_export(capsys, checkpoint, "--output", tmp_path / "out", *flags)
 
 
 def test_strips_hold_the_boxes_whose_centre_they_hold(tmp_path):

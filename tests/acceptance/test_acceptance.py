@@ -25,7 +25,7 @@ from runs import ROOT, run_aloud, train_command
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import MIN_BOX_AREA
-from yogo_jax.data.splits import load_splits
+from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
@@ -73,6 +73,10 @@ def test_bccd(tmp_path, seed):
     assert metrics["AP50_by_class"]["RBC"] >= 0.72
 
 
+def load_published(definition: Path) -> Splits:
+    return load_splits(load_definition(definition), min_box_area=MIN_BOX_AREA, on_bad_label="error")
+
+
 def int8_loss_of_map50(run: Path, definition: Path, folder: Path) -> float:
     """Test mAP50 of the exported network less that of its INT8 IR; prints their frames/s."""
     export = [sys.executable, "-m", "bridge.to_openvino", str(run), "--target", "cpu"]
@@ -81,10 +85,7 @@ def int8_loss_of_map50(run: Path, definition: Path, folder: Path) -> float:
     files = [str(folder / name / "model.xml") for name in ("fp16", "int8")]
     run_aloud([sys.executable, "-m", "bridge.benchmark", *files])
     spec = read_metadata(find_checkpoint(run)).model
-    splits = load_splits(
-        load_definition(definition), min_box_area=MIN_BOX_AREA, on_bad_label="error"
-    )
-    strips = Strips(splits.test, spec, spec)
+    strips = Strips(load_published(definition).test, spec, spec)
     models = OnnxModel(folder / "int8" / "model.onnx"), OpenVinoModel(folder / "int8" / "model.xml")
     before, after = (mean_ap_of(spec, model, strips)["mAP50"] for model in models)
     return before - after
@@ -97,9 +98,7 @@ def test_int8_finds_the_same_classes_on_lfm(elated_smoke, tmp_path):
     command = [sys.executable, "-m", "bridge.to_openvino", str(elated_smoke)]
     run_aloud([*command, "--output", str(tmp_path), *flags])
     spec = read_metadata(elated_smoke).model
-    splits = load_splits(
-        load_definition(definition), min_box_area=MIN_BOX_AREA, on_bad_label="error"
-    )
+    splits = load_published(definition)
     strips = [Strips(records, spec, spec) for records in (splits.val, splits.test)]
     frames = np.stack([each.frame(i) for each in strips for i in range(len(each))])
     models = OnnxModel(tmp_path / "model.onnx"), OpenVinoModel(tmp_path / "model.xml")

@@ -165,13 +165,13 @@ def _update(
     image: BatchOutputs,
     labels: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    found, ranked = _found(image.detections), _found(image.ranked)
+    found, ranked = on_host(image.detections), on_host(image.ranked)
     metrics.update(found.boxes_xyxy, found.class_probs, *labels)
     mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
 
 
-class _Found(NamedTuple):
-    """Detections of one image on the host, without padding."""
+class Found(NamedTuple):
+    """Detections of one image on the host, without padding: arrays [n 4], [n] and [n k]."""
 
     boxes_xyxy: np.ndarray
     objectness: np.ndarray
@@ -179,16 +179,19 @@ class _Found(NamedTuple):
 
     @property
     def class_ids(self) -> np.ndarray:
+        """The most probable class of each, int32 [n]."""
         return self.class_probs.argmax(-1).astype(np.int32)
 
     @property
     def scores(self) -> np.ndarray:
+        """Objectness times the probability of the most probable class, [n]."""
         return self.objectness * self.class_probs.max(-1, initial=0)
 
 
-def _found(detections: Detections) -> _Found:
+def on_host(detections: Detections) -> Found:
+    """Fetches the detections of one image, and leaves out their padding."""
     valid = np.asarray(detections.valid)
-    return _Found(*(np.asarray(array)[valid] for array in detections[:3]))
+    return Found(*(np.asarray(array)[valid] for array in detections[:3]))
 
 
 def _draw(
@@ -197,7 +200,7 @@ def _draw(
     detections: Detections,
     labels: tuple[np.ndarray, np.ndarray],
 ) -> Any:
-    found = _found(detections)
+    found = on_host(detections)
     return draw_boxes(
         image,
         found.boxes_xyxy,
