@@ -17,13 +17,11 @@ from jaxtyping import Float, UInt8
 from bridge.frames import Strips
 from bridge.half_precision import activation_ranges
 from bridge.limits import MAX_MAP_LOSS
+from bridge.outputs import detections_of, mean_ap_of
 from bridge.runtimes import OnnxModel, OpenVinoModel
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
-from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.detections import detect
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import MEAN_AP_OBJECTNESS, Found, Thresholds, on_host
-from yogo_jax.evaluation.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
+from yogo_jax.evaluation.evaluator import Thresholds
 
 
 # Two boxes of nearly one score may change places in the NMS, and another of them is suppressed:
@@ -155,35 +153,6 @@ def _compare_detections(
     return counts
 
 
-def detections_of(
-    outputs: Float[np.ndarray, "outputs gh gw"], thresholds: Thresholds | None = None
-) -> Found:
-    """Detections of one image's outputs after NMS."""
-    thresholds = thresholds or Thresholds()
-    cells = jnp.asarray(outputs.transpose(1, 2, 0))
-    # Their softmax is the probabilities that the model gave.
-    logits = jnp.log(jnp.maximum(cells[..., 5:], 1e-30))
-    found = _detect(
-        Predictions(cells[..., :4], cells[..., 4], logits),
-        objectness_threshold=thresholds.objectness,
-        iou_threshold=thresholds.iou,
-        min_class_confidence=thresholds.min_class_confidence,
-        max_detections=min(MAX_DETECTIONS, cells.shape[0] * cells.shape[1]),
-    )
-    return on_host(found)
-
-
-_detect = jax.jit(
-    detect,
-    static_argnames=(
-        "objectness_threshold",
-        "iou_threshold",
-        "min_class_confidence",
-        "max_detections",
-    ),
-)
-
-
 def verify_files(
     spec: ModelSpec,
     variables: Mapping[str, Any],
@@ -255,22 +224,6 @@ def verify_files(
         }
         verification["passed"] = passed and loss <= max_map_loss
     return verification
-
-
-def mean_ap_of(
-    spec: ModelSpec, model: OnnxModel | OpenVinoModel, labelled: Strips
-) -> dict[str, Any]:
-    """Mean AP of a model, as `yogo_jax.evaluate` measures it."""
-    mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
-    thresholds = Thresholds(objectness=MEAN_AP_OBJECTNESS)
-    for start in range(0, len(labelled), model.batch_size):
-        indices = range(start, min(start + model.batch_size, len(labelled)))
-        outputs = model.run(np.stack([labelled.frame(i) for i in indices]))
-        for i, output in zip(indices, outputs, strict=True):
-            found = detections_of(output, thresholds)
-            labels = labelled.labels_of(i)
-            mean_ap.update(found.boxes_xyxy, found.scores, found.class_ids, *labels)
-    return mean_ap.compute()
 
 
 def format_verification(verification: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from bridge import from_torch, to_openvino, verify
 from bridge.checkpoint import write_converted
+from bridge.outputs import detections_of
 from bridge.quiet_openvino import opset8, ov
 from bridge.runtimes import OnnxModel, OpenVinoModel
 from bridge.serving import make_serving, served_spec
@@ -315,7 +316,7 @@ def test_the_instruments_network_gives_its_recorded_outputs(elated_smoke, tmp_pa
             if name == "onnx" or precision == "fp32":
                 np.testing.assert_allclose(found, recorded[f"raw_{row}"], atol=1e-3)
             boxes = recorded[f"boxes_{row}"]
-            ours = verify.detections_of(found[0])
+            ours = detections_of(found[0])
             assert len(ours[0]) == len(boxes)
             nearest = np.abs(ours[0][:, None] - boxes[None, :, :4]).max(-1)
             matched = nearest.argmin(1)

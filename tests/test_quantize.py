@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from bridge.frames import Strips, verification_frames
+from bridge.outputs import detections_of
 from bridge.quiet_openvino import ov
-from bridge.verify import detections_of, reference_outputs
+from bridge.verify import reference_outputs
 from drawn_models import make_spec, write_random_checkpoint
 from exports import refused_export, run_export
 from yogo_jax.data.definition import load_definition

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from bridge.frames import Strips
+from bridge.outputs import detections_of, mean_ap_of
 from bridge.runtimes import OnnxModel, OpenVinoModel
-from bridge.verify import detections_of, mean_ap_of
 from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import data_set
 from runs import ROOT, run_aloud, train_command
