@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "yogo_jax"
-ENTRY_POINTS = {"train", "evaluate", "anchors"}
+ENTRY_POINTS = {"train", "evaluate", "anchors", "infer", "report", "counts", "inspect"}
 # Groups of modules, each with the groups that it may import.
 MAY_IMPORT = {
     "errors": set(),
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "output": {"errors", "detector", "output"},
     "evaluation": {"errors", "detector", "data", "output", "evaluation"},
     "training": {"errors", "config", "detector", "data", "output", "evaluation", "training"},
+    "inference": {"errors", "detector", "data", "output", "training", "inference"},
     "cache": set(),
     "compilation": {"cache"},
     **{
@@ -29,6 +30,7 @@ MAY_IMPORT = {
             "data",
             "output",
             "evaluation",
+            "inference",
             "training",
         }
         for entry in ENTRY_POINTS

@@ -1,0 +1,56 @@
+"""Opens pages in a real browser, cut off from every network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@contextmanager
+def open_page(
+    path: Path, *, width: int = 1200, height: int = 900, dark: bool = False
+) -> Iterator[Any]:
+    """A Playwright page that shows the file; on leaving, no error and no request must have been.
+
+    The test is skipped where there is no Chromium.
+    """
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is not here: install Debian's chromium")
+    from playwright.sync_api import sync_playwright
+
+    troubles: list[str] = []
+    requests: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
+        page = browser.new_page(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+        )
+        page.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.resolve().as_uri())
+        yield page
+        browser.close()
+    outside = [url for url in requests if not url.startswith(("file:", "data:"))]
+    assert not troubles
+    assert not outside
+
+
+def assert_fits_the_width(page: Any) -> None:
+    """Nothing sticks out of the window to the side: wide tables scroll within themselves."""
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -1,0 +1,109 @@
+"""Pages as a reader meets them: in a browser, on a phone, in the dark, by keyboard."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from browser import assert_fits_the_width, open_page
+from yogo_jax.evaluation import plots
+from yogo_jax.evaluation.pages import (
+    Code,
+    Figure,
+    Picture,
+    Section,
+    Table,
+    Text,
+    format_cell,
+    render_page,
+)
+
+
+def draw_lines(name: str) -> Figure:
+    def plot(axes):
+        for index in range(7):
+            axes.plot([0, 1], [0, index], label=f"<{index}>", **plots.series_style(index))
+        axes.legend()
+
+    return Figure(plots.draw(name, plot), "Seven lines & more")
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60), np.uint8)
+    sections = [
+        Section(
+            "summary",
+            "Summary",
+            [
+                Text("<b>not bold</b>"),
+                draw_lines("first"),
+                draw_lines("second"),
+                Picture(Image.fromarray(noise), "Noise"),
+                Table(["name", *"abcdefghijkl"], [["row", *[1234.5] * 12]], "A wide table"),
+            ],
+        ),
+        Section("more", "More", [Code("config", '{"a": "<script>alert(1)</script>"}')]),
+    ]
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(render_page("A <title>", "of a test", sections))
+    return path
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_page_in_a_browser(page_file, width, dark):
+    with open_page(page_file, width=width, dark=dark) as page:
+        assert_fits_the_width(page)
+        assert page.title() == "A <title>"
+        assert page.locator("svg").count() == 2
+        assert page.get_by_text("<b>not bold</b>").count() == 1
+        shown = page.locator("img").evaluate("image => image.naturalWidth")
+        assert shown == 60
+        # The ground and a line of a plot follow the scheme.
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+
+
+def test_a_page_by_keyboard(page_file):
+    with open_page(page_file, width=390) as page:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+        reached = []
+        for _ in range(5):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.tagName"))
+        assert reached == ["A", "A", "DIV", "SUMMARY", "BODY"]
+        page.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert page.get_by_text("<script>alert(1)</script>").is_visible()
+
+
+def test_ids_of_plots_are_unique_and_drawings_are_the_same_each_time(page_file):
+    html = page_file.read_text()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert draw_lines("first") == draw_lines("first")
+
+
+def test_plots_hold_no_colour_of_their_own(page_file):
+    drawings = re.findall(r"<svg.*?</svg>", page_file.read_text(), flags=re.DOTALL)
+    for drawing in drawings:
+        assert not re.search(r"#[0-9a-f]{6}", drawing)
+        assert "var(--series-7)" in drawing
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.5, "0.5000"),
+        (1234.56, "1,234.6"),
+        (12345, "12,345"),
+        (True, "True"),
+        ("a", "a"),
+    ],
+)
+def test_cells(value, text):
+    assert format_cell(value) == text

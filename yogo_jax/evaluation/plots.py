@@ -1,0 +1,95 @@
+"""Plots as SVG that takes its colours from the page: one drawing for light and for dark.
+
+Series differ in colour and in line or marker, so that nothing hangs on colour alone.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import markupsafe
+
+
+# What is drawn in these is replaced by the colours of the page, see `templates/page.html`.
+INK, INK_SOFT, GROUND = "#010203", "#040506", "#070809"
+SERIES = tuple(f"#0a0b0{index}" for index in range(1, 8))
+_COLOURS = {
+    INK: "ink",
+    INK_SOFT: "ink-soft",
+    GROUND: "panel",
+    **{colour: f"series-{index}" for index, colour in enumerate(SERIES, start=1)},
+}
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WIDTH, HEIGHT, WIDE = 4.6, 3.5, 9.6  # inches of 96 px
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK_SOFT,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": INK_SOFT,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK_SOFT,
+    "ytick.color": INK_SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+
+
+def draw(
+    name: str,
+    plot: Callable[[Any], None],
+    *,
+    wide: bool = False,
+    height: float = HEIGHT,
+) -> markupsafe.Markup:
+    """A plot as SVG to stand inside a page.
+
+    matplotlib is imported here and not before: it takes a second that only pages need.
+
+    Args:
+      name: unique on its page, so that the ids inside are, too; [a-z0-9-]+.
+      plot: draws on the matplotlib axes that it is given.
+      wide: for a figure that takes the whole width of the page.
+      height: in inches of 96 px.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name, "svg.id": name}):
+        figure = Figure(figsize=(WIDE if wide else WIDTH, height), layout="constrained")
+        plot(figure.add_subplot())
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return markupsafe.Markup(_for_page(buffer.getvalue()))
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Colour and line of the `index`-th series, for `Axes.plot`."""
+    return {"color": SERIES[index % len(SERIES)], "linestyle": LINES[index % len(LINES)]}
+
+
+def _for_page(svg: str) -> str:
+    """The SVG without what is for files of their own, in the colours and the font of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    # Groups are numbered anew in each drawing; nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    for colour, variable in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg
