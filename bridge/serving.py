@@ -82,7 +82,7 @@ def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
     if isinstance(backbone, ConvBackbone):
         convs = fold_chain(backbone, variables)
         head = _with_prior_in_bias(convs[-1], spec)
-        activation = jax.nn.silu if backbone.activation == "silu" else _leaky_relu
+        activation = _silu if backbone.activation == "silu" else _leaky_relu
 
         def raw_channels(images: Array) -> Array:
             x = images
@@ -112,6 +112,11 @@ def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
         return _decode(raw_channels(pixels), origins)
 
     return serve
+
+
+def _silu(x: Array) -> Array:
+    # Not `jax.nn.silu`: it is jitted, and the converter cannot look inside in newer JAX.
+    return x * jax.nn.sigmoid(x)
 
 
 def _leaky_relu(x: Array) -> Array:
