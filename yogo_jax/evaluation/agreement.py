@@ -41,9 +41,7 @@ def counts_by_image(
     return predicted, true
 
 
-def agreement(
-    predicted: Int[np.ndarray, " images"], true: Int[np.ndarray, " images"]
-) -> Agreement:
+def agreement(predicted: Int[np.ndarray, " images"], true: Int[np.ndarray, " images"]) -> Agreement:
     """Bias and 95 % limits of agreement of the counts of at least one frame.
 
     References:

@@ -1,7 +1,8 @@
 """How sure the metrics of a test are: 95 % intervals from drawing its images again.
 
-Images are drawn, not boxes: the cells of one frame share its focus, its stain and its patient. The
-decisions behind a metric are made once; a resample only weighs them by how often it drew their image.
+Images are drawn, not boxes: the cells of one frame share its focus, its stain and its patient.
+The decisions behind a metric are made once; a resample only weighs them by how often it drew their
+image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -195,9 +196,7 @@ def _draws(
         yield rng.multinomial(images, np.full(images, 1 / images), size=rows)
 
 
-def _ratio(
-    part: Int[np.ndarray, "r k"], whole: Int[np.ndarray, "r k"]
-) -> Float[np.ndarray, "r k"]:
+def _ratio(part: Int[np.ndarray, "r k"], whole: Int[np.ndarray, "r k"]) -> Float[np.ndarray, "r k"]:
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 

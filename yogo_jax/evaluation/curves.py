@@ -114,17 +114,15 @@ class Roc(NamedTuple):
 
 
 def roc(images: Sequence[ImageResult], class_id: int) -> Roc | None:
-    """The curve of one class: its probability in all matched pairs, the true class against the rest.
+    """The curve of one class: its probability in all matched pairs, that class against the rest.
 
-    It tells how well cells that were found are told apart; missed boxes and false alarms are not in
+    It tells how well boxes that were found are told apart; missed boxes and false alarms are not in
     it. None if no pair, or every pair, is of the class.
     """
     probabilities = [
         image.found.class_probs[image.matches.prediction_index, class_id] for image in images
     ]
-    named = [
-        image.found.class_ids[image.matches.prediction_index] == class_id for image in images
-    ]
+    named = [image.found.class_ids[image.matches.prediction_index] == class_id for image in images]
     true = [image.label_class_ids[image.matches.label_index] == class_id for image in images]
     if not images or not 0 < sum(each.sum() for each in true) < sum(map(len, true)):
         return None

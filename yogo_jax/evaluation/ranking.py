@@ -38,8 +38,13 @@ class Ranking(NamedTuple):
         if class_id is None:
             return self._replace(objects=self.objects.sum(1, keepdims=True))
         kept = self.class_ids == class_id
-        rows = (each[kept] for each in self[:4])
-        return Ranking(*rows, self.objects[:, class_id : class_id + 1])
+        return Ranking(
+            self.image_index[kept],
+            self.class_ids[kept],
+            self.scores[kept],
+            self.is_true[kept],
+            self.objects[:, class_id : class_id + 1],
+        )
 
 
 def rank(

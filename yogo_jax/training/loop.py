@@ -16,9 +16,10 @@ from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.evaluator import Evaluator, metrics_of_a_test
+from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
+from yogo_jax.evaluation.history import History
 from yogo_jax.evaluation.tables import format_metrics
-from yogo_jax.output.files import make_folder, write_json
+from yogo_jax.output.files import make_folder
 from yogo_jax.training.checkpoints import (
     CheckpointStore,
     find_checkpoint,
@@ -39,7 +40,7 @@ from yogo_jax.training.setup import (
 )
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step
-from yogo_jax.training.tracking import Tracker
+from yogo_jax.training.tracking import Tracker, read_metrics
 
 
 # Frames of the test set that are drawn with their boxes.
@@ -198,17 +199,36 @@ class _Run:
         folder = find_checkpoint(self.workdir)
         metadata = read_metadata(folder)
         output = self.workdir / "test"
-        metrics = self.evaluator.run(
-            restore_variables(folder, self.spec),
-            records,
-            picture_folder=output / "pictures",
+        evaluation = self.evaluator.run(
+            restore_variables(folder, self.spec), records, keep_images=True
+        )
+        # Imported late: only a test needs what draws and integrates curves.
+        from yogo_jax.evaluation.report import Subject
+        from yogo_jax.evaluation.results import write_results
+
+        tracker.flush()
+        subject = Subject(
+            title=f"Test of {self.workdir.name}",
+            subtitle=f"{folder}, {len(records)} images of the test split",
+            spec=self.spec,
+            thresholds=Thresholds(),
+            config=self.config.to_dict(),
+            history=History(self.workdir.name, read_metrics(self.workdir / "metrics.jsonl")),
+        )
+        metrics = write_results(
+            output,
+            evaluation,
+            subject,
+            checkpoint=folder,
+            step=metadata.step,
             pictures=TEST_PICTURES,
         )
-        metrics = metrics_of_a_test(metrics, folder, metadata.step)
-        write_json(output / "metrics.json", metrics)
         tracker.log("test", self.total_steps, metrics)
         tracker.say(format_metrics(metrics))
-        tracker.say(f"tested {folder}; written {output / 'metrics.json'} and {output / 'pictures'}")
+        tracker.say(
+            f"tested {folder}; written {output / 'metrics.json'}, {output / 'report.html'} and "
+            f"{output / 'pictures'}"
+        )
         return metrics
 
     def _validates_after(self, done: int) -> bool:
@@ -223,7 +243,7 @@ class _Run:
         if len(records) == 0:
             tracker.say("no validation split in this data set: the latest checkpoint is the best")
             return None
-        metrics = self.evaluator.run(state.variables, records)
+        metrics = self.evaluator.run(state.variables, records).metrics
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the validation loss after step {done} is {metrics['loss']}, with terms "
