@@ -217,6 +217,18 @@ def test_agrees_with_pycocotools(seed):
     )
 
 
+def test_agrees_with_pycocotools_up_to_2000_boxes_a_frame():
+    images = [
+        crowded_images(predictions, images=1, labels=80, predictions=predictions)[0]
+        for predictions in (500, 2000)
+    ]
+    expected = pycocotools_ap(images, IMAGE_HW, len(NAMES))
+    found = evaluated(*images)
+    assert found["images_over_max_detections"] == 0
+    assert found["mAP50"] == pytest.approx(expected[0, :2].mean(), abs=1e-9)
+    assert found["mAP50_95"] == pytest.approx(expected[:, :2].mean(), abs=1e-9)
+
+
 # --- What must not change it ---
 
 

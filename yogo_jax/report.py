@@ -9,17 +9,16 @@ in which their configs differ.
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yogo_jax.errors import UserError, exit_on_user_error
 
 
 if TYPE_CHECKING:
-    from yogo_jax.evaluation.history import History
-    from yogo_jax.evaluation.pages import Section
+    from yogo_jax.evaluation.pages import Section, Table
+    from yogo_jax.training.logged import LoggedRun
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,120 +52,11 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--output {args.output} is a folder: give the name of a file, as X.html")
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a workdir holds.
-
-    Attributes:
-      workdir: where.
-      config: fields of the run.
-      history: what it logged.
-      test: its test metrics, None before its test.
-    """
-
-    workdir: Path
-    config: Mapping[str, Any]
-    history: "History"
-    test: Mapping[str, Any] | None
-
-    @property
-    def state(self) -> str:
-        """Whether it is finished, and how far it is."""
-        epochs, done = self.config["train"]["epochs"], self.epochs_done
-        if self.test is not None and self.history.of_kind("test"):
-            return "finished"
-        if done is None:
-            return f"unfinished: step {self.history.last_step} of epoch 1 of {epochs}"
-        return "trained" if done >= epochs else f"unfinished: epoch {done:.1f} of {epochs}"
-
-    @property
-    def epochs_done(self) -> float | None:
-        """Epochs behind it; None while the first is not over."""
-        steps = self.history.steps_per_epoch
-        return self.history.last_step / steps if steps else None
-
-
-def read_run(workdir: Path, name: str) -> Run:
-    """What a run has left so far; a line that is just being written is left out.
-
-    Args:
-      workdir: of the run.
-      name: under which it is shown.
-
-    Raises:
-      UserError: it is no workdir, has logged nothing yet, or one of its files is damaged.
-    """
-    from yogo_jax.evaluation.history import History
-    from yogo_jax.training.tracking import read_metrics
-
-    if not (workdir / "config.json").is_file():
-        found = "no config.json in it" if workdir.is_dir() else "no such folder"
-        raise UserError(f"{workdir}: expected the workdir of a run, found {found}")
-    config = _read_json(workdir / "config.json", ("train", "data"))
-    records = read_metrics(workdir / "metrics.jsonl")
-    history = History(name, [each for each in records if _is_record(each)])
-    if len(history.records) < len(records):
-        raise UserError(
-            f"{workdir / 'metrics.jsonl'}: expected objects with 'kind', 'step' and 'epoch', found "
-            "others: is it of this version?"
-        )
-    if not history.of_kind("train"):
-        raise UserError(
-            f"{workdir}: nothing is logged yet in metrics.jsonl; ask again after the first steps"
-        )
-    test_file = workdir / "test" / "metrics.json"
-    test = _read_json(test_file, ("mAP50", "test_loss")) if test_file.exists() else None
-    return Run(workdir, config, history, test)
-
-
-def _is_record(record: object) -> bool:
-    if not isinstance(record, Mapping) or not {"kind", "step"} <= record.keys():
-        return False
-    return record["kind"] == "test" or {"epoch", "loss"} <= record.keys()
-
-
-def _read_json(path: Path, fields: Sequence[str]) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict) or not set(fields) <= values.keys():
-        raise UserError(f"{path}: expected an object with {', '.join(fields)}; is it of a run?")
-    return values
-
-
-def names_of(workdirs: Sequence[Path]) -> list[str]:
-    """Names of the runs: of their folders, or their paths where two folders share a name."""
-    names = [workdir.resolve().name for workdir in workdirs]
-    shared = {name for name in names if names.count(name) > 1}
-    return [
-        str(workdir) if name in shared else name
-        for name, workdir in zip(names, workdirs, strict=True)
-    ]
-
-
-def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Fields in which configs differ, with the value of each config; None where it has none."""
-    flat = [_flat(config) for config in configs]
-    fields = list(dict.fromkeys(name for each in flat for name in each))
-    rows = [(name, [each.get(name) for each in flat]) for name in fields]
-    return [(name, values) for name, values in rows if any(each != values[0] for each in values)]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def sections_of(runs: Sequence[Run], folder: Path) -> "list[Section]":
+def sections_of(runs: "Sequence[LoggedRun]", folder: Path) -> "list[Section]":
     """The page from top to bottom; links are relative to the folder that it lies in."""
     from yogo_jax.evaluation.history import history_figures
     from yogo_jax.evaluation.pages import Block, Code, Link, Section, Table
+    from yogo_jax.training.logged import differing_fields
 
     links: list[Block] = []
     for run in runs:
@@ -197,7 +87,7 @@ def sections_of(runs: Sequence[Run], folder: Path) -> "list[Section]":
     return [*sections, Section("config", "Config", configs)]
 
 
-def _metrics_table(runs: Sequence[Run]) -> Any:
+def _metrics_table(runs: "Sequence[LoggedRun]") -> "Table":
     from yogo_jax.evaluation.pages import Table
 
     header = ["run", "state", "steps", "best loss", "at step", "its mAP50", "last loss"]
@@ -222,7 +112,7 @@ def _metrics_table(runs: Sequence[Run]) -> Any:
     return Table(header, rows, caption)
 
 
-def _test_table(runs: Sequence[Run]) -> Any:
+def _test_table(runs: "Sequence[LoggedRun]") -> "Table | None":
     """Test metrics, a column for each run that has some."""
     from yogo_jax.evaluation.pages import Table
 
@@ -261,6 +151,7 @@ def report(args: argparse.Namespace) -> Path:
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.evaluation.pages import render_page
     from yogo_jax.output.files import write_atomically
+    from yogo_jax.training.logged import names_of, read_run
 
     names = names_of(args.runs)
     runs = [read_run(workdir, name) for workdir, name in zip(args.runs, names, strict=True)]

@@ -15,6 +15,8 @@ from yogo_jax.evaluation.pages import Figure
 
 # Numbers stand in the cells of a matrix up to this many rows; larger ones are in the table only.
 MAX_CELLS_WITH_NUMBERS = 14
+# Up to so many it stands beside other figures.
+MAX_NARROW = 9
 # Of the darkest cell: text in the colour of the page must stay readable on it, light and dark.
 DARKEST = 0.55
 
@@ -46,8 +48,8 @@ def confusion_figure(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
         "share of its row. Missed boxes are in the last column, extra ones in the last row."
     )
     height = min(max(plots.HEIGHT, 1.4 + 0.34 * len(names)), 9.0)
-    drawing = plots.draw("confusion", plot, height=height, wide=len(names) > 6)
-    return Figure(drawing, caption, wide=len(names) > 6)
+    wide = len(names) > MAX_NARROW
+    return Figure(plots.draw("confusion", plot, height=height, wide=wide), caption, wide=wide)
 
 
 def _rectangle(corner: tuple[float, float], share: float) -> Any:
@@ -108,23 +110,27 @@ def count_scatter(
     def plot(axes: Any) -> None:
         largest = max(int(predicted.max(initial=1)), int(true.max(initial=1)))
         axes.plot([0, largest], [0, largest], color=plots.INK_SOFT, linestyle=":", linewidth=1.2)
-        for index, name in enumerate(class_names):
-            if name in styles:
-                places, areas = _bubbles(true[:, index], predicted[:, index])
-                axes.scatter(
-                    *places.T,
-                    s=areas,
-                    label=plots.shortened(name),
-                    color=styles[name]["color"],
-                    marker=plots.MARKERS[index % len(plots.MARKERS)],
-                    alpha=0.75,
-                )
+        drawn = [index for index, name in enumerate(class_names) if name in styles]
+        # Small whole numbers meet in few places: there the classes stand side by side.
+        step = max(0.7, 0.03 * largest) / max(len(drawn), 1)
+        for place, index in enumerate(drawn):
+            name = class_names[index]
+            places, areas = _bubbles(true[:, index], predicted[:, index])
+            axes.scatter(
+                places[:, 0] + (place - (len(drawn) - 1) / 2) * step,
+                places[:, 1],
+                s=areas,
+                label=plots.shortened(name),
+                color=styles[name]["color"],
+                marker=plots.MARKERS[index % len(plots.MARKERS)],
+                alpha=0.75,
+            )
         axes.set_xlabel("true boxes in a frame")
         axes.set_ylabel("predicted")
 
     caption = (
         "Boxes of each frame, predicted against true, by class; larger markers stand for more "
-        "frames. On the dotted line both agree."
+        "frames. On the dotted line both agree; classes of one place stand side by side."
     )
     return Figure(plots.draw("counts", plot), caption)
 

@@ -153,7 +153,7 @@ def free_response_figure(curves: Curves, styles: Mapping[str, Any]) -> Figure | 
             x = np.maximum(curve.false_per_frame, least)
             points = _thin(np.stack([x, curve.sensitivity], axis=1))
             axes.plot(*points.T, label=plots.shortened(name), **styles[name])
-        axes.set_xscale("log")
+        plots.use_log_scale(axes, "x")
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("false alarms a frame")
         axes.set_ylabel("sensitivity")

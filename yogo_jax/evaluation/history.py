@@ -178,14 +178,14 @@ def _plot(
             axes.plot(
                 x,
                 y,
-                label=plots.shortened(name),
+                label=plots.shortened(name) if len(lines) > 1 else None,
                 marker=plots.MARKERS[index % len(plots.MARKERS)] if marked else "",
                 markersize=4,
                 **plots.series_style(index),
             )
         # A loss falls by orders of magnitude; zero has no place on such an axis.
         if logarithmic and all((y > 0).all() for _, (_, y) in lines):
-            axes.set_yscale("log")
+            plots.use_log_scale(axes, "y")
         axes.set_xlabel(axis)
         axes.set_ylabel(label)
 

@@ -88,6 +88,19 @@ def series_style(index: int) -> dict[str, Any]:
     return {"color": SERIES[colour], "linestyle": LINES[(colour + turn) % len(LINES)]}
 
 
+def use_log_scale(axes: Any, which: str) -> None:
+    """Makes the "x" or "y" axis logarithmic, with plain numbers, after everything is drawn."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_view_interval()
+    # Over many powers of ten there is no room for more than these.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def shortened(label: str) -> str:
     """A label that leaves room for others."""
     return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH - 1]}…"

@@ -117,22 +117,41 @@ def _summary(metrics: Mapping[str, Any]) -> Section:
 
 
 def _classes(metrics: Mapping[str, Any], objects: Sequence[int]) -> Section:
-    intervals, f1 = metrics["intervals"], metrics["best_f1_by_class"]
-    header = ["class", "true boxes", "AP50", "95 %", "AP50-95", "precision", "95 %"]
-    header += ["recall", "95 %", "accuracy", "missed", "extra", "best F1", "at objectness"]
-    rows: list[list[object]] = []
+    intervals = metrics["intervals"]
+    ranked: list[list[object]] = []
+    counted: list[list[object]] = []
     for name, count in zip(metrics["AP50_by_class"], objects, strict=True):
-        best = f1[name] or {"f1": None, "objectness": None}
-        row: list[object] = [name, count]
-        for key in ("AP50_by_class", "AP50_95_by_class", "precision_by_class", "recall_by_class"):
-            row.append(metrics[key][name])
-            if key in intervals:
-                row.append(_range(intervals[key][name]))
-        row += [metrics[key][name] for key in ("accuracy_by_class", "missed_by_class")]
-        row += [metrics["extra_by_class"][name], best["f1"], best["objectness"]]
-        rows.append(row)
-    caption = "Each class; a dash is what could not be counted."
-    return Section("classes", "Classes", [Table(header, rows, caption)])
+        best = metrics["best_f1_by_class"][name] or {"f1": None, "objectness": None}
+
+        def value_and_range(key: str, name: str = name) -> tuple[object, object]:
+            return metrics[key][name], _range(intervals[key][name])
+
+        ranked.append(
+            [
+                name,
+                count,
+                *value_and_range("AP50_by_class"),
+                metrics["AP50_95_by_class"][name],
+                best["f1"],
+                best["objectness"],
+                metrics["roc_area_by_class"][name],
+            ]
+        )
+        counted.append(
+            [
+                name,
+                *value_and_range("precision_by_class"),
+                *value_and_range("recall_by_class"),
+                *(metrics[f"{key}_by_class"][name] for key in ("accuracy", "missed", "extra")),
+            ]
+        )
+    ranked_header = ["class", "true boxes", "AP50", "95 %", "AP50-95", "best F1", "at objectness"]
+    counted_header = ["class", "precision", "95 %", "recall", "95 %", "accuracy", "missed", "extra"]
+    blocks = [
+        Table([*ranked_header, "ROC area"], ranked, "Over all thresholds."),
+        Table(counted_header, counted, "At the thresholds that were set."),
+    ]
+    return Section("classes", "Classes", blocks)
 
 
 def _curves(

@@ -26,12 +26,12 @@ DASH_PX = 4
 # What became of a box, told apart by line and by colour: (colour, width, length of a dash or None).
 FOUND, MISNAMED, MISSED, EXTRA = (
     (PALETTE[0], 2, None),
-    (PALETTE[4], 4, None),
+    (PALETTE[2], 4, None),
     (PALETTE[1], 3, 10),
     (PALETTE[3], 3, 3),
 )
 OUTCOMES_LEGEND = (
-    "Green line: found and named right. Thick orange line: found, but named wrong. Long red "
+    "Green line: found and named right. Thick blue line: found, but named wrong. Long red "
     "dashes: a true box that was missed. Pink dots: extra, a detection without a true box. Thin "
     "black and white dashes: the true box of what was found."
 )

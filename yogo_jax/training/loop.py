@@ -16,17 +16,9 @@ from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
-from yogo_jax.evaluation.history import History
-from yogo_jax.evaluation.tables import format_metrics
+from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.output.files import make_folder
-from yogo_jax.training.checkpoints import (
-    CheckpointStore,
-    find_checkpoint,
-    read_metadata,
-    restore_state,
-    restore_variables,
-)
+from yogo_jax.training.checkpoints import CheckpointStore, restore_state
 from yogo_jax.training.metadata import Metadata, git_revision
 from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -40,11 +32,8 @@ from yogo_jax.training.setup import (
 )
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step
-from yogo_jax.training.tracking import Tracker, read_metrics
-
-
-# Frames of the test set that are drawn with their boxes.
-TEST_PICTURES = 8
+from yogo_jax.training.testing import write_test
+from yogo_jax.training.tracking import Tracker
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -196,39 +185,8 @@ class _Run:
         if len(records) == 0:
             tracker.say("no test split in this data set: nothing is tested")
             return {}
-        folder = find_checkpoint(self.workdir)
-        metadata = read_metadata(folder)
-        output = self.workdir / "test"
-        evaluation = self.evaluator.run(
-            restore_variables(folder, self.spec), records, keep_images=True
-        )
-        # Imported late: only a test needs what draws and integrates curves.
-        from yogo_jax.evaluation.report import Subject
-        from yogo_jax.evaluation.results import write_results
-
-        tracker.flush()
-        subject = Subject(
-            title=f"Test of {self.workdir.name}",
-            subtitle=f"{folder}, {len(records)} images of the test split",
-            spec=self.spec,
-            thresholds=Thresholds(),
-            config=self.config.to_dict(),
-            history=History(self.workdir.name, read_metrics(self.workdir / "metrics.jsonl")),
-        )
-        metrics = write_results(
-            output,
-            evaluation,
-            subject,
-            checkpoint=folder,
-            step=metadata.step,
-            pictures=TEST_PICTURES,
-        )
+        metrics = write_test(self.evaluator, self.workdir, records, tracker)
         tracker.log("test", self.total_steps, metrics)
-        tracker.say(format_metrics(metrics))
-        tracker.say(
-            f"tested {folder}; written {output / 'metrics.json'}, {output / 'report.html'} and "
-            f"{output / 'pictures'}"
-        )
         return metrics
 
     def _validates_after(self, done: int) -> bool:
