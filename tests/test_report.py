@@ -132,6 +132,7 @@ A = (0.1, 0.1, 0.4, 0.4)
         pytest.param([], [], ("cell",), ["There is no true box", "nothing to calibrate"], id="no"),
         pytest.param([], [A], ("cell",), ["nothing to calibrate"], id="nothing found"),
         pytest.param([A], [], ("cell", "ring"), ["There is no true box"], id="false alarm"),
+        pytest.param([A], [A], ("cell", "ring"), ["without a line: 1ring."], id="one class found"),
         pytest.param([A], [A], ("cell",), ["No intervals"], id="one box, one class"),
         pytest.param([A], [A], NAMES * 2, ["the 10 classes with the most"], id="many classes"),
     ],

@@ -101,13 +101,15 @@ def evaluate(args: argparse.Namespace) -> dict:
         thresholds=thresholds,
     )
     variables = restore_variables(folder, metadata.model)
+    history = _history_of(folder)
+    definition = args.definition or metadata.data_settings().definition
     subject = Subject(
-        title=f"Evaluation of {args.checkpoint.name or args.checkpoint}",
-        subtitle=f"{folder}, {len(records)} images of the {args.split} split",
+        title=f"Evaluation of {folder.name if history is None else history.name}",
+        subtitle=f"{folder}, {len(records)} images of the {args.split} split of {definition}",
         spec=metadata.model,
         thresholds=thresholds,
         config=metadata.config,
-        history=_history_of(folder),
+        history=history,
     )
     metrics = write_results(
         args.output,

@@ -33,6 +33,8 @@ from yogo_jax.output.draw import OUTCOMES_LEGEND
 
 
 WORST_FRAMES = 6
+# Resamples of fewer images are too much alike for their percentiles to be taken at their word.
+FEW_IMAGES = 20
 
 
 class Subject(NamedTuple):
@@ -104,6 +106,8 @@ def _summary(metrics: Mapping[str, Any]) -> Section:
     how = f"95 % intervals: bootstrap over the images, {resamples:,} resamples."
     if not resamples:
         how = "No intervals: they take two images or more."
+    elif metrics["images"] < FEW_IMAGES:
+        how += f" Of fewer than {FEW_IMAGES} images they are rough."
     blocks: list[Block] = [
         Text(counts),
         Table(["metric", "value", f"{percent} % from", "to"], rows, how),
@@ -168,6 +172,9 @@ def _curves(
         blocks = [Text("There is no true box, so there is no curve.")]
     elif len(subject.spec.class_names) > MAX_CLASSES:
         blocks.append(Text(f"Lines of the {MAX_CLASSES} classes with the most true boxes."))
+    never = [name for name in subject.spec.class_names if curves.by_score[name] is None]
+    if figures[0] is not None and never:
+        blocks.append(Text(f"Without a true box, and so without a line: {', '.join(never)}."))
     return Section("curves", "Thresholds", blocks)
 
 
