@@ -273,7 +273,8 @@ def damaged(unfinished, folder, file, text):
     ("file", "text", "message"),
     [
         pytest.param("config.json", "{", "config.json: cannot be read as JSON", id="config"),
-        pytest.param("config.json", "[]", "expected an object with train, data", id="list"),
+        pytest.param("config.json", "[]", "expected an object with train", id="list"),
+        pytest.param("config.json", '{"train": 3}', "expected train.epochs", id="no epochs"),
         pytest.param("metrics.jsonl", "", "nothing is logged yet", id="nothing yet"),
         pytest.param("metrics.jsonl", '{"kind": "tr', "nothing is logged yet", id="torn"),
         pytest.param("metrics.jsonl", '{"step": 1}\n', "expected objects with 'kind'", id="kind"),

@@ -8,7 +8,6 @@ import numpy as np
 
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.agreement import agreement, counts_by_image
-from yogo_jax.evaluation.bootstrap import LEVEL
 from yogo_jax.evaluation.count_figures import (
     agreement_figure,
     calibration_of,
@@ -90,7 +89,6 @@ def evaluation_page(
 
 def _summary(metrics: Mapping[str, Any]) -> Section:
     intervals = metrics["intervals"]
-    percent = round(100 * LEVEL)
     rows: list[list[object]] = []
     for title, key in (("mAP50", "mAP50"), ("mAP50-95", "mAP50_95")):
         rows.append([title, metrics[key], *(intervals[key] or (None, None))])
@@ -110,7 +108,7 @@ def _summary(metrics: Mapping[str, Any]) -> Section:
         how += f" Of fewer than {FEW_IMAGES} images they are rough."
     blocks: list[Block] = [
         Text(counts),
-        Table(["metric", "value", f"{percent} % from", "to"], rows, how),
+        Table(["metric", "value", "95 % from", "to"], rows, how),
     ]
     over = metrics["images_over_max_detections"]
     if over:

@@ -57,7 +57,9 @@ def read_run(workdir: Path, name: str) -> LoggedRun:
     if not (workdir / "config.json").is_file():
         found = "no config.json in it" if workdir.is_dir() else "no such folder"
         raise UserError(f"{workdir}: expected the workdir of a run, found {found}")
-    config = _read_json(workdir / "config.json", ("train", "data"))
+    config = _read_json(workdir / "config.json", ("train",))
+    if not isinstance(config["train"], dict) or "epochs" not in config["train"]:
+        raise UserError(f"{workdir / 'config.json'}: expected train.epochs; is it of a run?")
     records = read_metrics(workdir / "metrics.jsonl")
     history = History(name, [each for each in records if _is_record(each)])
     if len(history.records) < len(records):
