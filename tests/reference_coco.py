@@ -45,3 +45,29 @@ def pycocotools_ap(images, image_hw, classes, *, max_detections=2000):
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=1)
+
+
+def crowded_images(seed, *, images=4, labels=60, predictions=180):
+    """More than 100 detections of one class in an image: good, shifted, double and false ones."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(images):
+        corner = rng.uniform(0, 0.9, (labels, 2))
+        truth = np.concatenate([corner, corner + rng.uniform(0.03, 0.1, (labels, 2))], 1)
+        source = rng.integers(0, labels, predictions)
+        predicted = truth[source] + rng.normal(0, 0.006, (predictions, 4))
+        predicted[:, 2:] = np.maximum(predicted[:, 2:], predicted[:, :2] + 0.005)
+        # Mostly class 0, so that it alone has more than COCO's 100; class 2 is never true.
+        label_ids = rng.choice([0, 1], labels, p=[0.9, 0.1])
+        predicted_ids = np.where(rng.uniform(size=predictions) < 0.85, label_ids[source], 2)
+        made.append(
+            (
+                predicted.astype(np.float32),
+                # Two digits: many equal scores.
+                rng.uniform(size=predictions).round(2).astype(np.float32),
+                predicted_ids.astype(np.int32),
+                truth.astype(np.float32),
+                label_ids.astype(np.int32),
+            )
+        )
+    return made

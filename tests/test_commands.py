@@ -55,6 +55,9 @@ def test_evaluate_repeats_the_test_of_the_run(trained, definition, tmp_path):
     assert found == json.loads((workdir / "test" / "metrics.json").read_text())
     assert "mAP50" in done.stdout
     assert len(list((tmp_path / "pictures").iterdir())) == 4
+    assert f"written {tmp_path / 'metrics.json'} and {tmp_path / 'report.html'}" in done.stdout
+    # It shows the training of the run that the checkpoint lies in.
+    assert 'id="training"' in (tmp_path / "report.html").read_text()
 
     validation = tmp_path / "val"
     done = run_command([*command, "--output", str(validation), "--split", "val", "--pictures", "0"])

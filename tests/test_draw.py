@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from yogo_jax.output.draw import PALETTE, draw_boxes
+from yogo_jax.output.draw import (
+    EXTRA,
+    FOUND,
+    MISNAMED,
+    MISSED,
+    PALETTE,
+    draw_boxes,
+    draw_outcomes,
+)
 
 
 NAMES = ("healthy", "ring", "Größe 赤")
@@ -144,3 +152,80 @@ def test_the_image_itself_is_not_drawn_on():
 def test_other_channel_counts_are_refused(channels):
     with pytest.raises(ValueError, match=f"{channels} channels"):
         draw_boxes(frame(channels=channels), boxes(), ids(), NAMES)
+
+
+LEFT, RIGHT, BELOW = (0.1, 0.1, 0.3, 0.4), (0.6, 0.1, 0.8, 0.4), (0.6, 0.6, 0.8, 0.9)
+
+
+def outcomes(predicted=(), class_ids=(), labels=(), label_ids=(), pairs=()):
+    return np.asarray(
+        draw_outcomes(
+            frame(),
+            boxes(*predicted),
+            ids(*class_ids),
+            np.full(len(predicted), 0.5, np.float32),
+            boxes(*labels),
+            ids(*label_ids),
+            NAMES,
+            pairs=np.array(pairs, np.int64).reshape(-1, 2),
+        )
+    )
+
+
+def share_of_top(picture, box, colour):
+    """How much of the upper line of a box has the colour, and how thick it is."""
+    rows, columns = LARGE_HW
+    x1, y1, x2 = round(box[0] * columns), round(box[1] * rows), round(box[2] * columns)
+    strip = (picture[y1 : y1 + 8, x1 : x2 + 1] == np.array(colour)).all(-1)
+    # The lines to the left and to the right are in the strip, too, but are a small share of it.
+    return strip[0].mean(), int((strip.mean(1) > 0.2).sum())
+
+
+@pytest.mark.parametrize(
+    ("case", "line", "share"),
+    [
+        pytest.param(dict(predicted=[LEFT]), EXTRA, 0.5, id="extra"),
+        pytest.param(dict(labels=[LEFT], label_ids=[1]), MISSED, 0.5, id="missed"),
+        pytest.param(
+            dict(predicted=[LEFT], labels=[RIGHT], label_ids=[0], pairs=[(0, 0)]),
+            FOUND,
+            1.0,
+            id="found",
+        ),
+        pytest.param(
+            dict(predicted=[LEFT], labels=[RIGHT], label_ids=[1], pairs=[(0, 0)]),
+            MISNAMED,
+            1.0,
+            id="misnamed",
+        ),
+    ],
+)
+def test_outcomes_differ_in_colour_and_line(case, line, share):
+    colour, width, _ = line
+    picture = outcomes(**{"class_ids": [0] * len(case.get("predicted", [])), **case})
+    found, thick = share_of_top(picture, LEFT, colour)
+    assert found == pytest.approx(share, abs=0.05)
+    assert thick == width
+    for other, _, _ in {FOUND, MISNAMED, MISSED, EXTRA} - {line}:
+        assert len(pixels_of(picture, other)[0]) == 0
+    # What was found has its true box in thin black and white dashes.
+    assert (share_of_top(picture, RIGHT, (255, 255, 255))[0] > 0.4) == bool(case.get("pairs"))
+
+
+def test_lines_of_outcomes_are_all_different():
+    lines = (FOUND, MISNAMED, MISSED, EXTRA)
+    assert len({colour for colour, _, _ in lines}) == 4
+    assert len({(width, dash) for _, width, dash in lines}) == 4
+
+
+def test_only_what_went_wrong_is_named():
+    right = outcomes([LEFT], [0], [LEFT], [0], [(0, 0)])
+    wrong = outcomes([LEFT], [0], [LEFT], [1], [(0, 0)])
+    above = np.s_[: round(0.1 * LARGE_HW[0])]
+    assert (right[above] == GRAY).all()
+    assert (wrong[above] != GRAY).any()
+
+
+def test_outcomes_of_an_empty_frame_and_of_boxes_outside():
+    assert (outcomes() == GRAY).all()
+    outcomes([(1.5, 1.5, 1.7, 1.7), (0.6, 0.6, 0.4, 0.4)], [0, 1], [(0, 0, 0, 0)], [2], [(1, 0)])

@@ -20,6 +20,7 @@ from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.losses import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
+from yogo_jax.evaluation.pictures import write_pictures
 from yogo_jax.output.draw import draw_boxes
 
 
@@ -137,9 +138,15 @@ def table_of(frames):
     }
 
 
-def evaluate(folder, frames, *, batch_size=4, thresholds=None, **options):
+def evaluate(folder, frames, *, batch_size=4, thresholds=None):
     evaluator = evaluator_of(batch_size, thresholds)
-    return evaluator.run(table_of(frames), records_of(folder, frames), **options)
+    return evaluator.run(table_of(frames), records_of(folder, frames)).metrics
+
+
+def images_of(folder, frames):
+    evaluator = evaluator_of(4, None)
+    records = records_of(folder, frames)
+    return evaluator.run(table_of(frames), records, keep_images=True).images
 
 
 def matrix(metrics):
@@ -361,7 +368,7 @@ def test_other_weights_and_records_by_the_same_evaluator(tmp_path):
 @pytest.mark.parametrize("asked", [0, 1, 3, 9])
 def test_pictures_of_the_first_records(tmp_path, asked):
     folder = tmp_path / "pictures"
-    evaluate(tmp_path / "data", FRAMES, picture_folder=folder, pictures=asked)
+    write_pictures(images_of(tmp_path / "data", FRAMES), SPEC, folder, asked)
     written = sorted(folder.glob("*")) if folder.exists() else []
     assert len(written) == min(asked, len(FRAMES))
     for row, path in enumerate(written):

@@ -83,6 +83,7 @@ def test_a_workdir_holds_what_it_promises(whole_run, definition):
     assert on_disk["images"] == 5
     assert on_disk["objects"] == 30
     assert len(list((workdir / "test" / "pictures").glob("*.png"))) == 5
+    assert "Frames of the largest loss" in (workdir / "test" / "report.html").read_text()
     records = read_metrics(workdir / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 10))
     assert [r["step"] for r in records if r["kind"] == "validation"] == [3, 6, 9]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_coco import pycocotools_ap
+from reference_coco import crowded_images, pycocotools_ap
 from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
 
 
@@ -169,32 +169,6 @@ def test_values_that_would_be_misread_are_refused(score, class_id, message):
 # --- Against pycocotools ---
 
 
-def crowded_images(seed, *, images=4, labels=60, predictions=180):
-    """More than 100 detections of one class in an image: good, shifted, double and false ones."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for _ in range(images):
-        corner = rng.uniform(0, 0.9, (labels, 2))
-        truth = np.concatenate([corner, corner + rng.uniform(0.03, 0.1, (labels, 2))], 1)
-        source = rng.integers(0, labels, predictions)
-        predicted = truth[source] + rng.normal(0, 0.006, (predictions, 4))
-        predicted[:, 2:] = np.maximum(predicted[:, 2:], predicted[:, :2] + 0.005)
-        # Mostly class 0, so that it alone has more than COCO's 100; class 2 is never true.
-        label_ids = rng.choice([0, 1], labels, p=[0.9, 0.1])
-        predicted_ids = np.where(rng.uniform(size=predictions) < 0.85, label_ids[source], 2)
-        made.append(
-            (
-                predicted.astype(np.float32),
-                # Two digits: many equal scores.
-                rng.uniform(size=predictions).round(2).astype(np.float32),
-                predicted_ids.astype(np.int32),
-                truth.astype(np.float32),
-                label_ids.astype(np.int32),
-            )
-        )
-    return made
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_agrees_with_pycocotools(seed):
     images = crowded_images(seed)
@@ -215,6 +189,18 @@ def test_agrees_with_pycocotools(seed):
         abs(pycocotools_ap(images, IMAGE_HW, len(NAMES), max_detections=100)[0, 0] - expected[0, 0])
         > 0.01
     )
+
+
+def test_agrees_with_pycocotools_up_to_2000_boxes_a_frame():
+    images = [
+        crowded_images(predictions, images=1, labels=80, predictions=predictions)[0]
+        for predictions in (500, 2000)
+    ]
+    expected = pycocotools_ap(images, IMAGE_HW, len(NAMES))
+    found = evaluated(*images)
+    assert found["images_over_max_detections"] == 0
+    assert found["mAP50"] == pytest.approx(expected[0, :2].mean(), abs=1e-9)
+    assert found["mAP50_95"] == pytest.approx(expected[:, :2].mean(), abs=1e-9)
 
 
 # --- What must not change it ---

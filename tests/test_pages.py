@@ -11,6 +11,7 @@ from yogo_jax.evaluation import plots
 from yogo_jax.evaluation.pages import (
     Code,
     Figure,
+    Link,
     Picture,
     Section,
     Table,
@@ -41,10 +42,18 @@ def page_file(tmp_path_factory):
                 draw_lines("first"),
                 draw_lines("second"),
                 Picture(Image.fromarray(noise), "Noise"),
+                Picture(Image.fromarray(noise), "Less noise", lossy=True),
                 Table(["name", *"abcdefghijkl"], [["row", *[1234.5] * 12]], "A wide table"),
             ],
         ),
-        Section("more", "More", [Code("config", '{"a": "<script>alert(1)</script>"}')]),
+        Section(
+            "more",
+            "More",
+            [
+                Link("Another page", "runs of today/page#1.html"),
+                Code("config", '{"a": "<script>alert(1)</script>"}'),
+            ],
+        ),
     ]
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(render_page("A <title>", "of a test", sections))
@@ -59,8 +68,11 @@ def test_a_page_in_a_browser(page_file, width, dark):
         assert page.title() == "A <title>"
         assert page.locator("svg").count() == 2
         assert page.get_by_text("<b>not bold</b>").count() == 1
-        shown = page.locator("img").evaluate("image => image.naturalWidth")
-        assert shown == 60
+        shown = page.locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")
+        assert shown == [60, 60]
+        # A hash in the name of a folder is no place on a page.
+        address = page.get_by_role("link", name="Another page").get_attribute("href")
+        assert address == "runs%20of%20today/page%231.html"
         # The ground and a line of a plot follow the scheme.
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
@@ -71,10 +83,10 @@ def test_a_page_by_keyboard(page_file):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
         reached = []
-        for _ in range(5):
+        for _ in range(6):
             page.keyboard.press("Tab")
             reached.append(page.evaluate("document.activeElement.tagName"))
-        assert reached == ["A", "A", "DIV", "SUMMARY", "BODY"]
+        assert reached == ["A", "A", "DIV", "A", "SUMMARY", "BODY"]
         page.locator("summary").focus()
         page.keyboard.press("Enter")
         assert page.get_by_text("<script>alert(1)</script>").is_visible()
@@ -92,6 +104,43 @@ def test_plots_hold_no_colour_of_their_own(page_file):
     for drawing in drawings:
         assert not re.search(r"#[0-9a-f]{6}", drawing)
         assert "var(--series-7)" in drawing
+
+
+def test_no_two_series_look_the_same():
+    styles = [plots.series_style(index) for index in range(49)]
+    assert len({tuple(style.values()) for style in styles}) == 49
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        pytest.param([3, 40], ["5", "10", "20"], id="little more than one power of ten"),
+        pytest.param([0.003, 40], ["0.01", "0.1", "1", "10"], id="many powers of ten"),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis(values, ticks):
+    def plot(axes):
+        axes.plot([0, 1], values)
+        plots.use_log_scale(axes, "y")
+
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", plots.draw("log", plot))
+    assert [text for text in texts if text in ticks] == ticks
+    assert {"$", "^"}.isdisjoint("".join(texts))
+
+
+@pytest.mark.parametrize("labels", [1, 7, 20])
+def test_a_legend_has_room_of_its_own(labels):
+    def height(names):
+        def plot(axes):
+            for name in names:
+                axes.plot([0, 1], [0, 1], label=name)
+
+        drawing = plots.draw("legend", plot)
+        assert all(name in drawing for name in names)
+        return float(re.search(r'height="([0-9.]+)pt"', drawing)[1])
+
+    names = [plots.shortened(f"class number {index} of very many") for index in range(labels)]
+    assert height(names) > height([]) + 10 * labels / 2
 
 
 @pytest.mark.parametrize(

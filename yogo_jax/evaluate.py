@@ -2,13 +2,19 @@
 
     python -m yogo_jax.evaluate CHECKPOINT --definition FILE.yml --output DIR
 
-Prints a table; writes DIR/metrics.json and DIR/pictures/ with boxes found and true.
+Prints a table; writes DIR/metrics.json, DIR/report.html with intervals, curves and the worst
+frames, and DIR/pictures/ with boxes found and true.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yogo_jax.errors import UserError, exit_on_user_error
+
+
+if TYPE_CHECKING:
+    from yogo_jax.evaluation.history import History
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
         "checkpoint", type=Path, help="a run's workdir (its best checkpoint) or a checkpoint folder"
     )
     add("--definition", help="data set definition (.yml); default: the one it was trained on")
-    add("--output", type=Path, required=True, help="folder for metrics.json and pictures/")
+    add("--output", type=Path, required=True, help="folder for what it writes")
     add("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
     add("--batch-size", type=int, default=8, help="images per step; default: %(default)s")
     add("--workers", type=int, default=0, help="processes that read images; default: threads")
@@ -65,9 +71,11 @@ def evaluate(args: argparse.Namespace) -> dict:
 
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
-    from yogo_jax.evaluation.evaluator import Evaluator, Thresholds, metrics_of_a_test
+    from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
+    from yogo_jax.evaluation.report import Subject
+    from yogo_jax.evaluation.results import write_results
     from yogo_jax.evaluation.tables import format_metrics
-    from yogo_jax.output.files import make_folder, write_json
+    from yogo_jax.output.files import make_folder
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.training.setup import evaluation_data
 
@@ -83,27 +91,52 @@ def evaluate(args: argparse.Namespace) -> dict:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
     device = jax.devices()[0]
     print(f"{folder} on {device.platform} ({device.device_kind})")
+    thresholds = Thresholds(args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)
     evaluator = Evaluator(
         metadata.model,
         loss_weights=metadata.loss_weights(),
         batch_size=args.batch_size,
         max_boxes=boxes_to_pad_to([records], 0),
         workers=args.workers,
-        thresholds=Thresholds(
-            args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold
-        ),
+        thresholds=thresholds,
     )
-    metrics = evaluator.run(
-        restore_variables(folder, metadata.model),
-        records,
-        picture_folder=args.output / "pictures",
+    variables = restore_variables(folder, metadata.model)
+    history = _history_of(folder)
+    definition = args.definition or metadata.data_settings().definition
+    subject = Subject(
+        title=f"Evaluation of {folder.name if history is None else history.name}",
+        subtitle=f"{folder}, {len(records)} images of the {args.split} split of {definition}",
+        spec=metadata.model,
+        thresholds=thresholds,
+        config=metadata.config,
+        history=history,
+    )
+    metrics = write_results(
+        args.output,
+        evaluator.run(variables, records, keep_images=True),
+        subject,
+        checkpoint=folder,
+        step=metadata.step,
         pictures=args.pictures,
     )
-    metrics = metrics_of_a_test(metrics, folder, metadata.step)
-    write_json(args.output / "metrics.json", metrics)
     print(format_metrics(metrics))
-    print(f"{args.split} split of {len(records)} images; written {args.output / 'metrics.json'}")
+    print(
+        f"{args.split} split of {len(records)} images; written {args.output / 'metrics.json'} and "
+        f"{args.output / 'report.html'}"
+    )
     return metrics
+
+
+def _history_of(checkpoint: Path) -> "History | None":
+    """What the run logged that the checkpoint lies in, if it lies in one."""
+    from yogo_jax.evaluation.history import History
+    from yogo_jax.training.tracking import read_metrics
+
+    if checkpoint.parent.name != "checkpoints":
+        return None
+    workdir = checkpoint.absolute().parent.parent
+    records = read_metrics(workdir / "metrics.jsonl")
+    return History(workdir.name, records) if records else None
 
 
 def main(argv: list[str] | None = None) -> None:

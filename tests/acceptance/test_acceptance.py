@@ -21,12 +21,14 @@ from bridge.outputs import detections_of, mean_ap_of
 from bridge.runtimes import OnnxModel, OpenVinoModel
 from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import data_set
+from reference_coco import crowded_images, pycocotools_ap
 from runs import ROOT, run_aloud, train_command
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
+from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
 
@@ -155,3 +157,17 @@ def test_step_against_pytorch():
         pytest.skip("set YOGO_TORCH_PYTHON to an interpreter with torch==2.13.0")
     done = run_aloud([sys.executable, "benchmarks/step.py", "--torch-python", python])
     assert "ratio_to_torch" in done.stdout
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_ap_of_frames_with_2000_true_boxes(seed):
+    hw, names = (772, 1032), ("healthy", "ring", "wbc")
+    images = crowded_images(seed, images=1, labels=2000, predictions=2000)
+    mean_ap = MeanAveragePrecision(names, hw)
+    for image in images:
+        mean_ap.update(*image)
+    found = mean_ap.compute()
+    expected = pycocotools_ap(images, hw, len(names))
+    print(f"\nseed {seed}: mAP50 {found['mAP50']:.6f}, mAP50-95 {found['mAP50_95']:.6f}")
+    assert found["mAP50"] == pytest.approx(expected[0, :2].mean(), abs=1e-6)
+    assert found["mAP50_95"] == pytest.approx(expected[:, :2].mean(), abs=1e-6)

@@ -7,7 +7,6 @@ most probable class and the score objectness * probability of that class.
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +19,9 @@ from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.detections import Detections, detect
 from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.evaluation.matching import Matches
 from yogo_jax.evaluation.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
 from yogo_jax.evaluation.metrics import DetectionMetrics
-from yogo_jax.output.draw import draw_boxes
 
 
 # Boxes under this objectness do not take part in mean AP.
@@ -94,24 +93,20 @@ class Evaluator:
         self._step = jax.jit(make_eval_step(spec, loss_weights, thresholds or Thresholds()))
 
     def run(
-        self,
-        variables: Mapping[str, Any],
-        records: Records,
-        *,
-        picture_folder: Path | None = None,
-        pictures: int = 0,
-    ) -> dict[str, Any]:
-        """Metrics of the weights on the records, as plain values for JSON.
+        self, variables: Mapping[str, Any], records: Records, *, keep_images: bool = False
+    ) -> "Evaluation":
+        """Evaluates the weights on the records.
 
         Args:
           variables: `params` and `batch_stats`.
           records: at least one image.
-          picture_folder: where frames with their boxes drawn are written, if anywhere.
-          pictures: how many of them, from the first record on.
+          keep_images: also give back what was found in each image, from which pictures, curves and
+            intervals are made. It takes some 50 bytes a box.
 
         Returns:
-          Keys of `DetectionMetrics` and `MeanAveragePrecision`, `loss` and `loss_terms` (means
-          over the images).
+          The metrics as plain values for JSON: keys of `DetectionMetrics` and
+          `MeanAveragePrecision`, `loss` and `loss_terms` (means over the images); and the images,
+          in the order of the records, if they were asked for.
 
         Raises:
           UserError: an image cannot be read.
@@ -120,6 +115,7 @@ class Evaluator:
         metrics = DetectionMetrics(spec.class_names)
         mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
         sums = np.zeros(len(LossTerms._fields))
+        images: list[ImageResult] = []
         source = RecordSource(
             records, image_hw=spec.image_hw, rgb=spec.rgb, max_boxes=self._max_boxes
         )
@@ -128,29 +124,20 @@ class Evaluator:
             for batch in batches:
                 outputs = jax.device_get(self._step(variables, jax.device_put(batch)))
                 for row in np.flatnonzero(batch["image_valid"]).tolist():
-                    image = jax.tree.map(lambda array, row=row: array[row], outputs)
-                    sums += np.asarray(image.terms, np.float64)
-                    labels = _labels(image, batch, row)
-                    _update(metrics, mean_ap, image, labels)
-                    index = int(batch["record_index"][row])
-                    if picture_folder is not None and index < pictures:
-                        name = f"{index:03d}_{Path(records.image_paths[index]).stem}.png"
-                        picture = _draw(spec, batch["image"][row], image.detections, labels)
-                        picture_folder.mkdir(parents=True, exist_ok=True)
-                        picture.save(picture_folder / name)
+                    one = jax.tree.map(lambda array, row=row: array[row], outputs)
+                    path = records.image_paths[int(batch["record_index"][row])]
+                    image = _add(metrics, mean_ap, one, _labels(one, batch, row), str(path))
+                    sums += image.loss_terms
+                    if keep_images:
+                        images.append(image)
         means = sums / len(records)
-        return {
+        values = {
             **mean_ap.compute(),
             **metrics.compute(),
             "loss": float(means.sum()),
             "loss_terms": dict(zip(LossTerms._fields, means.tolist(), strict=True)),
         }
-
-
-def metrics_of_a_test(metrics: Mapping[str, Any], checkpoint: Path, step: int) -> dict[str, Any]:
-    """The metrics of an evaluation as `metrics.json` has them."""
-    renamed = {key: value for key, value in metrics.items() if key != "loss"}
-    return {**renamed, "test_loss": metrics["loss"], "checkpoint": str(checkpoint), "step": step}
+        return Evaluation(values, tuple(images))
 
 
 def _labels(image: BatchOutputs, batch: Mapping, row: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,15 +146,18 @@ def _labels(image: BatchOutputs, batch: Mapping, row: int) -> tuple[np.ndarray, 
     return np.asarray(image.label_boxes_xyxy)[valid], batch["class_ids"][row][valid]
 
 
-def _update(
+def _add(
     metrics: DetectionMetrics,
     mean_ap: MeanAveragePrecision,
     image: BatchOutputs,
     labels: tuple[np.ndarray, np.ndarray],
-) -> None:
+    path: str,
+) -> "ImageResult":
+    """Counts one image in the metrics."""
     found, ranked = on_host(image.detections), on_host(image.ranked)
-    metrics.update(found.boxes_xyxy, found.class_probs, *labels)
+    matches = metrics.update(found.boxes_xyxy, found.class_probs, *labels)
     mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
+    return ImageResult(path, found, ranked, *labels, matches, np.asarray(image.terms, np.float64))
 
 
 class Found(NamedTuple):
@@ -194,19 +184,35 @@ def on_host(detections: Detections) -> Found:
     return Found(*(np.asarray(array)[valid] for array in detections[:3]))
 
 
-def _draw(
-    spec: ModelSpec,
-    image: np.ndarray,
-    detections: Detections,
-    labels: tuple[np.ndarray, np.ndarray],
-) -> Any:
-    found = on_host(detections)
-    return draw_boxes(
-        image,
-        found.boxes_xyxy,
-        found.class_ids,
-        spec.class_names,
-        scores=found.scores,
-        label_boxes_xyxy=labels[0],
-        label_class_ids=labels[1],
-    )
+class ImageResult(NamedTuple):
+    """What an evaluation found in one image.
+
+    Attributes:
+      path: of the image file.
+      found: detections above the thresholds, which metrics count.
+      ranked: detections above `MEAN_AP_OBJECTNESS`, which mean AP ranks.
+      label_boxes_xyxy: corners of the true boxes, [m 4].
+      label_class_ids: their classes, [m].
+      matches: which of `found` belongs to which true box.
+      loss_terms: of this image, in the order of `LossTerms`.
+    """
+
+    path: str
+    found: Found
+    ranked: Found
+    label_boxes_xyxy: np.ndarray
+    label_class_ids: np.ndarray
+    matches: Matches
+    loss_terms: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """The sum of its terms."""
+        return float(self.loss_terms.sum())
+
+
+class Evaluation(NamedTuple):
+    """Metrics of some weights on some records, and the images if they were kept."""
+
+    metrics: dict[str, Any]
+    images: tuple[ImageResult, ...]

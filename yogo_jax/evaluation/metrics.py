@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from yogo_jax.evaluation.matching import match_boxes
+from yogo_jax.evaluation.matching import Matches, match_boxes
 
 
 CALIBRATION_BINS = 30
@@ -33,7 +33,7 @@ class DetectionMetrics:
         self._images = 0
         # Row = true class, column = predicted class; the last of both is the background.
         self._confusion = np.zeros((len(class_names) + 1,) * 2, np.int64)
-        self._calibration = _Calibration()
+        self._calibration = Calibration()
 
     def update(
         self,
@@ -41,7 +41,7 @@ class DetectionMetrics:
         class_probs: Float[np.ndarray, "n k"],
         label_boxes_xyxy: Float[np.ndarray, "m 4"],
         label_class_ids: Int[np.ndarray, " m"],
-    ) -> None:
+    ) -> Matches:
         """Add one image: its kept predictions (after thresholds and NMS) and its true boxes.
 
         Args:
@@ -49,6 +49,9 @@ class DetectionMetrics:
           class_probs: probability of each class of each prediction; not logits.
           label_boxes_xyxy: true boxes in [0, 1].
           label_class_ids: index into `class_names` of each true box.
+
+        Returns:
+          How predictions and true boxes were paired.
 
         Raises:
           ValueError: `class_probs` are not probabilities of these classes, or a class id is out of
@@ -59,17 +62,13 @@ class DetectionMetrics:
         check_class_ids(label_class_ids, classes)
         predicted_ids = class_probs.argmax(axis=1)
         pairs = match_boxes(boxes_xyxy, label_boxes_xyxy, min_iou=self.min_iou)
-        true_of_pair = label_class_ids[pairs.label_index]
-        predicted_of_pair = predicted_ids[pairs.prediction_index]
-
-        np.add.at(self._confusion, (true_of_pair, predicted_of_pair), 1)
-        np.add.at(self._confusion, (label_class_ids[pairs.missed], classes), 1)
-        np.add.at(self._confusion, (classes, predicted_ids[pairs.extra]), 1)
+        self._confusion += confusion_of(predicted_ids, label_class_ids, pairs, classes)
         self._calibration.update(
             class_probs[pairs.prediction_index].max(axis=1, initial=0.0),
-            predicted_of_pair == true_of_pair,
+            predicted_ids[pairs.prediction_index] == label_class_ids[pairs.label_index],
         )
         self._images += 1
+        return pairs
 
     def compute(self, *, include_background: bool = True) -> dict[str, Any]:
         """The metrics of the images so far, ready for JSON: None where nothing was there to count.
@@ -118,30 +117,55 @@ class DetectionMetrics:
         return dict(zip(self.class_names, values, strict=True))
 
 
-class _Calibration:
-    """Expected calibration error (L1) from the sums of equally wide bins of confidence."""
+class Calibration:
+    """Expected calibration error (L1) from the sums of equally wide bins of confidence.
+
+    Attributes:
+      pairs: how many fell into each bin.
+      confidence: the sum of their confidences, per bin.
+      correct: how many of them were right, per bin.
+    """
 
     def __init__(self) -> None:
         # float32 as the confidences are: the float32 nearest to 0.7 must fall in the bin of 0.7.
         self._edges = np.linspace(0.0, 1.0, CALIBRATION_BINS + 1, dtype=np.float32)
-        self._confidence = np.zeros(CALIBRATION_BINS)
-        self._correct = np.zeros(CALIBRATION_BINS)
-        self._count = 0
+        self.pairs = np.zeros(CALIBRATION_BINS, np.int64)
+        self.confidence = np.zeros(CALIBRATION_BINS)
+        self.correct = np.zeros(CALIBRATION_BINS)
 
     def update(
         self, confidence: Float[np.ndarray, " pairs"], correct: Bool[np.ndarray, " pairs"]
     ) -> None:
-        # A bin owns its lower edge; the last one owns 1.0 as well.
+        """Adds matched pairs: the probability of the named class, and whether it is the true one.
+
+        A bin owns its lower edge; the last one owns 1.0 as well.
+        """
         bins = np.searchsorted(self._edges, confidence.astype(np.float32), side="right") - 1
         bins = np.clip(bins, 0, CALIBRATION_BINS - 1)
-        np.add.at(self._confidence, bins, confidence)
-        np.add.at(self._correct, bins, correct)
-        self._count += len(confidence)
+        np.add.at(self.pairs, bins, 1)
+        np.add.at(self.confidence, bins, confidence)
+        np.add.at(self.correct, bins, correct)
 
     def compute(self) -> float | None:
-        if not self._count:
+        """The error; None without a pair."""
+        if not self.pairs.any():
             return None
-        return float(np.abs(self._correct - self._confidence).sum() / self._count)
+        return float(np.abs(self.correct - self.confidence).sum() / self.pairs.sum())
+
+
+def confusion_of(
+    predicted_ids: Int[np.ndarray, " n"],
+    label_class_ids: Int[np.ndarray, " m"],
+    matches: Matches,
+    classes: int,
+) -> Int[np.ndarray, "k_and_background k_and_background"]:
+    """Counts of one image: row = true class, column = predicted class, last = background."""
+    counts = np.zeros((classes + 1,) * 2, np.int64)
+    pairs = label_class_ids[matches.label_index], predicted_ids[matches.prediction_index]
+    np.add.at(counts, pairs, 1)
+    np.add.at(counts, (label_class_ids[matches.missed], classes), 1)
+    np.add.at(counts, (classes, predicted_ids[matches.extra]), 1)
+    return counts
 
 
 def check_class_ids(class_ids: Int[np.ndarray, " n"], classes: int) -> None:

@@ -66,19 +66,26 @@ class Picture:
       image: gray or RGB.
       caption: what it shows.
       wide: takes the whole width of the page.
+      lossy: embedded as JPEG, for frames of a camera, whose noise takes much room as PNG.
     """
 
     kind: ClassVar[str] = "picture"
     image: Image.Image
     caption: str
     wide: bool = False
+    lossy: bool = False
 
     @property
     def data_uri(self) -> str:
-        """The picture inside its address, as PNG."""
+        """The picture inside its address."""
         buffer = io.BytesIO()
-        self.image.save(buffer, "PNG", optimize=True)
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        if self.lossy:
+            # Thin coloured lines need their colour at every pixel.
+            self.image.save(buffer, "JPEG", quality=80, subsampling=0, optimize=True)
+        else:
+            self.image.save(buffer, "PNG", optimize=True)
+        kind = "jpeg" if self.lossy else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,21 @@ class Code:
     text: str
 
 
-Block = Text | Table | Figure | Picture | Code
+@dataclass(frozen=True)
+class Link:
+    """A line that leads to another file.
+
+    Attributes:
+      text: what is clicked.
+      address: relative to the page, with slashes.
+    """
+
+    kind: ClassVar[str] = "link"
+    text: str
+    address: str
+
+
+Block = Text | Table | Figure | Picture | Code | Link
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ _COLOURS = {
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH, HEIGHT, WIDE = 4.6, 3.5, 9.6  # inches of 96 px
+LABEL_LENGTH = 24
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -63,7 +64,7 @@ def draw(
 
     Args:
       name: unique on its page, so that the ids inside are, too; [a-z0-9-]+.
-      plot: draws on the matplotlib axes that it is given.
+      plot: draws on the matplotlib axes that it is given; what it labels goes into a legend below.
       wide: for a figure that takes the whole width of the page.
       height: in inches of 96 px.
     """
@@ -73,14 +74,47 @@ def draw(
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name, "svg.id": name}):
         figure = Figure(figsize=(WIDE if wide else WIDTH, height), layout="constrained")
-        plot(figure.add_subplot())
+        axes = figure.add_subplot()
+        plot(axes)
+        if axes.get_legend() is None:
+            _put_legend_below(figure, axes)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return markupsafe.Markup(_for_page(buffer.getvalue()))
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Colour and line of the `index`-th series, for `Axes.plot`."""
-    return {"color": SERIES[index % len(SERIES)], "linestyle": LINES[index % len(LINES)]}
+    """Colour and line of the `index`-th series, for `Axes.plot`; no two of 49 are the same."""
+    turn, colour = divmod(index, len(SERIES))
+    return {"color": SERIES[colour], "linestyle": LINES[(colour + turn) % len(LINES)]}
+
+
+def use_log_scale(axes: Any, which: str) -> None:
+    """Makes the "x" or "y" axis logarithmic, with plain numbers, after everything is drawn."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_view_interval()
+    # Over many powers of ten there is no room for more than these.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def shortened(label: str) -> str:
+    """A label that leaves room for others."""
+    return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH - 1]}…"
+
+
+def _put_legend_below(figure: Any, axes: Any) -> None:
+    """The legend under the axes, in room of its own: there it hides no line, however many."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    width, height = figure.get_size_inches()
+    columns = max(1, int(96 * width / (46 + 7 * max(map(len, labels)))))
+    figure.set_size_inches(width, height + 0.1 + 0.19 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _for_page(svg: str) -> str:

@@ -23,6 +23,18 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 SMALL_FRAME_PX = 640
 FONT_PX = 11
 DASH_PX = 4
+# What became of a box, told apart by line and by colour: (colour, width, length of a dash or None).
+FOUND, MISNAMED, MISSED, EXTRA = (
+    (PALETTE[0], 2, None),
+    (PALETTE[2], 4, None),
+    (PALETTE[1], 3, 10),
+    (PALETTE[3], 3, 3),
+)
+OUTCOMES_LEGEND = (
+    "Green line: found and named right. Thick blue line: found, but named wrong. Long red "
+    "dashes: a true box that was missed. Pink dots: extra, a detection without a true box. Thin "
+    "black and white dashes: the true box of what was found."
+)
 
 
 def draw_boxes(
@@ -73,6 +85,66 @@ def draw_boxes(
     return picture
 
 
+def draw_outcomes(
+    image: UInt8[np.ndarray, "h w c"],
+    boxes_xyxy: Float[np.ndarray, "n 4"],
+    class_ids: Int[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"],
+    label_boxes_xyxy: Float[np.ndarray, "m 4"],
+    label_class_ids: Int[np.ndarray, " m"],
+    class_names: Sequence[str],
+    *,
+    pairs: Int[np.ndarray, "pairs 2"],
+) -> Image.Image:
+    """An RGB picture of one image that shows what was found, missed, extra and named wrong.
+
+    Lines are those of `OUTCOMES_LEGEND`. Only what went wrong is named in text.
+
+    Args:
+      image: gray (c = 1) or RGB (c = 3).
+      boxes_xyxy: predicted boxes in [0, 1].
+      class_ids: index into `class_names` of each prediction.
+      scores: of each prediction.
+      label_boxes_xyxy: true boxes in [0, 1].
+      label_class_ids: their classes.
+      class_names: names in the order of the class ids.
+      pairs: (index of a prediction, index of its true box); the others are extra and missed.
+
+    Raises:
+      ValueError: the image is neither gray nor RGB.
+    """
+    picture = _as_rgb(image)
+    drawing = ImageDraw.Draw(picture)
+    boxes_px = _to_pixels(boxes_xyxy, picture.size)
+    labels_px = _to_pixels(label_boxes_xyxy, picture.size)
+    true_of: dict[int, int] = dict(pairs.tolist())
+    names = [class_names[i] for i in class_ids.tolist()]
+    true_names = [class_names[i] for i in label_class_ids.tolist()]
+    found_labels = set(true_of.values())
+    outcomes: list[tuple[tuple[int, int, int, int], _Line, str]] = []
+    for i, box in enumerate(boxes_px):
+        if i not in true_of:
+            outcomes.append((box, EXTRA, f"{names[i]} {scores[i]:.2f}"))
+        elif class_ids[i] == label_class_ids[true_of[i]]:
+            outcomes.append((box, FOUND, ""))
+        else:
+            outcomes.append((box, MISNAMED, f"{names[i]}, is {true_names[true_of[i]]}"))
+    for j, box in enumerate(labels_px):
+        if j not in found_labels:
+            outcomes.append((box, MISSED, true_names[j]))
+    # What went wrong lies above what is right.
+    outcomes.sort(key=lambda outcome: outcome[1] is not FOUND)
+    for box, line, _ in outcomes:
+        _draw_line(drawing, box, line)
+    for j in sorted(found_labels):
+        _draw_dashed(drawing, labels_px[j], WHITE)
+    font = ImageFont.load_default(FONT_PX)
+    for box, (colour, _, _), text in outcomes:
+        if text:
+            _draw_text(drawing, box, text, colour, font, picture.size)
+    return picture
+
+
 def _as_rgb(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     """The image in RGB, at twice its size if it is small."""
     channels = image.shape[-1]
@@ -96,6 +168,25 @@ def _to_pixels(
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners.tolist()]
 
 
+_Line = tuple[tuple[int, int, int], int, int | None]
+
+
+def _draw_line(drawing: ImageDraw.ImageDraw, box: tuple[int, int, int, int], line: _Line) -> None:
+    """The outline of a box, whole or in dashes with gaps of the same length, inside its corners."""
+    colour, width, dash_px = line
+    if dash_px is None:
+        drawing.rectangle(box, outline=colour, width=width)
+        return
+    x1, y1, x2, y2 = box
+    thick = width - 1
+    for start, end in list(_dashes(x1, x2, dash_px))[::2]:
+        drawing.rectangle((start, y1, end, min(y1 + thick, y2)), fill=colour)
+        drawing.rectangle((start, max(y2 - thick, y1), end, y2), fill=colour)
+    for start, end in list(_dashes(y1, y2, dash_px))[::2]:
+        drawing.rectangle((x1, start, min(x1 + thick, x2), end), fill=colour)
+        drawing.rectangle((max(x2 - thick, x1), start, x2, end), fill=colour)
+
+
 def _draw_dashed(
     drawing: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: tuple[int, int, int]
 ) -> None:
@@ -109,10 +200,10 @@ def _draw_dashed(
             drawing.line((x, start, x, end), fill=(colour, BLACK)[i % 2])
 
 
-def _dashes(first: int, last: int) -> Iterator[tuple[int, int]]:
+def _dashes(first: int, last: int, length: int = DASH_PX) -> Iterator[tuple[int, int]]:
     """First and last pixel of each dash on a line."""
-    for start in range(first, last + 1, DASH_PX):
-        yield start, min(start + DASH_PX - 1, last)
+    for start in range(first, last + 1, length):
+        yield start, min(start + length - 1, last)
 
 
 def _draw_text(

@@ -16,16 +16,9 @@ from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.evaluator import Evaluator, metrics_of_a_test
-from yogo_jax.evaluation.tables import format_metrics
-from yogo_jax.output.files import make_folder, write_json
-from yogo_jax.training.checkpoints import (
-    CheckpointStore,
-    find_checkpoint,
-    read_metadata,
-    restore_state,
-    restore_variables,
-)
+from yogo_jax.evaluation.evaluator import Evaluator
+from yogo_jax.output.files import make_folder
+from yogo_jax.training.checkpoints import CheckpointStore, restore_state
 from yogo_jax.training.metadata import Metadata, git_revision
 from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -39,11 +32,8 @@ from yogo_jax.training.setup import (
 )
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step
+from yogo_jax.training.testing import write_test
 from yogo_jax.training.tracking import Tracker
-
-
-# Frames of the test set that are drawn with their boxes.
-TEST_PICTURES = 8
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -195,20 +185,8 @@ class _Run:
         if len(records) == 0:
             tracker.say("no test split in this data set: nothing is tested")
             return {}
-        folder = find_checkpoint(self.workdir)
-        metadata = read_metadata(folder)
-        output = self.workdir / "test"
-        metrics = self.evaluator.run(
-            restore_variables(folder, self.spec),
-            records,
-            picture_folder=output / "pictures",
-            pictures=TEST_PICTURES,
-        )
-        metrics = metrics_of_a_test(metrics, folder, metadata.step)
-        write_json(output / "metrics.json", metrics)
+        metrics = write_test(self.evaluator, self.workdir, records, tracker)
         tracker.log("test", self.total_steps, metrics)
-        tracker.say(format_metrics(metrics))
-        tracker.say(f"tested {folder}; written {output / 'metrics.json'} and {output / 'pictures'}")
         return metrics
 
     def _validates_after(self, done: int) -> bool:
@@ -223,7 +201,7 @@ class _Run:
         if len(records) == 0:
             tracker.say("no validation split in this data set: the latest checkpoint is the best")
             return None
-        metrics = self.evaluator.run(state.variables, records)
+        metrics = self.evaluator.run(state.variables, records).metrics
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the validation loss after step {done} is {metrics['loss']}, with terms "

@@ -1,0 +1,127 @@
+"""Curves against counting anew at every threshold, and what they are of next to nothing."""
+
+import numpy as np
+import pytest
+
+from evaluations import image_result, random_images
+from reference_curves import (
+    area_by_pairs,
+    matched_pairs,
+    objectness_of,
+    objects_of,
+    scores_of,
+    true_and_false,
+)
+from yogo_jax.evaluation.curves import free_response, precision_recall, roc
+from yogo_jax.evaluation.ranking import rank
+
+
+HW = (100, 200)
+CLASSES = 3
+A, B = (0.0, 0.0, 0.2, 0.2), (0.5, 0.5, 0.7, 0.7)
+SURE = (0.9, 0.05, 0.05)
+
+
+@pytest.fixture(scope="module")
+def images():
+    # Two decimals: many equal objectnesses, which pass a threshold together.
+    return random_images(0, classes=CLASSES, decimals=2)
+
+
+@pytest.mark.parametrize("class_id", [0, 1, 2, None])
+@pytest.mark.parametrize("by_objectness", [False, True], ids=["by score", "by objectness"])
+def test_precision_recall_and_f1(images, class_id, by_objectness):
+    value_of = objectness_of if by_objectness else scores_of
+    ranking = rank(images, HW, CLASSES, ious=(0.5,), by_objectness=by_objectness)
+    curve = precision_recall(ranking.of_class(class_id))
+    assert len(curve.thresholds) > 10
+    assert (np.diff(curve.thresholds) < 0).all()
+    objects = objects_of(images, class_id)
+    for threshold, precision, recall, f1 in zip(
+        curve.thresholds, curve.precision, curve.recall, curve.f1, strict=True
+    ):
+        true, false = true_and_false(
+            images, lambda score, t=threshold: score >= t, value_of, class_id=class_id
+        )
+        assert precision == pytest.approx(true / (true + false))
+        assert recall == pytest.approx(true / objects)
+        assert f1 == pytest.approx(2 * true / (true + false + objects))
+    assert curve.f1[curve.best] == curve.f1.max()
+
+
+@pytest.mark.parametrize("class_id", [0, None])
+def test_free_response(images, class_id):
+    ranking = rank(images, HW, CLASSES, ious=(0.5,)).of_class(class_id)
+    curve = free_response(ranking)
+    thresholds = np.unique(ranking.scores)[::-1]
+    assert len(curve.sensitivity) == len(thresholds)
+    for threshold, false_per_frame, sensitivity in zip(
+        thresholds, curve.false_per_frame, curve.sensitivity, strict=True
+    ):
+        true, false = true_and_false(
+            images, lambda score, t=threshold: score >= t, scores_of, class_id=class_id
+        )
+        assert false_per_frame == pytest.approx(false / len(images))
+        assert sensitivity == pytest.approx(true / objects_of(images, class_id))
+
+
+@pytest.mark.parametrize("class_id", [0, 1, 2])
+def test_roc(images, class_id):
+    curve = roc(images, class_id)
+    pairs = matched_pairs(images)
+    positive = [probs[class_id] for probs, true in pairs if true == class_id]
+    negative = [probs[class_id] for probs, true in pairs if true != class_id]
+    assert min(len(positive), len(negative)) > 5
+    assert curve.area == pytest.approx(area_by_pairs(positive, negative))
+    points = set(zip(curve.false_positive_rate, curve.true_positive_rate, strict=True))
+    possible = {
+        (np.mean(np.array(negative) >= t), np.mean(np.array(positive) >= t))
+        for t in [*positive, *negative, 2.0]
+    }
+    assert points <= possible
+    named = [probs.argmax() == class_id for probs, true in pairs if true == class_id]
+    wrongly = [probs.argmax() == class_id for probs, true in pairs if true != class_id]
+    assert curve.chosen == (pytest.approx(np.mean(wrongly)), pytest.approx(np.mean(named)))
+
+
+def test_a_class_without_a_true_box_has_no_curve():
+    alarm = image_result([A], [0.9], [SURE], [B], [1])
+    ranking = rank([alarm], HW, CLASSES)
+    assert precision_recall(ranking.of_class(0)) is None
+    assert free_response(ranking.of_class(0)) is None
+    assert roc([alarm], 0) is None
+    # All together do have a true box.
+    assert precision_recall(ranking.of_class(None)).recall.tolist() == [0]
+
+
+def test_nothing_detected_is_a_curve_without_points():
+    ranking = rank([image_result([], [], np.zeros((0, 3)), [A], [0])], HW, CLASSES)
+    curve = precision_recall(ranking.of_class(0))
+    assert len(curve.thresholds) == len(curve.precision) == len(curve.recall) == 0
+    assert curve.best is None
+    assert len(free_response(ranking.of_class(0)).sensitivity) == 0
+
+
+def test_everything_found_without_an_alarm():
+    ranking = rank([image_result([A, B], [0.9, 0.6], [SURE, SURE], [A, B], [0, 0])], HW, CLASSES)
+    curve = precision_recall(ranking.of_class(0))
+    assert curve.precision.tolist() == [1, 1]
+    assert curve.recall.tolist() == [0.5, 1]
+    assert curve.best == 1
+    assert free_response(ranking.of_class(0)).false_per_frame.tolist() == [0, 0]
+
+
+def test_of_equal_f1_the_higher_threshold_is_best():
+    # 1 of 2 found: F1 2/3; then a false alarm and the other one: 2/2 recall, 2/4 precision: 2/3.
+    boxes = [A, (0.8, 0, 0.9, 0.1), (0.0, 0.8, 0.1, 0.9), B]
+    image = image_result(boxes, [0.9, 0.8, 0.7, 0.6], [SURE] * 4, [A, B], [0, 0])
+    curve = precision_recall(rank([image], HW, CLASSES).of_class(0))
+    assert curve.f1[[0, 3]] == pytest.approx(2 / 3)
+    assert curve.best == 0
+
+
+@pytest.mark.parametrize("ids", [(0, 0), (1, 1)], ids=["only of the class", "none of the class"])
+def test_no_roc_of_pairs_of_one_kind(ids):
+    image = image_result([A, B], [0.9, 0.9], [SURE, SURE], [A, B], ids)
+    assert roc([image], 0) is None
+    assert roc([], 0) is None

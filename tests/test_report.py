@@ -1,0 +1,317 @@
+"""Reports of evaluations and of runs, as a reader opens them, and what the command refuses."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from browser import assert_fits_the_width, open_page
+from evaluations import evaluation_of, image_result, labelled_images
+from runs import run_command, tiny_config
+from tiny_data import write_dataset
+from yogo_jax import report
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.evaluator import Thresholds
+from yogo_jax.evaluation.history import History
+from yogo_jax.evaluation.report import Subject
+from yogo_jax.evaluation.results import write_results
+from yogo_jax.training.logged import differing_fields, names_of, read_run
+from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.tracking import read_metrics
+
+
+NAMES = ("healthy", "ring", "trophozoite", "schizont", "gametocyte", "wbc", "<misc> & other dirt")
+
+
+def subject_of(class_names, image_hw=(64, 96), history=None):
+    spec = ModelSpec(
+        architecture="quarter_filters",
+        class_names=class_names,
+        image_hw=image_hw,
+        anchor_wh=(0.1, 0.1),
+        rgb=False,
+        normalize_images=True,
+    )
+    config = {"seed": 3, "train": {"epochs": 2}}
+    return Subject("A test", "of <nothing>", spec, Thresholds(), config, history)
+
+
+def write(folder, images, class_names, **options):
+    evaluation = evaluation_of(images, class_names, (64, 96))
+    subject = subject_of(class_names, **options)
+    return write_results(folder, evaluation, subject, checkpoint=folder, step=7, pictures=2)
+
+
+def logged(epochs=3, steps=4):
+    """Records of a run that is in the middle of its last epoch."""
+    records = []
+    for step in range(1, epochs * steps - 1):
+        epoch = (step - 1) // steps + 1
+        terms = {"objectness": 2 / step, "box": 1 / step, "classification": 1 / step}
+        train = {"epoch": epoch, "loss": 4 / step, **terms, "learning_rate": 1e-3}
+        records.append({"kind": "train", "step": step, **train})
+        if step % steps == 0:
+            found = {"loss": 5 / step, "mAP50": 0.1 * epoch, "mAP50_95": 0.05 * epoch}
+            records.append({"kind": "validation", "step": step, "epoch": epoch, **found})
+    return records
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """An evaluation of seven classes on images that are there."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    definition = write_dataset(folder / "data", class_names=NAMES)
+    images = labelled_images(definition, 0, len(NAMES))
+    metrics = write(folder, images, NAMES, history=History("run", logged()))
+    return folder, images, metrics
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1200, False)])
+def test_a_report_in_a_browser(evaluated, width, dark):
+    folder, images, _ = evaluated
+    worst = sorted(images, key=lambda image: -image.loss)[:6]
+    with open_page(folder / "report.html", width=width, dark=dark) as page:
+        assert_fits_the_width(page)
+        titles = page.locator("h2").all_text_contents()
+        assert titles == [
+            "Summary",
+            "Classes",
+            "Thresholds",
+            "Confusion",
+            "Calibration",
+            "Counts in a frame",
+            "Frames of the largest loss",
+            "Training",
+            "Config",
+        ]
+        drawn = {
+            section: page.locator(f"#{section} svg").count()
+            for section in ("curves", "confusion", "calibration", "counts", "training")
+        }
+        assert drawn == {"curves": 4, "confusion": 1, "calibration": 1, "counts": 2, "training": 4}
+        # Something is drawn in each: lines or cells beside the axes.
+        for svg in page.locator("svg").all():
+            assert svg.locator("path, use").count() > 10
+        captions = page.locator("#worst figcaption").all_text_contents()
+        assert [caption.split(":")[0] for caption in captions] == [
+            image.path.rsplit("/")[-1] for image in worst
+        ]
+        sizes = page.locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")
+        assert sizes == [192] * 6
+        # Names of classes are text, whatever is in them.
+        assert page.locator("#curves svg text", has_text="<misc> & other dirt").count() == 4
+    assert (folder / "report.html").stat().st_size < 2_000_000
+
+
+def test_metrics_of_a_test_hold_all_that_was_there_and_more(evaluated):
+    folder, images, metrics = evaluated
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    before = evaluation_of(images, NAMES, (64, 96)).metrics
+    for key in before.keys() - {"loss"}:
+        assert metrics[key] == before[key]
+    assert metrics["test_loss"] == before["loss"]
+    low, high = metrics["intervals"]["mAP50"]
+    assert low < metrics["mAP50"] < high
+    for name in NAMES:
+        counts = metrics["counts_by_class"][name]
+        assert counts["bias"] == pytest.approx((counts["predicted"] - counts["true"]) / 12)
+        assert 0 < metrics["best_f1_by_class"][name]["f1"] <= 1
+        assert 0.5 < metrics["roc_area_by_class"][name] <= 1
+
+
+A = (0.1, 0.1, 0.4, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "class_names", "texts"),
+    [
+        pytest.param([], [], ("cell",), ["There is no true box", "nothing to calibrate"], id="no"),
+        pytest.param([], [A], ("cell",), ["nothing to calibrate"], id="nothing found"),
+        pytest.param([A], [], ("cell", "ring"), ["There is no true box"], id="false alarm"),
+        pytest.param([A], [A], ("cell", "ring"), ["without a line: 1ring."], id="one class found"),
+        pytest.param([A], [A], ("cell",), ["No intervals"], id="one box, one class"),
+        pytest.param([A], [A], NAMES * 2, ["the 10 classes with the most"], id="many classes"),
+    ],
+)
+def test_a_report_of_next_to_nothing(tmp_path, predicted, labels, class_names, texts):
+    class_names = tuple(f"{index}{name}" for index, name in enumerate(class_names))
+    Image.fromarray(np.full((64, 96), 90, np.uint8)).save(tmp_path / "frame.png")
+    probs = np.tile(np.eye(len(class_names))[0], (len(predicted), 1))
+    scores = [0.9] * len(predicted)
+    ids = [0] * len(labels)
+    image = image_result(predicted, scores, probs, labels, ids, path=tmp_path / "frame.png")
+    metrics = write(tmp_path / "out", [image], class_names)
+    assert metrics["intervals"]["mAP50"] is None
+    page = (tmp_path / "out" / "report.html").read_text()
+    for text in texts:
+        assert text in page
+    assert ">nan<" not in page.lower()
+
+
+# --- Reports of runs ---
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    definition = write_dataset(folder / "data")
+    workdir = folder / "first run"
+    train_and_evaluate(tiny_config(definition), workdir)
+    return workdir
+
+
+def test_a_run_leaves_a_report_of_its_test(run):
+    with open_page(run / "test" / "report.html", width=390) as page:
+        assert_fits_the_width(page)
+        assert page.title() == "Test of first run"
+        assert page.locator("#training svg").count() == 4
+        assert page.locator("#worst img").count() == 3
+
+
+def test_a_report_of_one_run(run, capsys):
+    report.main([str(run)])
+    assert capsys.readouterr().out.splitlines() == [
+        "first run: finished",
+        f"written {run / 'report.html'}",
+    ]
+    with open_page(run / "report.html", width=390) as page:
+        assert_fits_the_width(page)
+        assert page.locator("#training svg").count() == 4
+        page.get_by_role("link", name="Report of the test of first run").click()
+        assert page.title() == "Test of first run"
+
+
+@pytest.fixture(scope="module")
+def unfinished(run):
+    """A run that still trains: the last line is being written, nothing is tested."""
+    workdir = run.parent / "second"
+    workdir.mkdir()
+    config = json.loads((run / "config.json").read_text())
+    config["optim"]["learning_rate"] = 0.125
+    config["train"]["epochs"] = 8
+    (workdir / "config.json").write_text(json.dumps(config))
+    lines = [json.dumps(record) for record in logged()]
+    (workdir / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "train", "st')
+    return workdir
+
+
+def test_a_report_of_several_runs_one_of_which_still_trains(run, unfinished, tmp_path, capsys):
+    page_file = tmp_path / "page.html"
+    report.main([str(run), str(unfinished), "--output", str(page_file)])
+    assert "second: unfinished: epoch 2.5 of 8" in capsys.readouterr().out
+    test = json.loads((run / "test" / "metrics.json").read_text())
+    with open_page(page_file, width=390, dark=True) as page:
+        assert_fits_the_width(page)
+        assert page.locator("#training svg").count() == 5
+        for svg in page.locator("#training svg").all():
+            assert svg.locator("text", has_text="second").count() == 1
+        rows = page.locator("#differences tbody tr").all_text_contents()
+        assert [" ".join(row.split()) for row in rows] == [
+            "optim.learning_rate 0.0003 0.125",
+            "train.epochs 2 8",
+        ]
+        (row,) = page.locator("#runs tbody tr", has_text="second").all()
+        cells = row.locator("td").all_text_contents()
+        assert cells[:2] == ["unfinished: epoch 2.5 of 8", "10"]
+        assert cells[2:] == ["0.6250", "8", "0.2000", "0.6250", "0.2000", "-"]
+        assert f"{test['test_loss']:,.4f}" in page.locator("#test").inner_text()
+        assert page.get_by_role("link", name="Report of the test").count() == 1
+        page.get_by_text("Config of second").click()
+        assert page.get_by_text('"learning_rate": 0.125').is_visible()
+
+
+def test_before_the_first_epoch_is_over_the_axis_counts_steps(unfinished, tmp_path):
+    workdir = shutil.copytree(unfinished, tmp_path / "young")
+    records = [json.dumps(record) for record in logged()[:2]]
+    (workdir / "metrics.jsonl").write_text("\n".join(records) + "\n")
+    young = read_run(workdir, "young")
+    assert young.state == "unfinished: step 2 of epoch 1 of 8"
+    output = report.report(report.make_parser().parse_args([str(workdir)]))
+    assert ">step</text>" in output.read_text()
+    assert ">epoch</text>" not in output.read_text()
+
+
+def test_a_run_without_a_test_is_trained_when_its_epochs_are_over(unfinished, tmp_path):
+    workdir = shutil.copytree(unfinished, tmp_path / "trained")
+    config = json.loads((workdir / "config.json").read_text())
+    config["train"]["epochs"] = 2
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert read_run(workdir, "trained").state == "trained"
+
+
+def test_epochs_of_a_history():
+    history = History("run", logged(epochs=3, steps=4))
+    assert history.steps_per_epoch == 4
+    assert history.last_step == 10
+    assert history.best["step"] == 8
+    training = [record for record in history.records if record["kind"] == "train"]
+    assert History("run", training).steps_per_epoch == 4
+    assert History("run", training[:4]).steps_per_epoch is None
+    assert History("run", training).best is None
+
+
+def test_names_and_differences(tmp_path):
+    workdirs = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
+    assert names_of(workdirs) == [str(workdirs[0]), str(workdirs[1]), "other"]
+    configs = [{"a": 1, "b": {"c": [1], "d": 2}}, {"a": 1, "b": {"c": [2], "d": 2}, "e": 0}]
+    assert differing_fields(configs) == [("b.c", [[1], [2]]), ("e", [None, 0])]
+    assert differing_fields(configs[:1] * 3) == []
+
+
+def damaged(unfinished, folder, file, text):
+    workdir = shutil.copytree(unfinished, folder)
+    (workdir / file).parent.mkdir(exist_ok=True)
+    (workdir / file).write_text(text)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        pytest.param("config.json", "{", "config.json: cannot be read as JSON", id="config"),
+        pytest.param("config.json", "[]", "expected an object with train", id="list"),
+        pytest.param("config.json", '{"train": 3}', "expected train.epochs", id="no epochs"),
+        pytest.param("metrics.jsonl", "", "nothing is logged yet", id="nothing yet"),
+        pytest.param("metrics.jsonl", '{"kind": "tr', "nothing is logged yet", id="torn"),
+        pytest.param("metrics.jsonl", '{"step": 1}\n', "expected objects with 'kind'", id="kind"),
+        pytest.param(
+            "metrics.jsonl", '{"kind": "train", "step": 1}\n', "'step' and 'epoch'", id="fields"
+        ),
+        pytest.param("test/metrics.json", "{}", "expected an object with mAP50", id="test"),
+    ],
+)
+def test_damaged_files_are_named(unfinished, tmp_path, file, text, message):
+    workdir = damaged(unfinished, tmp_path / "run", file, text)
+    with pytest.raises(UserError, match=message):
+        read_run(workdir, "run")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        pytest.param(["nowhere"], "nowhere: expected the workdir of a run, found no such", id="no"),
+        pytest.param(["TMP"], "found no config.json in it", id="folder"),
+        pytest.param(["RUN", "RUN/."], "is given twice", id="twice"),
+        pytest.param(["RUN", "--output", "TMP"], "is a folder: give the name", id="output"),
+        pytest.param(["RUN", "--output", "RUN/config.json/x"], "cannot be written", id="below"),
+    ],
+)
+def test_the_command_refuses(unfinished, tmp_path, capsys, flags, message):
+    places = {"RUN": unfinished, "TMP": tmp_path}
+    for name, place in places.items():
+        flags = [flag.replace(name, str(place)) for flag in flags]
+    with pytest.raises(SystemExit) as stop:
+        report.main(flags)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_mistake_is_told_by_the_command_itself(unfinished):
+    done = run_command([sys.executable, "-m", "yogo_jax.report", str(unfinished), "nowhere"])
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nowhere")
+    assert read_metrics(unfinished / "metrics.jsonl")[-1]["step"] == 10

@@ -1,0 +1,120 @@
+"""What workdirs hold of their runs, finished or not: configs, logged records, test metrics."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.history import History
+from yogo_jax.training.tracking import read_metrics
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """What a workdir holds.
+
+    Attributes:
+      workdir: where.
+      config: fields of the run.
+      history: what it logged.
+      test: its test metrics, None before its test.
+    """
+
+    workdir: Path
+    config: Mapping[str, Any]
+    history: History
+    test: Mapping[str, Any] | None
+
+    @property
+    def state(self) -> str:
+        """Whether it is finished, and how far it is."""
+        epochs, done = self.config["train"]["epochs"], self.epochs_done
+        if self.test is not None and self.history.of_kind("test"):
+            return "finished"
+        if done is None:
+            return f"unfinished: step {self.history.last_step} of epoch 1 of {epochs}"
+        return "trained" if done >= epochs else f"unfinished: epoch {done:.1f} of {epochs}"
+
+    @property
+    def epochs_done(self) -> float | None:
+        """Epochs behind it; None while the first is not over."""
+        steps = self.history.steps_per_epoch
+        return self.history.last_step / steps if steps else None
+
+
+def read_run(workdir: Path, name: str) -> LoggedRun:
+    """What a run has left so far; a line that is just being written is left out.
+
+    Args:
+      workdir: of the run.
+      name: under which it is shown.
+
+    Raises:
+      UserError: it is no workdir, has logged nothing yet, or one of its files is damaged.
+    """
+    if not (workdir / "config.json").is_file():
+        found = "no config.json in it" if workdir.is_dir() else "no such folder"
+        raise UserError(f"{workdir}: expected the workdir of a run, found {found}")
+    config = _read_json(workdir / "config.json", ("train",))
+    if not isinstance(config["train"], dict) or "epochs" not in config["train"]:
+        raise UserError(f"{workdir / 'config.json'}: expected train.epochs; is it of a run?")
+    records = read_metrics(workdir / "metrics.jsonl")
+    history = History(name, [each for each in records if _is_record(each)])
+    if len(history.records) < len(records):
+        raise UserError(
+            f"{workdir / 'metrics.jsonl'}: expected objects with 'kind', 'step' and 'epoch', found "
+            "others: is it of this version?"
+        )
+    if not history.of_kind("train"):
+        raise UserError(
+            f"{workdir}: nothing is logged yet in metrics.jsonl; ask again after the first steps"
+        )
+    test_file = workdir / "test" / "metrics.json"
+    test = _read_json(test_file, ("mAP50", "test_loss")) if test_file.exists() else None
+    return LoggedRun(workdir, config, history, test)
+
+
+def _is_record(record: object) -> bool:
+    if not isinstance(record, Mapping) or not {"kind", "step"} <= record.keys():
+        return False
+    return record["kind"] == "test" or {"epoch", "loss"} <= record.keys()
+
+
+def _read_json(path: Path, fields: Sequence[str]) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict) or not set(fields) <= values.keys():
+        raise UserError(f"{path}: expected an object with {', '.join(fields)}; is it of a run?")
+    return values
+
+
+def names_of(workdirs: Sequence[Path]) -> list[str]:
+    """Names of the runs: of their folders, or their paths where two folders share a name."""
+    names = [workdir.resolve().name for workdir in workdirs]
+    shared = {name for name in names if names.count(name) > 1}
+    return [
+        str(workdir) if name in shared else name
+        for name, workdir in zip(names, workdirs, strict=True)
+    ]
+
+
+def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Fields in which configs differ, with the value of each config; None where it has none."""
+    flat = [_flat(config) for config in configs]
+    fields = list(dict.fromkeys(name for each in flat for name in each))
+    rows = [(name, [each.get(name) for each in flat]) for name in fields]
+    return [(name, values) for name, values in rows if any(each != values[0] for each in values)]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
