@@ -101,8 +101,8 @@ def _load(
             label_paths.append(path)
             labels.append(each)
             for problem in each.problems:
-                place, _, message = problem.partition(": ")
-                finding = Finding("bad_label", place, message, (image_paths[-1],))
+                line, _, message = problem.removeprefix(f"{path}:").partition(": ")
+                finding = Finding("bad_label", f"{path}:{line}", message, (image_paths[-1],))
                 data.findings.append(finding)
     records = records_of(class_names, image_paths, labels)
     return LabelledImages(records, tuple(label_paths))
