@@ -127,9 +127,8 @@ def winners_of_cells(records: Records, grid_hw: tuple[int, int]) -> Int64[np.nda
 
 def overhanging(boxes_cxcywh: Float32[np.ndarray, "m 4"]) -> Bool[np.ndarray, " m"]:
     """Boxes that reach over the edge by more than EDGE_TOLERANCE of the image's side."""
-    centres, half_sizes = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
-    below, above = centres - half_sizes < -EDGE_TOLERANCE, centres + half_sizes > 1 + EDGE_TOLERANCE
-    return np.any(below | above, axis=1)
+    boxes_xyxy = corners_of(boxes_cxcywh)
+    return np.any((boxes_xyxy < -EDGE_TOLERANCE) | (boxes_xyxy > 1 + EDGE_TOLERANCE), axis=1)
 
 
 def drawn_twice(records: Records) -> Int64[np.ndarray, "pairs 2"]:
@@ -143,9 +142,14 @@ def drawn_twice(records: Records) -> Int64[np.ndarray, "pairs 2"]:
     return np.concatenate(pairs)
 
 
+def corners_of(boxes_cxcywh: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    """(x1, y1, x2, y2) of boxes given by centre and size."""
+    centres, half_sizes = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
+    return np.concatenate([centres - half_sizes, centres + half_sizes], axis=1)
+
+
 def _iou_of_all(boxes_cxcywh: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n n"]:
-    low = boxes_cxcywh[:, :2] - boxes_cxcywh[:, 2:] / 2
-    high = boxes_cxcywh[:, :2] + boxes_cxcywh[:, 2:] / 2
+    low, high = np.split(corners_of(boxes_cxcywh), 2, axis=1)
     sides = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
     shared = np.maximum(sides, 0).prod(axis=2)
     area = boxes_cxcywh[:, 2:].prod(axis=1)

@@ -66,19 +66,33 @@ class Picture:
       image: gray or RGB.
       caption: what it shows.
       wide: takes the whole width of the page.
+      photo: embedded as JPEG, a few times smaller where there is noise.
     """
 
     kind: ClassVar[str] = "picture"
     image: Image.Image
     caption: str
     wide: bool = False
+    photo: bool = False
 
     @property
     def data_uri(self) -> str:
-        """The picture inside its address, as PNG."""
+        """The picture inside its address, as PNG or JPEG."""
         buffer = io.BytesIO()
-        self.image.save(buffer, "PNG", optimize=True)
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        if self.photo:
+            self.image.save(buffer, "JPEG", quality=85)
+        else:
+            self.image.save(buffer, "PNG", optimize=True)
+        mime = "image/jpeg" if self.photo else "image/png"
+        return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small pictures with their captions, as many side by side as there is room for."""
+
+    kind: ClassVar[str] = "gallery"
+    pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class Code:
     text: str
 
 
-Block = Text | Table | Figure | Picture | Code
+Block = Text | Table | Figure | Picture | Gallery | Code
 
 
 @dataclass(frozen=True)
