@@ -149,7 +149,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
         suspects = question(args, inspection, folder, metadata)
     if args.output is not None:
         write(args, inspection, suspects)
-    print(f"\n{inspection.count} findings of {len(inspection.findings)} kinds")
+    print(f"\nfindings: {inspection.count:,}")
     if args.output is not None:
         print(f"written {args.output / 'inspection.html'}")
     return inspection
@@ -208,9 +208,9 @@ def question(
             on_start=on_start,
         )
     for kind, (title, advice) in SUSPECT_KINDS.items():
-        print(f"\n{suspects.counts[kind]} {title}. {advice}")
+        print(f"\n{title}: {suspects.counts[kind]:,}\n  {advice}")
         for suspect in suspects.listed[kind][:SHOWN_IN_TEXT]:
-            print(f"  {suspect.place}: {suspect.describe()}")
+            print(f"  - {suspect.place}: {suspect.describe()}")
     return suspects
 
 

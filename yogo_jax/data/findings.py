@@ -76,7 +76,7 @@ KINDS = {
     ),
     "duplicate_box": Kind(
         "boxes drawn twice",
-        "Remove one of the two: only the later one is learnt, both count in figures.",
+        "Remove one of the two: a detector that finds the cell once misses the other box.",
     ),
     "shared_cell": Kind(
         "boxes that lose their cell of the grid",

@@ -68,7 +68,9 @@ def _summary(inspection: Inspection) -> Iterable[Block]:
         [KINDS[kind].title, found.count, KINDS[kind].advice]
         for kind, found in inspection.findings.items()
     ]
-    yield Table(["finding", "how many", "what to do"], rows, "What is wrong, the worst first")
+    yield Table(
+        ["finding", "how many", "what to do"], rows, "What is wrong, the worst first", wrap=True
+    )
 
 
 def _content(inspection: Inspection) -> Iterable[Block]:
@@ -97,7 +99,8 @@ def _kind(inspection: Inspection, found: Found, top: int) -> Iterable[Block]:
     shown = found.listed[:top]
     rows = [[short(inspection, finding.place), finding.message] for finding in shown]
     caption = f"The first {len(shown)} of {found.count:,}; inspection.json lists them"
-    yield Table(["where", "what"], rows, "" if found.count == len(shown) else caption)
+    caption = "" if found.count == len(shown) else caption
+    yield Table(["where", "what"], rows, caption, wrap=True)
     drawn = filter(None, (_picture(inspection, each) for each in shown[:PICTURES_OF_A_KIND]))
     pictures = [*drawn]
     if pictures and kind.startswith(("identical", "near_duplicate")):
@@ -135,9 +138,8 @@ def _picture(inspection: Inspection, finding: Finding) -> Picture | None:
         image = side_by_side([shrink(frames[0], THUMBNAIL_WIDTH)], height=240)
         return Picture(image, place, photo=True)
     boxes_xyxy = corners_of(np.array(finding.boxes_cxcywh))
-    class_names = [finding.values["class"], *["other"] * (len(boxes_xyxy) - 1)]
-    image = draw_crop(frames[0], boxes_xyxy[0], boxes_xyxy, np.arange(len(boxes_xyxy)), class_names)
-    return Picture(image, place, photo=True)
+    image = draw_crop(frames[0], boxes_xyxy[0], boxes_xyxy)
+    return Picture(image, f"{place}: {finding.message}", photo=True)
 
 
 def _samples(inspection: Inspection) -> Iterable[Block]:

@@ -119,9 +119,9 @@ def format_inspection(inspection: Inspection) -> str:
     if not inspection.findings:
         return "\n".join([*lines, "", "nothing wrong was found"])
     for kind, found in inspection.findings.items():
-        lines += ["", f"{found.count} {KINDS[kind].title}. {KINDS[kind].advice}"]
+        lines += ["", f"{KINDS[kind].title}: {found.count:,}", f"  {KINDS[kind].advice}"]
         shown = found.listed[:SHOWN_IN_TEXT]
-        lines += [f"  {finding.place}: {finding.message}" for finding in shown]
+        lines += [f"  - {finding.place}: {finding.message}" for finding in shown]
         if found.count > len(shown):
-            lines.append(f"  and {found.count - len(shown)} more")
+            lines.append(f"  - and {found.count - len(shown):,} more")
     return "\n".join(lines)

@@ -34,12 +34,14 @@ class Table:
       header: titles of the columns; the first column names the rows.
       rows: as many cells each as the header has.
       caption: what the table says, one sentence.
+      wrap: breaks long texts into lines, where a table of numbers would rather be scrolled.
     """
 
     kind: ClassVar[str] = "table"
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     caption: str = ""
+    wrap: bool = False
 
 
 @dataclass(frozen=True)

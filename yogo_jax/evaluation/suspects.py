@@ -28,7 +28,7 @@ SUSPECT_KINDS = {
         "The least objectness first. Remove or correct a box with nothing in it.",
     ),
     "high_loss": SuspectKind(
-        "labels by their loss",
+        "labels ranked by their loss",
         "The largest first: class, place or size differ from what the detector expects.",
     ),
 }

@@ -50,8 +50,7 @@ def _kind(
             continue
         box = np.array([[suspect.x_center, suspect.y_center, suspect.width, suspect.height]])
         boxes_xyxy = corners_of(box)
-        name = suspect.given or f"{suspect.predicted}?"
-        image = draw_crop(frame, boxes_xyxy[0], boxes_xyxy, np.zeros(1, int), [name])
+        image = draw_crop(frame, boxes_xyxy[0], boxes_xyxy)
         caption = f"{suspect.rank}. {suspect.describe()}: {short(inspection, suspect.place)}"
         pictures.append(Picture(image, caption, photo=True))
     yield Gallery(pictures)

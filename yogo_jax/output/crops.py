@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from yogo_jax.output.draw import draw_boxes
@@ -12,6 +12,7 @@ from yogo_jax.output.draw import draw_boxes
 # What is shown around a box: so many times its size, but at least so many pixels.
 SURROUNDINGS = 2.5
 LEAST_SIDE_PX = 64
+CROP_PX = 360
 GAP_PX = 6
 
 
@@ -29,17 +30,15 @@ def draw_crop(
     image: UInt8[np.ndarray, "h w c"],
     around_xyxy: Float[np.ndarray, " 4"],
     boxes_xyxy: Float[np.ndarray, "n 4"],
-    class_ids: Int[np.ndarray, " n"],
-    class_names: Sequence[str],
 ) -> Image.Image:
-    """A square part of a frame around one box, with the boxes drawn that are given.
+    """A square part of a frame around one box, at most CROP_PX wide, with boxes as dashed lines.
+
+    Names are left to the caption: on so small a picture they would hide what is to be judged.
 
     Args:
       image: the frame, gray or RGB.
       around_xyxy: the box in the middle, in [0, 1]; at the edge of the frame it is not.
-      boxes_xyxy: boxes to draw, in [0, 1] of the frame.
-      class_ids: of each; sets colour and text.
-      class_names: in the order of the class ids.
+      boxes_xyxy: boxes to draw, in [0, 1] of the frame, each in a colour of its own.
     """
     size = np.array([image.shape[1], image.shape[0]])
     low, high = around_xyxy[:2] * size, around_xyxy[2:] * size
@@ -47,10 +46,17 @@ def draw_crop(
     sides = np.minimum(side, size)
     start = np.clip(np.rint((low + high - sides) / 2), 0, size - sides).astype(int)
     x, y = start.tolist()
-    part = image[y : y + sides[1], x : x + sides[0]]
+    # Drawn at twice its size, so half of it is enough.
+    part = shrink(image[y : y + sides[1], x : x + sides[0]], CROP_PX // 2)
     scale, shift = np.tile(size / sides, 2), np.tile(start / sides, 2)
-    boxes = boxes_xyxy * scale.reshape(1, 4) - shift.reshape(1, 4)
-    return draw_boxes(part, boxes, class_ids, class_names)
+    return draw_boxes(
+        part,
+        np.zeros((0, 4)),
+        np.zeros(0, int),
+        [],
+        label_boxes_xyxy=boxes_xyxy * scale.reshape(1, 4) - shift.reshape(1, 4),
+        label_class_ids=np.arange(len(boxes_xyxy)),
+    )
 
 
 def side_by_side(images: Sequence[UInt8[np.ndarray, "_h _w c"]], *, height: int) -> Image.Image:
