@@ -162,6 +162,8 @@ def _note_shared_images(data: CollectedData) -> None:
         for split, images in data.splits.items()
     }
     for first, second in combinations(files, 2):
-        for path in sorted(files[first].keys() & files[second].keys()):
-            message = f"this file is in the {first} and in the {second} split"
+        for file in sorted(files[first].keys() & files[second].keys()):
+            path, other = files[first][file], files[second][file]
+            named = "" if path == other else f", as {other}"
+            message = f"this file is in the {first} and{named} in the {second} split"
             data.findings.append(Finding("image_in_two_splits", path, message, (path,)))

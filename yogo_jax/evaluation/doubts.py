@@ -60,26 +60,19 @@ def doubts_of_image(
     found = on_host(opinions.detections)
     boxes_xyxy = corners_of(boxes_cxcywh)
     everything_xyxy = np.concatenate([boxes_xyxy, corners_of(others_cxcywh)])
-    objectness, class_probs, owns_cell, losses = (
-        np.asarray(array)
-        for array in (
-            opinions.labels.objectness,
-            opinions.labels.class_probs,
-            opinions.labels.owns_cell,
-            opinions.labels.terms.total(),
-        )
-    )
+    losses = np.sum(opinions.labels.terms, axis=0).tolist()
+    objectness, class_probs, owns_cell = (np.asarray(array) for array in opinions.labels[1:])
 
     def doubt(kind: str, weight: float, label: int, found_as: tuple[float, np.ndarray]) -> Doubt:
         its_objectness, probs = found_as
         return Doubt(
             kind,
-            float(weight),
+            weight,
             label,
             int(probs.argmax()),
             float(probs.max()),
-            float(its_objectness),
-            float(losses[label]),
+            its_objectness,
+            losses[label],
             tuple(boxes_cxcywh[label].tolist()),
         )
 
@@ -89,11 +82,12 @@ def doubts_of_image(
         probs = found.class_probs[j]
         wrong = probs.argmax() != class_ids[i] and probs.max() >= min_confidence
         if wrong and owns_cell[i]:
-            doubts.append(doubt("other_class", found.scores[j], i, (found.objectness[j], probs)))
-    at_cell = [*zip(objectness, class_probs, strict=True)]
+            seen = (float(found.objectness[j]), probs)
+            doubts.append(doubt("other_class", float(found.scores[j]), i, seen))
+    at_cell = [*zip(objectness.tolist(), class_probs, strict=True)]
     for i in matches.missed.tolist():
         if owns_cell[i]:
-            doubts.append(doubt("not_found", 1 - objectness[i], i, at_cell[i]))
+            doubts.append(doubt("not_found", 1 - at_cell[i][0], i, at_cell[i]))
     for i in np.flatnonzero(owns_cell[: len(class_ids)]).tolist():
         doubts.append(doubt("high_loss", losses[i], i, at_cell[i]))
     return doubts + _without_label(found, everything_xyxy, min_confidence)
