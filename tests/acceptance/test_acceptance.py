@@ -155,3 +155,25 @@ def test_step_against_pytorch():
         pytest.skip("set YOGO_TORCH_PYTHON to an interpreter with torch==2.13.0")
     done = run_aloud([sys.executable, "benchmarks/step.py", "--torch-python", python])
     assert "ratio_to_torch" in done.stdout
+
+
+def test_a_wrong_label_among_real_ones_comes_first(elated_smoke, tmp_path):
+    """A healthy cell called a white one, on the frames that the project has of the instrument."""
+    definition = data_set("lfm")
+    folder = shutil.copytree(definition.parent, tmp_path / "lfm", copy_function=shutil.copyfile)
+    file = folder / "labels" / "test" / "img_1524.txt"
+    file.chmod(0o644)
+    rows = file.read_text().splitlines()
+    line = next(i for i, row in enumerate(rows) if row.split()[0] == "0")
+    rows[line] = "5" + rows[line][1:]
+    file.write_text("\n".join(rows))
+    command = [sys.executable, "-m", "yogo_jax.inspect", str(folder / definition.name)]
+    output = tmp_path / "out"
+    run_aloud([*command, "--checkpoint", str(elated_smoke), "--output", str(output)])
+    suspects = json.loads((output / "inspection.json").read_text())["suspects"]
+    first = suspects["high_loss"]["listed"][0]
+    assert (first["label_file"], first["line"]) == (str(file), line + 1)
+    assert (first["given"], first["predicted"]) == ("wbc", "healthy")
+    assert first["line"] in [
+        each["line"] for each in suspects["other_class"]["listed"] if each["given"] == "wbc"
+    ]

@@ -59,7 +59,7 @@ def draw_crop(
     )
 
 
-def side_by_side(images: Sequence[UInt8[np.ndarray, "_h _w c"]], *, height: int) -> Image.Image:
+def side_by_side(images: Sequence[UInt8[np.ndarray, "_h _w _c"]], *, height: int) -> Image.Image:
     """Frames next to each other in one RGB picture, all of one height."""
     pictures = []
     for image in images:
