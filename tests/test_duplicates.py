@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from parity import data_set
 from yogo_jax.data import duplicates
 from yogo_jax.data.duplicates import (
     COARSE_CORRELATION,
@@ -109,6 +110,18 @@ def test_two_images_alone_are_compared_as_they_are(tmp_path):
     assert [group.indices for group in groups_of(same)] == [(0, 1)]
     other = save(tmp_path, {"c.png": draw_frame(1)})
     assert groups_of([same[0], *other]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("lfm", []), ("bccd", [{"BloodImage_00037.jpg", "BloodImage_00038.jpg"}])],
+    ids=["lfm", "bccd"],
+)
+def test_real_frames(name, expected):
+    """Those of one microscope share its dirt; of BCCD two are the same cells at another focus."""
+    paths = sorted(map(str, (data_set(name).parent / "images").rglob("*.*")))
+    groups = groups_of(paths)
+    assert [{Path(paths[i]).name for i in group.indices} for group in groups] == expected
 
 
 def test_flat_and_broken_images_are_left_out(tmp_path):

@@ -16,6 +16,7 @@ from drawn_models import write_random_checkpoint
 from planted import plant
 from runs import run_command
 from tiny_data import write_dataset
+from yogo_jax.data import inspection
 from yogo_jax.data.box_checks import Grid
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.inspection import inspect_data
@@ -24,8 +25,9 @@ from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.losses import ORIGINAL_WEIGHTS
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.inspection_page import render_inspection
+from yogo_jax.evaluation.inspection_text import format_inspection
 from yogo_jax.evaluation.suspect_search import find_suspects
-from yogo_jax.evaluation.suspects_page import suspect_sections
+from yogo_jax.evaluation.suspects_page import suspect_rows, suspect_sections
 from yogo_jax.inspect import main
 
 
@@ -119,11 +121,11 @@ def test_the_page_in_a_browser(printed, planted, width):
 
 def test_clean_data_has_no_findings(tmp_path):
     definition = write_dataset(tmp_path, images=12)
-    inspection = look(definition)
-    assert inspection.findings == {}
-    assert inspection.count == 0
-    assert "Nothing wrong was found." in render_inspection(inspection, top=5)
-    assert {name: len(images) for name, images in inspection.splits.items()} == {
+    found = look(definition)
+    assert found.findings == {}
+    assert found.count == 0
+    assert "Nothing wrong was found." in render_inspection(found, top=5)
+    assert {name: len(images) for name, images in found.splits.items()} == {
         "train": 6,
         "val": 3,
         "test": 3,
@@ -136,11 +138,11 @@ def test_data_of_which_nothing_can_be_read_is_looked_at_all_the_same(tmp_path):
         image.write_bytes(b"")
     for label in (tmp_path / "labels" / "all").iterdir():
         label.write_text("")
-    inspection = look(definition)
-    found = {kind: each.count for kind, each in inspection.findings.items()}
-    assert found == {"unreadable_image": 4, "class_without_box": 2}
-    assert inspection.usual_image_hw is None
-    page = render_inspection(inspection, top=5)
+    found = look(definition)
+    counts = {kind: each.count for kind, each in found.findings.items()}
+    assert counts == {"unreadable_image": 4, "class_without_box": 2}
+    assert found.usual_image_hw is None
+    page = render_inspection(found, top=5)
     assert "<svg" not in page
 
 
@@ -239,9 +241,9 @@ def mislabelled(tmp_path_factory):
         file.write("0 0.5 0.04 0.05 0.06\n")
     broken = folder / "images" / "train" / "train_0000.png"
     broken.write_bytes(b"")
-    inspection = look(definition)
+    looked_at = look(definition)
     suspects = find_suspects(
-        inspection,
+        looked_at,
         spec,
         variables,
         weights=ORIGINAL_WEIGHTS,
@@ -249,7 +251,7 @@ def mislabelled(tmp_path_factory):
         min_confidence=0.8,
         top=4,
     )
-    return inspection, suspects, forgotten
+    return looked_at, suspects, forgotten
 
 
 def test_planted_wrong_labels_come_first(mislabelled):
@@ -282,7 +284,7 @@ def test_planted_wrong_labels_come_first(mislabelled):
 
 
 def test_suspects_as_a_table_and_on_a_page(mislabelled, tmp_path):
-    inspection, suspects, _ = mislabelled
+    looked_at, suspects, _ = mislabelled
     rows = [*csv.DictReader(suspects.to_csv().splitlines())]
     assert [row["kind"] for row in rows] == [
         "other_class",
@@ -294,11 +296,13 @@ def test_suspects_as_a_table_and_on_a_page(mislabelled, tmp_path):
     assert rows[1]["line"] == rows[1]["given"] == ""
     assert json.loads(json.dumps(suspects.to_dict()))["high_loss"]["count"] == 66
 
-    sections = suspect_sections(inspection, suspects, top=3, checkpoint="runs/first")
+    sections = suspect_sections(looked_at, suspects, top=3, checkpoint="runs/first")
     path = tmp_path / "page.html"
-    path.write_text(render_inspection(inspection, top=3, more=sections))
+    rows = suspect_rows(suspects)
+    path.write_text(render_inspection(looked_at, top=3, more_rows=rows, more=sections))
     with open_page(path, width=390, dark=True) as page:
         assert_fits_the_width(page)
+        assert "detections without a label\t1\t" in page.locator("#summary").inner_text()
         section = page.locator("#suspects-other-class")
         assert "val_0001.txt:6" in section.inner_text()
         assert section.locator("img").count() == 1
@@ -316,6 +320,7 @@ def test_a_checkpoint_by_the_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "(quarter_filters at 64x96 px)" in printed
     assert "labels ranked by their loss: 30" in printed
+    assert "findings: 0, contradictions of the detector: " in printed
     rows = [*csv.DictReader((tmp_path / "out" / "suspects.csv").read_text().splitlines())]
     ranked = [row for row in rows if row["kind"] == "high_loss"]
     assert len(ranked) == 7
@@ -370,6 +375,21 @@ def test_refusals_with_data(tmp_path, flags, message, capsys):
     with pytest.raises(SystemExit):
         main([str(definition), *flags])
     assert message in capsys.readouterr().err
+
+
+def test_of_many_findings_some_are_listed_and_all_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "MOST_LISTED", 4)
+    definition = load_definition(write_dataset(tmp_path, images=4))
+    found = inspect_data(
+        definition, min_box_area=0, choose_grid=lambda _: Grid((1, 1), None, None), workers=1
+    )
+    listing = found.findings["shared_cell"]
+    assert (listing.count, len(listing.listed)) == (20, 4)
+    assert found.count == 20
+    text = format_inspection(found)
+    assert "boxes that lose their cell of the grid: 20" in text
+    assert text.endswith("  - and 17 more")
+    assert "The first 2 of 20" in render_inspection(found, top=2)
 
 
 def test_the_grid_by_flags(tmp_path, capsys):

@@ -149,7 +149,10 @@ def inspect(args: argparse.Namespace) -> "Inspection":
         suspects = question(args, inspection, folder, metadata)
     if args.output is not None:
         write(args, inspection, suspects)
-    print(f"\nfindings: {inspection.count:,}")
+    contradicted = (
+        "" if suspects is None else f", contradictions of the detector: {suspects.count:,}"
+    )
+    print(f"\nfindings: {inspection.count:,}{contradicted}")
     if args.output is not None:
         print(f"written {args.output / 'inspection.html'}")
     return inspection
@@ -218,18 +221,19 @@ def write(args: argparse.Namespace, inspection: "Inspection", suspects: "Suspect
     """Writes the page, the JSON and, if a detector was asked, the CSV."""
     from yogo_jax.evaluation.inspection_page import render_inspection
     from yogo_jax.evaluation.inspection_text import to_dict
-    from yogo_jax.evaluation.suspects_page import suspect_sections
+    from yogo_jax.evaluation.suspects_page import suspect_rows, suspect_sections
     from yogo_jax.output.files import write_atomically, write_json
 
-    values, sections = to_dict(inspection), []
+    values, rows, sections = to_dict(inspection), [], []
     if suspects is not None:
         values["suspects"] = suspects.to_dict()
+        rows = suspect_rows(suspects)
         sections = suspect_sections(
             inspection, suspects, top=args.top, checkpoint=str(args.checkpoint)
         )
         write_atomically(args.output / "suspects.csv", suspects.to_csv())
     write_json(args.output / "inspection.json", values)
-    page = render_inspection(inspection, top=args.top, more=sections)
+    page = render_inspection(inspection, top=args.top, more_rows=rows, more=sections)
     write_atomically(args.output / "inspection.html", page)
 
 

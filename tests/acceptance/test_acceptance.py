@@ -24,6 +24,7 @@ from parity import data_set
 from runs import ROOT, run_aloud, train_command
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
+from yogo_jax.data.duplicates import candidate_pairs, centred
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
@@ -177,3 +178,17 @@ def test_a_wrong_label_among_real_ones_comes_first(elated_smoke, tmp_path):
     assert first["line"] in [
         each["line"] for each in suspects["other_class"]["listed"] if each["given"] == "wbc"
     ]
+
+
+def test_near_duplicates_among_200000_images():
+    """A thousand are hidden among reduced forms as smooth as those of images."""
+    rng = np.random.default_rng(0)
+    n, hidden = 200_000, 1000
+    forms = rng.standard_normal((n, 16, 16)).astype(np.float32)
+    forms += 0.5 * sum(np.roll(forms, shift, axis) for shift in (-1, 1) for axis in (1, 2))
+    forms[n - hidden :] = forms[:hidden] + 0.1 * rng.standard_normal((hidden, 16, 16))
+    vectors = centred(forms.reshape(n, 256))
+    start = time.perf_counter()
+    pairs, _ = candidate_pairs(vectors)
+    print(f"\n{n} images: {len(pairs)} candidates in {time.perf_counter() - start:.1f} s")
+    assert {(i, n - hidden + i) for i in range(hidden)} == {(a, b) for a, b in pairs.tolist()}

@@ -21,7 +21,7 @@ MOST_LISTED = 10_000
 
 
 @dataclass(frozen=True)
-class Found:
+class Listing:
     """Findings of one kind: how many there are, and those that are listed."""
 
     count: int
@@ -48,7 +48,7 @@ class Inspection:
     scanned: ScannedImages
     grid: Grid | None
     min_box_area: float
-    findings: dict[str, Found]
+    findings: dict[str, Listing]
 
     @property
     def count(self) -> int:
@@ -124,10 +124,12 @@ class _Collector:
         if most is None or len(self.listed[finding.kind]) < most:
             self.listed[finding.kind].append(finding)
 
-    def found(self) -> dict[str, Found]:
+    def found(self) -> dict[str, Listing]:
         """Everything, in the order of `KINDS`."""
         return {
-            kind: Found(self.counts[kind], self.listed[kind]) for kind in KINDS if self.counts[kind]
+            kind: Listing(self.counts[kind], self.listed[kind])
+            for kind in KINDS
+            if self.counts[kind]
         }
 
 

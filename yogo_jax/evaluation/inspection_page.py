@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from yogo_jax.data.box_checks import corners_of
 from yogo_jax.data.findings import KINDS, Finding
 from yogo_jax.data.images import decode_image
-from yogo_jax.data.inspection import Found, Inspection
+from yogo_jax.data.inspection import Inspection, Listing
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.inspection_plots import plot_data
 from yogo_jax.evaluation.inspection_text import anchor, class_rows, sizes
@@ -26,16 +26,23 @@ SAMPLE_WIDTH, PAIR_HEIGHT, THUMBNAIL_WIDTH = 640, 300, 320
 SIDE_BY_SIDE = 3
 
 
-def render_inspection(inspection: Inspection, *, top: int, more: Sequence[Section] = ()) -> str:
+def render_inspection(
+    inspection: Inspection,
+    *,
+    top: int,
+    more_rows: Sequence[Sequence[object]] = (),
+    more: Sequence[Section] = (),
+) -> str:
     """The page as HTML.
 
     Args:
       inspection: what was found.
-      top: findings of each kind to list; the JSON lists all.
+      top: findings of each kind to list; the JSON lists more.
+      more_rows: rows of (what, how many, what to do) for the end of the summary.
       more: sections to put before the sample pictures.
     """
     sections = [
-        Section("summary", "What was found", [*_summary(inspection)]),
+        Section("summary", "What was found", [_summary(inspection, more_rows)]),
         Section("content", "What is in the data", [*_content(inspection)]),
         *(
             Section(
@@ -55,20 +62,20 @@ def _title(inspection: Inspection) -> str:
     return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
 
 
-def _headline(kind: str, found: Found) -> str:
+def _headline(kind: str, found: Listing) -> str:
     title = KINDS[kind].title
     return f"{title[0].upper()}{title[1:]}: {found.count:,}"
 
 
-def _summary(inspection: Inspection) -> Iterable[Block]:
-    if not inspection.findings:
-        yield Text("Nothing wrong was found.")
-        return
-    rows = [
+def _summary(inspection: Inspection, more_rows: Sequence[Sequence[object]]) -> Block:
+    rows: list[Sequence[object]] = [
         [KINDS[kind].title, found.count, KINDS[kind].advice]
         for kind, found in inspection.findings.items()
     ]
-    yield Table(
+    rows += more_rows
+    if not rows:
+        return Text("Nothing wrong was found.")
+    return Table(
         ["finding", "how many", "what to do"], rows, "What is wrong, the worst first", wrap=True
     )
 
@@ -84,7 +91,7 @@ def _content(inspection: Inspection) -> Iterable[Block]:
     formats = Counter(filter(None, scanned.stored_as)).most_common()
     yield Table(["stored as", "images"], [[*each] for each in formats], "How they are stored")
     if inspection.grid is not None:
-        lost = inspection.findings.get("shared_cell", Found(0, [])).count
+        lost = inspection.findings.get("shared_cell", Listing(0, [])).count
         yield Text(
             f"Boxes are learnt on {inspection.grid}; {lost} of them lose their cell to another box."
         )
@@ -93,7 +100,7 @@ def _content(inspection: Inspection) -> Iterable[Block]:
     yield from plot_data(inspection)
 
 
-def _kind(inspection: Inspection, found: Found, top: int) -> Iterable[Block]:
+def _kind(inspection: Inspection, found: Listing, top: int) -> Iterable[Block]:
     kind = found.listed[0].kind
     yield Text(KINDS[kind].advice)
     shown = found.listed[:top]

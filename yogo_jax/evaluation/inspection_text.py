@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.data.findings import KINDS
-from yogo_jax.data.inspection import Found, Inspection, boxes_by_class
+from yogo_jax.data.inspection import Inspection, Listing, boxes_by_class
 from yogo_jax.data.records import Records
 from yogo_jax.evaluation.tables import align
 
@@ -112,12 +112,12 @@ def format_inspection(inspection: Inspection) -> str:
         "",
     ]
     if inspection.grid is not None:
-        lost = inspection.findings.get("shared_cell", Found(0, [])).count
+        lost = inspection.findings.get("shared_cell", Listing(0, [])).count
         lines.append(f"grid: {inspection.grid}; {lost} boxes lose their cell to another box")
     if (text := anchor(inspection)) is not None:
         lines.append(f"anchor: --config.model.anchor={text}")
     if not inspection.findings:
-        return "\n".join([*lines, "", "nothing wrong was found"])
+        return "\n".join([*lines, "", "nothing wrong was found with files, images and boxes"])
     for kind, found in inspection.findings.items():
         lines += ["", f"{KINDS[kind].title}: {found.count:,}", f"  {KINDS[kind].advice}"]
         shown = found.listed[:SHOWN_IN_TEXT]

@@ -91,6 +91,11 @@ class Suspects:
     counts: dict[str, int]
     listed: dict[str, list[Suspect]]
 
+    @property
+    def count(self) -> int:
+        """Contradictions of all kinds; the ranking by loss holds good labels, too, and is none."""
+        return sum(n for kind, n in self.counts.items() if kind != "high_loss")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {

@@ -16,6 +16,15 @@ from yogo_jax.output.crops import draw_crop
 MOST_PICTURES = 60
 
 
+def suspect_rows(suspects: Suspects) -> list[list[object]]:
+    """Rows of the summary; the ranking by loss holds good labels, too, and is none."""
+    return [
+        [title, suspects.counts[kind], advice]
+        for kind, (title, advice) in SUSPECT_KINDS.items()
+        if suspects.counts[kind] and kind != "high_loss"
+    ]
+
+
 def suspect_sections(
     inspection: Inspection, suspects: Suspects, *, top: int, checkpoint: str
 ) -> list[Section]:
