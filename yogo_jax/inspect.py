@@ -8,9 +8,7 @@ DIR/suspects.csv list the labels that it contradicts. Findings are no failure: t
 """
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--min-box-area", type=float, help="as data.min_box_area; smaller boxes are findings")
     add("--workers", type=int, default=0, help="threads that decode images; default: one a core")
-    add("--top", type=int, default=40, help="findings of a kind on the page; default: %(default)s")
+    add(
+        "--top",
+        type=int,
+        default=40,
+        help="findings of a kind on the page, and labels ranked by loss; default: %(default)s",
+    )
     grid = parser.add_argument_group("grid", "on which boxes are binned: where two share a cell")
     grid.add_argument("--architecture", help="network of the grid; default: base_model")
     grid.add_argument(
@@ -114,6 +117,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
     from yogo_jax.data.records import MIN_BOX_AREA
     from yogo_jax.evaluation.inspection_text import format_inspection
     from yogo_jax.output.files import make_folder
+    from yogo_jax.output.progress import progress_bar
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
     from yogo_jax.training.setup import definition_path
 
@@ -135,7 +139,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
     if min_box_area is None:
         trained = None if metadata is None else metadata.data_settings().min_box_area
         min_box_area = MIN_BOX_AREA if trained is None else trained
-    with progress("images") as on_start:
+    with progress_bar("images") as on_start:
         inspection = inspect_data(
             definition,
             min_box_area=min_box_area,
@@ -194,12 +198,13 @@ def question(
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.evaluation.suspect_search import find_suspects
     from yogo_jax.evaluation.suspects import SUSPECT_KINDS
+    from yogo_jax.output.progress import progress_bar
     from yogo_jax.training.checkpoints import restore_variables
 
     use_compilation_cache()
     device = jax.devices()[0]
     print(f"\n{folder} on {device.platform} ({device.device_kind})")
-    with progress("labels") as on_start:
+    with progress_bar("labels") as on_start:
         suspects = find_suspects(
             inspection,
             metadata.model,
@@ -235,23 +240,6 @@ def write(args: argparse.Namespace, inspection: "Inspection", suspects: "Suspect
     write_json(args.output / "inspection.json", values)
     page = render_inspection(inspection, top=args.top, more_rows=rows, more=sections)
     write_atomically(args.output / "inspection.html", page)
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[int], Callable[[], None]]]:
-    """A bar on a terminal, nothing elsewhere; gives a function of the number of steps to come."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-
-        def on_start(total: int) -> Callable[[], None]:
-            task = bar.add_task(what, total=total)
-            return lambda: bar.advance(task)
-
-        yield on_start
 
 
 def main(argv: list[str] | None = None) -> None:

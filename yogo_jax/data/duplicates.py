@@ -12,7 +12,7 @@ References:
   Indyk and Motwani 1998, Approximate nearest neighbors, STOC (bands, there "tables").
 """
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,17 +28,20 @@ from yogo_jax.errors import UserError
 # of three real and synthetic sets no two unrelated ones had more than 0.74 and 0.54; a frame and
 # itself as a JPEG of quality 70, at half its size, brighter, noisier, or shifted by 0.4 % of its
 # width never had less than 0.97 and 0.91.
-COARSE_CORRELATION, FINE_CORRELATION = 0.9, 0.85
+COARSE_CORRELATION, FINE_CORRELATION = 0.95, 0.85
 BANDS, BITS_OF_BAND = 32, 16
-# A pair of the least coarse correlation differs in 14 % of the bits: with this many of the 512,
+# A pair of the least coarse correlation differs in 10 % of the bits: with this many of the 512,
 # five deviations more, it is still a candidate.
-MOST_DIFFERENT_BITS = 112
-# In a bucket of more images than these each is compared with so many neighbours only: a film of
-# one still scene is one group, and need not be compared with itself n^2 times.
-MOST_NEIGHBOURS = 200
+MOST_DIFFERENT_BITS = 86
+# Bounds for sets in which many images are alike, so that their number does not come in squared: in
+# a bucket each image is compared with so many neighbours, and of its candidates the best are kept.
+MOST_NEIGHBOURS, MOST_PARTNERS = 50, 20
+# Frames with one cell each are alike in the coarse form if it lies in one place: an image that was
+# read again in vain so often, its best candidates first, is not read for others.
+MOST_FAILURES = 3
 # With fewer images what they have in common may be that they are the same.
 LEAST_TO_CENTRE = 8
-AT_ONCE = 200_000
+AT_ONCE, PAIRS_AT_ONCE = 200_000, 16
 SEED = 0
 
 
@@ -80,14 +83,16 @@ def near_groups(scanned: ScannedImages, *, workers: int) -> list[DuplicateGroup]
     pairs, _ = candidate_pairs(centred(scanned.coarse[chosen].astype(np.float32)))
     centre = scanned.fine_mean if len(chosen) >= LEAST_TO_CENTRE else 0 * scanned.fine_mean
     forest = _Forest()
-    # Twice as many pairs as threads at a time: those that a link found meanwhile made needless
-    # are not read.
+    failures: Counter[int] = Counter()
+    # Some pairs at a time: those that were meanwhile made needless by a link, or hopeless by
+    # failures, are not read. Always as many, so that threads make no difference.
     left = deque((a, b) for a, b in chosen[pairs].tolist())
     while left:
         some: list[tuple[int, int]] = []
-        while left and len(some) < 2 * workers:
+        while left and len(some) < PAIRS_AT_ONCE:
             pair = left.popleft()
-            if forest.root(pair[0]) != forest.root(pair[1]):
+            hopeless = max(failures[i] for i in pair) >= MOST_FAILURES
+            if not hopeless and forest.root(pair[0]) != forest.root(pair[1]):
                 some.append(pair)
         measured = in_threads(
             lambda pair: fine_correlation(scanned.paths[pair[0]], scanned.paths[pair[1]], centre),
@@ -97,6 +102,8 @@ def near_groups(scanned: ScannedImages, *, workers: int) -> list[DuplicateGroup]
         for (first, second), correlation in zip(some, measured, strict=True):
             if correlation >= FINE_CORRELATION:
                 forest.link(first, second, correlation)
+            else:
+                failures.update((first, second))
     return forest.groups()
 
 
@@ -113,24 +120,40 @@ def candidate_pairs(
 ) -> tuple[Int64[np.ndarray, "pairs 2"], Float[np.ndarray, " pairs"]]:
     """Pairs of unit vectors with a product of COARSE_CORRELATION or more, and the products.
 
-    The largest product comes first. A pair with 0.9 is found with a probability of 0.94, one with
-    0.95 with 0.998, as the bits are random; the same each time, as their seed is fixed.
+    The largest product comes first, and no row is the first of more than MOST_PARTNERS pairs. A
+    pair with the least product is found with a probability of 0.998, as the bits are random; the
+    same each time, as their seed is fixed.
     """
-    found = [np.zeros(0, np.int64)]
     n = len(vectors)
     bands = hash_bands(vectors)
-    for a, b in _in_one_bucket(bands):
-        bits = np.bitwise_count(bands[a] ^ bands[b]).sum(axis=1)
-        near = bits <= MOST_DIFFERENT_BITS
-        a, b = a[near], b[near]
-        products = np.einsum("nd,nd->n", vectors[a], vectors[b])
-        alike = products >= COARSE_CORRELATION
-        found.append(np.minimum(a, b)[alike] * n + np.maximum(a, b)[alike])
-    keys = np.unique(np.concatenate(found))
-    pairs = np.stack(np.divmod(keys, max(n, 1)), axis=1)
-    products = np.einsum("nd,nd->n", vectors[pairs[:, 0]], vectors[pairs[:, 1]])
+    keys, products = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    for band in bands.T:
+        found_keys, found_products = [keys], [products]
+        for a, b in _in_one_bucket(band):
+            near = np.bitwise_count(bands[a] ^ bands[b]).sum(axis=1) <= MOST_DIFFERENT_BITS
+            a, b = np.minimum(a, b)[near], np.maximum(a, b)[near]
+            alike = np.einsum("nd,nd->n", vectors[a], vectors[b])
+            kept = alike >= COARSE_CORRELATION
+            found_keys.append((a * n + b)[kept])
+            found_products.append(alike[kept])
+        keys, products = _best_partners(
+            np.concatenate(found_keys), np.concatenate(found_products), n
+        )
     order = np.argsort(-products, kind="stable")
-    return pairs[order], products[order]
+    return np.stack(np.divmod(keys[order], max(n, 1)), axis=1), products[order]
+
+
+def _best_partners(
+    keys: Int64[np.ndarray, " pairs"], products: Float[np.ndarray, " pairs"], n: int
+) -> tuple[Int64[np.ndarray, " kept"], Float[np.ndarray, " kept"]]:
+    """Pairs (a, b), given by the keys a * n + b, once each; of each a those of largest product."""
+    keys, index = np.unique(keys, return_index=True)
+    products = products[index]
+    first = keys // max(n, 1)
+    order = np.lexsort((-products, first))
+    rank = np.arange(len(order)) - np.searchsorted(first, first)
+    kept = np.sort(order[rank < MOST_PARTNERS])
+    return keys[kept], products[kept]
 
 
 def hash_bands(vectors: Float32[np.ndarray, "n d"]) -> UInt16[np.ndarray, "n bands"]:
@@ -147,22 +170,21 @@ def hash_bands(vectors: Float32[np.ndarray, "n d"]) -> UInt16[np.ndarray, "n ban
 
 
 def _in_one_bucket(
-    bands: UInt16[np.ndarray, "n bands"],
+    band: UInt16[np.ndarray, " n"],
 ) -> Iterator[tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]]:
-    """Pairs of rows that agree in a band, some at a time; a pair may come more than once."""
-    for band in bands.T:
-        order = np.argsort(band, kind="stable")
-        ordered = band[order]
-        # Rows of one bucket are neighbours now: each is paired with the next one of its bucket,
-        # then with the next but one, until no bucket is that large.
-        start = np.arange(len(order))
-        for offset in range(1, MOST_NEIGHBOURS + 1):
-            start = start[start + offset < len(order)]
-            start = start[ordered[start] == ordered[start + offset]]
-            if not len(start):
-                break
-            for rows in np.array_split(start, -(-len(start) // AT_ONCE)):
-                yield order[rows], order[rows + offset]
+    """Pairs of rows that agree in a band, some at a time."""
+    order = np.argsort(band, kind="stable")
+    ordered = band[order]
+    # Rows of one bucket are neighbours now: each is paired with the next one of its bucket, then
+    # with the next but one, until no bucket is that large.
+    start = np.arange(len(order))
+    for offset in range(1, MOST_NEIGHBOURS + 1):
+        start = start[start + offset < len(order)]
+        start = start[ordered[start] == ordered[start + offset]]
+        if not len(start):
+            return
+        for rows in np.array_split(start, -(-len(start) // AT_ONCE)):
+            yield order[rows], order[rows + offset]
 
 
 def fine_correlation(first: str, second: str, centre: Float[np.ndarray, " fine"]) -> float:

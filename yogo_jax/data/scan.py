@@ -106,7 +106,7 @@ def look_at(path: str) -> Look:
         pixels, stored_as = decode_image(path, rgb=False)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()[:16]
-    except UserError as error:
+    except (UserError, OSError) as error:  # it may also go away between decoding and hashing
         return Look(str(error).removeprefix(f"{path}: "))
     return Look(None, (pixels.height, pixels.width), stored_as, digest, reduce_pixels(pixels))
 
