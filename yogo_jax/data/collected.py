@@ -78,7 +78,7 @@ def collect(definition: DatasetDefinition) -> CollectedData:
             data.splits[split] = _load(paths, definition.class_names, data)
     _note_shared_images(data)
     if not len(data.splits["train"]):
-        message = f"{definition.path}: the training split holds no labelled image"
+        message = f"it holds no labelled image by {definition.path}"
         data.findings.append(Finding("empty_training_split", "train", message))
     return data
 
@@ -112,13 +112,15 @@ def _files_of(pair: PathPair, data: CollectedData) -> list[tuple[str, str]]:
     """(image name, label name) of a set where there is one of each; the rest is noted."""
     files = list_files(pair)
     if not files.labels:
-        data.findings.append(Finding("set_without_labels", str(pair.label_path), no_labels(pair)))
+        message = no_labels(pair).removeprefix(f"{pair.label_path}: ")
+        data.findings.append(Finding("set_without_labels", str(pair.label_path), message))
     for name in files.without_image:
         path = f"{pair.label_path}{os.sep}{name}"
         message = f"there is no image of this name in {pair.image_path}"
         data.findings.append(Finding("label_without_image", path, message))
     for folder, names in files.ambiguous:
-        data.findings.append(Finding("ambiguous_name", str(folder), ambiguity(folder, names)))
+        message = ambiguity(folder, names).removeprefix(f"{folder}: ")
+        data.findings.append(Finding("ambiguous_name", str(folder), message))
     for name in files.unlabelled:
         path = f"{pair.image_path}{os.sep}{name}"
         data.unlabelled.append(path)

@@ -93,7 +93,7 @@ def _content(inspection: Inspection) -> Iterable[Block]:
     if inspection.grid is not None:
         lost = inspection.findings.get("shared_cell", Listing(0, [])).count
         yield Text(
-            f"Boxes are learnt on {inspection.grid}; {lost} of them lose their cell to another box."
+            f"Boxes are learnt on {inspection.grid}; boxes that lose their cell to another: {lost}."
         )
     if (text := anchor(inspection)) is not None:
         yield Text(f"The mean training box, as an anchor: --config.model.anchor={text}")

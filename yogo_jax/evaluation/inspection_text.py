@@ -113,7 +113,7 @@ def format_inspection(inspection: Inspection) -> str:
     ]
     if inspection.grid is not None:
         lost = inspection.findings.get("shared_cell", Listing(0, [])).count
-        lines.append(f"grid: {inspection.grid}; {lost} boxes lose their cell to another box")
+        lines.append(f"grid: {inspection.grid}; boxes that lose their cell to another: {lost}")
     if (text := anchor(inspection)) is not None:
         lines.append(f"anchor: --config.model.anchor={text}")
     if not inspection.findings:
