@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from yogo_jax.data.labels import read_categories, read_labels
+from yogo_jax.data.labels import label_lines, read_categories, read_labels
 from yogo_jax.errors import UserError
 
 
@@ -237,3 +237,14 @@ def test_bad_notes(tmp_path, content, message):
         read_categories(folder)
     assert str(error.value).startswith(str(tmp_path / "notes.json"))
     assert message in str(error.value)
+
+
+def test_lines_of_boxes_are_those_of_good_rows(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("label x y w h\r\n\r\n0 0.5 0.5 0.1 0.1\r\n9 0.5 0.5 0.1 0.1\r\nring 1 1 1 1")
+    labels = read_labels(path, NAMES, None, on_bad_label="skip")
+    assert len(labels.class_ids) == 2
+    assert label_lines(path, NAMES, None) == [3, 5]
+    assert label_lines(path, NAMES, {9: "ring"}) == [4, 5]
+    path.write_text("")
+    assert label_lines(path, NAMES, None) == []

@@ -11,6 +11,7 @@ from yogo_jax.evaluation import plots
 from yogo_jax.evaluation.pages import (
     Code,
     Figure,
+    Gallery,
     Link,
     Picture,
     Section,
@@ -90,6 +91,30 @@ def test_a_page_by_keyboard(page_file):
         page.locator("summary").focus()
         page.keyboard.press("Enter")
         assert page.get_by_text("<script>alert(1)</script>").is_visible()
+
+
+def test_galleries_photos_and_texts_in_tables(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60), np.uint8)
+    photo = Picture(Image.fromarray(noise), "A photo with <a caption>", lossy=True)
+    texts = Table(["where", "what"], [["a/long/path/" * 6, "many words " * 20]], wrap=True)
+    path = tmp_path / "page.html"
+    path.write_text(
+        render_page("Gallery", "", [Section("all", "All", [Gallery([photo] * 5), texts])])
+    )
+    with open_page(path, width=390) as page:
+        assert_fits_the_width(page)
+        images = page.locator(".gallery img")
+        assert images.evaluate_all("all => all.map(each => each.naturalWidth)") == [60] * 5
+        assert images.first.get_attribute("src").startswith("data:image/jpeg;")
+        assert images.first.get_attribute("alt") == "A photo with <a caption>"
+        # Two stand side by side on a phone.
+        tops = images.evaluate_all("all => all.map(each => each.getBoundingClientRect().top)")
+        assert tops[0] == tops[1] < tops[2]
+        # Nothing of the table has to be scrolled to.
+        assert page.evaluate(
+            "(() => { const box = document.querySelector('.scroll');"
+            " return box.scrollWidth <= box.clientWidth; })()"
+        )
 
 
 def test_ids_of_plots_are_unique_and_drawings_are_the_same_each_time(page_file):

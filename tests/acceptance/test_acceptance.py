@@ -25,6 +25,7 @@ from reference_coco import crowded_images, pycocotools_ap
 from runs import ROOT, run_aloud, train_command
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
+from yogo_jax.data.duplicates import candidate_pairs, centred
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
@@ -171,3 +172,39 @@ def test_mean_ap_of_frames_with_2000_true_boxes(seed):
     print(f"\nseed {seed}: mAP50 {found['mAP50']:.6f}, mAP50-95 {found['mAP50_95']:.6f}")
     assert found["mAP50"] == pytest.approx(expected[0, :2].mean(), abs=1e-6)
     assert found["mAP50_95"] == pytest.approx(expected[:, :2].mean(), abs=1e-6)
+
+
+def test_a_wrong_label_among_real_ones_comes_first(elated_smoke, tmp_path):
+    """A healthy cell called a white one, on the frames that the project has of the instrument."""
+    definition = data_set("lfm")
+    folder = shutil.copytree(definition.parent, tmp_path / "lfm", copy_function=shutil.copyfile)
+    file = folder / "labels" / "test" / "img_1524.txt"
+    file.chmod(0o644)
+    rows = file.read_text().splitlines()
+    line = next(i for i, row in enumerate(rows) if row.split()[0] == "0")
+    rows[line] = "5" + rows[line][1:]
+    file.write_text("\n".join(rows))
+    command = [sys.executable, "-m", "yogo_jax.inspect", str(folder / definition.name)]
+    output = tmp_path / "out"
+    run_aloud([*command, "--checkpoint", str(elated_smoke), "--output", str(output)])
+    suspects = json.loads((output / "inspection.json").read_text())["suspects"]
+    first = suspects["high_loss"]["listed"][0]
+    assert (first["label_file"], first["line"]) == (str(file), line + 1)
+    assert (first["given"], first["predicted"]) == ("wbc", "healthy")
+    assert first["line"] in [
+        each["line"] for each in suspects["other_class"]["listed"] if each["given"] == "wbc"
+    ]
+
+
+def test_near_duplicates_among_200000_images():
+    """A thousand are hidden among reduced forms as smooth as those of images."""
+    rng = np.random.default_rng(0)
+    n, hidden = 200_000, 1000
+    forms = rng.standard_normal((n, 16, 16)).astype(np.float32)
+    forms += 0.5 * sum(np.roll(forms, shift, axis) for shift in (-1, 1) for axis in (1, 2))
+    forms[n - hidden :] = forms[:hidden] + 0.1 * rng.standard_normal((hidden, 16, 16))
+    vectors = centred(forms.reshape(n, 256))
+    start = time.perf_counter()
+    pairs, _ = candidate_pairs(vectors)
+    print(f"\n{n} images: {len(pairs)} candidates in {time.perf_counter() - start:.1f} s")
+    assert {(i, n - hidden + i) for i in range(hidden)} == {(a, b) for a, b in pairs.tolist()}

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -41,19 +42,33 @@ def read_image(
     Raises:
       UserError: if the file is missing, undecodable, a stack, or not of 8 bits a channel.
     """
+    pixels = decode_image(path, rgb=rgb).pixels
+    if pixels.size != (image_hw[1], image_hw[0]):
+        pixels = pixels.resize((image_hw[1], image_hw[0]), Image.Resampling.BILINEAR)
+    array = np.array(pixels)
+    return array if rgb else array[:, :, None]
+
+
+class DecodedImage(NamedTuple):
+    """Gray or RGB pixels in the size of the file, and how the file stores them."""
+
+    pixels: Image.Image
+    stored_as: str  # such as "PNG L" or "JPEG RGB": format, and Pillow's name of the pixels
+
+
+def decode_image(path: Path | str, *, rgb: bool) -> DecodedImage:
+    """As `read_image`, in the size that the file has."""
     try:
         # Given the path, Pillow maps some TIFF files, and wrongly if their tag says rotated.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             problem = _problem(image)
+            stored_as = f"{image.format} {image.mode}"
             pixels = None if problem else _decode(image, rgb)
     except Exception as error:  # decoders raise nearly anything for damaged files
         raise UserError(f"{path}: {_reason(path, error)}") from None
     if pixels is None:
         raise UserError(f"{path}: {problem}")
-    if pixels.size != (image_hw[1], image_hw[0]):
-        pixels = pixels.resize((image_hw[1], image_hw[0]), Image.Resampling.BILINEAR)
-    array = np.array(pixels)
-    return array if rgb else array[:, :, None]
+    return DecodedImage(pixels, stored_as)
 
 
 def _problem(image: Image.Image) -> str | None:

@@ -121,29 +121,50 @@ class Classes:
 
 def parse_labels(path: Path | str, data: bytes, classes: Classes, *, on_bad_label: str) -> Labels:
     """As `read_labels`, of a file whose content has been read."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        found = f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})"
-        raise UserError(f"{path}: {found}; expected rows `{ROW}`; save as UTF-8 text") from None
     class_ids, boxes, problems = [], [], []
-    for line, fields in _rows(text):
-        try:
-            class_id, box = _parse_row(fields, classes)
-        except _BadRowError as error:
-            message = f"{path}:{line}: {error}"
+    for line, row in _parsed_rows(path, data, classes):
+        if isinstance(row, _BadRowError):
+            message = f"{path}:{line}: {row}"
             if on_bad_label == "error":
                 hint = "--config.data.on_bad_label=skip skips and counts such rows"
                 raise UserError(f"{message} ({hint})") from None
             problems.append(message)
         else:
-            class_ids.append(class_id)
-            boxes.append(box)
+            class_ids.append(row[0])
+            boxes.append(row[1])
     return Labels(
         np.array(class_ids, np.int32),
         np.array(boxes, np.float32).reshape(-1, 4),
         tuple(problems),
     )
+
+
+def label_lines(
+    path: Path | str, class_names: tuple[str, ...], categories: Mapping[int, str] | None
+) -> list[int]:
+    """Line numbers, from 1, of the boxes that `read_labels` finds in a file, in their order.
+
+    Raises:
+      UserError: as `read_labels` with on_bad_label="skip".
+    """
+    rows = _parsed_rows(path, read_bytes(path), Classes(class_names, categories))
+    return [line for line, row in rows if not isinstance(row, _BadRowError)]
+
+
+def _parsed_rows(
+    path: Path | str, data: bytes, classes: Classes
+) -> Iterator[tuple[int, tuple[int, list[float]] | _BadRowError]]:
+    """Line number of each row, with its class index and box or what is wrong with it."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})"
+        raise UserError(f"{path}: {found}; expected rows `{ROW}`; save as UTF-8 text") from None
+    for line, fields in _rows(text):
+        try:
+            yield line, _parse_row(fields, classes)
+        except _BadRowError as error:
+            yield line, error
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:

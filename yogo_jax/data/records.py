@@ -4,14 +4,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from yogo_jax.data.definition import PathPair
-from yogo_jax.data.images import IMAGE_SUFFIXES
-from yogo_jax.data.labels import LABEL_SUFFIXES, Labels, read_categories
+from yogo_jax.data.folders import ambiguity, list_files, no_labels
+from yogo_jax.data.labels import Labels, read_categories
 from yogo_jax.data.plain_labels import read_label_files
 from yogo_jax.errors import UserError
 
@@ -66,6 +65,17 @@ class Records:
             offsets,
             self.boxes_cxcywh[rows],
             self.class_ids[rows],
+        )
+
+    def with_boxes(self, keep: Bool[np.ndarray, " m"]) -> "Records":
+        """The same images with those boxes alone where `keep` is True."""
+        kept_before = _offsets(keep.astype(np.int64))
+        return Records(
+            self.class_names,
+            self.image_paths,
+            kept_before[self.offsets],
+            self.boxes_cxcywh[keep],
+            self.class_ids[keep],
         )
 
     def fingerprint(self, *, with_image_sizes: bool = True) -> str:
@@ -173,14 +183,8 @@ def load_records(
         report.bad_rows += len(found.problems)
         report.messages += found.problems[: MESSAGES_KEPT - len(report.messages)]
 
-    everything = Records(
-        class_names,
-        tuple(image_paths),
-        _offsets(np.array([len(found.class_ids) for found in labels], np.int64)),
-        np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in labels)]),
-        np.concatenate([np.zeros(0, np.int32), *(found.class_ids for found in labels)]),
-    )
-    records = _without_small_boxes(everything, min_box_area)
+    everything = records_of(class_names, image_paths, labels)
+    records = everything.with_boxes(large_enough(everything, min_box_area))
     report.images = len(records)
     report.boxes = len(records.class_ids)
     report.small_boxes = len(everything.class_ids) - report.boxes
@@ -192,55 +196,40 @@ def _offsets(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_plus_1"]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
-def _without_small_boxes(records: Records, min_box_area: float) -> Records:
-    sizes = records.boxes_cxcywh[:, 2:].astype(np.float64)
-    keep = sizes.prod(axis=1) >= min_box_area * (1 - AREA_ROUNDING)
-    kept_before = _offsets(keep.astype(np.int64))
+def records_of(
+    class_names: tuple[str, ...], image_paths: Sequence[str], labels: Sequence[Labels]
+) -> Records:
+    """Records of images with what their label files hold, in this order."""
     return Records(
-        records.class_names,
-        records.image_paths,
-        kept_before[records.offsets],
-        records.boxes_cxcywh[keep],
-        records.class_ids[keep],
+        class_names,
+        tuple(image_paths),
+        _offsets(np.array([len(found.class_ids) for found in labels], np.int64)),
+        np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in labels)]),
+        np.concatenate([np.zeros(0, np.int32), *(found.class_ids for found in labels)]),
     )
+
+
+def large_enough(records: Records, min_box_area: float) -> Bool[np.ndarray, " m"]:
+    """Which boxes have at least `min_box_area`, a fraction of the image's."""
+    sizes = records.boxes_cxcywh[:, 2:].astype(np.float64)
+    return sizes.prod(axis=1) >= min_box_area * (1 - AREA_ROUNDING)
 
 
 def _match(pair: PathPair) -> tuple[list[tuple[str, str]], int]:
     """(image name, label name) of each label file of a set, and the number of other images."""
-    images = _by_stem(pair.image_path, IMAGE_SUFFIXES)
-    labels = _by_stem(pair.label_path, LABEL_SUFFIXES)
-    if not labels:
-        expected = f"expected {' or '.join(LABEL_SUFFIXES)} files; mend label_path"
-        raise UserError(f"{pair.label_path}: holds no label file; {expected}")
-    if missing := sorted(labels.keys() - images.keys()):
-        names = ", ".join(labels[stem][0] for stem in missing[:5])
+    files = list_files(pair)
+    if not files.labels:
+        raise UserError(no_labels(pair))
+    if missing := files.without_image:
+        names = ", ".join(missing[:5])
         names += ", ..." if len(missing) > 5 else ""
         fix = "add the images, or move these files elsewhere"
-        if "classes" in missing:
+        if any(os.path.splitext(name)[0] == "classes" for name in missing):
             fix += " (a list of names such as classes.txt belongs beside the folder)"
         raise UserError(
-            f"{pair.label_path}: {len(missing)} of {len(labels)} label files have no image in "
+            f"{pair.label_path}: {len(missing)} of {files.labels} label files have no image in "
             f"{pair.image_path}: {names}; expected an image of the same name; {fix}"
         )
-    for stem in labels:
-        for folder, names_of in ((pair.label_path, labels), (pair.image_path, images)):
-            if len(names_of[stem]) > 1:
-                found = f"{' and '.join(names_of[stem])} have the same name but for the suffix"
-                raise UserError(f"{folder}: {found}; expected one of them; remove the other")
-    matched = sorted((images[stem][0], labels[stem][0]) for stem in labels)
-    return matched, sum(len(names) for stem, names in images.items() if stem not in labels)
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Names of the files with these suffixes (in any case), hidden ones left out, by stem."""
-    names: dict[str, list[str]] = {}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                stem, suffix = os.path.splitext(entry.name)
-                # A broken link is no folder: it counts as a file, and is reported when read.
-                if suffix.lower() in suffixes and stem[0] != "." and not entry.is_dir():
-                    names.setdefault(stem, []).append(entry.name)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; expected a readable folder") from None
-    return {stem: sorted(found) for stem, found in names.items()}
+    if files.ambiguous:
+        raise UserError(ambiguity(*files.ambiguous[0]))
+    return files.matched, len(files.unlabelled)

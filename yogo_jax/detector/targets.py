@@ -17,6 +17,24 @@ class Targets(NamedTuple):
     class_ids: Int[Array, "gh gw"]
 
 
+def cells_of_boxes(boxes_cxcywh: Float[Array, "n 4"], grid_hw: tuple[int, int]) -> Int[Array, " n"]:
+    """The row-major index of the cell that holds each centre; one at 1.0 is in the last cell."""
+    rows, columns = grid_hw
+    row = jnp.clip(jnp.floor(boxes_cxcywh[:, 1] * rows).astype(jnp.int32), 0, rows - 1)
+    column = jnp.clip(jnp.floor(boxes_cxcywh[:, 0] * columns).astype(jnp.int32), 0, columns - 1)
+    return row * columns + column
+
+
+def winners_by_cell(
+    cells: Int[Array, " n"], valid: Bool[Array, " n"], *, num_cells: int
+) -> Int[Array, " cells"]:
+    """The last valid row of each cell, negative for a cell without any; the same on any device."""
+    # Padding rows go to a cell behind the last one, which is cut off again.
+    cells = jnp.where(valid, cells, num_cells)
+    index = jnp.arange(cells.shape[0], dtype=jnp.int32)
+    return jax.ops.segment_max(index, cells, num_segments=num_cells + 1)[:-1]
+
+
 def bin_targets(
     boxes_cxcywh: Float[Array, "n 4"],
     class_ids: Int[Array, " n"],
@@ -39,13 +57,8 @@ def bin_targets(
     References:
       Redmon and Farhadi 2016, YOLO9000, arXiv:1612.08242, section 2.
     """
-    rows, columns = grid_hw
-    row = jnp.clip(jnp.floor(boxes_cxcywh[:, 1] * rows).astype(jnp.int32), 0, rows - 1)
-    column = jnp.clip(jnp.floor(boxes_cxcywh[:, 0] * columns).astype(jnp.int32), 0, columns - 1)
-    # Padding rows go to a cell behind the last one, which is cut off again.
-    cell = jnp.where(valid, row * columns + column, rows * columns)
-    index = jnp.arange(boxes_cxcywh.shape[0], dtype=jnp.int32)
-    winner = jax.ops.segment_max(index, cell, num_segments=rows * columns + 1)[:-1]
+    cells = cells_of_boxes(boxes_cxcywh, grid_hw)
+    winner = winners_by_cell(cells, valid, num_cells=grid_hw[0] * grid_hw[1])
     filled = winner >= 0
     source = jnp.maximum(winner, 0)
     boxes_xyxy = jnp.where(filled[:, None], cxcywh_to_xyxy(boxes_cxcywh)[source], 0)

@@ -34,12 +34,14 @@ class Table:
       header: titles of the columns; the first column names the rows.
       rows: as many cells each as the header has.
       caption: what the table says, one sentence.
+      wrap: breaks long texts into lines, where a table of numbers would rather be scrolled.
     """
 
     kind: ClassVar[str] = "table"
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     caption: str = ""
+    wrap: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small pictures with their captions, as many side by side as there is room for."""
+
+    kind: ClassVar[str] = "gallery"
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
 class Code:
     """Text as it is, in a box that is closed at first."""
 
@@ -111,7 +121,7 @@ class Link:
     address: str
 
 
-Block = Text | Table | Figure | Picture | Code | Link
+Block = Text | Table | Figure | Picture | Gallery | Code | Link
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,169 @@
+"""The page of an inspection: what there is, what is wrong, with pictures of both."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from yogo_jax.data.box_checks import corners_of
+from yogo_jax.data.findings import KINDS, Finding
+from yogo_jax.data.images import decode_image
+from yogo_jax.data.inspection import Inspection, Listing
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.inspection_plots import plot_data
+from yogo_jax.evaluation.inspection_text import anchor, class_rows, sizes
+from yogo_jax.evaluation.pages import Block, Gallery, Picture, Section, Table, Text, render_page
+from yogo_jax.output.crops import draw_crop, shrink, side_by_side
+from yogo_jax.output.draw import draw_boxes
+
+
+SAMPLES_PER_SPLIT = 3
+PICTURES_OF_A_KIND = 8
+SAMPLE_WIDTH, PAIR_HEIGHT, THUMBNAIL_WIDTH = 640, 300, 320
+SIDE_BY_SIDE = 3
+
+
+def render_inspection(
+    inspection: Inspection,
+    *,
+    top: int,
+    more_rows: Sequence[Sequence[object]] = (),
+    more: Sequence[Section] = (),
+) -> str:
+    """The page as HTML.
+
+    Args:
+      inspection: what was found.
+      top: findings of each kind to list; the JSON lists more.
+      more_rows: rows of (what, how many, what to do) for the end of the summary.
+      more: sections to put before the sample pictures.
+    """
+    sections = [
+        Section("summary", "What was found", [_summary(inspection, more_rows)]),
+        Section("content", "What is in the data", [*_content(inspection)]),
+        *(
+            Section(
+                kind.replace("_", "-"), _headline(kind, found), [*_kind(inspection, found, top)]
+            )
+            for kind, found in inspection.findings.items()
+        ),
+        *more,
+        Section("samples", "Samples", [*_samples(inspection)]),
+    ]
+    subtitle = f"{inspection.definition.path}: what is in the data and what is wrong with it"
+    return render_page(f"Inspection of {_title(inspection)}", subtitle, sections)
+
+
+def _title(inspection: Inspection) -> str:
+    path = inspection.definition.path
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+
+
+def _headline(kind: str, found: Listing) -> str:
+    title = KINDS[kind].title
+    return f"{title[0].upper()}{title[1:]}: {found.count:,}"
+
+
+def _summary(inspection: Inspection, more_rows: Sequence[Sequence[object]]) -> Block:
+    rows: list[Sequence[object]] = [
+        [KINDS[kind].title, found.count, KINDS[kind].advice]
+        for kind, found in inspection.findings.items()
+    ]
+    rows += more_rows
+    if not rows:
+        return Text("Nothing wrong was found.")
+    return Table(
+        ["finding", "how many", "what to do"], rows, "What is wrong, the worst first", wrap=True
+    )
+
+
+def _content(inspection: Inspection) -> Iterable[Block]:
+    scanned = inspection.scanned
+    yield Table(*class_rows(inspection), "Boxes that a training uses, and images")
+    yield Table(
+        ["size, px", "images"],
+        [[f"{height} x {width}", count] for (height, width), count in sizes(inspection)[:12]],
+        "Sizes of the images, rows x columns",
+    )
+    formats = Counter(filter(None, scanned.stored_as)).most_common()
+    yield Table(["stored as", "images"], [[*each] for each in formats], "How they are stored")
+    if inspection.grid is not None:
+        lost = inspection.findings.get("shared_cell", Listing(0, [])).count
+        yield Text(
+            f"Boxes are learnt on {inspection.grid}; boxes that lose their cell to another: {lost}."
+        )
+    if (text := anchor(inspection)) is not None:
+        yield Text(f"The mean training box, as an anchor: --config.model.anchor={text}")
+    yield from plot_data(inspection)
+
+
+def _kind(inspection: Inspection, found: Listing, top: int) -> Iterable[Block]:
+    kind = found.listed[0].kind
+    yield Text(KINDS[kind].advice)
+    shown = found.listed[:top]
+    rows = [[short(inspection, finding.place), finding.message] for finding in shown]
+    caption = f"The first {len(shown)} of {found.count:,}; inspection.json lists them"
+    caption = "" if found.count == len(shown) else caption
+    yield Table(["where", "what"], rows, caption, wrap=True)
+    drawn = filter(None, (_picture(inspection, each) for each in shown[:PICTURES_OF_A_KIND]))
+    pictures = [*drawn]
+    if pictures and kind.startswith(("identical", "near_duplicate")):
+        yield from pictures
+    elif pictures:
+        yield Gallery(pictures)
+
+
+def short(inspection: Inspection, place: str) -> str:
+    """A path without the folder of the definition, where it lies in that."""
+    folder = f"{inspection.definition.path.parent}{os.sep}"
+    return place.removeprefix(folder)
+
+
+def read_frame(path: str) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The frame in RGB, None if it cannot be read."""
+    try:
+        return np.asarray(decode_image(path, rgb=True).pixels)
+    except UserError:
+        return None
+
+
+def _picture(inspection: Inspection, finding: Finding) -> Picture | None:
+    """The finding as a picture: frames side by side, boxes on a part of one, or one frame."""
+    read = (read_frame(path) for path in finding.images[:SIDE_BY_SIDE])
+    frames = [frame for frame in read if frame is not None]
+    if not frames:
+        return None
+    place = short(inspection, finding.place)
+    if len(finding.images) > 1:
+        names = " | ".join(short(inspection, path) for path in finding.images[:SIDE_BY_SIDE])
+        caption = f"{names}: {finding.message}"
+        return Picture(side_by_side(frames, height=PAIR_HEIGHT), caption, wide=True, lossy=True)
+    if not finding.boxes_cxcywh:
+        image = side_by_side([shrink(frames[0], THUMBNAIL_WIDTH)], height=240)
+        return Picture(image, place, lossy=True)
+    boxes_xyxy = corners_of(np.array(finding.boxes_cxcywh))
+    image = draw_crop(frames[0], boxes_xyxy[0], boxes_xyxy)
+    return Picture(image, f"{place}: {finding.message}", lossy=True)
+
+
+def _samples(inspection: Inspection) -> Iterable[Block]:
+    """Frames of each split with their boxes, evenly spread over the split."""
+    for split, images in inspection.splits.items():
+        records = images.records
+        chosen = np.unique(np.linspace(0, len(records) - 1, SAMPLES_PER_SPLIT).astype(int))
+        for i in chosen[chosen >= 0].tolist() if len(records) else []:
+            frame = read_frame(records.image_paths[i])
+            if frame is None:
+                continue
+            boxes, class_ids = records.labels_of(i)
+            picture = draw_boxes(
+                shrink(frame, SAMPLE_WIDTH),
+                corners_of(boxes),
+                class_ids,
+                records.class_names,
+            )
+            name = Path(records.image_paths[i]).name
+            yield Picture(picture, f"{split}: {name}, {len(class_ids)} boxes", lossy=True)

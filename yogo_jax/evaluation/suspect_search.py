@@ -1,0 +1,166 @@
+"""The search for labels that a detector contradicts, over a whole data set."""
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from yogo_jax.data.collected import LabelledImages
+from yogo_jax.data.inspection import MOST_LISTED, Inspection
+from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.records import large_enough
+from yogo_jax.data.source import RecordSource, boxes_to_pad_to
+from yogo_jax.detector.losses import LossWeights
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.evaluation.doubts import Doubt, doubts_of_image
+from yogo_jax.evaluation.label_quality import Opinions, make_opinion_step
+from yogo_jax.evaluation.suspects import SUSPECT_KINDS, Suspect, Suspects
+
+
+class _Place(NamedTuple):
+    split: str
+    image: int
+    row: int | None  # of the label in its file, small and used ones counted
+
+
+class _Best:
+    """The doubts of each kind with the largest weights."""
+
+    def __init__(self, most: Mapping[str, int]) -> None:
+        self.counts: Counter[str] = Counter()
+        self._most = most
+        self._heaps: dict[str, list[tuple[float, int, Doubt, _Place]]] = {
+            kind: [] for kind in SUSPECT_KINDS
+        }
+        self._order = itertools.count(0, -1)
+
+    def add(self, doubt: Doubt, place: _Place) -> None:
+        """Counts a doubt, and keeps it if it is among the largest; of equal ones the first."""
+        self.counts[doubt.kind] += 1
+        heap = self._heaps[doubt.kind]
+        heapq.heappush(heap, (doubt.weight, next(self._order), doubt, place))
+        if len(heap) > self._most[doubt.kind]:
+            heapq.heappop(heap)
+
+    def ranked(self, kind: str) -> list[tuple[Doubt, _Place]]:
+        """Those kept of a kind, the largest first."""
+        heap = sorted(self._heaps[kind], key=lambda entry: entry[:2], reverse=True)
+        return [(doubt, place) for _, _, doubt, place in heap]
+
+
+def find_suspects(
+    inspection: Inspection,
+    spec: ModelSpec,
+    variables: Mapping[str, Any],
+    *,
+    weights: LossWeights,
+    batch_size: int,
+    min_confidence: float,
+    top: int,
+    on_start: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+) -> Suspects:
+    """What a detector contradicts in the labels of all splits; unreadable images are left out.
+
+    Args:
+      inspection: of the data, with the classes of the detector.
+      spec: of the detector.
+      variables: its weights.
+      weights: of the loss.
+      batch_size: images at a time.
+      min_confidence: as for `doubts_of_image`.
+      top: labels to rank by their loss.
+      on_start: is given the number of images, and returns what is to be called after each.
+    """
+    best = _Best({**dict.fromkeys(SUSPECT_KINDS, MOST_LISTED), "high_loss": top})
+    step = jax.jit(make_opinion_step(spec, weights, objectness_threshold=0.5, iou_threshold=0.5))
+    max_boxes = boxes_to_pad_to([*inspection.used.values()], 0)
+    readable = _readable(inspection)
+    advance = on_start(sum(map(len, readable.values())))
+    for split, chosen in readable.items():
+        images, used = inspection.splits[split].records, inspection.used[split]
+        keep = large_enough(images, inspection.min_box_area)
+        source = RecordSource(
+            used.subset(chosen), image_hw=spec.image_hw, rgb=spec.rgb, max_boxes=max_boxes
+        )
+        for index, opinions in _opinions(step, variables, source, batch_size):
+            i = int(chosen[index])
+            rows = slice(images.offsets[i], images.offsets[i + 1])
+            small = images.boxes_cxcywh[rows][~keep[rows]]
+            for doubt in doubts_of_image(
+                opinions, *used.labels_of(i), small, min_confidence=min_confidence
+            ):
+                row = None
+                if doubt.label is not None:
+                    row = int(np.flatnonzero(keep[rows])[doubt.label])
+                best.add(doubt, _Place(split, i, row))
+            advance()
+    return _resolve(best, inspection.splits)
+
+
+def _opinions(
+    step: Callable[[Any, Any], Opinions],
+    variables: Mapping[str, Any],
+    source: RecordSource,
+    batch_size: int,
+) -> Iterator[tuple[int, Opinions]]:
+    """The index of each record, and the opinions on it."""
+    if not len(source):
+        return
+    order = EpochOrder(num_records=len(source), batch_size=batch_size, seed=None)
+    with open_batches(source, order) as batches:
+        for batch in batches:
+            outputs = jax.device_get(step(variables, jax.device_put(batch)))
+            for slot in np.flatnonzero(batch["image_valid"]).tolist():
+                one = jax.tree.map(lambda array, slot=slot: array[slot], outputs)
+                yield int(batch["record_index"][slot]), one
+
+
+def _readable(inspection: Inspection) -> dict[str, np.ndarray]:
+    """Split -> indices of its images that could be decoded."""
+    readable, start = {}, 0
+    for split, images in inspection.splits.items():
+        broken = [
+            i - start for i in inspection.scanned.problems if start <= i < start + len(images)
+        ]
+        readable[split] = np.setdiff1d(np.arange(len(images)), np.array(broken, int))
+        start += len(images)
+    return readable
+
+
+def _resolve(best: _Best, splits: Mapping[str, LabelledImages]) -> Suspects:
+    """Suspects with their places in label files, which are read again for the purpose."""
+    lines: dict[tuple[str, int], list[int]] = {}
+    listed: dict[str, list[Suspect]] = {}
+    for kind in SUSPECT_KINDS:
+        listed[kind] = []
+        for rank, (doubt, place) in enumerate(best.ranked(kind), start=1):
+            images = splits[place.split]
+            line, given = None, None
+            if place.row is not None:
+                key = (place.split, place.image)
+                if key not in lines:
+                    lines[key] = images.lines_of(place.image)
+                line = lines[key][place.row]
+                class_id = images.records.labels_of(place.image)[1][place.row]
+                given = images.records.class_names[class_id]
+            listed[kind].append(
+                Suspect(
+                    kind,
+                    rank,
+                    place.split,
+                    images.records.image_paths[place.image],
+                    images.label_paths[place.image],
+                    line,
+                    given,
+                    images.records.class_names[doubt.class_id],
+                    round(doubt.probability, 4),
+                    round(doubt.objectness, 4),
+                    None if doubt.loss is None else round(doubt.loss, 4),
+                    *(round(value, 6) for value in doubt.box_cxcywh),
+                )
+            )
+    return Suspects({kind: best.counts[kind] for kind in SUSPECT_KINDS}, listed)
