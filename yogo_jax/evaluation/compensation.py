@@ -98,12 +98,14 @@ def fit_line(
     leverage = (design * pseudo_inverse.T).sum(1)
     if leverage.max() > MAX_LEVERAGE:
         raise UserError(
-            f"the run of {x[leverage.argmax()]:g} parasites per uL alone decides the line: add runs "
-            "of other parasitemias"
+            f"the run of {x[leverage.argmax()]:g} parasites per uL alone decides the line: add "
+            "runs of other parasitemias"
         )
     residuals = (y - m * x - b) / (1.0 - leverage)
     covariance = (pseudo_inverse * residuals**2) @ pseudo_inverse.T
-    compensated = m * x + b if line == "reference" else (y - b) / m if m else np.full_like(x, np.nan)
+    compensated = (
+        m * x + b if line == "reference" else (y - b) / m if m else np.full_like(x, np.nan)
+    )
     some = reference_per_ul > 0
     ratios = compensated[some] / reference_per_ul[some]
     spread = float(ratios.std(ddof=1)) if len(ratios) > 1 else float("nan")

@@ -49,13 +49,16 @@ class RunArray(NamedTuple):
         return self.array[ARRAY_HEAD:]
 
 
-def read_run_array(path: Path, class_names: Sequence[str] | None) -> RunArray:
+def read_run_array(
+    path: Path, class_names: Sequence[str] | None, *, expected: Sequence[str] | None = None
+) -> RunArray:
     """A run's array.
 
     Args:
       path: a `.npy` file.
       class_names: of its last rows, in order; None takes those of `RUN.json` beside it, if it has
-        any, or the instrument's.
+        any, else the expected ones.
+      expected: those of the validation; None expects the instrument's.
 
     Raises:
       UserError: it is no such array, or the names are not as many as its classes.
@@ -70,7 +73,7 @@ def read_run_array(path: Path, class_names: Sequence[str] | None) -> RunArray:
             f"them, found {array.dtype} {list(array.shape)}"
         )
     classes = array.shape[0] - ARRAY_HEAD
-    names = tuple(class_names or _names_beside(path) or INSTRUMENT_CLASSES)
+    names = tuple(class_names or _names_beside(path) or expected or INSTRUMENT_CLASSES)
     if len(names) != classes:
         raise UserError(
             f"{path}: {classes} classes, but {len(names)} names ({', '.join(names)}): give all of "
@@ -80,9 +83,7 @@ def read_run_array(path: Path, class_names: Sequence[str] | None) -> RunArray:
     return RunArray(path, names, array)
 
 
-def count_run(
-    run: RunArray, *, objectness_threshold: float, min_class_confidence: float
-) -> Sample:
+def count_run(run: RunArray, *, objectness_threshold: float, min_class_confidence: float) -> Sample:
     """Boxes of each class in a run: each counts for its most probable class.
 
     As the instrument counts: objectness above its threshold, probability of the class at or above
@@ -122,6 +123,21 @@ def read_counts(path: Path) -> Sample:
       UserError: it is neither, or something in it is no count.
     """
     return _read_csv(path) if path.suffix.lower() == ".csv" else _read_counts_json(path)
+
+
+def reordered(sample: Sample, class_names: Sequence[str]) -> Sample:
+    """The sample with its classes in another order.
+
+    Raises:
+      UserError: they are not the same classes.
+    """
+    if sorted(class_names) != sorted(sample.class_names):
+        raise UserError(
+            f"the counts are of the classes {', '.join(sample.class_names)}, the validation of "
+            f"{', '.join(class_names)}: use a validation of the network that counted"
+        )
+    order = [sample.class_names.index(name) for name in class_names]
+    return sample._replace(class_names=tuple(class_names), counts=sample.counts[order])
 
 
 def read_json(path: Path, flag: str) -> Any:

@@ -19,10 +19,10 @@ class Limits(NamedTuple):
 
 
 class _Effective(NamedTuple):
-    """A sum of weighted counts as one count: `scale * count` has its mean and its variance."""
+    """A sum of weighted counts as one count: `scale * number` has its mean and its variance."""
 
     scale: Float[np.ndarray, "*b"]
-    count: Float[np.ndarray, "*b"]
+    number: Float[np.ndarray, "*b"]
 
 
 def poisson_limits(
@@ -48,8 +48,8 @@ def poisson_limits(
     tail = (1.0 - confidence) / 2.0
     seen, one_more = _effective_counts(weights, counts)
     return Limits(
-        lower=seen.scale * gammaincinv(np.where(seen.count > 0, seen.count, 1.0), tail),
-        upper=one_more.scale * gammaincinv(np.maximum(one_more.count, 1.0), 1.0 - tail),
+        lower=seen.scale * gammaincinv(np.where(seen.number > 0, seen.number, 1.0), tail),
+        upper=one_more.scale * gammaincinv(np.maximum(one_more.number, 1.0), 1.0 - tail),
     )
 
 
@@ -76,8 +76,8 @@ def binomial_limits(
     """
     tail = (1.0 - confidence) / 2.0
     seen, one_more = _effective_counts(weights, counts)
-    first = np.where(seen.count > 0, seen.count, 1.0)
-    second = np.maximum(one_more.count, 1.0)
+    first = np.where(seen.number > 0, seen.number, 1.0)
+    second = np.maximum(one_more.number, 1.0)
     # All of them seen: nothing is left for the second parameter, and the limit is 1. Rounding may
     # leave a little.
     left = trials - second + 1.0
@@ -109,5 +109,5 @@ def _matched(mean: Float[np.ndarray, "*b"], variance: Float[np.ndarray, "*b"]) -
     some = mean > 0
     return _Effective(
         scale=np.divide(variance, mean, out=np.zeros_like(mean), where=some),
-        count=np.divide(mean**2, variance, out=np.zeros_like(mean), where=some),
+        number=np.divide(mean**2, variance, out=np.zeros_like(mean), where=some),
     )

@@ -23,17 +23,25 @@ DRAWS = 4000
 SEED = 0
 
 
+class CountedAt(NamedTuple):
+    """The thresholds that decide which boxes are counted."""
+
+    objectness: float
+    min_class_confidence: float
+
+
 class Validation(NamedTuple):
     """Counts of one validation, or of several together.
 
     `matrix` [k, k+1]: row = true class, column = called so, the last one missed. `extra` [k]:
-    boxes on nothing. `images`: frames looked at.
+    boxes on nothing. `images`: frames looked at. `counted_at` is None if the file does not say.
     """
 
     class_names: tuple[str, ...]
     matrix: Float[np.ndarray, "k k_plus_1"]
     extra: Float[np.ndarray, " k"]
     images: int
+    counted_at: CountedAt | None = None
 
     @property
     def cells(self) -> Float[np.ndarray, " k"]:
@@ -52,6 +60,10 @@ def read_validation(path: Path) -> Validation:
         names = tuple(values["confusion"]["class_names"])
         matrix = np.asarray(values["confusion"]["matrix"], np.float64)
         images = int(values["images"])
+        thresholds = values.get("thresholds")
+        counted_at = thresholds and CountedAt(
+            float(thresholds["objectness"]), float(thresholds["min_class_confidence"])
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: expected `confusion` (class_names, matrix) and `images`, as "
@@ -68,17 +80,22 @@ def read_validation(path: Path) -> Validation:
             f"{path}: the confusion matrix must hold counts, of 1 image or more: whole numbers, "
             "not shares. Write metrics.json anew with `python -m yogo_jax.evaluate`"
         )
-    return Validation(names[:-1], matrix[:-1], matrix[-1, :-1], images)
+    return Validation(names[:-1], matrix[:-1], matrix[-1, :-1], images, counted_at)
 
 
 def pool(validations: Sequence[Validation]) -> Validation:
     """Folds as one validation: each cell of theirs was seen by a network that did not train on it.
 
     Raises:
-      UserError: they have different classes.
+      UserError: they have different classes, or were counted at different thresholds.
     """
     first = validations[0]
     for other in validations[1:]:
+        if other.counted_at != first.counted_at:
+            raise UserError(
+                "--validation: all files must have been made at the same thresholds, got "
+                f"{first.counted_at} and {other.counted_at}"
+            )
         if other.class_names != first.class_names:
             raise UserError(
                 "--validation: all files must have the same classes in the same order, got "
@@ -89,6 +106,7 @@ def pool(validations: Sequence[Validation]) -> Validation:
         np.sum([each.matrix for each in validations], axis=0),
         np.sum([each.extra for each in validations], axis=0),
         sum(each.images for each in validations),
+        first.counted_at,
     )
 
 
@@ -106,9 +124,10 @@ def check_invertible(validation: Validation, *, assume_right: Sequence[str] = ()
     for name in assume_right:
         if name not in names:
             raise UserError(f"--assume-right {name}: no such class, choose of {list(names)}")
-        if validation.cells[names.index(name)]:
+        cells = validation.cells[names.index(name)]
+        if cells:
             raise UserError(
-                f"--assume-right {name}: the validation has {validation.cells[names.index(name)]:.0f} "
+                f"--assume-right {name}: the validation has {cells:.0f} "
                 "true cells of it, so it is known how they are called; leave the flag out"
             )
     unknown = [
@@ -145,7 +164,7 @@ def response_matrix(
 
 
 def mean_and_inverse_scatter(
-    validations: Sequence[Validation], *, matched_only: bool
+    validations: Sequence[Validation], *, matched_only: bool, assume_right: Sequence[str] = ()
 ) -> tuple[Float[np.ndarray, "k k"], Float[np.ndarray, "k k"]]:
     """The two matrices of the instrument's deskewer.
 
@@ -156,12 +175,14 @@ def mean_and_inverse_scatter(
       spread evenly over the columns).
 
     Raises:
-      UserError: a fold's own matrix cannot be inverted.
+      UserError: a fold's own matrix is not known or cannot be inverted.
     """
+    for number, each in enumerate(validations, start=1):
+        try:
+            check_invertible(each, assume_right=assume_right)
+        except UserError as error:
+            raise UserError(f"fold {number} of {len(validations)}: {error}") from error
     matrices = [response_matrix(each, matched_only=matched_only) for each in validations]
-    for number, (each, matrix) in enumerate(zip(validations, matrices, strict=True), start=1):
-        if not np.linalg.cond(matrix) <= MAX_CONDITION:
-            raise UserError(f"fold {number}: {_singular(each.class_names, matrix)}")
     if len(matrices) > 1:
         inverses = np.linalg.inv(np.stack(matrices))
         return np.mean(matrices, axis=0), inverses.std(axis=0, ddof=1)

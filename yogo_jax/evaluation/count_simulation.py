@@ -19,6 +19,7 @@ from yogo_jax.evaluation.count_intervals import (
     validation_cells,
 )
 from yogo_jax.evaluation.count_matrix import Validation
+from yogo_jax.evaluation.counts import Roles
 
 
 class Detector(NamedTuple):
@@ -75,6 +76,13 @@ def detector_like(validation: Validation) -> Detector:
     )
 
 
+def with_validation_times(detector: Detector, times: float) -> Detector:
+    """The same network, validated on so many times the cells and frames."""
+    return detector._replace(
+        cells=np.ceil(detector.cells * times), images=int(np.ceil(detector.images * times))
+    )
+
+
 def draw(detector: Detector, truth: Truth, *, samples: int, seed: int) -> Evidence:
     """Samples with a validation each: what an engineer with that network and that blood may see."""
     generator = np.random.default_rng(seed)
@@ -95,9 +103,7 @@ def draw(detector: Detector, truth: Truth, *, samples: int, seed: int) -> Eviden
     )
 
 
-def sigma_interval(
-    evidence: Evidence, members: Bool[np.ndarray, " k"], sigmas: float
-) -> Interval:
+def sigma_interval(evidence: Evidence, members: Bool[np.ndarray, " k"], sigmas: float) -> Interval:
     """What the instrument's corrector gives, as far as we can see: for the comparison only.
 
     Estimates below 0 become 0 class by class; the half width is `sigmas` standard deviations of the
@@ -120,21 +126,22 @@ def sigma_interval(
 
 
 def truth_of(
-    parasites: float, healthy: float, members: Bool[np.ndarray, " k"], detector: Detector,
-    *, frames: int,
+    parasites: float, healthy: float, roles: Roles, detector: Detector, *, frames: int
 ) -> Truth:
-    """A sample with so many parasites, of the validation's mix, among healthy cells (class 0).
+    """A sample with so many parasites among so many healthy red cells.
 
-    Of each other class there are as many per healthy cell as in the validation.
+    Parasites are of the validation's mix. Of each class that is no red cell there are as many per
+    healthy cell as in the validation.
     """
-    others = detector.cells * healthy / detector.cells[0]
+    members = roles.parasites
+    others = detector.cells * healthy / detector.cells[roles.red_cells & ~members].sum()
     mix = detector.cells * members
     return Truth(np.where(members, parasites * mix / mix.sum(), others), frames)
 
 
 def coverage_table(
     detector: Detector,
-    members: Bool[np.ndarray, " k"],
+    roles: Roles,
     *,
     parasites: Iterable[float],
     healthy: float,
@@ -146,16 +153,16 @@ def coverage_table(
 
     Args:
       detector: the truth about the network.
-      members: the parasite classes.
+      roles: which classes are parasites, and which red cells.
       parasites: expected numbers, a row each.
       healthy: expected healthy cells.
       frames: of the sample.
       samples: drawn for each row.
       seed: of the draws.
     """
-    rows = []
+    rows, members = [], roles.parasites
     for number in parasites:
-        truth = truth_of(number, healthy, members, detector, frames=frames)
+        truth = truth_of(number, healthy, roles, detector, frames=frames)
         evidence = draw(detector, truth, samples=samples, seed=seed)
         ours = count_interval(evidence, members)
         rows.append(

@@ -11,15 +11,16 @@ from jaxtyping import Bool, Float
 
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.count_files import Sample
-from yogo_jax.evaluation.count_intervals import Evidence, Interval, count_interval, deskew
-from yogo_jax.evaluation.count_intervals import ratio_interval
+from yogo_jax.evaluation.count_intervals import (
+    Evidence,
+    Interval,
+    count_interval,
+    deskew,
+    ratio_interval,
+)
 from yogo_jax.evaluation.count_matrix import Validation, check_invertible
 
 
-# The instrument's corrector: asexual parasites; gametocytes count neither as these nor as red cells.
-PARASITE_CLASSES = ("ring", "trophozoite", "schizont")
-RED_CELL_CLASSES = ("healthy", *PARASITE_CLASSES)
-RED_CELLS_PER_UL = 5e6
 CONFIDENCE = 0.95
 
 
@@ -88,25 +89,17 @@ def corrected_evidence(
     """The counts with what the validation says of the network.
 
     Args:
-      sample: its classes are those of the validation, in any order.
+      sample: its classes are those of the validation, in the same order.
       validation: all folds.
       frames: of the sample; None leaves boxes on nothing in.
       assume_right: classes without a true cell in the validation.
 
     Raises:
-      UserError: the classes differ, or the validation cannot correct counts.
+      UserError: the validation cannot correct counts.
     """
-    names = validation.class_names
-    if set(names) != set(sample.class_names) or len(sample.class_names) != len(names):
-        raise UserError(
-            f"counts are of the classes {', '.join(sample.class_names)}, the validation of "
-            f"{', '.join(names)}: use a validation of the same network, or name them by "
-            "--class-names"
-        )
     check_invertible(validation, assume_right=assume_right)
-    order = [sample.class_names.index(name) for name in names]
     return Evidence(
-        sample.counts[order],
+        sample.counts,
         validation.matrix,
         validation.extra,
         frames / validation.images if frames else 0.0,

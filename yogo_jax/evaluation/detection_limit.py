@@ -3,11 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.special import gammaincinv
 from scipy.stats import nbinom
 
 from yogo_jax.evaluation.count_intervals import Evidence, response, validation_cells
+from yogo_jax.evaluation.counts import Roles
 
 
 class DetectionLimit(NamedTuple):
@@ -27,8 +28,7 @@ class DetectionLimit(NamedTuple):
 
 def detection_limit(
     evidence: Evidence,
-    parasites: Bool[np.ndarray, " k"],
-    healthy: Bool[np.ndarray, " k"],
+    roles: Roles,
     *,
     cells: float,
     frames_ratio: float,
@@ -42,8 +42,7 @@ def detection_limit(
 
     Args:
       evidence: the validation; its counts are not looked at.
-      parasites: classes that count as parasites.
-      healthy: the other red cells.
+      roles: which classes are parasites, and which red cells.
       cells: red cells of the sample.
       frames_ratio: frames that hold so many cells, per frame of the validation; 0 if not known.
       error: share of false alarms, and of misses at the limit.
@@ -53,6 +52,7 @@ def detection_limit(
       Chemistry 40:586. Przyborowski and Wilenski 1940, Homogeneity of results in testing samples
       from Poisson series, Biometrika 31:313 (the test that the critical level is of).
     """
+    parasites, healthy = roles.parasites, roles.red_cells & ~roles.parasites
     shares = response(evidence)
     seen = evidence.matrix[healthy][:, :-1][:, parasites].sum()
     shown = validation_cells(evidence)[healthy].sum()
