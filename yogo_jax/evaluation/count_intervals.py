@@ -86,7 +86,7 @@ def count_interval(
     """
     weights = _weights(evidence, members.astype(float))
     true = deskew(evidence)
-    total = true[..., members].sum(-1)
+    total = np.asarray(true[..., members].sum(-1))
     mix = _mix(evidence, true, members)
     others = np.where(members, 0.0, np.maximum(true, 0.0))
     fixed = _spread(evidence, weights, others, counted=True, confidence=confidence)
@@ -95,11 +95,8 @@ def count_interval(
     share = _spread(evidence, weights, mix, counted=False, confidence=confidence)
     upper = _upper_root(total, fixed.upper, share.upper)
     floor = _nothing_seen(evidence, weights, members, confidence)
-    return Interval(
-        np.maximum(total, 0.0),
-        _lower_root(total, fixed.lower, share.lower),
-        np.maximum(upper, floor),
-    )
+    lower = _lower_root(total, fixed.lower, share.lower)
+    return _interval(np.maximum(total, 0.0), lower, np.maximum(upper, floor))
 
 
 def ratio_interval(
@@ -124,7 +121,7 @@ def ratio_interval(
       Fieller 1954, Some problems in interval estimation, J. R. Statist. Soc. B 16:175.
     """
     true = deskew(evidence)
-    total, denominator = true[..., members].sum(-1), true[..., whole].sum(-1)
+    total, denominator = (np.asarray(true[..., part].sum(-1)) for part in (members, whole))
     mix = _mix(evidence, true, members)
     rest = np.where(members, 0.0, np.maximum(true, 0.0))
     rest_of_whole = rest[..., whole].sum(-1)
@@ -137,19 +134,19 @@ def ratio_interval(
         spread = _spread(evidence, weights, rows, counted=True, confidence=confidence)
         distance = np.sqrt(getattr(spread, side))
         gap = total - share * denominator
-        return gap + distance if side == "upper" else gap - distance
+        return np.asarray(gap + distance if side == "upper" else gap - distance)
 
-    estimate = np.clip(total / denominator, 0.0, 1.0)
+    estimate = np.asarray(np.clip(total / denominator, 0.0, 1.0))
     ends = np.zeros_like(estimate), estimate, np.ones_like(estimate)
     lower = _falling_root(lambda share: excess(share, "lower"), ends[0], ends[1])
     upper = _falling_root(lambda share: excess(share, "upper"), ends[1], ends[2])
     # With nothing seen: the share that would have shown itself.
     weights = _weights(evidence, members.astype(float))
     floor = _nothing_seen(evidence, weights, members, confidence) / denominator
-    return Interval(estimate, lower, np.minimum(np.maximum(upper, floor), 1.0))
+    return _interval(estimate, lower, np.minimum(np.maximum(upper, floor), 1.0))
 
 
-def _weights(evidence: Evidence, target: Float[np.ndarray, "*b k"]) -> Float[np.ndarray, "*b k"]:
+def _weights(evidence: Evidence, target: Float[np.ndarray, "*#b k"]) -> Float[np.ndarray, "*b k"]:
     """`w = P^-1 target`: the weight of each counted box in the sum over true classes."""
     matrix = response(evidence)
     column = np.broadcast_to(target[..., None], (*matrix.shape[:-1], 1))
@@ -252,7 +249,13 @@ def _nothing_seen(
     excluded what the sample is too small to show.
     """
     heaviest = np.maximum(weights, 0.0) * members
-    return poisson_limits(heaviest, np.zeros_like(evidence.counts), confidence=confidence).upper
+    nothing = np.zeros_like(evidence.counts)
+    return np.asarray(poisson_limits(heaviest, nothing, confidence=confidence).upper)
+
+
+def _interval(*values: np.ndarray | np.floating) -> Interval:
+    """Arrays also of one sample, where NumPy gives numbers."""
+    return Interval(*(np.asarray(value) for value in values))
 
 
 def _upper_root(
@@ -260,7 +263,9 @@ def _upper_root(
 ) -> Float[np.ndarray, "*b"]:
     """The upper x of `(x - total)^2 = fixed + share * x^2`; infinite if share is 1 or more."""
     root = np.sqrt(np.maximum(fixed * (1.0 - share) + share * total**2, 0.0))
-    return np.where(share < 1.0, (total + root) / np.maximum(1.0 - share, 1e-12), np.inf)
+    return np.asarray(
+        np.where(share < 1.0, (total + root) / np.maximum(1.0 - share, 1e-12), np.inf)
+    )
 
 
 def _lower_root(
@@ -268,8 +273,8 @@ def _lower_root(
 ) -> Float[np.ndarray, "*b"]:
     """The lower x of the same equation, in the form that needs no division by 1 - share."""
     root = np.sqrt(np.maximum(fixed * (1.0 - share) + share * total**2, 0.0))
-    above = total**2 > fixed
-    return np.where((total > 0) & above, (total**2 - fixed) / np.maximum(total + root, 1e-300), 0.0)
+    above = (total > 0) & (total**2 > fixed)
+    return np.asarray(np.where(above, (total**2 - fixed) / np.maximum(total + root, 1e-300), 0.0))
 
 
 def _falling_root(
@@ -279,7 +284,7 @@ def _falling_root(
 ) -> Float[np.ndarray, "*b"]:
     """Where a falling function crosses 0 between `low` and `high`; `low` if it is below 0 there."""
     for _ in range(HALVINGS):
-        middle = (low + high) / 2.0
+        middle = np.asarray((low + high) / 2.0)
         above = function(middle) > 0
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return np.asarray(low)
