@@ -169,6 +169,14 @@ def test_coverage_prints_what_was_simulated(folder, capsys):
         assert float(line.split("%")[0].split()[-1]) >= 93
 
 
+def test_coverage_leaves_out_what_would_be_refused(folder, capsys):
+    run("coverage --samples 300 --parasites 20 --validation-times 0.01")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith("as is refused in earnest too")
+    assert 0 < int(lines[-1].split()[0]) < 300
+    assert float(lines[2].split("%")[0].split()[-1]) >= 94
+
+
 def test_thresholds_of_the_validation_are_compared(folder, capsys):
     thresholds = {"objectness": 0.5, "iou": 0.5, "min_class_confidence": 0.95}
     write(folder / "strict.json", metrics(thresholds=thresholds))

@@ -27,6 +27,15 @@ from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
+from yogo_jax.evaluation.count_intervals import count_interval, ratio_interval
+from yogo_jax.evaluation.count_simulation import (
+    draw,
+    example_detector,
+    share_holding,
+    truth_of,
+    with_validation_times,
+)
+from yogo_jax.evaluation.counts import Roles
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
 
@@ -155,3 +164,23 @@ def test_step_against_pytorch():
         pytest.skip("set YOGO_TORCH_PYTHON to an interpreter with torch==2.13.0")
     done = run_aloud([sys.executable, "benchmarks/step.py", "--torch-python", python])
     assert "ratio_to_torch" in done.stdout
+
+
+def test_intervals_of_counts_hold_the_truth():
+    detector, parasites = example_detector(), np.array([0, 1, 1, 1, 0, 0, 0], bool)
+    roles = Roles(parasites, np.array([1, 1, 1, 1, 0, 0, 0], bool))
+    print("\n2,000 samples each: share of 95 % intervals that hold the truth")
+    print("validation  healthy cells  parasites   counts  parasitemia")
+    for times, healthy in ((1, 20_000), (1, 100_000), (0.3, 20_000), (20, 20_000)):
+        validated = with_validation_times(detector, times)
+        for number in (0, 5, 50, 5000):
+            truth = truth_of(number, healthy, roles, validated, frames=400)
+            evidence = draw(validated, truth, samples=2000, seed=0)
+            share = number / truth.cells[roles.red_cells].sum()
+            counts = share_holding(count_interval(evidence, parasites), number)
+            ratios = share_holding(ratio_interval(evidence, parasites, roles.red_cells), share)
+            cells = f"{validated.cells.sum():>10.0f}{healthy:>15}{number:>11}"
+            print(f"{cells}{counts:>9.4f}{ratios:>13.4f}")
+            for held in (counts, ratios):
+                assert held >= 0.94
+                assert held <= 0.98 or number < 50

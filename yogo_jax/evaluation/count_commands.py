@@ -171,6 +171,12 @@ def coverage(args: argparse.Namespace) -> list[dict[str, Any]]:
         "intervals"
     )
     print(format_coverage(rows))
+    refused = sum(row["refused"] for row in rows)
+    if refused:
+        print(
+            f"{refused} sample(s) left out: their validation happened to have a matrix that cannot "
+            "be inverted, as is refused in earnest too"
+        )
     return rows
 
 

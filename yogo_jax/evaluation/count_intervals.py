@@ -274,7 +274,7 @@ def _lower_root(
     """The lower x of the same equation, in the form that needs no division by 1 - share."""
     root = np.sqrt(np.maximum(fixed * (1.0 - share) + share * total**2, 0.0))
     above = (total > 0) & (total**2 > fixed)
-    return np.asarray(np.where(above, (total**2 - fixed) / np.maximum(total + root, 1e-300), 0.0))
+    return np.asarray(np.where(above, total**2 - fixed, 0.0) / np.where(above, total + root, 1.0))
 
 
 def _falling_root(

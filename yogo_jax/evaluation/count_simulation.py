@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from yogo_jax.errors import UserError
 from yogo_jax.evaluation.count_intervals import (
     Evidence,
     Interval,
@@ -18,7 +19,7 @@ from yogo_jax.evaluation.count_intervals import (
     response,
     validation_cells,
 )
-from yogo_jax.evaluation.count_matrix import Validation
+from yogo_jax.evaluation.count_matrix import MAX_CONDITION, Validation
 from yogo_jax.evaluation.counts import Roles
 
 
@@ -103,6 +104,20 @@ def draw(detector: Detector, truth: Truth, *, samples: int, seed: int) -> Eviden
     )
 
 
+def usable(evidence: Evidence) -> Evidence:
+    """The samples whose validation is not refused: those with a matrix that can be inverted.
+
+    Raises:
+      UserError: there is none.
+    """
+    kept = np.linalg.cond(response(evidence)) <= MAX_CONDITION
+    if not kept.any():
+        raise UserError(
+            "no validation that was drawn can be inverted: it has too few cells of some class"
+        )
+    return Evidence(*(part[kept] for part in evidence[:3]), evidence.frames_ratio)
+
+
 def sigma_interval(evidence: Evidence, members: Bool[np.ndarray, " k"], sigmas: float) -> Interval:
     """What the instrument's corrector gives, as far as we can see: for the comparison only.
 
@@ -159,15 +174,20 @@ def coverage_table(
       frames: of the sample.
       samples: drawn for each row.
       seed: of the draws.
+
+    Raises:
+      UserError: no validation of this size has a matrix that can be inverted.
     """
     rows, members = [], roles.parasites
     for number in parasites:
         truth = truth_of(number, healthy, roles, detector, frames=frames)
-        evidence = draw(detector, truth, samples=samples, seed=seed)
+        drawn = draw(detector, truth, samples=samples, seed=seed)
+        evidence = usable(drawn)
         ours = count_interval(evidence, members)
         rows.append(
             {
                 "parasites": number,
+                "refused": samples - len(evidence.counts),
                 "mean_estimate": float(deskew(evidence)[..., members].sum(-1).mean()),
                 "median_lower": float(np.median(ours.lower)),
                 "median_upper": float(np.median(ours.upper)),
