@@ -73,7 +73,7 @@ def test_other_classes_or_thresholds_are_no_folds(tmp_path):
 
 def test_a_class_without_a_cell_is_named_with_the_way_out(tmp_path):
     validation = validation_of(tmp_path, metrics(changed(4, [0] * 8)))
-    with pytest.raises(UserError, match="no true cell of gametocyte") as error:
+    with pytest.raises(UserError, match="has no true cell of gametocyte") as error:
         check_invertible(validation)
     assert "--assume-right gametocyte" in str(error.value)
     check_invertible(validation, assume_right=["gametocyte"])

@@ -194,6 +194,9 @@ def test_thresholds_of_the_validation_are_compared(folder, capsys):
         ("estimate run.npy --limit-cells 0", "--limit-cells must be above 0"),
         ("estimate run.npy --red-cells-per-ul nan", "--red-cells-per-ul must be above 0"),
         ("estimate run.npy --assume-right misc", "give --validation as well"),
+        ("coverage --assume-right misc", "give --validation as well"),
+        ("estimate run.npy --frames 3", "give --validation as well"),
+        ("estimate run.npy --line reference", "give --compensation as well"),
         ("estimate run.npy --compensation f.csv", "say which the counts are of by"),
         ("estimate counts.json --obj-thresh 0.6", "has been counted already"),
         ("estimate counts.json --class-names a b", "has been counted already"),
@@ -232,3 +235,10 @@ def test_as_a_command_and_its_help(folder):
     done = run_command([*command, "estimate", str(folder / "counts.json")])
     assert done.returncode == 0, done.stderr
     assert "parasites per uL, as counted" in done.stdout
+
+
+def test_a_threshold_of_0_is_not_the_default(folder):
+    np.save("faint.npy", run_array([0, 0, 1], objectness=0.1))
+    run("estimate faint.npy --obj-thresh 0 --output out")
+    values = json.loads((folder / "out" / "counts.json").read_text())
+    assert values["raw_counts"]["red cells"]["estimate"] == 3

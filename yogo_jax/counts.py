@@ -74,6 +74,8 @@ def check(args: argparse.Namespace) -> None:
     model = getattr(args, "model", None)
     if model is not None and (not model.strip() or Path(model).name != model):
         raise UserError(f"--model must be a name that a file can have, without folders: {model!r}")
+    if getattr(args, "assume_right", None) and not args.validation:
+        raise UserError("--assume-right completes a validation: give --validation as well")
     if args.command == "estimate":
         _check_estimate(args)
 
@@ -97,8 +99,12 @@ def _check_estimate(args: argparse.Namespace) -> None:
                 f"--min-class-confidence-threshold does nothing here: {args.counts} has been "
                 "counted already, and there is no --compensation"
             )
-    if args.assume_right and not args.validation:
-        raise UserError("--assume-right completes a validation: give --validation as well")
+    for name, needed, why in (
+        ("frames", "validation", "subtracts boxes on nothing, at the rate of a validation"),
+        ("line", "compensation", "says what the line of a compensation file is"),
+    ):
+        if getattr(args, name) and not getattr(args, needed):
+            raise UserError(f"{_flag(name)} {why}: give {_flag(needed)} as well")
 
 
 def _check_positive(name: str, value: float | None) -> None:

@@ -33,7 +33,10 @@ def estimate(args: argparse.Namespace) -> dict[str, Any]:
     if args.output:
         make_folder(args.output, "--output")
     validation = _pooled(args.validation) if args.validation else None
-    counted_at = CountedAt(args.obj_thresh or 0.5, args.min_class_confidence_threshold or 0.0)
+    counted_at = CountedAt(
+        0.5 if args.obj_thresh is None else args.obj_thresh,
+        args.min_class_confidence_threshold or 0.0,
+    )
     sample = _sample(args, validation, counted_at)
     line = None
     if args.compensation:
@@ -62,11 +65,12 @@ def estimate(args: argparse.Namespace) -> dict[str, Any]:
     if line:
         counted = values["raw"]["parasites_per_ul"]
         limits = counted["estimate"], counted["lower"], counted["upper"]
-        found = lines.compensate(line, args.line, limits)
+        kind = args.line or lines.LINES[0]
+        found = lines.compensate(line, kind, limits)
         values["compensated"] = compensated_values(found, args.red_cells_per_ul)
         values["compensation"] = {
             "file": str(args.compensation),
-            "line": args.line,
+            "line": kind,
             **line._asdict(),
         }
     print(format_estimate(values))
@@ -129,14 +133,15 @@ def compensation(args: argparse.Namespace) -> None:
         per_ul.append(share * args.red_cells_per_ul)
     counted = dict(zip(confidences, np.stack(per_ul, axis=1), strict=True)) if runs else {}
     references = np.array([reference for _, reference in runs])
-    fitted, left_out = lines.fit_lines(counted, references, args.line)
+    kind = args.line or lines.LINES[0]
+    fitted, left_out = lines.fit_lines(counted, references, kind)
     left_out_lines = lines.describe_left_out(left_out)
     if not fitted:
         raise UserError(f"{args.runs}: " + "; ".join(left_out_lines or ["no run in it"]))
     heatmaps = "with" if args.heatmaps else "no"
     path = folder / f"{args.model}-{args.kind}-compensation-{heatmaps}-heatmaps.csv"
     write_atomically(path, compensation_files.compensation_csv(fitted))
-    print(_compensation_table(fitted, args.line, len(runs)))
+    print(_compensation_table(fitted, kind, len(runs)))
     for text in left_out_lines:
         print(text)
     print(f"written {path}")
@@ -152,7 +157,7 @@ def coverage(args: argparse.Namespace) -> list[dict[str, Any]]:
     detector = count_simulation.example_detector()
     if args.validation:
         validation = _pooled(args.validation)
-        count_matrix.check_invertible(validation)
+        count_matrix.check_invertible(validation, assume_right=args.assume_right)
         names, detector = validation.class_names, count_simulation.detector_like(validation)
     detector = count_simulation.with_validation_times(detector, args.validation_times)
     roles = find_roles(names, args.parasite_classes, args.red_cell_classes)

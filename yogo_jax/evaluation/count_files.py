@@ -140,7 +140,7 @@ def reordered(sample: Sample, class_names: Sequence[str]) -> Sample:
     return sample._replace(class_names=tuple(class_names), counts=sample.counts[order])
 
 
-def read_json(path: Path, flag: str) -> Any:
+def read_json(path: Path) -> Any:
     """The values of a JSON file.
 
     Raises:
@@ -149,11 +149,11 @@ def read_json(path: Path, flag: str) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{flag} {path}: cannot be read as JSON ({error})") from error
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def _read_counts_json(path: Path) -> Sample:
-    values = read_json(path, "counts")
+    values = read_json(path)
     values = values if isinstance(values, dict) else {}
     found = next(
         (values[key] for key in ("total", "by_class") if isinstance(values.get(key), dict)), None
@@ -221,7 +221,7 @@ def _names_beside(path: Path) -> list[str] | None:
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return None
-    values = read_json(sidecar, "beside the array:")
+    values = read_json(sidecar)
     names = values.get("class_names") if isinstance(values, dict) else None
     return names if names and all(isinstance(name, str) for name in names) else None
 

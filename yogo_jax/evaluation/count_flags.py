@@ -17,7 +17,7 @@ Add = Callable[..., Any]
 def add_estimate(commands: argparse._SubParsersAction) -> None:
     """The flags of `estimate`."""
     text = "numbers of one sample: counts, parasitemia, parasites per uL, limit of detection"
-    add = commands.add_parser("estimate", help=text, description=text.capitalize()).add_argument
+    add = commands.add_parser("estimate", help=text, description=text).add_argument
     add(
         "counts",
         type=Path,
@@ -31,13 +31,7 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
         help="metrics.json of the same network, of one validation or of several folds: corrects "
         "the counts; must have been made at the same thresholds",
     )
-    add(
-        "--assume-right",
-        nargs="+",
-        default=[],
-        metavar="CLASS",
-        help="classes without a true cell in the validation, taken as always found and named right",
-    )
+    _add_assume_right(add)
     add(
         "--frames",
         type=int,
@@ -91,20 +85,14 @@ def add_matrix(commands: argparse._SubParsersAction) -> None:
         help="leave missed cells out, so that rows sum to 1; default: rows sum to the share found, "
         "and the correction makes up for missed cells",
     )
-    add(
-        "--assume-right",
-        nargs="+",
-        default=[],
-        metavar="CLASS",
-        help="classes without a true cell: their rows are those of the identity",
-    )
+    _add_assume_right(add)
     _add_model(add)
 
 
 def add_compensation(commands: argparse._SubParsersAction) -> None:
     """The flags of `compensation`."""
     text = "the compensation file of the instrument, fitted over runs with a reference count"
-    add = commands.add_parser("compensation", help=text, description=text.capitalize()).add_argument
+    add = commands.add_parser("compensation", help=text, description=text).add_argument
     add(
         "runs",
         type=Path,
@@ -137,7 +125,7 @@ def add_compensation(commands: argparse._SubParsersAction) -> None:
 def add_coverage(commands: argparse._SubParsersAction) -> None:
     """The flags of `coverage`."""
     text = "how often the intervals hold the truth, by simulation"
-    add = commands.add_parser("coverage", help=text, description=text.capitalize()).add_argument
+    add = commands.add_parser("coverage", help=text, description=text).add_argument
     add(
         "--validation",
         type=Path,
@@ -145,6 +133,7 @@ def add_coverage(commands: argparse._SubParsersAction) -> None:
         metavar="METRICS.json",
         help="taken as the truth about the network; default: a made-up network of seven classes",
     )
+    _add_assume_right(add)
     add(
         "--validation-times",
         type=float,
@@ -160,14 +149,23 @@ def add_coverage(commands: argparse._SubParsersAction) -> None:
     _add_roles(add)
 
 
+def _add_assume_right(add: Add) -> None:
+    add(
+        "--assume-right",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes without a true cell in the validation, taken as always found and named right",
+    )
+
+
 def _add_line(add: Add) -> None:
     add(
         "--line",
         choices=("counted", "reference"),
-        default="counted",
         help="what the line of the file gives. counted: counted = m * reference + b, whose m the "
         "instrument's corrector divides by; reference: reference = m * counted + b; "
-        "default: %(default)s",
+        "default: counted",
     )
 
 

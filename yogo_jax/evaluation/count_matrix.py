@@ -55,7 +55,7 @@ def read_validation(path: Path) -> Validation:
     Raises:
       UserError: it is no such file, or its matrix is not one of counts with the background.
     """
-    values = read_json(path, "--validation")
+    values = read_json(path)
     try:
         names = tuple(values["confusion"]["class_names"])
         matrix = np.asarray(values["confusion"]["matrix"], np.float64)
@@ -93,12 +93,12 @@ def pool(validations: Sequence[Validation]) -> Validation:
     for other in validations[1:]:
         if other.counted_at != first.counted_at:
             raise UserError(
-                "--validation: all files must have been made at the same thresholds, got "
+                "validations must all have been made at the same thresholds, got "
                 f"{first.counted_at} and {other.counted_at}"
             )
         if other.class_names != first.class_names:
             raise UserError(
-                "--validation: all files must have the same classes in the same order, got "
+                "validations must all have the same classes in the same order, got "
                 f"{list(first.class_names)} and {list(other.class_names)}"
             )
     return Validation(
@@ -137,8 +137,8 @@ def check_invertible(validation: Validation, *, assume_right: Sequence[str] = ()
     ]
     if unknown:
         raise UserError(
-            f"--validation: no true cell of {', '.join(unknown)}, so how the network calls them is "
-            "unknown. Evaluate on images that have some, or, if none are expected in the sample, "
+            f"the validation has no true cell of {', '.join(unknown)}, so how the network calls "
+            "them is unknown. Evaluate on images that have some, or, if none are expected in the sample, "
             f"add --assume-right {' '.join(unknown)}: taken as always found and named right"
         )
     matrix = response_matrix(validation)

@@ -115,7 +115,8 @@ def usable(evidence: Evidence) -> Evidence:
         raise UserError(
             "no validation that was drawn can be inverted: it has too few cells of some class"
         )
-    return Evidence(*(part[kept] for part in evidence[:3]), evidence.frames_ratio)
+    counts, matrix, extra = (part[kept] for part in evidence[:3])
+    return Evidence(counts, matrix, extra, evidence.frames_ratio)
 
 
 def sigma_interval(evidence: Evidence, members: Bool[np.ndarray, " k"], sigmas: float) -> Interval:
@@ -150,7 +151,7 @@ def truth_of(
     """
     members = roles.parasites
     others = detector.cells * healthy / detector.cells[roles.red_cells & ~members].sum()
-    mix = detector.cells * members
+    mix = np.maximum(detector.cells, 1e-9) * members
     return Truth(np.where(members, parasites * mix / mix.sum(), others), frames)
 
 

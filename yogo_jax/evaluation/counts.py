@@ -59,7 +59,8 @@ def find_roles(
         unknown = [name for name in names if name not in class_names]
         if unknown:
             raise UserError(
-                f"{flag}: no class {', '.join(unknown)}; the classes are {', '.join(class_names)}"
+                f"{flag}: no class {', '.join(unknown)}; the classes are {', '.join(class_names)}: "
+                "name those that are meant"
             )
     outside = [name for name in parasite_classes if name not in red_cell_classes]
     if outside or set(parasite_classes) == set(red_cell_classes):
