@@ -147,6 +147,16 @@ def test_compensation_is_fitted_written_and_applied(folder, capsys):
     assert values["compensation"]["line"] == "counted"
 
 
+def test_a_file_of_the_other_line_raises_a_doubt(folder, capsys):
+    write_runs(folder)
+    run("compensation runs.csv --model m --output .")
+    file = "m/m-clinical-compensation-no-heatmaps.csv --min-class-confidence-threshold 0.9"
+    run(f"estimate r3.npy --compensation {file}")
+    assert "other line" not in capsys.readouterr().out
+    run(f"estimate r3.npy --compensation {file} --line reference")
+    assert "As --line reference, m = 0.4 says" in capsys.readouterr().out
+
+
 def test_names_of_compensation_files_and_the_other_line(folder):
     write_runs(folder)
     run("compensation runs.csv --model m --output . --kind cultured --heatmaps --line reference")

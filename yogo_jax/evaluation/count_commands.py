@@ -71,8 +71,12 @@ def estimate(args: argparse.Namespace) -> dict[str, Any]:
         values["compensation"] = {
             "file": str(args.compensation),
             "line": kind,
-            **line._asdict(),
+            **{
+                name: value if np.isfinite(value) else None
+                for name, value in line._asdict().items()
+            },
         }
+        values["notes"] += _line_notes(line, kind)
     print(format_estimate(values))
     if args.output:
         write_json(args.output / "counts.json", values)
@@ -241,6 +245,17 @@ def _correction_notes(
             "thresholds" + (f": {_flags(validation.counted_at)}." if validation.counted_at else ".")
         )
     return notes
+
+
+def _line_notes(line: lines.Line, kind: str) -> list[str]:
+    """A word where a file may be of the other line: networks rather miss parasites."""
+    plausible = line.m <= 1 if kind == "counted" else line.m >= 1
+    if plausible:
+        return []
+    return [
+        f"As --line {kind}, m = {line.m:.4g} says that more parasites are counted than there are: "
+        "is the file of the other line?"
+    ]
 
 
 def _matrix_rows(names: Sequence[str], values: np.ndarray) -> list[list[str]]:

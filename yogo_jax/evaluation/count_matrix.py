@@ -138,8 +138,8 @@ def check_invertible(validation: Validation, *, assume_right: Sequence[str] = ()
     if unknown:
         raise UserError(
             f"the validation has no true cell of {', '.join(unknown)}, so how the network calls "
-            "them is unknown. Evaluate on images that have some, or, if none are expected in the sample, "
-            f"add --assume-right {' '.join(unknown)}: taken as always found and named right"
+            "them is unknown. Evaluate on images that have some, or, if none are expected in the "
+            f"sample, add --assume-right {' '.join(unknown)}: taken as always found and named right"
         )
     matrix = response_matrix(validation)
     if not np.linalg.cond(matrix) <= MAX_CONDITION:
