@@ -172,7 +172,9 @@ def _read_counts_json(path: Path) -> Sample:
     frames = values.get("frames")
     if frames is not None:
         frames = int(_count(path, "frames", frames))
-    return Sample(names, np.asarray(counts), frames or None)
+    skipped = int(_count(path, "skipped", values.get("skipped", 0)))
+    note = f"{skipped} frame(s) without counts left out" if skipped else ""
+    return Sample(names, np.asarray(counts), frames or None, note)
 
 
 def _read_csv(path: Path) -> Sample:
