@@ -83,3 +83,23 @@ def test_batched_is_a_loop():
         )
         np.testing.assert_array_equal(rows[image], alone_rows)
         np.testing.assert_array_equal(kept[image], alone_kept)
+
+
+def test_sorting_by_how_healthy_a_box_looks_loses_parasites():
+    # 20 rings, 4 of them with a second, less sure box that is called healthy. The instrument sorts
+    # by the probability of healthy, as far as we can see: docs/counts.md, "The instrument".
+    boxes, healthy, ring = [], [], []
+    for cell in range(20):
+        boxes.append(shifted(3.0 * cell))
+        healthy.append(0.05)
+        ring.append(0.95)
+        if cell < 4:
+            boxes.append(shifted(3.0 * cell + 0.1))
+            healthy.append(0.6)
+            ring.append(0.4)
+    surest = np.maximum(healthy, ring)
+    counts = {}
+    for order, scores in (("surest class", surest), ("healthy", healthy)):
+        kept = survivors(boxes, scores, max_detections=24)
+        counts[order] = sum(ring[row] > healthy[row] for row in kept)
+    assert counts == {"surest class": 20, "healthy": 16}

@@ -29,6 +29,15 @@ from yogo_jax.data.duplicates import candidate_pairs, centred
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
+from yogo_jax.evaluation.count_intervals import count_interval, ratio_interval
+from yogo_jax.evaluation.count_simulation import (
+    draw,
+    example_detector,
+    share_holding,
+    truth_of,
+    with_validation_times,
+)
+from yogo_jax.evaluation.counts import Roles
 from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
@@ -208,3 +217,23 @@ def test_near_duplicates_among_200000_images():
     pairs, _ = candidate_pairs(vectors)
     print(f"\n{n} images: {len(pairs)} candidates in {time.perf_counter() - start:.1f} s")
     assert {(i, n - hidden + i) for i in range(hidden)} == {(a, b) for a, b in pairs.tolist()}
+
+
+def test_intervals_of_counts_hold_the_truth():
+    detector, parasites = example_detector(), np.array([0, 1, 1, 1, 0, 0, 0], bool)
+    roles = Roles(parasites, np.array([1, 1, 1, 1, 0, 0, 0], bool))
+    print("\n2,000 samples each: share of 95 % intervals that hold the truth")
+    print("validation  healthy cells  parasites   counts  parasitemia")
+    for times, healthy in ((1, 20_000), (1, 100_000), (0.3, 20_000), (20, 20_000)):
+        validated = with_validation_times(detector, times)
+        for number in (0, 5, 50, 5000):
+            truth = truth_of(number, healthy, roles, validated, frames=400)
+            evidence = draw(validated, truth, samples=2000, seed=0)
+            share = number / truth.cells[roles.red_cells].sum()
+            counts = share_holding(count_interval(evidence, parasites), number)
+            ratios = share_holding(ratio_interval(evidence, parasites, roles.red_cells), share)
+            cells = f"{validated.cells.sum():>10.0f}{healthy:>15}{number:>11}"
+            print(f"{cells}{counts:>9.4f}{ratios:>13.4f}")
+            for held in (counts, ratios):
+                assert held >= 0.94
+                assert held <= 0.98 or number < 50

@@ -1,0 +1,148 @@
+"""Counts from files: arrays of runs, tables, and what is neither."""
+
+import numpy as np
+import pytest
+
+from count_samples import run_array, write
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.count_files import (
+    INSTRUMENT_CLASSES,
+    count_run,
+    counts_by_confidence,
+    read_counts,
+    read_run_array,
+    reordered,
+)
+
+
+def saved(tmp_path, array):
+    np.save(tmp_path / "run.npy", array)
+    return tmp_path / "run.npy"
+
+
+def counted(run, objectness=0.5, confidence=0.0):
+    return count_run(run, objectness_threshold=objectness, min_class_confidence=confidence)
+
+
+def test_boxes_count_for_their_most_probable_class(tmp_path):
+    run = read_run_array(saved(tmp_path, run_array([0, 0, 0, 1, 3, 6], frames=4)), None)
+    sample = counted(run)
+    assert sample.class_names == INSTRUMENT_CLASSES
+    assert sample.counts.tolist() == [3, 1, 0, 1, 0, 0, 1]
+    assert sample.frames == 4
+    assert sample.note == "6 of 6 boxes kept by the thresholds"
+
+
+@pytest.mark.parametrize(
+    ("objectness", "confidence", "kept"),
+    [(0.5, 0.0, 3), (0.75, 0.0, 2), (0.875, 0.0, 0), (0.5, 0.95, 2), (0.5, 0.9999, 0)],
+)
+def test_thresholds_as_the_instrument_has_them(tmp_path, objectness, confidence, kept):
+    # A box at the objectness threshold falls out, one at the class confidence stays.
+    array = run_array(
+        [0] * 4, objectness=[0.5, 0.75, 0.875, 0.875], confidences=[0.99, 0.99, 0.95, 0.6]
+    )
+    run = read_run_array(saved(tmp_path, array), None)
+    assert counted(run, objectness, confidence).counts[0] == kept
+
+
+def test_many_confidences_in_one_pass_are_as_one_after_the_other(tmp_path):
+    generator = np.random.default_rng(0)
+    confidences = np.round(generator.uniform(0.5, 1, 400), 2)
+    ids = generator.integers(0, 7, 400)
+    array = run_array(ids, confidences=confidences, objectness=generator.uniform(0.3, 1, 400))
+    run = read_run_array(saved(tmp_path, array), None)
+    values = [0.75, 0.8, 0.95, 1.0]
+    found = counts_by_confidence(run, objectness_threshold=0.5, confidences=values)
+    one_by_one = [counted(run, confidence=value).counts for value in values]
+    np.testing.assert_array_equal(found, one_by_one)
+
+
+def test_an_empty_run(tmp_path):
+    run = read_run_array(saved(tmp_path, run_array([])), None)
+    assert counted(run).counts.tolist() == [0] * 7
+    assert counted(run).frames is None
+
+
+def test_names_come_from_the_flag_then_the_file_beside_then_the_validation(tmp_path):
+    path = saved(tmp_path, run_array([0, 1], classes=2))
+    assert read_run_array(path, None, expected=["x", "y"]).class_names == ("x", "y")
+    write(tmp_path / "run.json", {"run_name": "run", "class_names": ["b", "c"]})
+    assert read_run_array(path, None, expected=["x", "y"]).class_names == ("b", "c")
+    assert read_run_array(path, ["d", "e"]).class_names == ("d", "e")
+    write(tmp_path / "run.json", {"run_name": "run", "obj_thresh": 0.5})
+    with pytest.raises(UserError, match="2 classes, but 7 names"):
+        read_run_array(path, None)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        pytest.param(np.zeros(15, np.float32), "found float32", id="flat"),
+        pytest.param(np.zeros((8, 3), np.float32), r"\[8, 3\]", id="no-class"),
+        pytest.param(np.zeros((15, 3), int), "found int64", id="whole-numbers"),
+        pytest.param(run_array([0, 1]).T.copy(), r"\[2, 15\]", id="transposed"),
+        pytest.param(run_array([0]) * 5, "must be in", id="no-probabilities"),
+        pytest.param(run_array([0]) * np.nan, "must be in", id="nan"),
+    ],
+)
+def test_no_array_of_a_run(tmp_path, array, expected):
+    with pytest.raises(UserError, match=expected):
+        read_run_array(saved(tmp_path, array), None)
+
+
+def test_no_file_of_an_array(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read as a \.npy array"):
+        read_run_array(write(tmp_path / "run.npy", "no array"), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "frames"),
+    [
+        ("a.json", {"class_names": ["b", "a"], "total": {"a": 3, "b": 40}, "frames": 7}, 7),
+        ("a.json", {"frames": 7, "skipped": 1, "total": 43, "by_class": {"b": 40, "a": 3}}, 7),
+        ("a.json", {"total": {"b": 40.0, "a": 3}}, None),
+        ("a.csv", "image_id,image,b,a,total\n0,x.png,30,1,31\n1,y.png,10,2,12\n2,z.png,,,\n", 2),
+        ("a.csv", "b,a\n40,3\n", 1),
+    ],
+    ids=["total", "by-class", "bare", "frames", "one-row"],
+)
+def test_counts_of_tables(tmp_path, name, values, frames):
+    sample = read_counts(write(tmp_path / name, values))
+    assert sample.class_names == ("b", "a")
+    assert sample.counts.tolist() == [40, 3]
+    assert sample.frames == frames
+    told = "z.png" in str(values) or "skipped" in values
+    assert ("1 frame(s) without counts" in sample.note) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("a.json", "{", "cannot be read as JSON"),
+        ("a.json", [3], "expected {"),
+        ("a.json", {"total": 4}, "found the fields"),
+        ("a.json", {"total": {"a": -1}}, "count of a must be a whole number"),
+        ("a.json", {"total": {"a": 1.5}}, "found 1.5"),
+        ("a.json", {"total": {"a": True}}, "found True"),
+        ("a.json", {"total": {"a": "inf"}}, "found 'inf'"),
+        ("a.json", {"class_names": ["a", "b"], "total": {"a": 1}}, "counts are there for"),
+        ("a.json", {"total": {"a": 1}, "frames": -3}, "frames must be"),
+        ("a.csv", "", "found 0 line(s)"),
+        ("a.csv", "image,total\nx,3\n", "expected a line of column names"),
+        ("a.csv", "a,b\n1\n", "a.csv:2: expected 2 fields, found 1"),
+        ("a.csv", "a,b\n1,x\n", "line 2, b must be a whole number"),
+        ("a.csv", "a,b\n1,\n", "line 2, b must be a whole number"),
+    ],
+)
+def test_no_counts(tmp_path, name, values, expected):
+    with pytest.raises(UserError) as error:
+        read_counts(write(tmp_path / name, values))
+    assert expected in str(error.value)
+
+
+def test_classes_are_put_in_the_order_of_the_validation(tmp_path):
+    sample = read_counts(write(tmp_path / "a.json", {"total": {"a": 3, "b": 40}}))
+    assert reordered(sample, ["b", "a"]).counts.tolist() == [40, 3]
+    with pytest.raises(UserError, match="the counts are of the classes a, b"):
+        reordered(sample, ["a", "c"])

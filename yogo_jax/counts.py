@@ -1,0 +1,131 @@
+"""Counts that can be believed: `python -m yogo_jax.counts estimate|matrix|compensation|coverage`.
+
+Corrects counts of a run by what a validation says of the network, gives parasitemia with intervals,
+and writes the files that the instrument's count corrector reads.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.evaluation.count_flags import (
+    add_compensation,
+    add_coverage,
+    add_estimate,
+    add_matrix,
+)
+
+
+EXAMPLES = """\
+examples:
+  what is in one run, as counted (boxes of `infer --save-npy`, or counts of `infer --count`):
+    python -m yogo_jax.counts estimate run.npy
+    python -m yogo_jax.counts estimate counts.json
+
+  the same, corrected for the network's errors, with files for other programs:
+    python -m yogo_jax.evaluate runs/first --definition FILE.yml --output results
+    python -m yogo_jax.counts estimate run.npy --validation results/metrics.json --output counts
+
+  files of the instrument's count corrector, from five folds, and from runs with a reference:
+    python -m yogo_jax.counts matrix fold-*/metrics.json --model my-model-1 --output data_files
+    python -m yogo_jax.counts compensation runs.csv --model my-model-1 --output data_files
+
+  whether the intervals can be believed for your network and your number of cells:
+    python -m yogo_jax.counts coverage --validation results/metrics.json --cells 50000
+
+docs/counts.md derives every number. `COMMAND --help` lists the flags of each.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yogo_jax.counts",
+        description="Counts, parasitemia and parasites per uL with 95 % intervals.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_estimate(commands)
+    add_matrix(commands)
+    add_compensation(commands)
+    add_coverage(commands)
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses values out of range, and flags that would do nothing.
+
+    Raises:
+      UserError: naming the flag, what was expected and what was given.
+    """
+    for name in ("obj_thresh", "min_class_confidence_threshold"):
+        value = getattr(args, name, None)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{_flag(name)} must be in [0, 1], got {value}")
+    for name in ("frames", "samples", "cells", "red_cells_per_ul", "validation_times"):
+        _check_positive(name, getattr(args, name, None))
+    for value in getattr(args, "limit_cells", None) or ():
+        _check_positive("limit_cells", value)
+    for value in getattr(args, "parasites", ()):
+        if not 0 <= value < math.inf:
+            raise UserError(f"--parasites must be 0 or more, got {value}")
+    model = getattr(args, "model", None)
+    if model is not None and (not model.strip() or Path(model).name != model):
+        raise UserError(f"--model must be a name that a file can have, without folders: {model!r}")
+    if getattr(args, "assume_right", None) and not args.validation:
+        raise UserError("--assume-right completes a validation: give --validation as well")
+    if args.command == "estimate":
+        _check_estimate(args)
+
+
+def _check_estimate(args: argparse.Namespace) -> None:
+    is_array = args.counts.suffix.lower() == ".npy"
+    if args.compensation and args.min_class_confidence_threshold is None:
+        raise UserError(
+            "--compensation has a row for each class confidence: say which the counts are of by "
+            "--min-class-confidence-threshold"
+        )
+    if not is_array:
+        for name in ("obj_thresh", "class_names"):
+            if getattr(args, name) is not None:
+                raise UserError(
+                    f"{_flag(name)} is for the array of a run (.npy); {args.counts} has been "
+                    "counted already"
+                )
+        if args.min_class_confidence_threshold is not None and not args.compensation:
+            raise UserError(
+                f"--min-class-confidence-threshold does nothing here: {args.counts} has been "
+                "counted already, and there is no --compensation"
+            )
+    for name, needed, why in (
+        ("frames", "validation", "subtracts boxes on nothing, at the rate of a validation"),
+        ("line", "compensation", "says what the line of a compensation file is"),
+    ):
+        if getattr(args, name) and not getattr(args, needed):
+            raise UserError(f"{_flag(name)} {why}: give {_flag(needed)} as well")
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{_flag(name)} must be above 0, got {value}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = make_parser().parse_args(argv)
+    with exit_on_user_error():
+        check(args)
+        # Imported late: a mistake in a flag is told without waiting for SciPy.
+        from yogo_jax.evaluation import count_commands
+
+        getattr(count_commands, args.command)(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Counts from files: the instrument's array of a run, and tables that `infer --count` writes."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from yogo_jax.errors import UserError
+
+
+# The instrument's classes, in its order.
+INSTRUMENT_CLASSES = (
+    "healthy",
+    "ring",
+    "trophozoite",
+    "schizont",
+    "gametocyte",
+    "wbc",
+    "misc",
+)
+# Rows of the instrument's array before the class probabilities; of them those that are read here.
+ARRAY_HEAD = 8
+IMAGE_ROW, OBJECTNESS_ROW = 0, 5
+
+
+class Sample(NamedTuple):
+    """Boxes of each class in a run, float [k]; `frames` is None if the file does not say."""
+
+    class_names: tuple[str, ...]
+    counts: Float[np.ndarray, " k"]
+    frames: int | None
+    note: str = ""
+
+
+class RunArray(NamedTuple):
+    """The instrument's `15 x N` array of a run."""
+
+    path: Path
+    class_names: tuple[str, ...]
+    array: Float[np.ndarray, "rows n"]
+
+    @property
+    def class_probs(self) -> Float[np.ndarray, "k n"]:
+        """Probability of each class of each box."""
+        return self.array[ARRAY_HEAD:]
+
+
+def read_run_array(
+    path: Path, class_names: Sequence[str] | None, *, expected: Sequence[str] | None = None
+) -> RunArray:
+    """A run's array.
+
+    Args:
+      path: a `.npy` file.
+      class_names: of its last rows, in order; None takes those of `RUN.json` beside it, if it has
+        any, else the expected ones.
+      expected: those of the validation; None expects the instrument's.
+
+    Raises:
+      UserError: it is no such array, or the names are not as many as its classes.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as a .npy array ({error})") from error
+    if array.ndim != 2 or array.shape[0] <= ARRAY_HEAD or array.dtype.kind != "f":
+        raise UserError(
+            f"{path}: expected floats [{ARRAY_HEAD} + classes, boxes] as `infer --save-npy` writes "
+            f"them, found {array.dtype} {list(array.shape)}"
+        )
+    classes = array.shape[0] - ARRAY_HEAD
+    names = tuple(class_names or _names_beside(path) or expected or INSTRUMENT_CLASSES)
+    if len(names) != classes:
+        raise UserError(
+            f"{path}: {classes} classes, but {len(names)} names ({', '.join(names)}): give all of "
+            "them in order by --class-names"
+        )
+    _check_probabilities(path, array)
+    return RunArray(path, names, array)
+
+
+def count_run(run: RunArray, *, objectness_threshold: float, min_class_confidence: float) -> Sample:
+    """Boxes of each class in a run: each counts for its most probable class.
+
+    As the instrument counts: objectness above its threshold, probability of the class at or above
+    the other.
+    """
+    probs = np.asarray(run.class_probs)
+    kept = (run.array[OBJECTNESS_ROW] > objectness_threshold) & (
+        probs.max(axis=0, initial=0.0) >= min_class_confidence
+    )
+    counts = np.bincount(probs[:, kept].argmax(axis=0), minlength=len(run.class_names))
+    frames = len(np.unique(run.array[IMAGE_ROW]))
+    note = f"{kept.sum()} of {run.array.shape[1]} boxes kept by the thresholds"
+    return Sample(run.class_names, counts.astype(np.float64), frames or None, note)
+
+
+def counts_by_confidence(
+    run: RunArray, *, objectness_threshold: float, confidences: Sequence[float]
+) -> Float[np.ndarray, "n k"]:
+    """The counts of `count_run` at many class confidences, in one pass."""
+    probs = np.asarray(run.class_probs)[:, run.array[OBJECTNESS_ROW] > objectness_threshold]
+    best, called = probs.max(axis=0, initial=0.0), probs.argmax(axis=0)
+    # As float32 as the probabilities, which is how `count_run` compares.
+    limits = np.asarray(confidences, probs.dtype)
+    columns = [np.sort(best[called == index]) for index in range(len(run.class_names))]
+    counts = [len(column) - np.searchsorted(column, limits, side="left") for column in columns]
+    return np.stack(counts, axis=1).astype(np.float64)
+
+
+def read_counts(path: Path) -> Sample:
+    """Counts of classes from a JSON or CSV file.
+
+    JSON: a mapping of class names to counts as `total` (or `by_class`), and the number of `frames`
+    if known. CSV: a row for each frame, a column for each class; columns `image_id`, `image` and
+    `total` are left out, and rows whose counts are empty, frames that could not be read, too.
+
+    Raises:
+      UserError: it is neither, or something in it is no count.
+    """
+    return _read_csv(path) if path.suffix.lower() == ".csv" else _read_counts_json(path)
+
+
+def reordered(sample: Sample, class_names: Sequence[str]) -> Sample:
+    """The sample with its classes in another order.
+
+    Raises:
+      UserError: they are not the same classes.
+    """
+    if sorted(class_names) != sorted(sample.class_names):
+        raise UserError(
+            f"the counts are of the classes {', '.join(sample.class_names)}, the validation of "
+            f"{', '.join(class_names)}: use a validation of the network that counted"
+        )
+    order = [sample.class_names.index(name) for name in class_names]
+    return sample._replace(class_names=tuple(class_names), counts=sample.counts[order])
+
+
+def read_json(path: Path) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _read_counts_json(path: Path) -> Sample:
+    values = read_json(path)
+    values = values if isinstance(values, dict) else {}
+    found = next(
+        (values[key] for key in ("total", "by_class") if isinstance(values.get(key), dict)), None
+    )
+    if not found:
+        raise UserError(
+            f'{path}: expected {{"total": {{"healthy": 123, ...}}}} as `infer --count` writes it, '
+            f"found the fields {list(values)}"
+        )
+    names = tuple(values.get("class_names") or found)
+    if set(names) != set(found):
+        raise UserError(
+            f"{path}: class_names are {list(names)}, but counts are there for {list(found)}"
+        )
+    counts = [_count(path, f"count of {name}", found[name]) for name in names]
+    frames = values.get("frames")
+    if frames is not None:
+        frames = int(_count(path, "frames", frames))
+    skipped = int(_count(path, "skipped", values.get("skipped", 0)))
+    note = f"{skipped} frame(s) without counts left out" if skipped else ""
+    return Sample(names, np.asarray(counts), frames or None, note)
+
+
+def _read_csv(path: Path) -> Sample:
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error})") from error
+    header = rows[0] if rows else []
+    columns = [
+        i for i, name in enumerate(header) if name.strip() not in ("image_id", "image", "total")
+    ]
+    if not columns or len(rows) < 2:
+        raise UserError(
+            f"{path}: expected a line of column names, of classes among them, and a row for each "
+            f"frame; found {len(rows)} line(s)"
+        )
+    counts, frames, skipped = np.zeros(len(columns)), 0, 0
+    for line, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise UserError(f"{path}:{line}: expected {len(header)} fields, found {len(row)}")
+        cells = [row[i].strip() for i in columns]
+        if not any(cells):
+            skipped += 1
+            continue
+        counts += [
+            _count(path, f"line {line}, {header[i]}", text)
+            for i, text in zip(columns, cells, strict=True)
+        ]
+        frames += 1
+    note = f"{skipped} frame(s) without counts left out" if skipped else ""
+    return Sample(tuple(header[i].strip() for i in columns), counts, frames or None, note)
+
+
+def _count(path: Path, what: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not (number >= 0 and number.is_integer()):
+        raise UserError(f"{path}: {what} must be a whole number, 0 or more, found {value!r}")
+    return number
+
+
+def _names_beside(path: Path) -> list[str] | None:
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        return None
+    values = read_json(sidecar)
+    names = values.get("class_names") if isinstance(values, dict) else None
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def _check_probabilities(path: Path, array: np.ndarray) -> None:
+    """Refuses an array of another layout: what is read as a probability must look like one."""
+    read = array[[OBJECTNESS_ROW, *range(ARRAY_HEAD, array.shape[0])]]
+    # NaN fails the comparison, as it should.
+    if read.size and not (read.min() >= 0.0 and read.max() <= 1.001):
+        raise UserError(
+            f"{path}: row {OBJECTNESS_ROW} (objectness) and rows {ARRAY_HEAD} on (class "
+            f"probabilities) must be in [0, 1], found {read.min()} to {read.max()}"
+        )
