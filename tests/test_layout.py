@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "inference": {"errors", "detector", "data", "output", "training", "inference"},
     "cache": set(),
     "compilation": {"cache"},
+    # Knows the other entry points by name.
+    "__main__": {"errors"},
     **{
         entry: {
             "errors",

@@ -48,8 +48,8 @@ def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m yogo_jax.anchors",
         description="Mean size of the training boxes: what model.anchor=auto would take.",
@@ -57,7 +57,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("definition", help="data set definition (.yml), or synthetic")
     parser.add_argument("--min-box-area", type=float, default=MIN_BOX_AREA)
     parser.add_argument("--on-bad-label", choices=("error", "skip"), default="error")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = make_parser().parse_args(argv)
     with exit_on_user_error():
         if not 0 <= args.min_box_area < 1:
             raise UserError(f"--min-box-area must be in [0, 1), got {args.min_box_area}")

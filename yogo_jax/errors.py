@@ -7,6 +7,15 @@ from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
 
+# Packages that not every user has, and the extra of pyproject.toml that brings them.
+EXTRA_OF_PACKAGE = {
+    "jax2onnx": "bridge",
+    "onnx": "bridge",
+    "onnxruntime": "runtime",
+    "openvino": "runtime",
+    "nncf": "int8",
+}
+
 
 class UserError(ValueError):
     """Input that cannot be used; the message names the place, what was expected, and the fix.
@@ -19,7 +28,8 @@ class UserError(ValueError):
 def exit_on_user_error() -> Iterator[None]:
     """Turns a `UserError` into its message on standard error and exit status 2.
 
-    A worker process hands its exceptions on wrapped in others, so causes are looked through.
+    A worker process hands its exceptions on wrapped in others, so causes are looked through. A
+    package of an extra that is not installed is such an error, too.
     """
     try:
         yield
@@ -33,5 +43,12 @@ def exit_on_user_error() -> Iterator[None]:
 
 def _user_error_in(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            package = error.name.split(".")[0]
+            if extra := EXTRA_OF_PACKAGE.get(package):
+                return UserError(
+                    f"{package} is not installed, which this needs: pip install "
+                    f"-c constraints.txt -e '.[{extra}]'"
+                )
         error = error.__cause__ or error.__context__
     return error

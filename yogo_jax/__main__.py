@@ -1,0 +1,112 @@
+"""All commands under one name: `yogo-jax train …` is `python -m yogo_jax.train …`, and so on."""
+
+import argparse
+import difflib
+import importlib
+import sys
+from typing import NamedTuple
+
+from yogo_jax.errors import UserError, exit_on_user_error
+
+
+class Command(NamedTuple):
+    """One sub-command: the module whose `main` it is, and what it is for."""
+
+    module: str
+    summary: str
+
+
+# In the order of a project's life. Those of `bridge` are known by name only: it is imported when
+# one of them is called, and needs packages that the others do without.
+GROUPS: dict[str, dict[str, Command]] = {
+    "Look at the data": {
+        "inspect": Command("yogo_jax.inspect", "what is in a data set, and what is wrong with it"),
+        "anchors": Command("yogo_jax.anchors", "mean size of the training boxes"),
+    },
+    "Train and judge": {
+        "train": Command("yogo_jax.train", "train a detector, or continue a run"),
+        "evaluate": Command("yogo_jax.evaluate", "metrics and report of a checkpoint"),
+        "report": Command("yogo_jax.report", "a page on one run, or comparing several"),
+    },
+    "Detect and count": {
+        "infer": Command("yogo_jax.infer", "find cells in images, zarr stores and videos"),
+        "counts": Command("yogo_jax.counts", "parasitemia with intervals, from what was found"),
+    },
+    "To the instrument, and from the original": {
+        "export": Command("bridge.to_openvino", "a checkpoint as verified ONNX and OpenVINO IR"),
+        "benchmark": Command("bridge.benchmark", "frames/s of exported models, in turn"),
+        "from-torch": Command("bridge.from_torch", "a checkpoint of the original as one of ours"),
+        "from-onnx": Command("bridge.from_onnx", "an exported network of the original as ours"),
+    },
+}
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+SHELLS = ("bash", "zsh", "tcsh")
+
+EXAMPLES = """\
+A first project:
+  yogo-jax inspect FILE.yml                         is the data what you think it is?
+  yogo-jax train --config configs/base.py --workdir runs/first \\
+      --config.data.definition=FILE.yml --config.model.anchor=auto
+  yogo-jax evaluate runs/first --output results     metrics.json and report.html
+  yogo-jax infer runs/first --images FOLDER --output found --draw-boxes --count
+  yogo-jax export runs/first --output exported      for the instrument
+
+yogo-jax COMMAND --help says more on each. Completion in the shell:
+  eval "$(yogo-jax completion bash)"                or zsh, tcsh; into ~/.bashrc to keep it
+"""
+
+
+def format_help() -> str:
+    """The page that `yogo-jax --help` prints."""
+    lines = [
+        "usage: yogo-jax COMMAND [FLAGS]",
+        "",
+        "YOGO, the one-stage detector that counts malaria parasites in real time.",
+    ]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<12}{command.summary}" for name, command in group.items()]
+    lines += ["", "Other:", "  completion  completion of these commands, for a shell", "", EXAMPLES]
+    return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands with all of their flags in one parser: what completion is made from."""
+    parser = argparse.ArgumentParser(prog="yogo-jax")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        flags = importlib.import_module(command.module).make_parser()
+        commands.add_parser(name, parents=[flags], add_help=False, help=command.summary)
+    completion = commands.add_parser("completion", help="completion for a shell")
+    completion.add_argument("shell", choices=SHELLS)
+    return parser
+
+
+def _print_completion(arguments: list[str]) -> None:
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        raise UserError(f"completion: expected one of {', '.join(SHELLS)}, got {arguments}")
+    import shtab
+
+    print(shtab.complete(make_parser(), shell=arguments[0]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(format_help())
+        return
+    name, *rest = arguments
+    with exit_on_user_error():
+        if name == "completion":
+            _print_completion(rest)
+            return
+        if name not in COMMANDS:
+            nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(COMMANDS)}"
+            raise UserError(f"{name!r} is not a command of yogo-jax; {hint} See yogo-jax --help")
+        importlib.import_module(COMMANDS[name].module).main(rest)
+
+
+if __name__ == "__main__":
+    main()
