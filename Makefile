@@ -30,10 +30,12 @@ $(VENV)/.dev: $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	$(BIN)/python -m yogo_jax.train --config configs/demo.py --workdir runs/demo
 	@echo
+	@echo "Report of the test, for a browser: runs/demo/test/report.html"
 	@echo "Pictures of detections (true boxes dashed): runs/demo/test/pictures/"
 	@echo "Next:"
 	@echo "  your own data        $(BIN)/python -m yogo_jax.train --config configs/base.py --config.data.definition=FILE.yml"
-	@echo "  how to describe it   docs/data.md"
+	@echo "  how to describe it   docs/data.md; look at it first: $(BIN)/python -m yogo_jax.inspect FILE.yml"
+	@echo "  find and count cells $(BIN)/python -m yogo_jax.infer runs/demo --images FOLDER --output found --draw-boxes --count"
 	@echo "  another split        $(BIN)/python -m yogo_jax.evaluate runs/demo --split val --output runs/demo/val"
 
 lint: $(VENV)/.dev
