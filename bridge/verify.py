@@ -17,11 +17,11 @@ from jaxtyping import Float, UInt8
 from bridge.frames import Strips
 from bridge.half_precision import activation_ranges
 from bridge.limits import MAX_MAP_LOSS
-from bridge.outputs import detections_of, mean_ap_of
-from bridge.runtimes import OnnxModel, OpenVinoModel
+from bridge.outputs import mean_ap_of
+from bridge.runtime import OnnxModel, OpenVinoModel
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
+from yogo_jax.detector.found import Thresholds, detections_of
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import Thresholds
 
 
 # Two boxes of nearly one score may change places in the NMS, and another of them is suppressed:

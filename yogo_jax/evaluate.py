@@ -65,7 +65,8 @@ def evaluate(args: argparse.Namespace) -> dict:
 
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
-    from yogo_jax.evaluation.evaluator import Evaluator, Thresholds, metrics_of_a_test
+    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.evaluation.evaluator import Evaluator, metrics_of_a_test
     from yogo_jax.evaluation.tables import format_metrics
     from yogo_jax.output.files import make_folder, write_json
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from bridge.frames import Strips
-from bridge.outputs import detections_of, mean_ap_of
-from bridge.runtimes import OnnxModel, OpenVinoModel
+from bridge.outputs import mean_ap_of
+from bridge.runtime import OnnxModel, OpenVinoModel
 from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import data_set
 from runs import ROOT, run_aloud, train_command
@@ -27,6 +27,7 @@ from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
+from yogo_jax.detector.found import detections_of
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
 
