@@ -260,8 +260,8 @@ def _sides(port: Any) -> list[int]:
 def _rt_info(model: Any) -> dict[str, str]:
     if not model.has_rt_info([RT_INFO]):
         return {}
-    notes = model.get_rt_info([RT_INFO]).astype(dict)
-    return {key: str(value) for key, value in notes.items()}
+    notes = model.get_rt_info([RT_INFO]).value
+    return {key: str(value) for key, value in notes.items()} if isinstance(notes, dict) else {}
 
 
 def _batches(frames: Frames, size: int) -> Iterator[Frames]:

@@ -58,18 +58,9 @@ def reference_outputs(
 ) -> Float[np.ndarray, "n outputs gh gw"]:
     """What the checkpoint computes of frames, in the layout of exported models."""
 
-    @jax.jit
-    def run(frame: jax.Array) -> jax.Array:
-        predictions = spec.predict(variables, frame)
-        parts = (
-            predictions.boxes_cxcywh,
-            predictions.objectness[..., None],
-            jax.nn.softmax(predictions.class_logits),
-        )
-        return jnp.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
-
+    run = jax.jit(spec.outputs)
     # One by one: all of them at once may not fit.
-    return np.concatenate([np.asarray(run(frame[None])) for frame in frames])
+    return np.concatenate([np.asarray(run(variables, frame[None])) for frame in frames])
 
 
 def compare(

@@ -90,6 +90,22 @@ class ModelSpec:
         assert isinstance(raw, jax.Array)
         return self.decode(raw)
 
+    def outputs(
+        self,
+        variables: Mapping[str, Any],
+        images: UInt8[Array, "b h w c"],
+        *,
+        compute_dtype: DTypeLike = jnp.float32,
+    ) -> Float[Array, "b outputs gh gw"]:
+        """`predict` in the layout of exported models: xc, yc, w, h, objectness, class probs."""
+        predictions = self.predict(variables, images, compute_dtype=compute_dtype)
+        parts = (
+            predictions.boxes_cxcywh,
+            predictions.objectness[..., None],
+            jax.nn.softmax(predictions.class_logits),
+        )
+        return jnp.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)

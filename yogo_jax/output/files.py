@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,23 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes that name when the block has ended well.
+
+    The temporary name is always the same, so that what a kill leaves is used again by the run that
+    continues: only one process may write a file at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except Exception:
         temporary.unlink(missing_ok=True)
         raise
 
