@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,6 +32,7 @@ class EndOfFramesError(Exception):
     """There is no such frame: the source is at its end, which it did not know before."""
 
 
+@runtime_checkable
 class FrameSource(Protocol):
     """Frames in order.
 
@@ -176,10 +177,11 @@ def open_images(
             raise UserError("--images -: expected one path a line on standard input, found none")
         return ImageFiles(paths, root=_common_folder(paths), title="stdin", rgb=rgb)
     if os.path.isdir(where):
-        names = sorted(entry.name for entry in os.scandir(where) if entry.is_file())
+        entries = sorted(Path(where).iterdir())
+        names = [entry.name for entry in entries if entry.is_file()]
         images = [name for name in names if is_image_name(name)]
         if not images:
-            below = any(entry.is_dir() for entry in os.scandir(where))
+            below = any(entry.is_dir() for entry in entries)
             hint = f"; for those in its subfolders say --images '{where}/**/*.png'" if below else ""
             raise UserError(f"--images {where}: no image in this folder{hint}")
         _tell_left_out(len(names) - len(images), say)

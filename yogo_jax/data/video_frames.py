@@ -63,7 +63,7 @@ class VideoFrames:
         """
         if index < self._next:
             raise ValueError(f"frame {index} was asked for after frame {self._next - 1}")
-        frame = None
+        frame: Any = None
         while self._next <= index:
             frame = next(self._frames, None)
             if frame is None:
@@ -71,13 +71,16 @@ class VideoFrames:
             self._next += 1
         if isinstance(frame, Exception):
             raise FrameError(f"{self._path}, frame {index}: cannot be decoded ({frame})")
-        assert frame is not None
+        if frame.is_corrupt:
+            raise FrameError(f"{self._path}, frame {index}: is damaged")
         array = frame.to_ndarray(format=self._format)
         return array if array.ndim == 3 else array[:, :, None]
 
     def _decode(self) -> Iterator[Any]:
         """Frames, and an error in the place of each packet that cannot be decoded."""
         stream = self._container.streams.video[0]
+        # Damage is an error where the codec can tell, and no frame patched up from its neighbours.
+        stream.codec_context.options = {"err_detect": "explode"}
         packets = self._container.demux(stream)
         while True:
             try:

@@ -67,10 +67,12 @@ class ZarrFrames:
             raise UserError(f"--zarr {self._path}: does not exist")
         try:
             if self._path.is_file():
+                if not zipfile.is_zipfile(self._path):
+                    raise ValueError("it is no zip file, or was cut short")
                 self._store = zarr.storage.ZipStore(self._path, mode="r")
             node = zarr.open(self._store or str(self._path), mode="r")
             arrays = [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays()]
-        except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             self.close()
             raise UserError(
                 f"--zarr {self._path}: expected a zarr store, a folder or a zip ({error})"

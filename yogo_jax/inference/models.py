@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class ModelOptions:
     precision: str = "f32"
 
 
+@runtime_checkable
 class Model(Protocol):
     """A network that is ready to run.
 

@@ -14,6 +14,8 @@ from yogo_jax.output.journal import FrameRecord
 PICTURE_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 # Least of the work of a PNG is enough: boxes on a frame hardly get smaller with more.
 _PNG_COMPRESSION = 1
+# A box of no size is no label; six decimals are written.
+_SMALLEST_SIDE = 1e-6
 _WHOLE_FRAME = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -64,7 +66,8 @@ def write_label_file(path: Path, record: FrameRecord, *, with_confidence: bool) 
     found = record.found
     for box, class_id, score in zip(boxes, found.class_ids, found.scores, strict=True):
         (x1, y1), (x2, y2) = box[:2], box[2:]
-        values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+        sizes = [max(side, _SMALLEST_SIDE) for side in (x2 - x1, y2 - y1)]
+        values = [(x1 + x2) / 2, (y1 + y2) / 2, *sizes]
         values += [score] if with_confidence else []
         lines.append(f"{class_id} " + " ".join(f"{value:.6f}" for value in values) + "\n")
     with whole_file(path) as temporary:

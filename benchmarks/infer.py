@@ -1,0 +1,205 @@
+"""Frames/s of `infer` against the bare model and against decoding alone; its memory.
+
+    python benchmarks/infer.py [--model MODEL.xml] [--json FILE] [--memory]
+
+In rounds: the IR alone on frames in memory (the queue always full), the frames read and decoded
+alone by as many threads, and the whole of `infer` with counts and the table of detections, from
+the first frame to the last file. The ratio is to the slower of the two parts, of the same round.
+Without `--model` a base_model of random weights is exported, and the objectness threshold set so
+that some 60 cells a frame are above it.
+
+`--memory` runs the command on 500 and on 5,000 frames with a small network instead.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from bridge import to_openvino
+from bridge.checkpoint import write_converted
+from yogo_jax.data.cells import CLASS_NAMES
+from yogo_jax.data.frame_sources import open_images
+from yogo_jax.data.frames import draw_frame
+from yogo_jax.data.synthetic import CLASS_PROPORTIONS
+from yogo_jax.detector.found import Thresholds
+from yogo_jax.detector.network import init_variables
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.inference.models import Model, ModelOptions, load_model
+from yogo_jax.inference.outputs import Wanted
+from yogo_jax.inference.run import Running, infer_frames
+from yogo_jax.inference.served import view_of
+
+
+IMAGE_HW = (772, 1032)
+DRAWN = 20  # frames; the others are these, shifted
+CANDIDATES = 60
+BARE_FRAMES = 60
+
+
+def write_frames(folder: Path, count: int) -> None:
+    """PNG files of synthetic frames."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        draw_frame(rng, IMAGE_HW, cells_per_frame=40, class_proportions=CLASS_PROPORTIONS).image
+        for _ in range(min(DRAWN, count))
+    ]
+    folder.mkdir()
+    for i in range(count):
+        shifted = np.roll(drawn[i % len(drawn)], 37 * (i // len(drawn)), axis=1)
+        Image.fromarray(shifted).save(folder / f"{i:05d}.png")
+
+
+def export_random(folder: Path, architecture: str) -> Path:
+    """The FP32 IR of a network with random weights."""
+    spec = ModelSpec(
+        architecture=architecture,
+        class_names=CLASS_NAMES,
+        image_hw=IMAGE_HW,
+        anchor_wh=(0.0425, 0.0555),
+        rgb=False,
+        normalize_images=True,
+    )
+    variables = init_variables(spec.network(), jax.random.key(0), image_hw=(64, 64), channels=1)
+    write_converted(folder / "checkpoint", spec, variables, source="random")
+    to_openvino.main([str(folder / "checkpoint"), "--output", str(folder), "--precision", "fp32"])
+    return folder / "model.xml"
+
+
+def fitting_threshold(model: Model, image: np.ndarray) -> float:
+    """An objectness that some cells of an image lie above."""
+    (outputs,) = model.stream([image[None]])
+    return float(np.sort(outputs[0, 4].ravel())[-CANDIDATES])
+
+
+def bare_rate(model: Model, images: list[np.ndarray]) -> float:
+    """Frames/s of the network alone."""
+
+    def batches() -> Iterator[np.ndarray]:
+        for i in range(BARE_FRAMES):
+            yield images[i % len(images)][None]
+
+    began = time.perf_counter()
+    count = sum(1 for _ in model.stream(batches()))
+    return count / (time.perf_counter() - began)
+
+
+def decoding_rate(folder: Path, model: Model, workers: int) -> float:
+    """Frames/s of reading and decoding alone."""
+    source = open_images(str(folder), rgb=False)
+    assert source.count is not None
+    began = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+
+        def load(index: int) -> None:
+            view_of(source.read(index), model.served)
+
+        for _ in pool.map(load, range(source.count)):
+            pass
+    return source.count / (time.perf_counter() - began)
+
+
+def infer_rate(
+    folder: Path, model: Model, output: Path, workers: int, threshold: float
+) -> tuple[float, int]:
+    """Frames/s of everything, and boxes found."""
+    source = open_images(str(folder), rgb=False)
+    assert source.count is not None
+    began = time.perf_counter()
+    summary = infer_frames(
+        model,
+        source,
+        output,
+        model_name="benchmark",
+        thresholds=Thresholds(objectness=threshold),
+        wanted=Wanted(counts=True, csv=True),
+        running=Running(workers=workers, say=lambda _: None),
+    )
+    return source.count / (time.perf_counter() - began), summary["total"]
+
+
+def measure_speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Rates of all rounds."""
+    write_frames(folder / "frames", args.frames)
+    xml = args.model or export_random(folder, "base_model")
+    model = load_model(xml, ModelOptions())
+    source = open_images(str(folder / "frames"), rgb=False)
+    images = [view_of(source.read(i), model.served).image for i in range(min(8, args.frames))]
+    threshold = 0.5 if args.model else fitting_threshold(model, images[0])
+    rows = []
+    for number in range(args.rounds):
+        bare = [bare_rate(model, images)]
+        decoding = decoding_rate(folder / "frames", model, args.workers)
+        whole, boxes = infer_rate(
+            folder / "frames", model, folder / f"out{number}", args.workers, threshold
+        )
+        bare.append(bare_rate(model, images))
+        row = {"bare": statistics.mean(bare), "decoding": decoding, "infer": whole}
+        row["ratio"] = whole / min(row["bare"], decoding)
+        rows.append(row)
+        print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
+    return {
+        "frames": args.frames,
+        "workers": args.workers,
+        "boxes_a_frame": boxes / args.frames,
+        **{name: statistics.median(row[name] for row in rows) for name in rows[0]},
+        "rounds": rows,
+    }
+
+
+def measure_memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Peak memory of the command in a process of its own, in MiB by number of frames."""
+    write_frames(folder / "frames", 100)
+    xml = export_random(folder, "quarter_filters")
+    peaks = {}
+    for count in (500, 5000):
+        files = [folder / "frames" / f"{i % 100:05d}.png" for i in range(count)]
+        command = [sys.executable, "-m", "yogo_jax.infer", str(xml), "--images", "-", "--csv"]
+        command += ["--save-npy", "--coco", "--count", "--output", str(folder / f"out{count}")]
+        command += ["--obj-thresh", "0.6", "--workers", str(args.workers)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            process.stdin.write("\n".join(map(str, files)))
+            process.stdin.close()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        peaks[str(count)] = usage.ru_maxrss / 2**10
+    return {"peak_memory_mib": peaks}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="an IR instead of random weights")
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure = measure_memory if args.memory else measure_speed
+        result = measure(args, Path(folder))
+    for name, value in result.items():
+        print(f"{name:<18}{value:.4g}" if isinstance(value, float) else f"{name:<18}{value}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The command `yogo_jax.infer` in this process, small models for it, and what it leaves."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bridge import to_openvino
+from bridge.serving import make_serving
+from bridge.to_ir import convert_to_ir, save_ir
+from bridge.to_onnx import export_onnx
+from drawn_models import write_random_checkpoint
+from yogo_jax import infer
+from yogo_jax.data.frames import draw_frame
+from yogo_jax.data.synthetic import CLASS_PROPORTIONS
+from yogo_jax.detector.spec import served_spec
+from yogo_jax.training.checkpoints import read_metadata, restore_variables
+
+
+# Of the random networks some cells, and none of them close to it, have an objectness above this.
+THRESHOLD = 0.492
+CLASS_NAMES = ("healthy", "ring", "misc")
+
+
+def run_infer(*arguments: object) -> None:
+    infer.main([str(argument) for argument in arguments])
+
+
+def refused_infer(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What the command says when it refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run_infer(*arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def write_models(folder: Path) -> dict[str, Path]:
+    """A checkpoint of 96x128 px, and what is exported of it: whole, and its middle half.
+
+    As the command exports, but not verified, which takes most of its time and is tested elsewhere.
+    """
+    checkpoint = write_random_checkpoint(folder / "checkpoint")
+    metadata = read_metadata(checkpoint)
+    variables = restore_variables(checkpoint, metadata.model)
+    for name, crop_height in (("whole", None), ("half", 0.5)):
+        spec = served_spec(metadata.model, crop_height=crop_height)
+        said = to_openvino._describe(metadata, spec, checkpoint)
+        model = export_onnx(make_serving(spec, variables), spec, metadata=said)
+        (folder / name).mkdir()
+        (folder / name / "model.onnx").write_bytes(model.SerializeToString())
+        ir = convert_to_ir(model, half_precision=False, metadata=said)
+        save_ir(ir, folder / name / "model.xml")
+    return {
+        "checkpoint": checkpoint,
+        "onnx": folder / "whole" / "model.onnx",
+        "ir": folder / "whole" / "model.xml",
+        "half": folder / "half" / "model.xml",
+        "half_onnx": folder / "half" / "model.onnx",
+    }
+
+
+def write_frames(folder: Path, count: int = 6, image_hw: tuple[int, int] = (96, 128)) -> Path:
+    """PNG files of drawn frames."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for i in range(count):
+        frame = draw_frame(
+            rng, image_hw, cells_per_frame=6, class_proportions=CLASS_PROPORTIONS
+        ).image
+        Image.fromarray(frame).save(folder / f"f{i}.png")
+    return folder
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def detections(folder: Path) -> np.ndarray:
+    """Rows of detections.csv as numbers: image, corners in px, objectness, class, all probs."""
+    rows = read_rows(folder / "detections.csv")
+    left_out = {"image", "class"}
+    return np.asarray(
+        [[float(value) for key, value in row.items() if key not in left_out] for row in rows]
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files, without the time that is in one of them."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if b"write_date" in data:
+                data = json.dumps({**json.loads(data), "write_date": ""}).encode()
+            found[str(path.relative_to(folder))] = data
+    return found
