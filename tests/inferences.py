@@ -101,3 +101,22 @@ def contents(folder: Path) -> dict[str, bytes]:
                 data = json.dumps({**json.loads(data), "write_date": ""}).encode()
             found[str(path.relative_to(folder))] = data
     return found
+
+
+def largest_differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Of two tables of `detections` that have the same boxes: in px, and in objectness or a prob.
+
+    Boxes of nearly one score may stand in another order.
+    """
+    assert len(ours) == len(theirs) > 0
+    px, rest = [], []
+    for image in np.unique(ours[:, 0]):
+        a, b = (table[table[:, 0] == image] for table in (ours, theirs))
+        assert len(a) == len(b)
+        distance = np.abs(a[:, None, 1:5] - b[None, :, 1:5]).max(-1)
+        nearest = distance.argmin(1)
+        assert sorted(nearest) == list(range(len(b)))
+        px.append(distance.min(1).max())
+        np.testing.assert_array_equal(a[:, 6], b[nearest, 6])
+        rest.append(np.abs(np.delete(a - b[nearest], (1, 2, 3, 4), axis=1)).max())
+    return max(px), max(rest)
