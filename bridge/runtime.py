@@ -206,7 +206,7 @@ def open_model(
     path: Path, *, precision: str, frames_in_flight: int | None, divide_by_255: bool
 ) -> OnnxModel | OpenVinoModel:
     """The exported model in a file, by its suffix; see the classes."""
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return OnnxModel(path, divide_by_255=divide_by_255)
     return OpenVinoModel(
         path,

@@ -40,22 +40,23 @@ def refused_infer(capsys: pytest.CaptureFixture[str], *arguments: object) -> str
     return error
 
 
-def write_models(folder: Path) -> dict[str, Path]:
-    """A checkpoint of 96x128 px, and what is exported of it: whole, and its middle half.
-
-    As the command exports, but not verified, which takes most of its time and is tested elsewhere.
-    """
-    checkpoint = write_random_checkpoint(folder / "checkpoint")
+def export_unverified(checkpoint: Path, folder: Path, crop_height: float | None = None) -> None:
+    """As the command exports, in FP32; without the verification, which takes most of its time."""
     metadata = read_metadata(checkpoint)
     variables = restore_variables(checkpoint, metadata.model)
-    for name, crop_height in (("whole", None), ("half", 0.5)):
-        spec = served_spec(metadata.model, crop_height=crop_height)
-        said = to_openvino._describe(metadata, spec, checkpoint)
-        model = export_onnx(make_serving(spec, variables), spec, metadata=said)
-        (folder / name).mkdir()
-        (folder / name / "model.onnx").write_bytes(model.SerializeToString())
-        ir = convert_to_ir(model, half_precision=False, metadata=said)
-        save_ir(ir, folder / name / "model.xml")
+    spec = served_spec(metadata.model, crop_height=crop_height)
+    said = to_openvino._describe(metadata, spec, checkpoint)
+    model = export_onnx(make_serving(spec, variables), spec, metadata=said)
+    folder.mkdir(exist_ok=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    save_ir(convert_to_ir(model, half_precision=False, metadata=said), folder / "model.xml")
+
+
+def write_models(folder: Path) -> dict[str, Path]:
+    """A checkpoint of 96x128 px, and what is exported of it: whole, and its middle half."""
+    checkpoint = write_random_checkpoint(folder / "checkpoint")
+    export_unverified(checkpoint, folder / "whole")
+    export_unverified(checkpoint, folder / "half", crop_height=0.5)
     return {
         "checkpoint": checkpoint,
         "onnx": folder / "whole" / "model.onnx",

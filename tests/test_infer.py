@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from bridge.to_ir import convert_to_ir, save_ir
 from bridge.verify import reference_outputs
-from drawn_models import make_spec
+from drawn_models import make_spec, write_random_checkpoint
 from inferences import (
     CLASS_NAMES,
     THRESHOLD,
@@ -306,6 +307,36 @@ def test_a_model_of_another_maker_needs_to_be_told(models, frames, tmp_path, cap
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_model_for_batches_of_any_size(suffix, models, frames, tmp_path):
+    model = onnx.load(models["onnx"])
+    del model.metadata_props[:]
+    for each in (model.graph.input[0], model.graph.output[0]):
+        each.type.tensor_type.shape.dim[0].dim_param = "n"
+    path = tmp_path / f"any{suffix}"
+    if suffix == ".onnx":
+        onnx.save(model, path)
+    else:
+        save_ir(convert_to_ir(model, half_precision=False, metadata={}), path)
+    source = ("--images", frames, "--class-names", "A,B,C", "--no-normalize-images")
+    found = run_of({"it": path}, "it", source, tmp_path / "a")
+    ours = run_of(models, "ir", ("--images", frames), tmp_path / "b")
+    np.testing.assert_allclose(found, ours, atol=2e-3)
+
+
+def test_a_network_of_three_channels_sees_gray_frames(frames, tmp_path):
+    checkpoint = write_random_checkpoint(tmp_path / "rgb", rgb=True)
+    found = []
+    array = np.stack([np.asarray(Image.open(path)) for path in sorted(frames.iterdir())])
+    save_zarr(tmp_path / "run.zarr", array, (1, 96, 128))
+    for number, source in enumerate((("--images", frames), ("--zarr", tmp_path / "run.zarr"))):
+        output = tmp_path / str(number)
+        run_infer(checkpoint, *source, "--output", output, "--csv", "--obj-thresh", THRESHOLD)
+        found.append(detections(output))
+    assert len(found[0]) > 0
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_pixels_are_divided_for_a_model_of_another_maker(suffix, models, frames, tmp_path):
     # Without the division that ours begins with.
     model = onnx.load(models["onnx"])
@@ -318,8 +349,6 @@ def test_pixels_are_divided_for_a_model_of_another_maker(suffix, models, frames,
     if suffix == ".onnx":
         onnx.save(model, path)
     else:
-        from bridge.to_ir import convert_to_ir, save_ir
-
         save_ir(convert_to_ir(model, half_precision=False, metadata={}), path)
     source = ("--images", frames, "--class-names", "A,B,C", "--normalize-images")
     found = run_of({"it": path}, "it", source, tmp_path / "a")
@@ -367,8 +396,12 @@ def test_broken_frames_are_skipped_named_and_counted(models, frames, tmp_path, c
 
 
 def test_nothing_asked_for_is_counting(models, frames, tmp_path, capsys):
-    run_infer(models["ir"], "--images", frames / "f0.png", "--output-dir", tmp_path / "out")
-    said = capsys.readouterr().out
+    run_infer(
+        models["ir"], "--images", frames / "f0.png", "--output-dir", tmp_path / "out", "--use-tqdm"
+    )
+    said, bar = capsys.readouterr()
+    assert "1/1" in bar
+    assert "frames/s" in bar
     assert "no output was asked for: counting, as with --count" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "counts.csv",

@@ -126,7 +126,7 @@ def test_an_interruption_at_any_step_leaves_no_trace(models, tmp_path, monkeypat
     run_infer(*base, "--output", tmp_path / "counted")
     total = steps
     assert total == 5 * 3 + 1 + 8
-    for number, stop_at in enumerate((1, 2, 6, 11, 16, 17, 18, 20, 22, 24)):
+    for number, stop_at in enumerate((1, 6, 11, 16, 18, 20, 24)):
         steps = 0
         output = ["--output", tmp_path / str(number)]
         with pytest.raises(SystemExit) as stopped:

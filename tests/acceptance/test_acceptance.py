@@ -19,15 +19,27 @@ import pytest
 from bridge.frames import Strips
 from bridge.outputs import mean_ap_of
 from bridge.runtime import OnnxModel, OpenVinoModel
+from inferences import (
+    THRESHOLD,
+    contents,
+    detections,
+    export_unverified,
+    largest_differences,
+    run_infer,
+    write_frames,
+    write_models,
+)
 from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import data_set
-from runs import ROOT, run_aloud, train_command
+from runs import ROOT, run_aloud, run_command, train_command
+from test_infer_resume import infer_under_fire
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
 from yogo_jax.detector.found import detections_of
+from yogo_jax.output.journal import JOURNAL_NAME
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
 
@@ -156,3 +168,35 @@ def test_step_against_pytorch():
         pytest.skip("set YOGO_TORCH_PYTHON to an interpreter with torch==2.13.0")
     done = run_aloud([sys.executable, "benchmarks/step.py", "--torch-python", python])
     assert "ratio_to_torch" in done.stdout
+
+
+@pytest.mark.usefixtures("optimized")
+def test_all_engines_find_the_same_in_all_of_lfm(elated_smoke, tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for path in (data_set("lfm").parent / "images").glob("*/*.png"):
+        (frames / path.name).symlink_to(path)
+    export_unverified(elated_smoke, tmp_path / "exported")
+    models = [elated_smoke, *(tmp_path / "exported" / f"model.{kind}" for kind in ("onnx", "xml"))]
+    tables = []
+    for number, model in enumerate(models):
+        run_infer(model, "--images", frames, "--output", tmp_path / str(number), "--csv")
+        tables.append(detections(tmp_path / str(number)))
+    for table in tables[1:]:
+        px, rest = largest_differences(tables[0], table)
+        print(f"{len(table)} boxes, {px:.1e} px, {rest:.1e} elsewhere")
+        assert px <= 2e-3
+        assert rest <= 2e-5
+
+
+@pytest.mark.parametrize("model", ["checkpoint", "half"])
+def test_an_inference_survives_many_kills(model, tmp_path):
+    path = write_models(tmp_path)[model]
+    frames = write_frames(tmp_path / "run", count=400)
+    flags = ["--images", frames, "--obj-thresh", THRESHOLD, "--draw-boxes", "--save-preds"]
+    flags += ["--save-npy", "--csv", "--coco", "--count"]
+    command = [sys.executable, "-m", "yogo_jax.infer", path, *flags, "--output"]
+    assert run_command([*map(str, command), str(tmp_path / "peace")]).returncode == 0
+    command = [*map(str, command), str(tmp_path / "fire")]
+    infer_under_fire(command, tmp_path / "fire" / JOURNAL_NAME, kills=12, frames=400)
+    assert contents(tmp_path / "fire") == contents(tmp_path / "peace")

@@ -105,7 +105,7 @@ class ImageFiles:
             size = os.path.getsize(path) if os.path.isfile(path) else -1
             digest.update(f"{name}\0{size}\0{pages}\n".encode())
         self.count: int | None = len(self._items)
-        self.identity = {"images": root, "files": digest.hexdigest()}
+        self.identity = {"images": os.path.abspath(root), "files": digest.hexdigest()}
 
     def name(self, index: int) -> str:
         """The file's path below the root, and the page if it has several."""

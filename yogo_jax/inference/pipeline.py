@@ -7,9 +7,9 @@ come in the order of the source.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -29,7 +29,8 @@ class Loaded(NamedTuple):
     error: str | None
 
 
-Finish = Callable[[Loaded, Float[np.ndarray, "outputs gh gw"] | None], object]
+Result = TypeVar("Result")
+Finish = Callable[[Loaded, Float[np.ndarray, "outputs gh gw"] | None], Result]
 Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
 
@@ -37,12 +38,12 @@ def run_frames(
     source: FrameSource,
     served: Served,
     stream: Stream,
-    finish: Finish,
+    finish: Finish[Result],
     *,
     start: int,
     batch_size: int,
     workers: int,
-) -> Iterator[object]:
+) -> Generator[Result, None, None]:
     """What `finish` makes of each frame from `start` on, in order.
 
     Batches are of fixed places in the source, whatever `start` is and whatever cannot be read, so
@@ -67,7 +68,7 @@ def run_frames(
         try:
             loaded = _read_ahead(source, served, first, readers, ahead=2 * workers + batch_size)
             pairs = _through_network(loaded, served, stream, batch_size)
-            running: deque[Future[object]] = deque()
+            running: deque[Future[Result]] = deque()
             for each, outputs in pairs:
                 if each.image_id < start:
                     continue

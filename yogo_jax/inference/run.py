@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from yogo_jax.data.frame_sources import FrameSource, check_distinct_stems
 from yogo_jax.detector.found import Thresholds
@@ -23,7 +24,7 @@ from yogo_jax.inference.outputs import (
 from yogo_jax.inference.pipeline import run_frames
 from yogo_jax.inference.progress import Rate, with_progress
 from yogo_jax.output.files import make_folder
-from yogo_jax.output.journal import JOURNAL_NAME, FrameRecord, Journal, check_same_settings
+from yogo_jax.output.journal import JOURNAL_NAME, Journal, check_same_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,8 @@ def infer_frames(
     batch_size = model.batch_size_for(source.count)
     settings = _settings(model, source, model_name, batch_size, thresholds, wanted)
     make_folder(folder, "--output")
-    if (done := _finished(folder, settings, wanted, running)) is not None:
-        return done
+    if (earlier := _finished(folder, settings, wanted, running)) is not None:
+        return earlier
     finish = make_finish(folder, wanted, model.served, thresholds, strict=running.strict)
     rate = Rate()
     try:
@@ -84,15 +85,12 @@ def infer_frames(
                 batch_size=batch_size,
                 workers=running.workers,
             )
-            shown = with_progress(
-                cast(Iterator[FrameRecord], records),
-                rate,
-                done=journal.count,
-                total=source.count,
-                bar=running.bar,
-            )
-            for record in shown:
-                journal.append(record)
+            done = journal.count
+            # Closed at once where this stops, so that its threads end.
+            with closing(records):
+                shown = with_progress(records, rate, done=done, total=source.count, bar=running.bar)
+                for record in shown:
+                    journal.append(record)
             if rate.frames:
                 running.say(f"{rate.frames} frames at {rate.per_second:.1f} frames/s")
             totals = write_over_all(journal, folder, wanted, model.served, settings)
@@ -182,8 +180,11 @@ def _refuse_skipped(journal: Journal) -> None:
 
 def format_summary(summary: dict[str, Any], folder: Path, most_named: int = 10) -> str:
     """The end of a run for the terminal: counts, what was skipped, where things are."""
-    lines = [f"{summary['frames']} frames, {summary['skipped']} skipped, {summary['total']} boxes"]
     frames = max(summary["frames"], 1)
+    lines = [
+        f"{summary['frames']} frame{'s' * (frames > 1)}, {summary['skipped']} skipped, "
+        f"{summary['total']} boxes"
+    ]
     width = max(map(len, summary["by_class"]), default=0)
     lines += [
         f"  {name:<{width}}{count:>10}{count / frames:>12.2f} a frame"

@@ -1,18 +1,41 @@
-"""What a model takes of a frame, and how a frame becomes that."""
+"""What is asked of a model, what it takes of a frame, and how a frame becomes that."""
 
 import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from yogo_jax.data.images import resize_image
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.errors import UserError
 
 
+Frames = UInt8[np.ndarray, "b h w c"]
+Outputs = Float[np.ndarray, "b outputs gh gw"]
+
 # Sides of two sizes are of one shape up to this; more would be squeezed visibly.
 _SAME_SHAPE = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What flags say of a model; None where they say nothing.
+
+    Attributes:
+      crop_height: rows to look at, up to 1 a fraction of the frame, above that px.
+      class_names: instead of the model's own; those of a model of another maker.
+      normalize_images: divide pixels by 255 before they go into a model of another maker.
+      batch_size: frames that are with the network at a time.
+      precision: "f32", "bf16", "f16", or "half": the one of the latter two that there is.
+    """
+
+    crop_height: float | None = None
+    class_names: tuple[str, ...] = ()
+    normalize_images: bool | None = None
+    batch_size: int | None = None
+    precision: str = "f32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,3 +96,24 @@ def view_of(frame: UInt8[np.ndarray, "h w c"], served: Served) -> View:
     image = resize_image(frame, whole)[top : top + rows, left : left + columns]
     window = (left / width, top / height, (left + columns) / width, (top + rows) / height)
     return View(np.ascontiguousarray(image), window)
+
+
+def knows_itself(path: Path) -> UserError:
+    """Why --normalize-images is refused for models that describe themselves."""
+    return UserError(
+        f"{path}: says itself whether its pixels are divided by 255: leave out --normalize-images "
+        "and --no-normalize-images"
+    )
+
+
+def renamed(path: Path, own: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """The model's own class names, or those given instead.
+
+    Raises:
+      UserError: they are not as many.
+    """
+    if given and len(given) != len(own):
+        raise UserError(
+            f"--class-names has {len(given)} names, {path} has {len(own)} classes: {', '.join(own)}"
+        )
+    return given or own
