@@ -5,6 +5,8 @@
 In rounds: the IR alone on frames in memory (the queue always full), the frames read and decoded
 alone by as many threads, and the whole of `infer` with counts and the table of detections, from
 the first frame to the last file. The ratio is to the slower of the two parts, of the same round.
+Where other work on the machine comes and goes, the CPU time of a frame tells more: it is measured
+too, and its ratio is that of the bare model to `infer`, on cores that are all busy the same.
 Without `--model` a base_model of random weights is exported, and the objectness threshold set so
 that some 60 cells a frame are above it.
 
@@ -19,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -84,50 +87,67 @@ def fitting_threshold(model: Model, image: np.ndarray) -> float:
     return float(np.sort(outputs[0, 4].ravel())[-CANDIDATES])
 
 
-def bare_rate(model: Model, images: list[np.ndarray]) -> float:
-    """Frames/s of the network alone."""
+class Cost(NamedTuple):
+    """What a frame takes: seconds on the clock, and of all cores together."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+@contextmanager
+def cost_of(frames: int) -> Iterator[Callable[[], Cost]]:
+    """Times a block that goes through a number of frames."""
+    began, cpu = time.perf_counter(), time.process_time()
+    cost: list[Cost] = []
+    yield lambda: cost[0]
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    cost.append(Cost(seconds / frames, cpu_seconds / frames))
+
+
+def bare_cost(model: Model, images: list[np.ndarray]) -> Cost:
+    """Of the network alone."""
 
     def batches() -> Iterator[np.ndarray]:
         for i in range(BARE_FRAMES):
             yield images[i % len(images)][None]
 
-    began = time.perf_counter()
-    count = sum(1 for _ in model.stream(batches()))
-    return count / (time.perf_counter() - began)
+    with cost_of(BARE_FRAMES) as cost:
+        for _ in model.stream(batches()):
+            pass
+    return cost()
 
 
-def decoding_rate(folder: Path, model: Model, workers: int) -> float:
-    """Frames/s of reading and decoding alone."""
+def decoding_cost(folder: Path, model: Model, workers: int) -> Cost:
+    """Of reading and decoding alone."""
     source = open_images(str(folder), rgb=False)
     assert source.count is not None
-    began = time.perf_counter()
-    with ThreadPoolExecutor(workers) as pool:
+    with cost_of(source.count) as cost, ThreadPoolExecutor(workers) as pool:
 
         def load(index: int) -> None:
             view_of(source.read(index), model.served)
 
         for _ in pool.map(load, range(source.count)):
             pass
-    return source.count / (time.perf_counter() - began)
+    return cost()
 
 
-def infer_rate(
+def infer_cost(
     folder: Path, model: Model, output: Path, workers: int, threshold: float
-) -> tuple[float, int]:
-    """Frames/s of everything, and boxes found."""
+) -> tuple[Cost, int]:
+    """Of everything, and boxes found."""
     source = open_images(str(folder), rgb=False)
     assert source.count is not None
-    began = time.perf_counter()
-    summary = infer_frames(
-        model,
-        source,
-        output,
-        model_name="benchmark",
-        thresholds=Thresholds(objectness=threshold),
-        wanted=Wanted(counts=True, csv=True),
-        running=Running(workers=workers, say=lambda _: None),
-    )
-    return source.count / (time.perf_counter() - began), summary["total"]
+    with cost_of(source.count) as cost:
+        summary = infer_frames(
+            model,
+            source,
+            output,
+            model_name="benchmark",
+            thresholds=Thresholds(objectness=threshold),
+            wanted=Wanted(counts=True, csv=True),
+            running=Running(workers=workers, say=lambda _: None),
+        )
+    return cost(), summary["total"]
 
 
 def measure_speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -140,14 +160,23 @@ def measure_speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     threshold = 0.5 if args.model else fitting_threshold(model, images[0])
     rows = []
     for number in range(args.rounds):
-        bare = [bare_rate(model, images)]
-        decoding = decoding_rate(folder / "frames", model, args.workers)
-        whole, boxes = infer_rate(
+        before = bare_cost(model, images)
+        decoding = decoding_cost(folder / "frames", model, args.workers)
+        whole, boxes = infer_cost(
             folder / "frames", model, folder / f"out{number}", args.workers, threshold
         )
-        bare.append(bare_rate(model, images))
-        row = {"bare": statistics.mean(bare), "decoding": decoding, "infer": whole}
-        row["ratio"] = whole / min(row["bare"], decoding)
+        after = bare_cost(model, images)
+        bare = Cost(*map(statistics.mean, zip(before, after, strict=True)))
+        row = {
+            "bare": 1 / bare.seconds,
+            "decoding": 1 / decoding.seconds,
+            "infer": 1 / whole.seconds,
+            "ratio": max(bare.seconds, decoding.seconds) / whole.seconds,
+            "cpu_ms_bare": 1e3 * bare.cpu_seconds,
+            "cpu_ms_decoding": 1e3 * decoding.cpu_seconds,
+            "cpu_ms_infer": 1e3 * whole.cpu_seconds,
+            "cpu_ratio": bare.cpu_seconds / whole.cpu_seconds,
+        }
         rows.append(row)
         print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
     return {
