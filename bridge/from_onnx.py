@@ -134,7 +134,8 @@ def _check_same_outputs(
     import jax
     import onnxruntime
 
-    from bridge.serving import make_serving, served_spec
+    from bridge.serving import make_serving
+    from yogo_jax.detector.spec import served_spec
 
     try:
         session = onnxruntime.InferenceSession(

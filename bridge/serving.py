@@ -20,52 +20,9 @@ from yogo_jax.detector.decode import MAX_LOG_SIZE
 from yogo_jax.detector.grid import cell_origins
 from yogo_jax.detector.network import BOX_CHANNELS, LEAKY_SLOPE
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.errors import UserError
 
 
 Serve = Callable[[Float[Array, "b c h w"]], Float[Array, "b outputs gh gw"]]
-
-
-def served_spec(
-    spec: ModelSpec,
-    *,
-    crop_height: float | None = None,
-    image_hw: tuple[int, int] | None = None,
-) -> ModelSpec:
-    """The model for images of another size at the same scale: cells keep their size in px.
-
-    Args:
-      spec: as trained.
-      crop_height: rows to keep, all columns: up to 1 a fraction of the height, above that px.
-      image_hw: rows and columns instead.
-
-    Raises:
-      UserError: the size is not positive, or smaller than one cell of the grid.
-    """
-    rows, columns = spec.image_hw
-    if crop_height is not None:
-        wanted = round(crop_height * rows) if crop_height <= 1 else round(crop_height)
-        if wanted > rows:
-            raise UserError(f"--crop-height {crop_height:g}: the network's images have {rows} rows")
-        image_hw = (wanted, columns)
-    if image_hw is None:
-        return spec
-    grid_rows, grid_columns = spec.grid_hw
-    cell_hw = (-(-rows // grid_rows), -(-columns // grid_columns))
-    if image_hw[0] < cell_hw[0] or image_hw[1] < cell_hw[1]:
-        raise UserError(
-            f"an image of {image_hw[0]}x{image_hw[1]} px is smaller than one cell of the grid, "
-            f"{cell_hw[0]}x{cell_hw[1]} px: choose a larger --crop-height or --image-hw"
-        )
-    multiplier_w, multiplier_h = spec.size_multiplier_wh
-    return dataclasses.replace(
-        spec,
-        image_hw=image_hw,
-        size_multiplier_wh=(
-            multiplier_w * columns / image_hw[1],
-            multiplier_h * rows / image_hw[0],
-        ),
-    )
 
 
 def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
@@ -75,7 +32,7 @@ def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
     fractions of the image, objectness, class probabilities.
 
     Args:
-      spec: for the images that are served, see `served_spec`.
+      spec: for the images that are served, see `spec.served_spec`.
       variables: `params` and `batch_stats`.
     """
     backbone = get_backbone(spec.architecture)

@@ -8,12 +8,10 @@ import onnx
 
 from bridge.limits import NCS2_OPSET
 from bridge.quiet_openvino import opset8, ov, passes
+from bridge.runtime import RT_INFO
 from bridge.to_onnx import INPUT_NAME, OUTPUT_NAME
 from yogo_jax.errors import UserError
 
-
-# Where in the IR's own notes the model is described.
-RT_INFO = "yogo"
 
 # Operations whose second input is the kernel.
 WITH_KERNEL = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")

@@ -104,11 +104,12 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from bridge.frames import frames_of_definition, verification_frames
     from bridge.quantize import quantization_strips, quantize, require_nncf
-    from bridge.serving import make_serving, served_spec
+    from bridge.serving import make_serving
     from bridge.to_ir import check_for_ncs2, convert_to_ir, save_ir
     from bridge.to_onnx import export_onnx
     from bridge.verify import verify_files
     from yogo_jax.compilation import use_compilation_cache
+    from yogo_jax.detector.spec import served_spec
     from yogo_jax.output.files import make_folder, write_json
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 
@@ -176,7 +177,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
 
 def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
     """What the models say of themselves: texts, and JSON of all else."""
-    from yogo_jax.evaluation.evaluator import Thresholds
+    from yogo_jax.detector.found import Thresholds
     from yogo_jax.training.metadata import git_revision
 
     values = {

@@ -17,11 +17,11 @@ from jaxtyping import Float, UInt8
 from bridge.frames import Strips
 from bridge.half_precision import activation_ranges
 from bridge.limits import MAX_MAP_LOSS
-from bridge.outputs import detections_of, mean_ap_of
-from bridge.runtimes import OnnxModel, OpenVinoModel
+from bridge.outputs import mean_ap_of
+from bridge.runtime import OnnxModel, OpenVinoModel
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
+from yogo_jax.detector.found import Thresholds, detections_of
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import Thresholds
 
 
 # Two boxes of nearly one score may change places in the NMS, and another of them is suppressed:
@@ -58,18 +58,9 @@ def reference_outputs(
 ) -> Float[np.ndarray, "n outputs gh gw"]:
     """What the checkpoint computes of frames, in the layout of exported models."""
 
-    @jax.jit
-    def run(frame: jax.Array) -> jax.Array:
-        predictions = spec.predict(variables, frame)
-        parts = (
-            predictions.boxes_cxcywh,
-            predictions.objectness[..., None],
-            jax.nn.softmax(predictions.class_logits),
-        )
-        return jnp.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
-
+    run = jax.jit(spec.outputs)
     # One by one: all of them at once may not fit.
-    return np.concatenate([np.asarray(run(frame[None])) for frame in frames])
+    return np.concatenate([np.asarray(run(variables, frame[None])) for frame in frames])
 
 
 def compare(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from yogo_jax.detector.found import Found
 from yogo_jax.detector.losses import LossTerms
-from yogo_jax.evaluation.evaluator import Evaluation, Found, ImageResult
+from yogo_jax.evaluation.evaluator import Evaluation, ImageResult
 from yogo_jax.evaluation.matching import match_boxes
 from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
 from yogo_jax.evaluation.metrics import DetectionMetrics

@@ -17,9 +17,10 @@ from reference import bin_targets, ciou_loss
 from yogo_jax.data.definition import PathPair
 from yogo_jax.data.records import load_records
 from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.losses import LossWeights
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
+from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.evaluation.pictures import write_pictures
 from yogo_jax.output.draw import draw_boxes
 

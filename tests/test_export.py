@@ -15,16 +15,17 @@ import pytest
 
 from bridge import from_torch, to_openvino, verify
 from bridge.checkpoint import write_converted
-from bridge.outputs import detections_of
 from bridge.quiet_openvino import opset8, ov
-from bridge.runtimes import OnnxModel, OpenVinoModel
-from bridge.serving import make_serving, served_spec
+from bridge.runtime import OnnxModel, OpenVinoModel
+from bridge.serving import make_serving
 from bridge.to_ir import check_for_ncs2
 from bridge.to_onnx import export_onnx
 from drawn_models import make_spec, random_variables, write_random_checkpoint
 from exports import refused_export, run_export
 from parity import RECORDED_NAMES, REMOSCOPE, load, parity_file
 from yogo_jax.detector.backbones import BACKBONES
+from yogo_jax.detector.found import detections_of
+from yogo_jax.detector.spec import served_spec
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import read_metadata, restore_variables
 

@@ -8,9 +8,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bridge import from_onnx
 from bridge.fold import fold_chain
-from bridge.serving import make_serving, served_spec
+from bridge.serving import make_serving
 from drawn_models import make_spec, random_variables
 from yogo_jax.detector.backbones import get_backbone
+from yogo_jax.detector.spec import served_spec
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import read_metadata
 

@@ -19,8 +19,8 @@ from tiny_data import write_dataset
 from yogo_jax.data import inspection
 from yogo_jax.data.box_checks import Grid
 from yogo_jax.data.definition import load_definition
+from yogo_jax.data.images import decode_file
 from yogo_jax.data.inspection import inspect_data
-from yogo_jax.data.scan import decode_image
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.losses import ORIGINAL_WEIGHTS
 from yogo_jax.detector.spec import ModelSpec
@@ -204,7 +204,7 @@ def all_knowing(definition):
     images, grids = [], []
     for split in splits:
         for i, path in enumerate(split.records.image_paths):
-            images.append(np.asarray(decode_image(path, rgb=False).pixels)[..., None])
+            images.append(np.asarray(decode_file(path, rgb=False).pixels)[..., None])
             grid = (np.full((*GRID_HW, 4), 0.1), np.full(GRID_HW, 0.01), np.zeros((*GRID_HW, 2)))
             for box, class_id in zip(*split.records.labels_of(i), strict=True):
                 cell = (int(box[1] * GRID_HW[0]), int(box[0] * GRID_HW[1]))

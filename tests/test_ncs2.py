@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bridge import to_openvino
-from bridge.outputs import detections_of
 from oracles.make_environments import RELEASES, is_made, python_of
 from parity import REMOSCOPE
+from yogo_jax.detector.found import detections_of
 
 
 ORACLES = Path(__file__).parent / "oracles"
@@ -110,7 +110,7 @@ def test_the_whole_frame_shows_the_cells_of_its_strips(elated_smoke, tmp_path):
     """The picture is left in the test's folder, to be looked at."""
     from PIL import Image
 
-    from bridge.runtimes import OpenVinoModel
+    from bridge.runtime import OpenVinoModel
     from yogo_jax.data.cells import CLASS_NAMES
     from yogo_jax.output.draw import draw_boxes
 

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from bridge.frames import Strips, verification_frames
-from bridge.outputs import detections_of
 from bridge.quiet_openvino import ov
 from bridge.verify import reference_outputs
 from drawn_models import make_spec, write_random_checkpoint
@@ -17,7 +16,7 @@ from exports import refused_export, run_export
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
-from yogo_jax.evaluation.evaluator import Thresholds
+from yogo_jax.detector.found import Thresholds, detections_of
 from yogo_jax.training.checkpoints import restore_variables
 
 

@@ -13,9 +13,9 @@ from evaluations import evaluation_of, image_result, labelled_images
 from runs import run_command, tiny_config
 from tiny_data import write_dataset
 from yogo_jax import report
+from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.evaluator import Thresholds
 from yogo_jax.evaluation.history import History
 from yogo_jax.evaluation.report import Subject
 from yogo_jax.evaluation.results import write_results

@@ -71,7 +71,8 @@ def evaluate(args: argparse.Namespace) -> dict:
 
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
-    from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
+    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.evaluation.evaluator import Evaluator
     from yogo_jax.evaluation.report import Subject
     from yogo_jax.evaluation.results import write_results
     from yogo_jax.evaluation.tables import format_metrics

@@ -17,18 +17,30 @@ import numpy as np
 import pytest
 
 from bridge.frames import Strips
-from bridge.outputs import detections_of, mean_ap_of
-from bridge.runtimes import OnnxModel, OpenVinoModel
+from bridge.outputs import mean_ap_of
+from bridge.runtime import OnnxModel, OpenVinoModel
+from inferences import (
+    THRESHOLD,
+    contents,
+    detections,
+    export_unverified,
+    largest_differences,
+    run_infer,
+    write_frames,
+    write_models,
+)
 from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import data_set
 from reference_coco import crowded_images, pycocotools_ap
-from runs import ROOT, run_aloud, train_command
+from runs import ROOT, run_aloud, run_command, train_command
+from test_infer_resume import infer_under_fire
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.duplicates import candidate_pairs, centred
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
+from yogo_jax.detector.found import detections_of
 from yogo_jax.evaluation.count_intervals import count_interval, ratio_interval
 from yogo_jax.evaluation.count_simulation import (
     draw,
@@ -39,6 +51,7 @@ from yogo_jax.evaluation.count_simulation import (
 )
 from yogo_jax.evaluation.counts import Roles
 from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
+from yogo_jax.output.journal import JOURNAL_NAME
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
 
@@ -237,3 +250,35 @@ def test_intervals_of_counts_hold_the_truth():
             for held in (counts, ratios):
                 assert held >= 0.94
                 assert held <= 0.98 or number < 50
+
+
+@pytest.mark.usefixtures("optimized")
+def test_all_engines_find_the_same_in_all_of_lfm(elated_smoke, tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for path in (data_set("lfm").parent / "images").glob("*/*.png"):
+        (frames / path.name).symlink_to(path)
+    export_unverified(elated_smoke, tmp_path / "exported")
+    models = [elated_smoke, *(tmp_path / "exported" / f"model.{kind}" for kind in ("onnx", "xml"))]
+    tables = []
+    for number, model in enumerate(models):
+        run_infer(model, "--images", frames, "--output", tmp_path / str(number), "--csv")
+        tables.append(detections(tmp_path / str(number)))
+    for table in tables[1:]:
+        px, rest = largest_differences(tables[0], table)
+        print(f"{len(table)} boxes, {px:.1e} px, {rest:.1e} elsewhere")
+        assert px <= 2e-3
+        assert rest <= 2e-5
+
+
+@pytest.mark.parametrize("model", ["checkpoint", "half"])
+def test_an_inference_survives_many_kills(model, tmp_path):
+    path = write_models(tmp_path)[model]
+    frames = write_frames(tmp_path / "run", count=400)
+    flags = ["--images", frames, "--obj-thresh", THRESHOLD, "--draw-boxes", "--save-preds"]
+    flags += ["--save-npy", "--csv", "--coco", "--count"]
+    command = [sys.executable, "-m", "yogo_jax.infer", path, *flags, "--output"]
+    assert run_command([*map(str, command), str(tmp_path / "peace")]).returncode == 0
+    command = [*map(str, command), str(tmp_path / "fire")]
+    infer_under_fire(command, tmp_path / "fire" / JOURNAL_NAME, kills=12, frames=400)
+    assert contents(tmp_path / "fire") == contents(tmp_path / "peace")

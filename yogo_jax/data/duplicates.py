@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt16
 
-from yogo_jax.data.images import decode_image
+from yogo_jax.data.images import decode_file
 from yogo_jax.data.scan import ScannedImages, in_threads, reduce_pixels
 from yogo_jax.errors import UserError
 
@@ -195,7 +195,7 @@ def fine_correlation(first: str, second: str, centre: Float[np.ndarray, " fine"]
     forms = []
     for path in (first, second):
         try:
-            fine = reduce_pixels(decode_image(path, rgb=False).pixels)
+            fine = reduce_pixels(decode_file(path, rgb=False).pixels)
         except UserError:
             return 0.0
         if fine is None:

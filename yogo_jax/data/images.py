@@ -35,18 +35,25 @@ def read_image(
 ) -> UInt8[np.ndarray, "h w c"]:
     """One image as gray (c = 1) or RGB (c = 3) of `image_hw`, resized if its size differs.
 
-    Pixels stay as they are stored, because labels are drawn on them: an EXIF orientation is not
-    applied, and transparency is dropped. Colour becomes gray as the luma of ITU-R BT.601, for a
-    JPEG its stored luma. Resizing is bilinear, antialiased.
+    See `decode_image` and `resize_image`.
 
     Raises:
       UserError: if the file is missing, undecodable, a stack, or not of 8 bits a channel.
     """
-    pixels = decode_image(path, rgb=rgb).pixels
-    if pixels.size != (image_hw[1], image_hw[0]):
-        pixels = pixels.resize((image_hw[1], image_hw[0]), Image.Resampling.BILINEAR)
-    array = np.array(pixels)
-    return array if rgb else array[:, :, None]
+    return resize_image(decode_image(path, rgb=rgb), image_hw)
+
+
+def decode_image(path: Path | str, *, rgb: bool) -> UInt8[np.ndarray, "h w c"]:
+    """One image as gray (c = 1) or RGB (c = 3), of the size that it has.
+
+    Pixels stay as they are stored, because labels are drawn on them: an EXIF orientation is not
+    applied, and transparency is dropped. Colour becomes gray as the luma of ITU-R BT.601, for a
+    JPEG its stored luma.
+
+    Raises:
+      UserError: if the file is missing, undecodable, a stack, or not of 8 bits a channel.
+    """
+    return _as_array(decode_file(path, rgb=rgb).pixels)
 
 
 class DecodedImage(NamedTuple):
@@ -56,12 +63,12 @@ class DecodedImage(NamedTuple):
     stored_as: str  # such as "PNG L" or "JPEG RGB": format, and Pillow's name of the pixels
 
 
-def decode_image(path: Path | str, *, rgb: bool) -> DecodedImage:
-    """As `read_image`, in the size that the file has."""
+def decode_file(path: Path | str, *, rgb: bool) -> DecodedImage:
+    """As `decode_image`, with what the file says of itself."""
     try:
         # Given the path, Pillow maps some TIFF files, and wrongly if their tag says rotated.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            problem = _problem(image)
+            problem = _stack_problem(image) or _depth_problem(image)
             stored_as = f"{image.format} {image.mode}"
             pixels = None if problem else _decode(image, rgb)
     except Exception as error:  # decoders raise nearly anything for damaged files
@@ -71,12 +78,73 @@ def decode_image(path: Path | str, *, rgb: bool) -> DecodedImage:
     return DecodedImage(pixels, stored_as)
 
 
-def _problem(image: Image.Image) -> str | None:
-    """Why an image that could be opened is not one 8-bit image, or None."""
+def resize_image(
+    image: UInt8[np.ndarray, "h w c"], image_hw: tuple[int, int]
+) -> UInt8[np.ndarray, "oh ow c"]:
+    """The image in another size, bilinear and antialiased; itself if it has that size."""
+    if image.shape[:2] == image_hw:
+        return image
+    pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return _as_array(pixels.resize((image_hw[1], image_hw[0]), Image.Resampling.BILINEAR))
+
+
+class TiffStack:
+    """A TIFF file of several pages, read in any order and by one thread at a time.
+
+    It stays open, because to find a page is to go through all those before it.
+
+    Raises:
+      UserError: the file cannot be opened as a TIFF.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = path
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
+        try:
+            self._image = Image.open(self._file, formats=("TIFF",))
+            self.pages: int = getattr(self._image, "n_frames", 1)
+        except Exception as error:
+            self._file.close()
+            raise UserError(f"{path}: {_reason(path, error)}") from None
+
+    def read(self, page: int, *, rgb: bool) -> UInt8[np.ndarray, "h w c"]:
+        """One page, as `decode_image` reads a file.
+
+        Raises:
+          UserError: it cannot be decoded, or is not of 8 bits a channel.
+        """
+        try:
+            self._image.seek(page)
+            problem = _depth_problem(self._image)
+            pixels = None if problem else _decode(self._image, rgb)
+        except Exception as error:
+            raise UserError(f"{self._path}, page {page}: {_reason(self._path, error)}") from None
+        if pixels is None:
+            raise UserError(f"{self._path}, page {page}: {problem}")
+        return _as_array(pixels)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._image.close()
+        self._file.close()
+
+
+def _as_array(pixels: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    array = np.array(pixels)
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def _stack_problem(image: Image.Image) -> str | None:
+    """Why an image that could be opened is not one image, or None."""
     frames = getattr(image, "n_frames", 1)
     # MPO is a JPEG photograph with previews after it.
     if frames > 1 and image.format != "MPO":
         return f"a stack of {frames} images; expected one image a file; save the pages separately"
+    return None
+
+
+def _depth_problem(image: Image.Image) -> str | None:
+    """Why an image that could be opened is not one of 8 bits a channel, or None."""
     # Pillow opens 16-bit colour as 8-bit RGB; only the raw mode of its tiles tells.
     raw_modes = [part for tile in getattr(image, "tile", []) for part in _texts(tile[3])]
     if image.mode in {"I", "F"} or any(";16" in mode for mode in (image.mode, *raw_modes)):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32, Float64
 from PIL import Image
 
-from yogo_jax.data.images import decode_image
+from yogo_jax.data.images import decode_file
 from yogo_jax.errors import UserError
 
 
@@ -103,7 +103,7 @@ def scan_images(
 def look_at(path: str) -> Look:
     """One image file."""
     try:
-        pixels, stored_as = decode_image(path, rgb=False)
+        pixels, stored_as = decode_file(path, rgb=False)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()[:16]
     except (UserError, OSError) as error:  # it may also go away between decoding and hashing

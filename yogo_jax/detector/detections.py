@@ -31,10 +31,36 @@ def detect(
     min_class_confidence: float = 0.0,
     max_detections: int,
 ) -> Detections:
+    """Detections of one image from its decoded predictions, see `select`."""
+    boxes_xyxy = cxcywh_to_xyxy(predictions.boxes_cxcywh).reshape(-1, 4)
+    class_probs = jax.nn.softmax(predictions.class_logits)
+    return select(
+        boxes_xyxy,
+        predictions.objectness.reshape(-1),
+        class_probs.reshape(-1, class_probs.shape[-1]),
+        objectness_threshold=objectness_threshold,
+        iou_threshold=iou_threshold,
+        min_class_confidence=min_class_confidence,
+        max_detections=max_detections,
+    )
+
+
+def select(
+    boxes_xyxy: Float[Array, "m 4"],
+    objectness: Float[Array, " m"],
+    class_probs: Float[Array, "m k"],
+    *,
+    objectness_threshold: float,
+    iou_threshold: float | None,
+    min_class_confidence: float = 0.0,
+    max_detections: int,
+) -> Detections:
     """Detections of one image: threshold, then NMS over all classes together, then classes.
 
     Args:
-      predictions: decoded predictions, classes as logits.
+      boxes_xyxy: corners of each cell's box.
+      objectness: of each cell.
+      class_probs: of each cell, probabilities.
       objectness_threshold: boxes must lie above it.
       iou_threshold: of the NMS, whose score is objectness times the largest class probability;
         the result is then in descending order of that score. None is no NMS: row-major cells.
@@ -45,10 +71,6 @@ def detect(
     Returns:
       Detections, with `valid` for those that passed everything.
     """
-    boxes_xyxy = cxcywh_to_xyxy(predictions.boxes_cxcywh).reshape(-1, 4)
-    objectness = predictions.objectness.reshape(-1)
-    class_probs = jax.nn.softmax(predictions.class_logits)
-    class_probs = class_probs.reshape(-1, class_probs.shape[-1])
     candidate = objectness > objectness_threshold
     confidence = class_probs.max(-1)
     if iou_threshold is None:

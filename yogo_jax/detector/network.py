@@ -6,9 +6,12 @@ References:
   Liu et al. 2022, A ConvNet for the 2020s, arXiv:2201.03545.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Num
 
 from yogo_jax.detector.backbones import ConvBackbone, ConvBlock, ConvNextBackbone
@@ -68,6 +71,7 @@ class ConvUnit(nn.Module):
 
     block: ConvBlock
     activation: str
+    compute_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -81,6 +85,7 @@ class ConvUnit(nn.Module):
             strides=block.stride,
             padding=((1, 1), (1, 1)),
             use_bias=block.bias,
+            dtype=self.compute_dtype,
             conv_general_dilated=flax_conv3x3,
             kernel_init=kaiming_normal,
             name="conv",
@@ -97,6 +102,7 @@ class ConvNextUnit(nn.Module):
     """Depthwise 7x7, layer norm, two dense layers with GELU between, scaled and added."""
 
     layer_scale: float
+    compute_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -108,14 +114,16 @@ class ConvNextUnit(nn.Module):
             (7, 7),
             padding=((3, 3), (3, 3)),
             feature_group_count=channels,
+            dtype=self.compute_dtype,
             kernel_init=kaiming_normal,
             name="depthwise",
         )(x)
         y = nn.LayerNorm(epsilon=1e-6, name="norm")(y)
         dense_init = nn.initializers.truncated_normal(0.02)
-        y = nn.Dense(4 * channels, kernel_init=dense_init, name="expand")(y)
+        dense = functools.partial(nn.Dense, dtype=self.compute_dtype, kernel_init=dense_init)
+        y = dense(4 * channels, name="expand")(y)
         y = nn.gelu(y, approximate=False)
-        y = nn.Dense(channels, kernel_init=dense_init, name="project")(y)
+        y = dense(channels, name="project")(y)
         return x + y * gamma.reshape(1, 1, 1, -1)
 
 
@@ -123,6 +131,7 @@ class ConvNextTrunk(nn.Module):
     """Stem and stages of a ConvNeXt; every further stage halves the resolution."""
 
     backbone: ConvNextBackbone
+    compute_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow oc"]:
@@ -137,13 +146,15 @@ class ConvNextTrunk(nn.Module):
                 (stride, stride),
                 strides=stride,
                 padding="VALID",
+                dtype=self.compute_dtype,
                 kernel_init=kaiming_normal,
                 name=f"downsample_{stage}",
             )(x)
             if stage == 0:
                 x = nn.LayerNorm(epsilon=1e-6, name="downsample_norm_0")(x)
             for unit in range(depth):
-                x = ConvNextUnit(self.backbone.layer_scale, name=f"stage_{stage}_{unit}")(x)
+                name = f"stage_{stage}_{unit}"
+                x = ConvNextUnit(self.backbone.layer_scale, self.compute_dtype, name=name)(x)
         return x
 
 
@@ -154,11 +165,13 @@ class YogoNetwork(nn.Module):
       backbone: what to build, see `backbones.py`.
       num_classes: k, so that the head has `outputs` = 5 + k channels.
       normalize_images: divide pixels by 255 first, as the checkpoint was trained.
+      compute_dtype: of convolutions; norms, and what comes out, are float32.
     """
 
     backbone: ConvBackbone | ConvNextBackbone
     num_classes: int
     normalize_images: bool
+    compute_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -179,22 +192,25 @@ class YogoNetwork(nn.Module):
         if self.normalize_images:
             x = x / 255
         outputs = BOX_CHANNELS + self.num_classes
-        head = nn.Conv(outputs, (1, 1), kernel_init=kaiming_normal, name="head")
+        dtype = self.compute_dtype
+        head = nn.Conv(outputs, (1, 1), dtype=dtype, kernel_init=kaiming_normal, name="head")
         if isinstance(self.backbone, ConvBackbone):
             for index, block in enumerate(self.backbone.blocks):
-                unit = ConvUnit(block, self.backbone.activation, name=f"block_{index}")
+                unit = ConvUnit(block, self.backbone.activation, dtype, name=f"block_{index}")
                 x = unit(x, image_valid=image_valid, train=train)
-            return head(x)
+            return head(x).astype(jnp.float32)
         factor = self.backbone.upsampling
         upsample = nn.ConvTranspose(
             outputs,
             (factor, factor),
             strides=(factor, factor),
             padding="VALID",
+            dtype=dtype,
             kernel_init=kaiming_normal,
             name="upsample",
         )
-        return upsample(head(ConvNextTrunk(self.backbone, name="trunk")(x)))
+        trunk = ConvNextTrunk(self.backbone, dtype, name="trunk")
+        return upsample(head(trunk(x))).astype(jnp.float32)
 
 
 def init_variables(

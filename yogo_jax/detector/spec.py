@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from yogo_jax.detector.backbones import get_backbone
@@ -45,10 +47,19 @@ class ModelSpec:
         """(rows, columns) of the head."""
         return get_backbone(self.architecture).grid_hw(self.image_hw)
 
-    def network(self) -> YogoNetwork:
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Rows and columns of the whole frame of which `image_hw` is the middle."""
+        multiplier_w, multiplier_h = self.size_multiplier_wh
+        return whole_frame_hw(self.image_hw, (multiplier_w, multiplier_h))
+
+    def network(self, compute_dtype: DTypeLike = jnp.float32) -> YogoNetwork:
         """The network, without weights."""
         return YogoNetwork(
-            get_backbone(self.architecture), len(self.class_names), self.normalize_images
+            get_backbone(self.architecture),
+            len(self.class_names),
+            self.normalize_images,
+            compute_dtype,
         )
 
     def decode(self, raw: Float[Array, "b gh gw outputs"]) -> Predictions:
@@ -61,11 +72,39 @@ class ModelSpec:
 
         return jax.vmap(one)(raw)
 
-    def predict(self, variables: Mapping[str, Any], images: UInt8[Array, "b h w c"]) -> Predictions:
-        """Predictions of a batch with running statistics and no dropout."""
-        raw = self.network().apply(variables, images, train=False)
+    def predict(
+        self,
+        variables: Mapping[str, Any],
+        images: UInt8[Array, "b h w c"],
+        *,
+        compute_dtype: DTypeLike = jnp.float32,
+    ) -> Predictions:
+        """Predictions of a batch with running statistics and no dropout.
+
+        Args:
+          variables: `params` and `batch_stats`.
+          images: pixels from 0 to 255.
+          compute_dtype: of the convolutions; everything between them, and the result, is float32.
+        """
+        raw = self.network(compute_dtype).apply(variables, images, train=False)
         assert isinstance(raw, jax.Array)
         return self.decode(raw)
+
+    def outputs(
+        self,
+        variables: Mapping[str, Any],
+        images: UInt8[Array, "b h w c"],
+        *,
+        compute_dtype: DTypeLike = jnp.float32,
+    ) -> Float[Array, "b outputs gh gw"]:
+        """`predict` in the layout of exported models: xc, yc, w, h, objectness, class probs."""
+        predictions = self.predict(variables, images, compute_dtype=compute_dtype)
+        parts = (
+            predictions.boxes_cxcywh,
+            predictions.objectness[..., None],
+            jax.nn.softmax(predictions.class_logits),
+        )
+        return jnp.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -86,3 +125,60 @@ class ModelSpec:
             return cls(**plain)
         except (TypeError, AttributeError) as error:
             raise UserError(f"this description of a model cannot be used: {error}") from error
+
+
+def whole_frame_hw(
+    image_hw: tuple[int, int], size_multiplier_wh: tuple[float, float]
+) -> tuple[int, int]:
+    """Rows and columns of the frame that images of a network for a crop are cut from.
+
+    A network for images larger than those it was trained on sees all of them.
+
+    Args:
+      image_hw: what the network takes.
+      size_multiplier_wh: original size / cropped size.
+    """
+    (rows, columns), (multiplier_w, multiplier_h) = image_hw, size_multiplier_wh
+    return max(rows, round(rows * multiplier_h)), max(columns, round(columns * multiplier_w))
+
+
+def served_spec(
+    spec: ModelSpec,
+    *,
+    crop_height: float | None = None,
+    image_hw: tuple[int, int] | None = None,
+) -> ModelSpec:
+    """The model for images of another size at the same scale: cells keep their size in px.
+
+    Args:
+      spec: as trained.
+      crop_height: rows to keep, all columns: up to 1 a fraction of the height, above that px.
+      image_hw: rows and columns instead.
+
+    Raises:
+      UserError: the size is not positive, or smaller than one cell of the grid.
+    """
+    rows, columns = spec.image_hw
+    if crop_height is not None:
+        wanted = round(crop_height * rows) if crop_height <= 1 else round(crop_height)
+        if wanted > rows:
+            raise UserError(f"--crop-height {crop_height:g}: the network's images have {rows} rows")
+        image_hw = (wanted, columns)
+    if image_hw is None:
+        return spec
+    grid_rows, grid_columns = spec.grid_hw
+    cell_hw = (-(-rows // grid_rows), -(-columns // grid_columns))
+    if image_hw[0] < cell_hw[0] or image_hw[1] < cell_hw[1]:
+        raise UserError(
+            f"an image of {image_hw[0]}x{image_hw[1]} px is smaller than one cell of the grid, "
+            f"{cell_hw[0]}x{cell_hw[1]} px: choose a larger --crop-height or --image-hw"
+        )
+    multiplier_w, multiplier_h = spec.size_multiplier_wh
+    return dataclasses.replace(
+        spec,
+        image_hw=image_hw,
+        size_multiplier_wh=(
+            multiplier_w * columns / image_hw[1],
+            multiplier_h * rows / image_hw[0],
+        ),
+    )

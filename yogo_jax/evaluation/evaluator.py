@@ -17,6 +17,7 @@ from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.detections import Detections, detect
+from yogo_jax.detector.found import Found, Thresholds, on_host
 from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.matching import Matches
@@ -26,14 +27,6 @@ from yogo_jax.evaluation.metrics import DetectionMetrics
 
 # Boxes under this objectness do not take part in mean AP.
 MEAN_AP_OBJECTNESS = 0.05
-
-
-class Thresholds(NamedTuple):
-    """When a box counts as a detection; the class confidence is a probability."""
-
-    objectness: float = 0.5
-    iou: float = 0.5
-    min_class_confidence: float = 0.0
 
 
 class BatchOutputs(NamedTuple):
@@ -158,30 +151,6 @@ def _add(
     matches = metrics.update(found.boxes_xyxy, found.class_probs, *labels)
     mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
     return ImageResult(path, found, ranked, *labels, matches, np.asarray(image.terms, np.float64))
-
-
-class Found(NamedTuple):
-    """Detections of one image on the host, without padding: arrays [n 4], [n] and [n k]."""
-
-    boxes_xyxy: np.ndarray
-    objectness: np.ndarray
-    class_probs: np.ndarray
-
-    @property
-    def class_ids(self) -> np.ndarray:
-        """The most probable class of each, int32 [n]."""
-        return self.class_probs.argmax(-1).astype(np.int32)
-
-    @property
-    def scores(self) -> np.ndarray:
-        """Objectness times the probability of the most probable class, [n]."""
-        return self.objectness * self.class_probs.max(-1, initial=0)
-
-
-def on_host(detections: Detections) -> Found:
-    """Fetches the detections of one image, and leaves out their padding."""
-    valid = np.asarray(detections.valid)
-    return Found(*(np.asarray(array)[valid] for array in detections[:3]))
 
 
 class ImageResult(NamedTuple):

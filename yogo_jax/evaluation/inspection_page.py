@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from yogo_jax.data.box_checks import corners_of
 from yogo_jax.data.findings import KINDS, Finding
-from yogo_jax.data.images import decode_image
+from yogo_jax.data.images import decode_file
 from yogo_jax.data.inspection import Inspection, Listing
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.inspection_plots import plot_data
@@ -125,7 +125,7 @@ def short(inspection: Inspection, place: str) -> str:
 def read_frame(path: str) -> UInt8[np.ndarray, "h w 3"] | None:
     """The frame in RGB, None if it cannot be read."""
     try:
-        return np.asarray(decode_image(path, rgb=True).pixels)
+        return np.asarray(decode_file(path, rgb=True).pixels)
     except UserError:
         return None
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from yogo_jax.evaluation.evaluator import Found, ImageResult
+from yogo_jax.detector.found import Found
+from yogo_jax.evaluation.evaluator import ImageResult
 from yogo_jax.evaluation.mean_ap import MAX_DETECTIONS
 
 

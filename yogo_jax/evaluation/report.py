@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.agreement import agreement, counts_by_image
 from yogo_jax.evaluation.count_figures import (
@@ -24,7 +25,7 @@ from yogo_jax.evaluation.curve_figures import (
     precision_recall_figure,
     roc_figure,
 )
-from yogo_jax.evaluation.evaluator import ImageResult, Thresholds
+from yogo_jax.evaluation.evaluator import ImageResult
 from yogo_jax.evaluation.history import History, history_figures
 from yogo_jax.evaluation.pages import Block, Code, Section, Table, Text, render_page
 from yogo_jax.evaluation.pictures import worst_pictures

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from yogo_jax.data.records import Records
-from yogo_jax.evaluation.evaluator import Evaluator, Thresholds
+from yogo_jax.detector.found import Thresholds
+from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.evaluation.history import History
 from yogo_jax.evaluation.tables import format_metrics
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables

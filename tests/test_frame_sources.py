@@ -1,0 +1,334 @@
+"""Every kind of source gives the frames that went into it, and names what it cannot read."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from yogo_jax.data.frame_sources import (
+    EndOfFramesError,
+    FrameError,
+    check_distinct_stems,
+    open_images,
+)
+from yogo_jax.data.images import read_image, resize_image
+from yogo_jax.data.video_frames import VideoFrames
+from yogo_jax.data.zarr_frames import ZarrFrames
+from yogo_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 256, (5, 32, 48), np.uint8)
+
+
+def save_folder(folder: Path, frames: np.ndarray) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i, frame in enumerate(frames):
+        paths.append(str(folder / f"{i}.png"))
+        Image.fromarray(frame).save(paths[-1])
+    return paths
+
+
+def save_stack(path: Path, frames: np.ndarray) -> None:
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    first.save(path, save_all=True, append_images=others)
+
+
+def save_zarr(path: Path, array: np.ndarray, chunks: tuple[int, ...], zarr_format: int = 2) -> None:
+    store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else str(path)
+    kept = zarr.create_array(
+        store,
+        shape=array.shape,
+        chunks=chunks,
+        dtype="u1",
+        compressors=None,
+        fill_value=0,
+        zarr_format=zarr_format,
+    )
+    kept[:] = array
+    if not isinstance(store, str):
+        store.close()
+
+
+def save_video(
+    path: Path, frames: np.ndarray, codec: str = "ffv1", pixel_format: str = "gray"
+) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width = frames.shape[1:]
+        stream.pix_fmt = pixel_format
+        for frame in frames:
+            packets = stream.encode(av.VideoFrame.from_ndarray(frame, format="gray"))
+            container.mux(packets)
+        container.mux(stream.encode())
+
+
+def open_folder(folder, frames):
+    save_folder(folder / "x", frames)
+    return open_images(str(folder / "x"), rgb=False)
+
+
+def open_pattern(folder, frames):
+    save_folder(folder / "x" / "a", frames[:3])
+    save_folder(folder / "x" / "b", frames[3:])
+    return open_images(str(folder / "x" / "**" / "*.png"), rgb=False)
+
+
+def open_list(folder, frames):
+    lines = [f"{path}\n" for path in save_folder(folder, frames)]
+    return open_images("-", rgb=False, lines=[*lines, "\n"])
+
+
+def open_stack(folder, frames):
+    save_stack(folder / "run.tif", frames)
+    return open_images(str(folder / "run.tif"), rgb=False)
+
+
+def open_stacks_and_files(folder, frames):
+    save_stack(folder / "0.tif", frames[:2])
+    Image.fromarray(frames[2]).save(folder / "1.tif")
+    save_stack(folder / "2.tiff", frames[3:])
+    return open_images(str(folder), rgb=False)
+
+
+def open_instruments_zip(folder, frames):
+    save_zarr(folder / "run.zip", np.moveaxis(frames, 0, 2), (32, 48, 1))
+    return ZarrFrames(folder / "run.zip", rgb=False)
+
+
+def open_zarr_folder(folder, frames):
+    save_zarr(folder / "run.zarr", frames, (2, 32, 48), zarr_format=3)
+    return ZarrFrames(folder / "run.zarr", rgb=False)
+
+
+def open_one_chunk(folder, frames):
+    save_zarr(folder / "run.zarr", frames, frames.shape)
+    return ZarrFrames(folder / "run.zarr", rgb=False, frame_hw=((772, 1032), (32, 48)))
+
+
+def open_video(folder, frames):
+    save_video(folder / "run.mkv", frames)
+    return VideoFrames(folder / "run.mkv", rgb=False)
+
+
+OPENERS = [
+    open_folder,
+    open_pattern,
+    open_list,
+    open_stack,
+    open_stacks_and_files,
+    open_instruments_zip,
+    open_zarr_folder,
+    open_one_chunk,
+    open_video,
+]
+
+
+@pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
+def test_frames_come_back_in_order(opener, frames, tmp_path):
+    source = opener(tmp_path, frames)
+    try:
+        assert source.count in (5, None)
+        for i, frame in enumerate(frames):
+            np.testing.assert_array_equal(source.read(i)[..., 0], frame)
+        stems = [source.stem(i) for i in range(5)]
+        assert len(set(stems)) == 5
+        assert stems == sorted(stems)
+        check_distinct_stems(source)
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
+def test_reading_may_begin_anywhere(opener, frames, tmp_path):
+    source = opener(tmp_path, frames)
+    np.testing.assert_array_equal(source.read(3)[..., 0], frames[3])
+    np.testing.assert_array_equal(source.read(4)[..., 0], frames[4])
+    source.close()
+
+
+@pytest.mark.parametrize(
+    "opener", [open_stack, open_instruments_zip, open_video], ids=lambda opener: opener.__name__
+)
+def test_gray_frames_for_a_network_of_three_channels(opener, frames, tmp_path, monkeypatch):
+    opener(tmp_path, frames).close()
+    (path,) = tmp_path.iterdir()
+    source = {
+        ".tif": lambda: open_images(str(path), rgb=True),
+        ".zip": lambda: ZarrFrames(path, rgb=True),
+        ".mkv": lambda: VideoFrames(path, rgb=True),
+    }[path.suffix]()
+    frame = source.read(0)
+    source.close()
+    assert frame.shape == (32, 48, 3)
+    np.testing.assert_array_equal(frame, np.repeat(frames[0][..., None], 3, axis=2))
+
+
+def test_a_video_knows_its_end(frames, tmp_path):
+    source = open_video(tmp_path, frames)
+    source.read(4)
+    with pytest.raises(EndOfFramesError):
+        source.read(5)
+    with pytest.raises(ValueError, match="was asked for after"):
+        source.read(2)
+    source.close()
+
+
+def test_names_are_below_what_was_given(frames, tmp_path):
+    source = open_pattern(tmp_path, frames)
+    assert [source.name(i) for i in (0, 4)] == ["a/0.png", "b/1.png"]
+    assert [source.stem(i) for i in (0, 4)] == ["a/0", "b/1"]
+    stacks = open_stacks_and_files(tmp_path / "x", frames)
+    assert [stacks.name(i) for i in (1, 2)] == ["0.tif[1]", "1.tif"]
+    assert stacks.stem(1) == "0_000001"
+    stacks.close()
+
+
+def test_resizing_what_was_read_is_reading_it_resized(frames, tmp_path):
+    (path, *_) = save_folder(tmp_path, frames)
+    resized = read_image(path, image_hw=(20, 31), rgb=False)
+    expected = Image.fromarray(frames[0]).resize((31, 20), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(resized[..., 0], np.asarray(expected))
+    np.testing.assert_array_equal(resize_image(frames[0][..., None], (20, 31)), resized)
+
+
+def test_damage_is_of_one_frame(frames, tmp_path):
+    paths = save_folder(tmp_path / "files", frames)
+    Path(paths[1]).write_bytes(Path(paths[1]).read_bytes()[:60])
+    source = open_images("-", rgb=False, lines=[*paths, str(tmp_path / "missing.png")])
+    for index, reason in ((1, "1.png"), (5, "does not exist")):
+        with pytest.raises(FrameError, match=reason):
+            source.read(index)
+    np.testing.assert_array_equal(source.read(2)[..., 0], frames[2])
+
+    dark = np.moveaxis(frames, 0, 2).copy()
+    dark[:, :, 3] = 0
+    save_zarr(tmp_path / "run.zarr", dark, (32, 48, 1))
+    (damaged,) = (tmp_path / "run.zarr").glob("0*0*1")
+    damaged.write_bytes(b"short")
+    store = ZarrFrames(tmp_path / "run.zarr", rgb=False)
+    with pytest.raises(FrameError, match="frame 1: cannot be read"):
+        store.read(1)
+    with pytest.raises(FrameError, match="frame 3: all pixels are 0, it was not written"):
+        store.read(3)
+    np.testing.assert_array_equal(store.read(4)[..., 0], frames[4])
+
+
+def test_deep_pages_of_a_stack_are_refused_one_by_one(frames, tmp_path):
+    deep = Image.fromarray(frames[0].astype(np.uint16) * 100)
+    Image.fromarray(frames[0]).save(tmp_path / "a.tif", save_all=True, append_images=[deep])
+    source = open_images(str(tmp_path / "a.tif"), rgb=False)
+    np.testing.assert_array_equal(source.read(0)[..., 0], frames[0])
+    with pytest.raises(FrameError, match="page 1: 16-bit"):
+        source.read(1)
+    source.close()
+
+
+def test_a_damaged_video_counts_the_frames_it_cannot_show(frames, tmp_path):
+    save_video(tmp_path / "run.mkv", np.repeat(frames, 8, axis=0), "mjpeg", "yuvj420p")
+    data = bytearray((tmp_path / "run.mkv").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 200] = b"\xff" * 200
+    (tmp_path / "bad.mkv").write_bytes(data)
+    source = VideoFrames(tmp_path / "bad.mkv", rgb=False)
+    shown = failed = 0
+    for index in range(80):
+        try:
+            source.read(index)
+            shown += 1
+        except FrameError:
+            failed += 1
+        except EndOfFramesError:
+            break
+    source.close()
+    assert failed >= 1
+    assert shown >= 10
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "frame_hw", "expected"),
+    [
+        pytest.param((32, 48, 9), (32, 48, 1), (), "hwn", id="instrument"),
+        pytest.param((9, 32, 48), (1, 32, 48), (), "nhw", id="frames first"),
+        pytest.param((32, 48, 9), (32, 48, 9), ((32, 48),), "hwn", id="one chunk, known size"),
+        pytest.param((9, 32, 48), (3, 16, 24), ((32, 48),), "nhw", id="tiles, known size"),
+        pytest.param((9, 32, 48), (9, 32, 48), (), None, id="one chunk"),
+        pytest.param((32, 32, 32), (32, 32, 32), ((32, 32),), None, id="a cube"),
+    ],
+)
+def test_layout_of_a_store(shape, chunks, frame_hw, expected, tmp_path):
+    save_zarr(tmp_path / "run.zarr", np.ones(shape, np.uint8), chunks)
+    if expected is None:
+        with pytest.raises(UserError, match="say --zarr-layout hwn or --zarr-layout nhw"):
+            ZarrFrames(tmp_path / "run.zarr", rgb=False, frame_hw=frame_hw)
+        expected = "nhw"
+        store = ZarrFrames(tmp_path / "run.zarr", rgb=False, layout=expected, frame_hw=frame_hw)
+    else:
+        store = ZarrFrames(tmp_path / "run.zarr", rgb=False, frame_hw=frame_hw)
+    assert store.layout == expected
+    assert store.count == shape[2 if expected == "hwn" else 0]
+
+
+def write_text(path: Path) -> Path:
+    path.write_text("no frames")
+    return path
+
+
+REFUSALS = [
+    pytest.param(lambda d: open_images("nowhere", rgb=False), "does not exist", id="missing"),
+    pytest.param(lambda d: open_images(str(d), rgb=False), "no image in this folder", id="empty"),
+    pytest.param(
+        lambda d: open_images(f"{d}/*.png", rgb=False), "no image matches", id="empty pattern"
+    ),
+    pytest.param(
+        lambda d: open_images("-", rgb=False, lines=["\n"]), "one path a line", id="empty list"
+    ),
+    pytest.param(lambda d: ZarrFrames(d / "no", rgb=False), "does not exist", id="missing store"),
+    pytest.param(
+        lambda d: ZarrFrames(write_text(d / "x.zip"), rgb=False),
+        "expected a zarr store, a folder or a zip",
+        id="no zip",
+    ),
+    pytest.param(lambda d: ZarrFrames(d, rgb=False), "expected a zarr store", id="no store"),
+    pytest.param(
+        lambda d: VideoFrames(write_text(d / "x.mp4"), rgb=False), "cannot be opened", id="no video"
+    ),
+    pytest.param(lambda d: VideoFrames(d / "no", rgb=False), "does not exist", id="missing video"),
+]
+
+
+@pytest.mark.parametrize(("attempt", "message"), REFUSALS)
+def test_what_is_no_source_is_refused(attempt, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        attempt(tmp_path)
+
+
+def test_other_arrays_and_groups_of_a_store(frames, tmp_path):
+    group = zarr.create_group(str(tmp_path / "run.zarr"))
+    group.create_array("frames", data=frames, chunks=(1, 32, 48))
+    assert ZarrFrames(tmp_path / "run.zarr", rgb=False).count == 5
+    group.create_array("times", data=np.arange(5))
+    with pytest.raises(UserError, match="expected one array, found 2"):
+        ZarrFrames(tmp_path / "run.zarr", rgb=False)
+    with pytest.raises(UserError, match=r"three axes of uint8, found \(5,\) of int64"):
+        ZarrFrames(tmp_path / "run.zarr" / "times", rgb=False)
+
+
+def test_two_frames_of_one_name_are_refused(frames, tmp_path):
+    Image.fromarray(frames[0]).save(tmp_path / "a.png")
+    Image.fromarray(frames[0]).save(tmp_path / "a.bmp")
+    (tmp_path / "notes.txt").write_text("")
+    said: list[str] = []
+    source = open_images(str(tmp_path), rgb=False, say=said.append)
+    assert said == ["1 other files there are no images and are left out"]
+    with pytest.raises(UserError, match=r"a.bmp and a.png would be written to the same file"):
+        check_distinct_stems(source)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x").mkdir()
+    with pytest.raises(UserError, match=r"for those in its subfolders"):
+        open_images(str(tmp_path / "sub"), rgb=False)

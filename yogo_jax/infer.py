@@ -1,0 +1,140 @@
+"""Finds cells in frames.
+
+    python -m yogo_jax.infer MODEL --images FOLDER --output DIR [--draw-boxes] [--count] …
+
+MODEL is a run, a checkpoint, or what `bridge.to_openvino` wrote; docs/inference.md has the rest.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yogo_jax.errors import exit_on_user_error
+from yogo_jax.inference.flags import check, make_parser
+
+
+if TYPE_CHECKING:
+    from yogo_jax.data.frame_sources import FrameSource
+    from yogo_jax.inference.outputs import Wanted
+    from yogo_jax.inference.served import Served
+
+
+EXIT_INTERRUPTED = 130
+
+
+def infer(args: argparse.Namespace) -> None:
+    """Looks at all frames and writes what was asked for; prints a summary.
+
+    Raises:
+      UserError: model or frames cannot be used, or the folder is not free.
+    """
+    # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.compilation import use_compilation_cache
+    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.inference.models import ModelOptions, load_model
+    from yogo_jax.inference.run import Running, format_summary, infer_frames
+
+    use_compilation_cache()
+    names = [name for part in args.class_names or () for name in part.split(",") if name]
+    options = ModelOptions(
+        crop_height=args.crop_height,
+        class_names=tuple(names),
+        normalize_images=args.normalize_images,
+        batch_size=args.batch_size,
+        precision="half" if args.half else args.precision,
+    )
+    model = load_model(args.model, options)
+    print(model.describe())
+    given = (args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)
+    thresholds = Thresholds(
+        *(
+            own if flag is None else flag
+            for own, flag in zip(model.served.thresholds, given, strict=True)
+        )
+    )
+    source = open_source(args, model.served)
+    cores = os.cpu_count() or 1
+    try:
+        summary = infer_frames(
+            model,
+            source,
+            args.output,
+            model_name=_model_name(args.model),
+            thresholds=thresholds,
+            wanted=wanted_outputs(args),
+            running=Running(
+                resume=args.resume,
+                strict=args.strict,
+                workers=args.workers or cores,
+                bar=sys.stderr.isatty() if args.use_tqdm is None else args.use_tqdm,
+            ),
+        )
+    finally:
+        source.close()
+    print(format_summary(summary, args.output))
+
+
+def open_source(args: argparse.Namespace, served: "Served") -> "FrameSource":
+    """The frames that the flags mean.
+
+    Raises:
+      UserError: there are none, or they cannot be opened.
+    """
+    if args.images is not None:
+        from yogo_jax.data.frame_sources import open_images
+
+        return open_images(args.images, rgb=served.rgb, lines=sys.stdin)
+    if args.zarr is not None:
+        from yogo_jax.data.zarr_frames import ZarrFrames
+
+        sizes = (served.image_hw, *([served.frame_hw] if served.frame_hw else []))
+        store = ZarrFrames(args.zarr, rgb=served.rgb, layout=args.zarr_layout, frame_hw=sizes)
+        print(f"{args.zarr}: {store.count} frames, axes {store.layout}")
+        return store
+    from yogo_jax.data.video_frames import VideoFrames
+
+    return VideoFrames(args.video, rgb=served.rgb)
+
+
+def wanted_outputs(args: argparse.Namespace) -> "Wanted":
+    """Which outputs the flags ask for; counts, if none."""
+    from yogo_jax.inference.outputs import Wanted
+
+    asked = (args.draw_boxes, args.save_preds, args.save_npy, args.csv, args.coco, args.count)
+    if not any(asked):
+        print("no output was asked for: counting, as with --count")
+    return Wanted(
+        pictures=(args.output_img_filetype or ".png") if args.draw_boxes else None,
+        labels=args.save_preds,
+        with_confidence=args.with_confidence,
+        array=args.save_npy,
+        csv=args.csv,
+        coco=args.coco,
+        counts=args.count or not any(asked),
+    )
+
+
+def _model_name(path: Path) -> str:
+    """The name of a run or file; of `exported/model.xml` that of the folder."""
+    path = path.absolute()
+    if path.is_dir():
+        return path.name
+    return path.parent.name if path.stem == "model" else path.stem
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = make_parser().parse_args(argv)
+    with exit_on_user_error():
+        check(args)
+        try:
+            infer(args)
+        except KeyboardInterrupt:
+            print("interrupted; the same command with --resume goes on", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

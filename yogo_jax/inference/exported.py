@@ -1,0 +1,143 @@
+"""Exported models, ours or of another maker, as `Model`s; the bridge runs them."""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from yogo_jax.detector.found import Thresholds
+from yogo_jax.detector.spec import whole_frame_hw
+from yogo_jax.errors import UserError
+from yogo_jax.inference.served import Frames, ModelOptions, Outputs, Served, knows_itself, renamed
+
+
+class ExportedModel:
+    """An `.xml` or `.onnx`, ours or of another maker, run by the bridge."""
+
+    def __init__(self, path: Path, options: ModelOptions) -> None:
+        if path.suffix.lower() == ".onnx" and options.precision != "f32":
+            raise UserError(
+                f"{path}: ONNX Runtime computes in the precision of the file: for half precision "
+                "give the IR (.xml) or the checkpoint"
+            )
+        # By name: the layers below do not depend on the bridge, which depends on them.
+        runtime: Any = importlib.import_module("bridge.runtime")
+        self._model = _open_in_precision(runtime, path, options)
+        interface = self._model.interface
+        _, channels, rows, columns = interface.input_nchw
+        said = interface.description
+        is_ours = "class_names" in said
+        if is_ours and options.normalize_images is not None:
+            raise knows_itself(path)
+        if not is_ours:
+            _check_told(path, options, interface.output_shape[1] - 5)
+        names = tuple(_said(path, said, "class_names")) if is_ours else options.class_names
+        whole = None
+        if is_ours:
+            multiplier = tuple(_said(path, said, "size_multiplier_wh"))
+            whole = whole_frame_hw((rows, columns), multiplier)
+        self.served = Served(
+            class_names=renamed(path, names, options.class_names),
+            image_hw=(rows, columns),
+            frame_hw=_frame_of_crop(path, (rows, columns), whole, options.crop_height),
+            rgb=channels == 3,
+            thresholds=Thresholds(**_said(path, said, "thresholds")) if is_ours else Thresholds(),
+        )
+        if len(self.served.class_names) != interface.output_shape[1] - 5:
+            raise UserError(
+                f"{path}: its output has {interface.output_shape[1]} channels, so "
+                f"{interface.output_shape[1] - 5} classes, but it names {len(names)}"
+            )
+        self.precision = self._model.precision
+        self.digest = _digest_of_files(path)
+        self._path = path
+
+    def batch_size_for(self, count: int | None) -> int:
+        """Frames of one call, which is fixed in the file."""
+        return self._model.batch_size
+
+    def stream(self, batches: Iterable[Frames]) -> Iterator[Outputs]:
+        """Outputs of batches of one size, in order."""
+        return self._model.stream(batches)
+
+    def describe(self) -> str:
+        """What runs it, where, and how, in one line."""
+        by = "ONNX Runtime" if self._path.suffix.lower() == ".onnx" else "OpenVINO"
+        return f"{self._path} by {by} in {self.precision} on the CPU"
+
+
+def _open_in_precision(runtime: Any, path: Path, options: ModelOptions) -> Any:
+    candidates = ("bf16", "f16") if options.precision == "half" else (options.precision,)
+    for precision in candidates:
+        try:
+            return runtime.open_model(
+                path,
+                precision=precision,
+                frames_in_flight=options.batch_size,
+                divide_by_255=bool(options.normalize_images),
+            )
+        except UserError:
+            if precision == candidates[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _check_told(path: Path, options: ModelOptions, classes: int) -> None:
+    """Asks for what a model of another maker does not say."""
+    names = len(options.class_names)
+    if names != classes:
+        found = f"--class-names has {names}" if names else "it does not name them"
+        raise UserError(
+            f"{path}: gives {classes} classes, {found}: add --class-names A,B,… with {classes} "
+            "names in the order of its outputs"
+        )
+    if options.normalize_images is None:
+        raise UserError(
+            f"{path}: does not say what pixels it takes: add --normalize-images if they must be "
+            "divided by 255 first, --no-normalize-images if it takes 0 to 255 (or divides itself)"
+        )
+
+
+def _said(path: Path, description: dict[str, str], key: str) -> Any:
+    try:
+        return json.loads(description[key])
+    except (KeyError, ValueError):
+        raise UserError(
+            f"{path}: its description of itself has no usable {key}: export it again"
+        ) from None
+
+
+def _frame_of_crop(
+    path: Path,
+    image_hw: tuple[int, int],
+    whole: tuple[int, int] | None,
+    crop_height: float | None,
+) -> tuple[int, int] | None:
+    """The whole frame of an exported model, of which `--crop-height` may say what it is."""
+    rows, columns = image_hw
+    if crop_height is None:
+        return whole
+    if whole is None:
+        if crop_height > 1:
+            raise UserError(
+                f"--crop-height {crop_height:g}: {path} takes {rows} rows; say what fraction of a "
+                "frame that is, up to 1"
+            )
+        return max(rows, round(rows / crop_height)), columns
+    wanted = round(crop_height * whole[0]) if crop_height <= 1 else round(crop_height)
+    if wanted != rows:
+        raise UserError(
+            f"--crop-height {crop_height:g}: {path} was exported for {rows} rows of {whole[0]}: "
+            f"leave it out, or export with --crop-height {crop_height:g}"
+        )
+    return whole
+
+
+def _digest_of_files(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in (path, path.with_suffix(".bin")):
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

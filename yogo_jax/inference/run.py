@@ -1,0 +1,209 @@
+"""One inference from its first frame to its last file, and the same again after a kill."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from yogo_jax.data.frame_sources import FrameSource, check_distinct_stems
+from yogo_jax.detector.found import Thresholds
+from yogo_jax.errors import UserError
+from yogo_jax.inference.models import Model
+from yogo_jax.inference.outputs import (
+    LABELS,
+    OF_ALL_FRAMES,
+    PICTURES,
+    SUMMARY,
+    Wanted,
+    array_name,
+    make_finish,
+    write_over_all,
+)
+from yogo_jax.inference.pipeline import run_frames
+from yogo_jax.inference.progress import Rate, with_progress
+from yogo_jax.output.files import make_folder
+from yogo_jax.output.journal import JOURNAL_NAME, Journal, check_same_settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running:
+    """How an inference runs; its outputs do not follow from these.
+
+    Attributes:
+      resume: go on with what an earlier run left in the folder.
+      strict: stop at the first frame that cannot be read.
+      workers: threads that read, and as many that write.
+      bar: a moving progress bar, else plain lines.
+      say: is told what happens.
+    """
+
+    resume: bool = False
+    strict: bool = False
+    workers: int = 2
+    bar: bool = False
+    say: Callable[[str], None] = print
+
+
+def infer_frames(
+    model: Model,
+    source: FrameSource,
+    folder: Path,
+    *,
+    model_name: str,
+    thresholds: Thresholds,
+    wanted: Wanted,
+    running: Running,
+) -> dict[str, Any]:
+    """Looks at all frames, and writes what is wanted; returns the summary.
+
+    Raises:
+      UserError: the folder holds something else, a frame does not fit the model, the disk is full.
+    """
+    if wanted.of_each_frame:
+        check_distinct_stems(source)
+    batch_size = model.batch_size_for(source.count)
+    settings = _settings(model, source, model_name, batch_size, thresholds, wanted)
+    make_folder(folder, "--output")
+    if (earlier := _finished(folder, settings, wanted, running)) is not None:
+        return earlier
+    finish = make_finish(folder, wanted, model.served, thresholds, strict=running.strict)
+    rate = Rate()
+    try:
+        with Journal(folder, settings, resume=running.resume) as journal:
+            if journal.count:
+                running.say(f"{journal.count} frames were finished before and are not done again")
+            if running.strict:
+                _refuse_skipped(journal)
+            records = run_frames(
+                source,
+                model.served,
+                model.stream,
+                finish,
+                start=journal.count,
+                batch_size=batch_size,
+                workers=running.workers,
+            )
+            done = journal.count
+            # Closed at once where this stops, so that its threads end.
+            with closing(records):
+                shown = with_progress(records, rate, done=done, total=source.count, bar=running.bar)
+                for record in shown:
+                    journal.append(record)
+            if rate.frames:
+                running.say(f"{rate.frames} frames at {rate.per_second:.1f} frames/s")
+            totals = write_over_all(journal, folder, wanted, model.served, settings)
+            journal.remove()
+    except OSError as error:
+        raise UserError(
+            f"--output {folder}: {error.strerror or error}; when that is mended, add --resume"
+        ) from error
+    return {"settings": settings, **totals.to_dict()}
+
+
+def _settings(
+    model: Model,
+    source: FrameSource,
+    model_name: str,
+    batch_size: int,
+    thresholds: Thresholds,
+    wanted: Wanted,
+) -> dict[str, Any]:
+    """Everything that the outputs follow from, in plain values."""
+    served = model.served
+    return {
+        "run": source.title,
+        **source.identity,
+        "model_name": model_name,
+        "model": model.digest,
+        "class_names": list(served.class_names),
+        "image_hw": list(served.image_hw),
+        "frame_hw": None if served.frame_hw is None else list(served.frame_hw),
+        "precision": model.precision,
+        "batch_size": batch_size,
+        "obj_thresh": thresholds.objectness,
+        "iou_thresh": thresholds.iou,
+        "min_class_confidence_threshold": thresholds.min_class_confidence,
+        **{f"output {name}": value for name, value in dataclasses.asdict(wanted).items()},
+    }
+
+
+def _finished(
+    folder: Path, settings: dict[str, Any], wanted: Wanted, running: Running
+) -> dict[str, Any] | None:
+    """The summary of a run that has ended before, for --resume; None if there is work to do.
+
+    Raises:
+      UserError: the folder is not free, and --resume was not given or does not fit.
+    """
+    has_journal = (folder / JOURNAL_NAME).exists()
+    summary = folder / SUMMARY
+    if running.resume:
+        if has_journal or not summary.exists():
+            return None
+        try:
+            earlier = json.loads(summary.read_text())
+            check_same_settings(summary, earlier["settings"], settings)
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"--resume: {summary} cannot be read: it is none of ours") from None
+        running.say("this run has already ended; there is nothing to do")
+        return earlier
+    if has_journal:
+        raise UserError(
+            f"--output {folder} holds a run that was interrupted: add --resume to go on with it, "
+            f"or choose another folder (to begin anew in this one, delete {JOURNAL_NAME})"
+        )
+    array = array_name(settings["run"])
+    names = [SUMMARY, *OF_ALL_FRAMES, f"{array}.npy", f"{array}.json"]
+    names += [PICTURES] if wanted.pictures is not None else []
+    names += [LABELS] if wanted.labels else []
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise UserError(
+            f"--output {folder} already holds {', '.join(there)}: choose another folder, or delete "
+            "them first"
+        )
+    return None
+
+
+def _refuse_skipped(journal: Journal) -> None:
+    for record in journal.records():
+        if record.error is not None:
+            raise UserError(
+                f"--strict: {record.error}; it was skipped before: mend it and begin anew, or "
+                "leave out --strict"
+            )
+
+
+def format_summary(summary: dict[str, Any], folder: Path, most_named: int = 10) -> str:
+    """The end of a run for the terminal: counts, what was skipped, where things are."""
+    frames = max(summary["frames"], 1)
+    lines = [
+        f"{summary['frames']} frame{'s' * (frames > 1)}, {summary['skipped']} skipped, "
+        f"{summary['total']} boxes"
+    ]
+    width = max(map(len, summary["by_class"]), default=0)
+    lines += [
+        f"  {name:<{width}}{count:>10}{count / frames:>12.2f} a frame"
+        for name, count in summary["by_class"].items()
+    ]
+    if summary["skipped"]:
+        lines += _skipped_lines(folder / "skipped.csv", summary["skipped"], most_named)
+    written = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    lines.append(f"written to {folder}: {', '.join(written)}")
+    return "\n".join(lines)
+
+
+def _skipped_lines(path: Path, count: int, most: int) -> list[str]:
+    """The first frames that were skipped, with the reasons."""
+    import csv
+
+    with path.open(newline="") as file:
+        rows = [row["reason"] for row, _ in zip(csv.DictReader(file), range(most), strict=False)]
+    lines = ["skipped:", *(f"  {reason}" for reason in rows)]
+    if count > len(rows):
+        lines.append(f"  and {count - len(rows)} more, see {path}")
+    return lines
