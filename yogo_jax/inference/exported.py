@@ -51,7 +51,7 @@ class ExportedModel:
                 f"{interface.output_shape[1] - 5} classes, but it names {len(names)}"
             )
         self.precision = self._model.precision
-        self.digest = _digest_of_files(path)
+        self.digest = _digest_of_files(path, divided=bool(options.normalize_images))
         self._path = path
 
     def batch_size_for(self, count: int | None) -> int:
@@ -135,8 +135,8 @@ def _frame_of_crop(
     return whole
 
 
-def _digest_of_files(path: Path) -> str:
-    digest = hashlib.sha256()
+def _digest_of_files(path: Path, *, divided: bool) -> str:
+    digest = hashlib.sha256(b"divided by 255" if divided else b"")
     for file in (path, path.with_suffix(".bin")):
         if file.is_file():
             digest.update(file.read_bytes())

@@ -146,7 +146,7 @@ def _add_running_flags(group: argparse._ArgumentGroup) -> None:
         "--batch-size",
         type=int,
         metavar="N",
-        help="frames that are with the network at a time; default: 64 of a checkpoint, but 4 on a "
+        help="frames that are with the network at a time; default: 64 of a checkpoint, but 1 on a "
         "CPU; for an .xml what OpenVINO asks for",
     )
     add("--workers", type=int, help="threads that read, and as many that write; default: cores")

@@ -19,8 +19,8 @@ from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restor
 
 
 EXPORTED_SUFFIXES = (".xml", ".onnx")
-# On a CPU larger batches gain nothing and take memory.
-BATCH_SIZE, BATCH_SIZE_ON_CPU = 64, 4
+# On a CPU larger batches are slower, and take memory (docs/inference.md).
+BATCH_SIZE, BATCH_SIZE_ON_CPU = 64, 1
 _DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16, "half": jnp.bfloat16}
 
 
