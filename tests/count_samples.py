@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.evaluation.count_files import INSTRUMENT_CLASSES
+from yogo_jax.evaluation.counting.files import INSTRUMENT_CLASSES
 
 
 # Row = true class, last column missed; the last row extra boxes. Whole numbers of a plausible

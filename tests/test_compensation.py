@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.compensation import (
+from yogo_jax.evaluation.counting.compensation import (
     Line,
     compensate,
     confidence_values,
@@ -14,7 +14,7 @@ from yogo_jax.evaluation.compensation import (
     fit_line,
     fit_lines,
 )
-from yogo_jax.evaluation.compensation_files import compensation_csv, read_line, read_runs
+from yogo_jax.evaluation.counting.compensation_files import compensation_csv, read_line, read_runs
 
 
 REFERENCES = np.array([0.0, 100, 500, 2000, 10_000, 40_000])

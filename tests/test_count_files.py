@@ -5,7 +5,7 @@ import pytest
 
 from count_samples import run_array, write
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.count_files import (
+from yogo_jax.evaluation.counting.files import (
     INSTRUMENT_CLASSES,
     count_run,
     counts_by_confidence,

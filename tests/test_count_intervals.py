@@ -5,15 +5,15 @@ import pytest
 from scipy.stats import binomtest, chi2
 
 from count_samples import CONFUSION
-from yogo_jax.evaluation.count_intervals import (
+from yogo_jax.evaluation.counting.intervals import (
     Evidence,
     count_interval,
     deskew,
     ratio_interval,
     response,
 )
-from yogo_jax.evaluation.count_limits import binomial_limits, poisson_limits
-from yogo_jax.evaluation.count_simulation import (
+from yogo_jax.evaluation.counting.limits import binomial_limits, poisson_limits
+from yogo_jax.evaluation.counting.simulation import (
     coverage_table,
     draw,
     example_detector,

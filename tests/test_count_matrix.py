@@ -5,7 +5,7 @@ import pytest
 
 from count_samples import CONFUSION, metrics, write
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.count_matrix import (
+from yogo_jax.evaluation.counting.matrix import (
     check_invertible,
     mean_and_inverse_scatter,
     pool,

@@ -21,7 +21,7 @@ from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.losses import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import Evaluator
-from yogo_jax.evaluation.pictures import write_pictures
+from yogo_jax.evaluation.report.pictures import write_pictures
 from yogo_jax.output.draw import draw_boxes
 
 

@@ -24,10 +24,10 @@ from yogo_jax.data.inspection import inspect_data
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.losses import ORIGINAL_WEIGHTS
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.inspection_page import render_inspection
-from yogo_jax.evaluation.inspection_text import format_inspection
-from yogo_jax.evaluation.suspect_search import find_suspects
-from yogo_jax.evaluation.suspects_page import suspect_rows, suspect_sections
+from yogo_jax.evaluation.inspection.page import render_inspection
+from yogo_jax.evaluation.inspection.suspect_search import find_suspects
+from yogo_jax.evaluation.inspection.suspects_page import suspect_rows, suspect_sections
+from yogo_jax.evaluation.inspection.text import format_inspection
 from yogo_jax.inspect import main
 
 

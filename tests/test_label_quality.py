@@ -5,8 +5,8 @@ import pytest
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
-from yogo_jax.evaluation.doubts import doubts_of_image
-from yogo_jax.evaluation.label_quality import LabelScores, Opinions, score_labels
+from yogo_jax.evaluation.inspection.doubts import doubts_of_image
+from yogo_jax.evaluation.inspection.label_quality import LabelScores, Opinions, score_labels
 
 
 GRID_HW, CLASSES, ROWS = (5, 7), 3, 12

@@ -16,9 +16,9 @@ from yogo_jax import report
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.history import History
-from yogo_jax.evaluation.report import Subject
-from yogo_jax.evaluation.results import write_results
+from yogo_jax.evaluation.report.history import History
+from yogo_jax.evaluation.report.page import Subject
+from yogo_jax.evaluation.report.results import write_results
 from yogo_jax.training.logged import differing_fields, names_of, read_run
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.tracking import read_metrics

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from yogo_jax.errors import UserError, exit_on_user_error
-from yogo_jax.evaluation.count_flags import (
+from yogo_jax.evaluation.counting.flags import (
     add_compensation,
     add_coverage,
     add_estimate,
@@ -122,9 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         check(args)
         # Imported late: a mistake in a flag is told without waiting for SciPy.
-        from yogo_jax.evaluation import count_commands
+        from yogo_jax.evaluation.counting import commands
 
-        getattr(count_commands, args.command)(args)
+        getattr(commands, args.command)(args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from yogo_jax.errors import UserError, exit_on_user_error
 
 
 if TYPE_CHECKING:
-    from yogo_jax.evaluation.history import History
+    from yogo_jax.evaluation.report.history import History
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -73,8 +73,8 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.evaluation.evaluator import Evaluator
-    from yogo_jax.evaluation.report import Subject
-    from yogo_jax.evaluation.results import write_results
+    from yogo_jax.evaluation.report.page import Subject
+    from yogo_jax.evaluation.report.results import write_results
     from yogo_jax.evaluation.tables import format_metrics
     from yogo_jax.output.files import make_folder
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
@@ -130,7 +130,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 
 def _history_of(checkpoint: Path) -> "History | None":
     """What the run logged that the checkpoint lies in, if it lies in one."""
-    from yogo_jax.evaluation.history import History
+    from yogo_jax.evaluation.report.history import History
     from yogo_jax.training.tracking import read_metrics
 
     if checkpoint.parent.name != "checkpoints":

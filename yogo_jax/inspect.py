@@ -19,7 +19,7 @@ from yogo_jax.errors import UserError, exit_on_user_error
 if TYPE_CHECKING:
     from yogo_jax.data.box_checks import Grid
     from yogo_jax.data.inspection import Inspection
-    from yogo_jax.evaluation.suspects import Suspects
+    from yogo_jax.evaluation.inspection.suspects import Suspects
     from yogo_jax.training.metadata import Metadata
 
 
@@ -115,7 +115,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
     from yogo_jax.data.definition import load_definition
     from yogo_jax.data.inspection import inspect_data
     from yogo_jax.data.records import MIN_BOX_AREA
-    from yogo_jax.evaluation.inspection_text import format_inspection
+    from yogo_jax.evaluation.inspection.text import format_inspection
     from yogo_jax.output.files import make_folder
     from yogo_jax.output.progress import progress_bar
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
@@ -196,8 +196,8 @@ def question(
     import jax
 
     from yogo_jax.compilation import use_compilation_cache
-    from yogo_jax.evaluation.suspect_search import find_suspects
-    from yogo_jax.evaluation.suspects import SUSPECT_KINDS
+    from yogo_jax.evaluation.inspection.suspect_search import find_suspects
+    from yogo_jax.evaluation.inspection.suspects import SUSPECT_KINDS
     from yogo_jax.output.progress import progress_bar
     from yogo_jax.training.checkpoints import restore_variables
 
@@ -224,9 +224,9 @@ def question(
 
 def write(args: argparse.Namespace, inspection: "Inspection", suspects: "Suspects | None") -> None:
     """Writes the page, the JSON and, if a detector was asked, the CSV."""
-    from yogo_jax.evaluation.inspection_page import render_inspection
-    from yogo_jax.evaluation.inspection_text import to_dict
-    from yogo_jax.evaluation.suspects_page import suspect_rows, suspect_sections
+    from yogo_jax.evaluation.inspection.page import render_inspection
+    from yogo_jax.evaluation.inspection.suspects_page import suspect_rows, suspect_sections
+    from yogo_jax.evaluation.inspection.text import to_dict
     from yogo_jax.output.files import write_atomically, write_json
 
     values, rows, sections = to_dict(inspection), [], []

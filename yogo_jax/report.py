@@ -54,8 +54,8 @@ def check(args: argparse.Namespace) -> None:
 
 def sections_of(runs: "Sequence[LoggedRun]", folder: Path) -> "list[Section]":
     """The page from top to bottom; links are relative to the folder that it lies in."""
-    from yogo_jax.evaluation.history import history_figures
     from yogo_jax.evaluation.pages import Block, Code, Link, Section, Table
+    from yogo_jax.evaluation.report.history import history_figures
     from yogo_jax.training.logged import differing_fields
 
     links: list[Block] = []

@@ -41,8 +41,8 @@ from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
 from yogo_jax.detector.found import detections_of
-from yogo_jax.evaluation.count_intervals import count_interval, ratio_interval
-from yogo_jax.evaluation.count_simulation import (
+from yogo_jax.evaluation.counting.intervals import count_interval, ratio_interval
+from yogo_jax.evaluation.counting.simulation import (
     draw,
     example_detector,
     share_holding,

@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.count_files import Sample
-from yogo_jax.evaluation.count_intervals import (
+from yogo_jax.evaluation.counting.files import Sample
+from yogo_jax.evaluation.counting.intervals import (
     Evidence,
     Interval,
     count_interval,
     deskew,
     ratio_interval,
 )
-from yogo_jax.evaluation.count_matrix import Validation, check_invertible
+from yogo_jax.evaluation.counting.matrix import Validation, check_invertible
 
 
 CONFIDENCE = 0.95

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.history import History
+from yogo_jax.evaluation.report.history import History
 from yogo_jax.training.tracking import read_metrics
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from yogo_jax.data.records import Records
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.evaluation.evaluator import Evaluator
-from yogo_jax.evaluation.history import History
+from yogo_jax.evaluation.report.history import History
 from yogo_jax.evaluation.tables import format_metrics
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.tracking import Tracker, read_metrics
@@ -34,8 +34,8 @@ def write_test(
       UserError: an image cannot be read.
     """
     # Imported late: scikit-learn takes a second, which the start of a training need not wait for.
-    from yogo_jax.evaluation.report import Subject
-    from yogo_jax.evaluation.results import write_results
+    from yogo_jax.evaluation.report.page import Subject
+    from yogo_jax.evaluation.report.results import write_results
 
     folder = find_checkpoint(workdir)
     metadata = read_metadata(folder)

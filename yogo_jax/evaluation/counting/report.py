@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yogo_jax.evaluation.compensation import Compensated
-from yogo_jax.evaluation.count_files import Sample
-from yogo_jax.evaluation.count_intervals import Evidence, Interval
-from yogo_jax.evaluation.count_matrix import Validation, validation_summary
+from yogo_jax.evaluation.counting.compensation import Compensated
+from yogo_jax.evaluation.counting.detection_limit import detection_limit
+from yogo_jax.evaluation.counting.files import Sample
+from yogo_jax.evaluation.counting.intervals import Evidence, Interval
+from yogo_jax.evaluation.counting.matrix import Validation, validation_summary
 from yogo_jax.evaluation.counts import (
     CONFIDENCE,
     Estimate,
@@ -19,7 +20,6 @@ from yogo_jax.evaluation.counts import (
     rule_of_three,
     scaled,
 )
-from yogo_jax.evaluation.detection_limit import detection_limit
 
 
 class Inputs(NamedTuple):

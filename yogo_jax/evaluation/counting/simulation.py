@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.count_intervals import (
+from yogo_jax.evaluation.counting.intervals import (
     Evidence,
     Interval,
     count_interval,
@@ -19,7 +19,7 @@ from yogo_jax.evaluation.count_intervals import (
     response,
     validation_cells,
 )
-from yogo_jax.evaluation.count_matrix import MAX_CONDITION, Validation
+from yogo_jax.evaluation.counting.matrix import MAX_CONDITION, Validation
 from yogo_jax.evaluation.counts import Roles
 
 

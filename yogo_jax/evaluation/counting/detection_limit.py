@@ -7,7 +7,7 @@ from jaxtyping import Float
 from scipy.special import gammaincinv
 from scipy.stats import nbinom
 
-from yogo_jax.evaluation.count_intervals import Evidence, response, validation_cells
+from yogo_jax.evaluation.counting.intervals import Evidence, response, validation_cells
 from yogo_jax.evaluation.counts import Roles
 
 

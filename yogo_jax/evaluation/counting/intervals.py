@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from yogo_jax.evaluation.count_limits import Limits, binomial_limits, poisson_limits
+from yogo_jax.evaluation.counting.limits import Limits, binomial_limits, poisson_limits
 
 
 # Search of the limits of a ratio: halvings of an interval within [0, 1].

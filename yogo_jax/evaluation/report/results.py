@@ -6,10 +6,10 @@ from typing import Any
 
 from yogo_jax.evaluation.agreement import agreement, counts_by_image
 from yogo_jax.evaluation.bootstrap import bootstrap_intervals
-from yogo_jax.evaluation.curve_figures import Curves, measure_curves
 from yogo_jax.evaluation.evaluator import Evaluation, ImageResult
-from yogo_jax.evaluation.pictures import write_pictures
-from yogo_jax.evaluation.report import Subject, evaluation_page
+from yogo_jax.evaluation.report.curve_figures import Curves, measure_curves
+from yogo_jax.evaluation.report.page import Subject, evaluation_page
+from yogo_jax.evaluation.report.pictures import write_pictures
 from yogo_jax.output.files import write_atomically, write_json
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.count_files import read_json
+from yogo_jax.evaluation.counting.files import read_json
 from yogo_jax.evaluation.metrics import BACKGROUND
 
 

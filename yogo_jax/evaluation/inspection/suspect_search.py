@@ -16,9 +16,9 @@ from yogo_jax.data.records import large_enough
 from yogo_jax.data.source import RecordSource, boxes_to_pad_to
 from yogo_jax.detector.losses import LossWeights
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.doubts import Doubt, doubts_of_image
-from yogo_jax.evaluation.label_quality import Opinions, make_opinion_step
-from yogo_jax.evaluation.suspects import SUSPECT_KINDS, Suspect, Suspects
+from yogo_jax.evaluation.inspection.doubts import Doubt, doubts_of_image
+from yogo_jax.evaluation.inspection.label_quality import Opinions, make_opinion_step
+from yogo_jax.evaluation.inspection.suspects import SUSPECT_KINDS, Suspect, Suspects
 
 
 class _Place(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.compensation import Line, spellings
+from yogo_jax.evaluation.counting.compensation import Line, spellings
 
 
 COLUMNS = ("conf_val", "fit_m", "fit_b", "cov_m", "cov_b", "ratiometric_error")

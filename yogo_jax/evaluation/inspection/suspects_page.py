@@ -6,9 +6,9 @@ import numpy as np
 
 from yogo_jax.data.box_checks import corners_of
 from yogo_jax.data.inspection import Inspection
-from yogo_jax.evaluation.inspection_page import read_frame, short
+from yogo_jax.evaluation.inspection.page import read_frame, short
+from yogo_jax.evaluation.inspection.suspects import SUSPECT_KINDS, Suspects
 from yogo_jax.evaluation.pages import Block, Gallery, Picture, Section, Table, Text
-from yogo_jax.evaluation.suspects import SUSPECT_KINDS, Suspects
 from yogo_jax.output.crops import draw_crop
 
 

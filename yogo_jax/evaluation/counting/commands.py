@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation import compensation as lines
-from yogo_jax.evaluation import compensation_files, count_files, count_matrix, count_simulation
-from yogo_jax.evaluation.count_files import Sample
-from yogo_jax.evaluation.count_matrix import CountedAt, Validation
-from yogo_jax.evaluation.count_report import Inputs, compensated_values, count_values
-from yogo_jax.evaluation.count_tables import format_coverage, format_estimate, number, results_csv
+from yogo_jax.evaluation.counting import compensation as lines
+from yogo_jax.evaluation.counting import compensation_files, files, simulation
+from yogo_jax.evaluation.counting import matrix as matrices
+from yogo_jax.evaluation.counting.files import Sample
+from yogo_jax.evaluation.counting.matrix import CountedAt, Validation
+from yogo_jax.evaluation.counting.report import Inputs, compensated_values, count_values
+from yogo_jax.evaluation.counting.tables import (
+    format_coverage,
+    format_estimate,
+    number,
+    results_csv,
+)
 from yogo_jax.evaluation.counts import corrected_evidence, find_roles
 from yogo_jax.evaluation.tables import align
 from yogo_jax.output.files import make_folder, whole_file, write_atomically, write_json
@@ -92,10 +98,10 @@ def matrix(args: argparse.Namespace) -> None:
       UserError: a validation cannot be used, or its matrix cannot be inverted.
     """
     folder = make_folder(args.output / args.model, "--output")
-    validations = [count_matrix.read_validation(path) for path in args.validation]
-    pooled = count_matrix.pool(validations)
-    count_matrix.check_invertible(pooled, assume_right=args.assume_right)
-    mean, scatter = count_matrix.mean_and_inverse_scatter(
+    validations = [matrices.read_validation(path) for path in args.validation]
+    pooled = matrices.pool(validations)
+    matrices.check_invertible(pooled, assume_right=args.assume_right)
+    mean, scatter = matrices.mean_and_inverse_scatter(
         validations, matched_only=args.matched_only, assume_right=args.assume_right
     )
     names = pooled.class_names
@@ -125,9 +131,9 @@ def compensation(args: argparse.Namespace) -> None:
     confidences = lines.confidence_values()
     per_ul = []
     for path, _ in runs:
-        run = count_files.read_run_array(path, args.class_names)
+        run = files.read_run_array(path, args.class_names)
         roles = find_roles(run.class_names, args.parasite_classes, args.red_cell_classes)
-        counts = count_files.counts_by_confidence(
+        counts = files.counts_by_confidence(
             run, objectness_threshold=args.obj_thresh, confidences=confidences
         )
         red_cells = counts[:, roles.red_cells].sum(1)
@@ -157,15 +163,15 @@ def coverage(args: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
       UserError: the validation cannot be used.
     """
-    names: Sequence[str] = count_files.INSTRUMENT_CLASSES
-    detector = count_simulation.example_detector()
+    names: Sequence[str] = files.INSTRUMENT_CLASSES
+    detector = simulation.example_detector()
     if args.validation:
         validation = _pooled(args.validation)
-        count_matrix.check_invertible(validation, assume_right=args.assume_right)
-        names, detector = validation.class_names, count_simulation.detector_like(validation)
-    detector = count_simulation.with_validation_times(detector, args.validation_times)
+        matrices.check_invertible(validation, assume_right=args.assume_right)
+        names, detector = validation.class_names, simulation.detector_like(validation)
+    detector = simulation.with_validation_times(detector, args.validation_times)
     roles = find_roles(names, args.parasite_classes, args.red_cell_classes)
-    rows = count_simulation.coverage_table(
+    rows = simulation.coverage_table(
         detector,
         roles,
         parasites=args.parasites,
@@ -190,7 +196,7 @@ def coverage(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _pooled(paths: Sequence[Path]) -> Validation:
-    return count_matrix.pool([count_matrix.read_validation(path) for path in paths])
+    return matrices.pool([matrices.read_validation(path) for path in paths])
 
 
 def _sample(
@@ -199,21 +205,21 @@ def _sample(
     """The counts, with their classes in the order of the validation."""
     names = validation.class_names if validation else None
     if args.counts.suffix.lower() != ".npy":
-        sample = count_files.read_counts(args.counts)
-        return count_files.reordered(sample, names) if names else sample
-    run = count_files.read_run_array(args.counts, args.class_names, expected=names)
+        sample = files.read_counts(args.counts)
+        return files.reordered(sample, names) if names else sample
+    run = files.read_run_array(args.counts, args.class_names, expected=names)
     if validation and validation.counted_at not in (None, counted_at):
         there = validation.counted_at
         raise UserError(
             f"the validation was made at {_flags(there)}, the boxes would be counted at "
             f"{_flags(counted_at)}: give the same to both, here or to `yogo_jax.evaluate`"
         )
-    sample = count_files.count_run(
+    sample = files.count_run(
         run,
         objectness_threshold=counted_at.objectness,
         min_class_confidence=counted_at.min_class_confidence,
     )
-    return count_files.reordered(sample, names) if names else sample
+    return files.reordered(sample, names) if names else sample
 
 
 def _flags(at: CountedAt) -> str:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from yogo_jax.data.box_checks import corners_of
 from yogo_jax.detector.found import Found, on_host
-from yogo_jax.evaluation.label_quality import Opinions
+from yogo_jax.evaluation.inspection.label_quality import Opinions
 from yogo_jax.evaluation.matching import match_boxes, pairwise_iou
 
 

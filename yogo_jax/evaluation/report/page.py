@@ -9,14 +9,16 @@ import numpy as np
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.agreement import agreement, counts_by_image
-from yogo_jax.evaluation.count_figures import (
+from yogo_jax.evaluation.evaluator import ImageResult
+from yogo_jax.evaluation.pages import Block, Code, Section, Table, Text, render_page
+from yogo_jax.evaluation.report.count_figures import (
     agreement_figure,
     calibration_of,
     confusion_figure,
     count_scatter,
     reliability_figure,
 )
-from yogo_jax.evaluation.curve_figures import (
+from yogo_jax.evaluation.report.curve_figures import (
     MAX_CLASSES,
     Curves,
     drawn_classes,
@@ -25,10 +27,8 @@ from yogo_jax.evaluation.curve_figures import (
     precision_recall_figure,
     roc_figure,
 )
-from yogo_jax.evaluation.evaluator import ImageResult
-from yogo_jax.evaluation.history import History, history_figures
-from yogo_jax.evaluation.pages import Block, Code, Section, Table, Text, render_page
-from yogo_jax.evaluation.pictures import worst_pictures
+from yogo_jax.evaluation.report.history import History, history_figures
+from yogo_jax.evaluation.report.pictures import worst_pictures
 from yogo_jax.output.draw import OUTCOMES_LEGEND
 
 

@@ -13,8 +13,8 @@ from yogo_jax.data.findings import KINDS, Finding
 from yogo_jax.data.images import decode_file
 from yogo_jax.data.inspection import Inspection, Listing
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.inspection_plots import plot_data
-from yogo_jax.evaluation.inspection_text import anchor, class_rows, sizes
+from yogo_jax.evaluation.inspection.figures import plot_data
+from yogo_jax.evaluation.inspection.text import anchor, class_rows, sizes
 from yogo_jax.evaluation.pages import Block, Gallery, Picture, Section, Table, Text, render_page
 from yogo_jax.output.crops import draw_crop, shrink, side_by_side
 from yogo_jax.output.draw import draw_boxes
