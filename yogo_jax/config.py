@@ -279,6 +279,17 @@ def field_names(kind: Any = Config, prefix: str = "") -> list[str]:
     return names
 
 
+def field_types(kind: Any = Config, prefix: str = "") -> dict[str, str]:
+    """The type of each field that holds a value, as text, by its dotted name."""
+    types_by_name: dict[str, str] = {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            types_by_name |= field_types(field.type, f"{prefix}{field.name}.")
+        else:
+            types_by_name[prefix + field.name] = getattr(field.type, "__name__", str(field.type))
+    return types_by_name
+
+
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "config") -> list[str]:
     """Fields in which two nested configs differ, as `path: a != b`."""
     found = []

@@ -3,6 +3,7 @@
 Continues by itself what the workdir holds, see `train.resume` in configs/base.py.
 """
 
+import argparse
 import logging
 import sys
 import time
@@ -11,9 +12,38 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from yogo_jax.config import field_names, from_mapping
+from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
+
+
+EXAMPLES = """\
+examples:
+  python -m yogo_jax.train --config configs/demo.py --workdir runs/demo
+  python -m yogo_jax.train --config configs/base.py --config.data.definition=FILE.yml \\
+      --config.data.image_hw=240,320 --config.model.anchor=auto --config.optim.learning_rate=1e-3
+
+The same command with the same --workdir continues a run that was stopped.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command, for its help and for completion; they are parsed by absl."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yogo_jax.train",
+        usage="%(prog)s --config FILE.py [--workdir DIR] [--config.FIELD=VALUE ...]",
+        description="Trains a detector, and tests its best checkpoint.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE.py", help="the run: configs/base.py or a variant")
+    parser.add_argument("--workdir", metavar="DIR", help="where it goes; else runs/CONFIG-TIME")
+    fields = parser.add_argument_group(
+        "fields of the config", "as --config.FIELD=VALUE; configs/base.py explains each"
+    )
+    for name, kind in field_types().items():
+        fields.add_argument(f"--config.{name}", metavar=kind.upper())
+    return parser
 
 
 def _define_flags() -> None:
@@ -41,13 +71,15 @@ def _run(argv: list[str]) -> None:
         train_and_evaluate(config, Path(workdir).expanduser())
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command."""
-    app.define_help_flags()
+    arguments = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(arguments):
+        make_parser().parse_args(["--help"])
     _define_flags()
     with exit_on_user_error():
-        argv = parse_config_flags(sys.argv, field_names(), flags.FLAGS)
-    app.run(_run, argv=argv, flags_parser=lambda args: args)
+        rest = parse_config_flags([sys.argv[0], *arguments], field_names(), flags.FLAGS)
+    app.run(_run, argv=rest, flags_parser=lambda args: args)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def _class_table(metrics: Mapping[str, Any]) -> list[str]:
         return []
     names = list(dict.fromkeys(name for _, values in columns for name in values))
     header = ["class", *(title for title, _ in columns)]
-    return _align(
+    return align(
         header,
         [[_cut(name), *(_cell(values.get(name)) for _, values in columns)] for name in names],
     )
@@ -75,7 +75,7 @@ def _totals_table(metrics: Mapping[str, Any]) -> list[str]:
     for title, key in (("missed", "missed_by_class"), ("extra", "extra_by_class")):
         if key in metrics:
             rows.append([title, _cell(sum(metrics[key].values()))])
-    lines = _align(["total", ""], rows) if rows else []
+    lines = align(["total", ""], rows) if rows else []
     over = metrics.get("images_over_max_detections", 0)
     if over:
         lines.append(f"{over} image(s) had more predictions than count for AP; the best were used.")
@@ -112,7 +112,7 @@ def _blocks(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
     return blocks
 
 
-def _align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def align(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Lines of a table: the first column to the left, the others to the right."""
     columns = [
         _column(title, [row[i] for row in rows], left=i == 0) for i, title in enumerate(header)

@@ -1,11 +1,11 @@
 """Who works on a trial: claims that one process can win and that a dead one loses.
 
-A trial's folder holds `claims/0.json`, `claims/1.json`, …: one file for each task that worked on it,
-made with O_EXCL, which of several processes on a shared file system lets exactly one succeed (NFS
-since version 3, Lustre, GPFS, BeeGFS). The owner of the highest number owns the trial. A thread
-renews the file's time of modification; a claim that was not renewed for a while is stale, and
-whoever makes the next number goes on in its place. Nothing is ever deleted, so there is no moment
-in which two see the place as free.
+A trial's folder holds `claims/0.json`, `claims/1.json`, …: one file for each task that worked on
+it, made with O_EXCL, which of several processes on a shared file system lets exactly one succeed
+(NFS since version 3, Lustre, GPFS, BeeGFS). The owner of the highest number owns the trial. A
+thread renews the file's time of modification; a claim that was not renewed for a while is stale,
+and whoever makes the next number goes on in its place. Nothing is ever deleted, so there is no
+moment in which two see the place as free.
 """
 
 import json

@@ -48,7 +48,9 @@ class PrunerConfig:
 
     def __post_init__(self) -> None:
         _require(self.name in ("median", "none"), "pruner.name", "'median' or 'none'", self.name)
-        _require(self.startup_trials >= 1, "pruner.startup_trials", "1 or more", self.startup_trials)
+        _require(
+            self.startup_trials >= 1, "pruner.startup_trials", "1 or more", self.startup_trials
+        )
         _require(self.warmup_epochs >= 0, "pruner.warmup_epochs", "0 or more", self.warmup_epochs)
 
 
@@ -169,32 +171,30 @@ def read_space(values: Mapping[str, Any]) -> SearchSpace:
 
 def _leaves(group: Mapping[str, Any], path: str, prefix: str = "") -> list[tuple[str, Any]]:
     """Dotted fields below a group, each with what stands there."""
-    types = field_types()
+    known = kinds_of_fields()
+    groups = {name.rpartition(".")[0] for name in known if "." in name}
     found = []
     for name, value in group.items():
         field = prefix + name
-        if field in types:
+        if field in known:
             found.append((field, value))
-            continue
-        groups = {".".join(each.split(".")[:-1]) for each in types if "." in each}
-        if field not in groups:
-            known = sorted(types) if "." in field else sorted(types.keys() | groups)
-            raise UserError(
-                f"{path}.{field} is not a field of a config; {schema.hint_for(field, known)}"
-            )
-        if not isinstance(value, Mapping):
+        elif field not in groups:
+            hint = schema.hint_for(field, sorted(known.keys() if prefix else known.keys() | groups))
+            raise UserError(f"{path}.{field} is not a field of a config; {hint}")
+        elif isinstance(value, Mapping):
+            found += _leaves(value, path, f"{field}.")
+        else:
             raise UserError(f"{path}.{field} must be a group of fields, got {value!r}")
-        found += _leaves(value, path, f"{field}.")
     return found
 
 
-def field_types(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
+def kinds_of_fields(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
     """Dotted names of all fields of a config, without groups, with their types."""
-    types = {}
+    types: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         name = prefix + field.name
         if dataclasses.is_dataclass(field.type):
-            types |= field_types(field.type, f"{name}.")
+            types |= kinds_of_fields(field.type, f"{name}.")
         else:
             types[name] = field.type
     return types
@@ -213,18 +213,18 @@ def _parameter(field: str, spec: Any) -> Parameter:
         raise UserError(f"{path}: {kind!r} is no kind of range; {hint}")
     if not isinstance(values, tuple | list):
         raise UserError(f"{path}.{kind} must be values in parentheses, got {values!r}")
-    type_of_field = field_types()[field]
-    checked = tuple(schema.checked(each, type_of_field, f"{path}.{kind}") for each in values)
+    kind_of_field = kinds_of_fields()[field]
+    checked = tuple(schema.checked(each, kind_of_field, f"{path}.{kind}") for each in values)
     if kind == "choice":
         if len(set(checked)) < len(checked) or len(checked) < 2:
             raise UserError(f"{path}.choice must be two different values or more, got {values!r}")
     else:
-        _check_range(path, kind, checked, type_of_field)
+        _check_range(path, kind, checked, kind_of_field)
     return Parameter(field, kind, checked)
 
 
-def _check_range(path: str, kind: str, ends: tuple[Any, ...], type_of_field: Any) -> None:
-    fitting = {float: ("uniform", "log"), int: ("int", "log")}.get(type_of_field, ())
+def _check_range(path: str, kind: str, ends: tuple[Any, ...], kind_of_field: Any) -> None:
+    fitting = {float: ("uniform", "log"), int: ("int", "log")}.get(kind_of_field, ())
     if kind not in fitting:
         better = " or ".join(map(repr, (*fitting, "choice")))
         raise UserError(f"{path}: {kind!r} does not fit this field; use {better}")
@@ -259,7 +259,9 @@ def _check_extremes(space: SearchSpace) -> None:
     """Builds a config of every pair of ends and choices, so that no trial fails at its start."""
     options = [[(each.field, value) for value in each.values] for each in space.parameters]
     singles = [(single,) for each in options for single in each]
-    pairs = [pair for a, b in itertools.combinations(options, 2) for pair in itertools.product(a, b)]
+    pairs = [
+        pair for a, b in itertools.combinations(options, 2) for pair in itertools.product(a, b)
+    ]
     for chosen in [*singles, *pairs]:
         try:
             from_mapping(_replaced(space.base, dict(chosen)))

@@ -78,7 +78,7 @@ class TrialSeededSampler(BaseSampler):
     One generator for all trials of a process would give every task of an array the same draws.
 
     References:
-      Bergstra, Bardenet, Bengio, Kégl 2011, Algorithms for hyper-parameter optimization, NeurIPS 24.
+      Bergstra, Bardenet, Bengio, Kégl 2011, Algorithms for hyper-parameter optimization, NIPS 24.
     """
 
     def __init__(self, seed: int, *, random_trials: int) -> None:
