@@ -8,23 +8,37 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "yogo_jax"
-ENTRY_POINTS = {"train", "evaluate", "anchors", "infer", "report", "counts", "inspect"}
+ENTRY_POINTS = {"train", "evaluate", "anchors", "infer", "report", "counts", "inspect", "sweep"}
 # Groups of modules, each with the groups that it may import.
 MAY_IMPORT = {
     "errors": set(),
     "detector": {"errors", "detector"},
-    "config": {"errors", "detector"},
+    "schema": {"errors"},
+    "config": {"errors", "schema", "detector"},
     "data": {"errors", "cache", "data"},
     "output": {"errors", "detector", "output"},
     "evaluation": {"errors", "detector", "data", "output", "evaluation"},
     "training": {"errors", "config", "detector", "data", "output", "evaluation", "training"},
     "inference": {"errors", "detector", "data", "output", "training", "inference"},
+    "config_file": {"errors"},
+    "sweeping": {
+        "errors",
+        "schema",
+        "config",
+        "detector",
+        "data",
+        "output",
+        "evaluation",
+        "training",
+        "sweeping",
+    },
     "cache": set(),
     "compilation": {"cache"},
     **{
         entry: {
             "errors",
             "config",
+            "config_file",
             "compilation",
             "detector",
             "data",
@@ -32,6 +46,7 @@ MAY_IMPORT = {
             "evaluation",
             "inference",
             "training",
+            "sweeping",
         }
         for entry in ENTRY_POINTS
     },

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from yogo_jax import config as schema
+from yogo_jax import schema
 from yogo_jax.config import Config, from_mapping
 from yogo_jax.errors import UserError
 

@@ -10,7 +10,6 @@ make some) are not touched.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import time
@@ -18,11 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from yogo_jax.config import differences, from_mapping
@@ -36,6 +31,8 @@ from yogo_jax.sweeping.claims import (
     read_claims,
     try_to_claim,
 )
+from yogo_jax.sweeping.journal import open_journal
+from yogo_jax.sweeping.sampler import TrialSeededSampler
 from yogo_jax.sweeping.space import SearchSpace, read_space
 from yogo_jax.training.checkpoints import committed_checkpoints
 from yogo_jax.training.setup import with_absolute_paths
@@ -46,65 +43,6 @@ STUDY_NAME = "sweep"
 MAX_DEATHS = 3
 # Fields that a later task may set otherwise: they change where work is done, not what comes out.
 MAY_DIFFER = {"data": ("workers",), "train": ("checkpoint_every_minutes", "max_hours")}
-
-
-class _MendingLock(JournalFileOpenLock):
-    """Optuna's lock by O_EXCL, which also cuts off a line that a killed writer left unfinished.
-
-    The next line would else be written behind it, and the journal be unreadable for good.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        super().__init__(str(journal))
-        self._journal = journal
-
-    def acquire(self) -> bool:
-        locked = super().acquire()
-        with self._journal.open("rb+") as file:
-            size = end = file.seek(0, os.SEEK_END)
-            while end > 0:
-                file.seek(end - 1)
-                if file.read(1) == b"\n":
-                    break
-                end -= 1
-            if end < size:
-                file.truncate(end)
-        return locked
-
-
-class TrialSeededSampler(BaseSampler):
-    """TPE whose draws follow from a seed, the number of the trial, and the results known so far.
-
-    One generator for all trials of a process would give every task of an array the same draws.
-
-    References:
-      Bergstra, Bardenet, Bengio, Kégl 2011, Algorithms for hyper-parameter optimization, NIPS 24.
-    """
-
-    def __init__(self, seed: int, *, random_trials: int) -> None:
-        self._seed = seed
-        self._random_trials = random_trials
-        self._of_number = functools.lru_cache(maxsize=8)(self._make)
-
-    def _make(self, number: int) -> TPESampler:
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        # What others work on counts as bad (Optuna's "constant liar"), so that they spread.
-        return TPESampler(seed=seed, n_startup_trials=self._random_trials, constant_liar=True)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
-        """What is drawn together."""
-        return self._of_number(trial.number).infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
-        """Values of what is drawn together."""
-        return self._of_number(trial.number).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        """The value of one parameter."""
-        sampler = self._of_number(trial.number)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
 class SweepStudy:
@@ -122,24 +60,26 @@ class SweepStudy:
         self.stale_after = stale_after
         settings = space.settings
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = folder.absolute() / "journal.log"
+        self._storage = open_journal(folder / "journal.log")
+        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        if settings.pruner.name == "median":
+            pruner = optuna.pruners.MedianPruner(
+                n_startup_trials=settings.pruner.startup_trials,
+                n_warmup_steps=settings.pruner.warmup_epochs,
+            )
+        options: Any = {
+            "storage": self._storage,
+            "study_name": STUDY_NAME,
+            "sampler": TrialSeededSampler(settings.seed, random_trials=settings.random_trials),
+            "pruner": pruner,
+        }
         try:
-            self._storage = JournalStorage(JournalFileBackend(str(journal), _MendingLock(journal)))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{journal}: cannot be read as Optuna's journal ({error})") from error
-        pruner = settings.pruner
-        self.optuna = optuna.create_study(
-            storage=self._storage,
-            study_name=STUDY_NAME,
-            direction="maximize" if settings.maximize else "minimize",
-            load_if_exists=True,
-            sampler=TrialSeededSampler(settings.seed, random_trials=settings.random_trials),
-            pruner=optuna.pruners.NopPruner()
-            if pruner.name == "none"
-            else optuna.pruners.MedianPruner(
-                n_startup_trials=pruner.startup_trials, n_warmup_steps=pruner.warmup_epochs
-            ),
-        )
+            self.optuna = optuna.load_study(**options)
+        except KeyError:
+            better = optuna.study.StudyDirection
+            direction = better.MAXIMIZE if settings.maximize else better.MINIMIZE
+            # Another task may do so at the same moment.
+            self.optuna = optuna.create_study(**options, direction=direction, load_if_exists=True)
 
     @property
     def planned(self) -> int:
