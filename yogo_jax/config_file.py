@@ -15,14 +15,15 @@ from ml_collections import config_flags
 from yogo_jax.errors import UserError
 
 
-def define_config_flag(flag_values: flags.FlagValues) -> None:
-    """Adds `--config`, and with it the overrides of its fields."""
+def define_config_flag(argv: list[str], flag_values: flags.FlagValues) -> None:
+    """Adds `--config`, and with it the overrides of its fields that are among the arguments."""
     config_flags.DEFINE_config_file(
         "config",
         None,
         "The run, for example configs/base.py.",
         lock_config=True,
         flag_values=flag_values,
+        sys_argv=argv,
     )
 
 

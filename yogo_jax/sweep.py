@@ -97,8 +97,8 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> None:
     from yogo_jax.sweeping.space import read_space
 
     flag_values = flags.FlagValues()
-    define_config_flag(flag_values)
     argv = ["sweep", f"--config={args.config}", *overrides]
+    define_config_flag(argv, flag_values)
     unknown = parse_config_flags(argv, field_names(), flag_values, extra_group="sweep")[1:]
     if unknown:
         raise UserError(f"unknown arguments {unknown}: fields are set by --config.FIELD=VALUE")

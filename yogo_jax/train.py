@@ -46,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _define_flags() -> None:
-    define_config_flag(flags.FLAGS)
+def _define_flags(argv: list[str]) -> None:
+    define_config_flag(argv, flags.FLAGS)
     flags.DEFINE_string(
         "workdir", None, "Where checkpoints and metrics go; else runs/CONFIG-TIME, printed."
     )
@@ -76,9 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(arguments):
         make_parser().parse_args(["--help"])
-    _define_flags()
+    command = [sys.argv[0], *arguments]
+    _define_flags(command)
     with exit_on_user_error():
-        rest = parse_config_flags([sys.argv[0], *arguments], field_names(), flags.FLAGS)
+        rest = parse_config_flags(command, field_names(), flags.FLAGS)
     app.run(_run, argv=rest, flags_parser=lambda args: args)
 
 
