@@ -104,6 +104,24 @@ def test_how_a_task_ended_is_noted(tmp_path, error, orderly):
     assert left.values.get("error") == (None if orderly else "ValueError: disk full")
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"JOB_ID": "7"}, "7"),
+        ({"JOB_ID": "9", "ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2"}, "7_2"),
+    ],
+    ids=["no SLURM", "a job", "a task of an array"],
+)
+def test_a_claim_names_the_job_as_squeue_does(tmp_path, monkeypatch, variables, expected):
+    for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    try_to_claim(tmp_path / "0", step=0, now=0.0)
+    assert read_claims(tmp_path / "0")[0].values["job"] == expected
+
+
 def claimed(number: int, step: int | None, *, renewed_at: float = 5.0, **values) -> Claimed:
     if step is not None:
         values["step"] = step

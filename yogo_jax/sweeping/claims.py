@@ -173,7 +173,7 @@ def try_to_claim(
     values = {
         "host": socket.gethostname(),
         "process": os.getpid(),
-        "job": os.environ.get("SLURM_JOB_ID"),
+        "job": _slurm_job(),
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "stale_after": stale_after,
         "step": step,
@@ -181,6 +181,12 @@ def try_to_claim(
     with os.fdopen(descriptor, "w") as file:
         json.dump(values, file)
     return Claim(folder, number, stale_after=stale_after, on_lost=on_lost)
+
+
+def _slurm_job() -> str | None:
+    """The job as `squeue` names it and `scancel` takes it: of an array, JOB_INDEX."""
+    array, index = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
 def _path(folder: Path, number: int) -> Path:
