@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from runs import ROOT
 from yogo_jax.config import field_names, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
-from yogo_jax.sweeping.space import read_space
+from yogo_jax.sweeping.space_rules import read_space
 
 
 def refusal(script: str, *arguments: str, **environment: str) -> str:
@@ -88,7 +88,9 @@ def test_training_reads_what_the_agent_of_wandb_writes(wandb_sweep, monkeypatch,
 def test_both_sweeps_search_the_same(wandb_sweep):
     from configs import sweep
 
-    space = read_space(sweep.get_config().to_dict())
+    values = sweep.get_config().to_dict()
+    values["data"]["definition"] = "d.yml"
+    space = read_space(values)
     ours = {}
     for each in space.parameters:
         # W&B passes pairs on as text.

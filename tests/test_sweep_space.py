@@ -7,11 +7,15 @@ import pytest
 
 from sweeps import SPACE, space_of, sweep_values
 from yogo_jax.errors import UserError
-from yogo_jax.sweeping.space import Parameter, position, read_space
+from yogo_jax.sweeping.space import Parameter, position
+from yogo_jax.sweeping.space_rules import read_space
 
 
 def test_the_config_of_the_repository_searches_what_it_should():
     values = importlib.import_module("configs.sweep").get_config().to_dict()
+    with pytest.raises(UserError, match=r"synthetic frames .* set --config.data.definition=FILE"):
+        read_space(values)
+    values["data"]["definition"] = "d.yml"
     space = read_space(values)
     assert {each.field for each in space.parameters} == {
         "data.image_hw",

@@ -16,6 +16,10 @@ from yogo_jax.errors import UserError
 from yogo_jax.schema import build
 
 
+# The definition whose frames are generated, at the size of the run.
+SYNTHETIC = "synthetic"
+
+
 def _require(ok: bool, field: str, expected: str, found: object) -> None:
     if not ok:
         raise UserError(f"config.{field} must be {expected}, got {found!r}: set --config.{field}=…")

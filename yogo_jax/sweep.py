@@ -94,7 +94,7 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> None:
 
     from yogo_jax.config import field_names
     from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
-    from yogo_jax.sweeping.space import read_space
+    from yogo_jax.sweeping.space_rules import read_space
 
     flag_values = flags.FlagValues()
     argv = ["sweep", f"--config={args.config}", *overrides]

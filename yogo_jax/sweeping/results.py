@@ -1,6 +1,7 @@
 """What a sweep has found so far: a row for each trial, and a table for the terminal."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,11 @@ class SweepResults:
 
 def read_results(study: SweepStudy) -> SweepResults:
     """Everything that a report shows, read at one moment."""
-    now = file_system_now(study.folder)
+    try:
+        now = file_system_now(study.folder)
+    except OSError:
+        # One may look at a study that one may not write to; the clock here has to do.
+        now = time.time()
     return SweepResults(
         name=study.folder.resolve().name,
         space=study.space,

@@ -33,7 +33,8 @@ from yogo_jax.sweeping.claims import (
 )
 from yogo_jax.sweeping.journal import open_journal
 from yogo_jax.sweeping.sampler import TrialSeededSampler
-from yogo_jax.sweeping.space import SearchSpace, read_space
+from yogo_jax.sweeping.space import SearchSpace
+from yogo_jax.sweeping.space_rules import read_space
 from yogo_jax.training.checkpoints import committed_checkpoints
 from yogo_jax.training.setup import with_absolute_paths
 
