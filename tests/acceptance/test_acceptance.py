@@ -224,7 +224,7 @@ def test_sweep_of_a_slurm_array_with_a_cancelled_task(tmp_path, monkeypatch):
         time.sleep(2)
     done = run_aloud([sys.executable, "-m", "yogo_jax.sweep", "report", str(study)])
     print(*(path.read_text()[-300:] for path in sorted(tmp_path.glob("*.log"))), sep="\n---\n")
-    states = re.findall(r"^\d+ +(\w+)", done.stdout, re.MULTILINE)
+    states = re.findall(r"^\d+ +(\w+) ", done.stdout, re.MULTILINE)
     assert len(states) == 6
     assert set(states) <= {"complete", "pruned"}
     assert len(read_claims(study / "trials" / "0")) == 2

@@ -54,7 +54,7 @@ def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None]) -> Non
         else:
             if not waiting:
                 numbers = ", ".join(str(trial.number) for trial in unfinished)
-                say(f"waiting for trials {numbers}, in case that their tasks die")
+                say(f"waiting: others train {numbers}, and their tasks may die")
             waiting = True
             time.sleep(min(study.stale_after / 4, LONGEST_WAIT_S))
     say(f"the sweep is complete: {study.planned} trials in {study.folder}")
