@@ -8,9 +8,10 @@ import pytest
 
 from browser import assert_fits_the_width, open_page
 from runs import ROOT, run_command
-from sweeps import finish_with, response, states_of, study_in
+from sweeps import finish_with, response, space_of, states_of, study_in
 from tiny_data import write_dataset
 from yogo_jax import sweep
+from yogo_jax.errors import UserError
 from yogo_jax.sweeping import trial as trials
 from yogo_jax.sweeping.claims import read_claims
 from yogo_jax.sweeping.figures import pareto_front
@@ -185,13 +186,22 @@ def test_a_trial_worse_than_the_median_is_pruned_but_not_after_its_last_epoch(
     assert run_one(study, monkeypatch, train)[-1] == "trial 3 failed: came to its end"
 
 
-def test_a_validation_without_true_boxes_is_the_users_affair(tmp_path, monkeypatch):
-    def train(config, workdir, on_validation):
-        on_validation(1, {"mAP50": None})
-
-    study = study_in(tmp_path)
-    with pytest.raises(ValueError, match="mAP50 is None on the validation split, which has no"):
-        run_one(study, monkeypatch, train)
+@pytest.mark.parametrize(
+    ("split", "boxes", "message"),
+    [((0.9, 0.0, 0.1), True, "there is no image"), ((0.4, 0.3, 0.3), False, "no true box")],
+    ids=["no split", "no boxes"],
+)
+def test_data_without_anything_to_compare_by_is_refused_before_any_trial(
+    definition, split, boxes, message
+):
+    space = space_of(
+        definition,
+        data__split_override=split,
+        # What all boxes are smaller than.
+        data__min_box_area=0.0 if boxes else 0.9,
+    )
+    with pytest.raises(UserError, match=message):
+        trials.check_data(space)
 
 
 def test_one_does_not_wait_for_others(tmp_path, monkeypatch):

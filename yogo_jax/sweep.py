@@ -109,13 +109,14 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> None:
 
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.sweeping.study import open_study
-    from yogo_jax.sweeping.trial import run_task
+    from yogo_jax.sweeping.trial import check_data, run_task
 
     # Grain's worker processes take over absl's flags, which must have been parsed for it.
     flags.FLAGS.mark_as_parsed()
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.WARNING)
     use_compilation_cache()
+    check_data(space)
     study = open_study(args.study, space, stale_after=args.stale_after)
     run_task(study, one=args.one, say=functools.partial(print, flush=True))
 

@@ -26,8 +26,8 @@ class Speed(NamedTuple):
 def measure_speed(spec: ModelSpec, variables: Mapping[str, Any]) -> Speed:
     """Speed of network and decoding in one jit on the default device, from pixels in its memory.
 
-    Of the fastest of the rounds that fit into a second, three at least: what else runs on the device
-    can only slow it down. The first, which compiles, does not count.
+    Of the fastest of the rounds that fit into a second, three at least: what else runs on the
+    device can only slow it down. The first, which compiles, does not count.
 
     Args:
       spec: of the model.

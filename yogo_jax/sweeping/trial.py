@@ -11,13 +11,15 @@ import jax
 import optuna
 from optuna.trial import TrialState
 
-from yogo_jax.config import Config
+from yogo_jax.config import Config, from_mapping
 from yogo_jax.errors import UserError
+from yogo_jax.sweeping.space import SearchSpace
 from yogo_jax.sweeping.speed import count_parameters, measure_speed
 from yogo_jax.sweeping.study import SweepStudy
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.meter import NotFiniteError
+from yogo_jax.training.setup import load_data
 
 
 LONGEST_WAIT_S = 30.0
@@ -25,6 +27,21 @@ LONGEST_WAIT_S = 30.0
 
 class _Pruned(Exception):
     """Ends a training that is not worth going on; the text says why."""
+
+
+def check_data(space: SearchSpace) -> None:
+    """Reads the data once before any trial, so that a mistake in it costs none.
+
+    Raises:
+      UserError: it cannot be used, or there is nothing to compare trials by.
+    """
+    validation = load_data(from_mapping(space.base).data).val
+    if len(validation.class_ids) == 0:
+        what = "no true box" if len(validation) else "no image"
+        raise UserError(
+            f"a sweep compares trials on the validation split, in which there is {what}: set "
+            "another, for example by --config.data.split_override=0.8,0.1,0.1"
+        )
 
 
 def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None]) -> None:
@@ -36,7 +53,7 @@ def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None]) -> Non
       say: takes what is done, line by line.
 
     Raises:
-      UserError: the data cannot be used, or has nothing to validate on.
+      UserError: the data cannot be used.
     """
     waiting = False
     while unfinished := study.unfinished():
@@ -72,7 +89,7 @@ def run_trial(study: SweepStudy, number: int, say: Callable[[str], None]) -> Non
       say: takes what is done, line by line.
 
     Raises:
-      UserError: the data cannot be used, or has nothing to validate on.
+      UserError: the data cannot be used.
     """
     trial = study.start(number)
     config = _named(study.space.config_of(trial.params), study, number)
@@ -152,14 +169,11 @@ def objective_of(metrics: Mapping[str, Any], objective: str) -> float:
     """The objective among the metrics of a validation.
 
     Raises:
-      UserError: it does not exist, for lack of true boxes.
+      UserError: it does not exist.
     """
     value = metrics[objective]
     if value is None or not math.isfinite(value):
-        raise UserError(
-            f"config.sweep.objective={objective} is {value} on the validation split, which has "
-            "no true box: give it some, or another split by --config.data.split_override"
-        )
+        raise UserError(f"config.sweep.objective={objective} of a validation is {value}")
     return float(value)
 
 
@@ -167,11 +181,8 @@ def _finish(study: SweepStudy, trial: optuna.Trial, reporter: _Reporter) -> floa
     """Records what a trained trial came to; returns its objective, at the checkpoint it keeps."""
     checkpoint = find_checkpoint(study.workdir(trial.number))
     metadata = read_metadata(checkpoint)
-    if metadata.validation is None:
-        raise UserError(
-            "a sweep compares trials on the validation split, but this data set has none: add one, "
-            "for example by --config.data.split_override=0.8,0.1,0.1"
-        )
+    # `check_data` has seen to a validation split.
+    assert metadata.validation is not None
     value = objective_of(metadata.validation, study.space.settings.objective)
     variables = restore_variables(checkpoint, metadata.model)
     for name, figure in measure_speed(metadata.model, variables)._asdict().items():
