@@ -8,17 +8,30 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "yogo_jax"
-ENTRY_POINTS = {"train", "evaluate", "anchors", "infer", "report", "counts", "inspect"}
+ENTRY_POINTS = {"train", "evaluate", "anchors", "infer", "report", "counts", "inspect", "sweep"}
 # Groups of modules, each with the groups that it may import.
 MAY_IMPORT = {
     "errors": set(),
     "detector": {"errors", "detector"},
-    "config": {"errors", "detector"},
+    "schema": {"errors"},
+    "config": {"errors", "schema", "detector"},
     "data": {"errors", "cache", "data"},
     "output": {"errors", "detector", "output"},
     "evaluation": {"errors", "detector", "data", "output", "evaluation"},
     "training": {"errors", "config", "detector", "data", "output", "evaluation", "training"},
     "inference": {"errors", "detector", "data", "output", "training", "inference"},
+    "config_file": {"errors"},
+    "sweeping": {
+        "errors",
+        "schema",
+        "config",
+        "detector",
+        "data",
+        "output",
+        "evaluation",
+        "training",
+        "sweeping",
+    },
     "cache": set(),
     "compilation": {"cache"},
     # Knows the other entry points by name.
@@ -27,6 +40,7 @@ MAY_IMPORT = {
         entry: {
             "errors",
             "config",
+            "config_file",
             "compilation",
             "detector",
             "data",
@@ -34,6 +48,7 @@ MAY_IMPORT = {
             "evaluation",
             "inference",
             "training",
+            "sweeping",
         }
         for entry in ENTRY_POINTS
     },

@@ -234,6 +234,23 @@ def test_a_loss_that_is_not_finite_names_term_and_batch(definition, tmp_path, mo
     assert [folder.name for folder in committed_checkpoints(tmp_path / "checkpoints")] == ["3"]
 
 
+def test_what_is_called_after_validations_may_end_the_run(definition, tmp_path, whole_run):
+    workdir, _ = whole_run
+    seen = []
+
+    def on_validation(epoch, metrics):
+        seen.append((epoch, metrics["mAP50"]))
+        if epoch == 2:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train_and_evaluate(config_of(definition), tmp_path, on_validation)
+    logged = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "validation"]
+    assert seen == [(each["epoch"], each["mAP50"]) for each in logged[:2]]
+    # The checkpoint of the validation is there.
+    assert committed_checkpoints(tmp_path / "checkpoints")[-1].name == "6"
+
+
 def test_a_data_set_without_validation_or_test(definition, tmp_path):
     config = config_of(definition, data__split_override=(1.0, 0.0, 0.0), train__epochs=1)
     assert train_and_evaluate(config, tmp_path) == {}

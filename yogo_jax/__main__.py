@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "train": Command("yogo_jax.train", "train a detector, or continue a run"),
         "evaluate": Command("yogo_jax.evaluate", "metrics and report of a checkpoint"),
         "report": Command("yogo_jax.report", "a page on one run, or comparing several"),
+        "sweep": Command("yogo_jax.sweep", "search for good settings, with many tasks at once"),
     },
     "Detect and count": {
         "infer": Command("yogo_jax.infer", "find cells in images, zarr stores and videos"),

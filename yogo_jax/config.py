@@ -5,17 +5,19 @@ passes `from_mapping` once, at the entry point; everything behind it sees these 
 """
 
 import dataclasses
-import difflib
 import json
 import math
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from yogo_jax.detector.backbones import get_backbone
 from yogo_jax.detector.losses import LossWeights
 from yogo_jax.errors import UserError
+from yogo_jax.schema import build
+
+
+# The definition whose frames are generated, at the size of the run.
+SYNTHETIC = "synthetic"
 
 
 def _require(ok: bool, field: str, expected: str, found: object) -> None:
@@ -198,57 +200,13 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def _checked(value: Any, kind: Any, path: str) -> Any:
-    """`value` as a `kind`, with whole numbers accepted for floats and lists for tuples."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        inner, *rest = typing.get_args(kind)
-        length = None if rest == [Ellipsis] else 1 + len(rest)
-        if length is not None and len(value) != length:
-            raise UserError(f"{path} must be {length} values A,B, got {value!r}")
-        items = [_checked(item, inner, f"{path}[{index}]") for index, item in enumerate(value)]
-        return tuple(items)
-    if isinstance(kind, types.GenericAlias) or type(value) is not kind:
-        name = (
-            getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
-        )
-        raise UserError(
-            f"{path} must be of type {name}, got {value!r} of type {type(value).__name__}"
-        )
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"{path} must be a finite number, got {value}")
-    return value
-
-
-def _build(kind: Any, values: Any, path: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} must be a group of fields, got {values!r}")
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    for name in sorted(values.keys() - fields.keys()):
-        nearest = difflib.get_close_matches(str(name), fields, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(fields)}"
-        raise UserError(f"{path}.{name} is not a field of a config; {hint}")
-    missing = sorted(fields.keys() - values.keys())
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: add them as in configs/base.py")
-    built = {}
-    for name, field_kind in fields.items():
-        here = f"{path}.{name}"
-        if dataclasses.is_dataclass(field_kind):
-            built[name] = _build(field_kind, values[name], here)
-        else:
-            built[name] = _checked(values[name], field_kind, here)
-    return kind(**built)
-
-
 def from_mapping(values: Mapping[str, Any]) -> Config:
     """A checked config from nested plain values (`ConfigDict.to_dict()`, or a config.json).
 
     Raises:
       UserError: a field is unknown, missing, of the wrong type or out of range; it is named.
     """
-    return _build(Config, values, "config")
+    return build(Config, values, "config")
 
 
 def field_names(kind: Any = Config, prefix: str = "") -> list[str]:

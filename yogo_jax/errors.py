@@ -14,6 +14,7 @@ EXTRA_OF_PACKAGE = {
     "onnxruntime": "runtime",
     "openvino": "runtime",
     "nncf": "int8",
+    "optuna": "sweep",
 }
 
 

@@ -4,7 +4,6 @@ Continues by itself what the workdir holds, see `train.resume` in configs/base.p
 """
 
 import argparse
-import difflib
 import logging
 import sys
 import time
@@ -12,9 +11,9 @@ from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
-from yogo_jax.config import Config, field_names, field_types, from_mapping
+from yogo_jax.config import field_names, field_types, from_mapping
+from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
 
 
@@ -47,66 +46,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _define_flags() -> None:
-    config_flags.DEFINE_config_file(
-        "config", None, "The run, for example configs/base.py.", lock_config=True
-    )
+def _define_flags(argv: list[str]) -> None:
+    define_config_flag(argv, flags.FLAGS)
     flags.DEFINE_string(
         "workdir", None, "Where checkpoints and metrics go; else runs/CONFIG-TIME, printed."
     )
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Absl's parser, with its errors and those of overrides as user errors."""
-    names = [arg.lstrip("-").split("=")[0] for arg in argv[1:] if arg.startswith("-")]
-    if "config" not in names:
-        raise UserError("no config given: add --config configs/base.py or another of configs/")
-    for arg, value in zip(argv, [*argv[1:], ""], strict=True):
-        name, _, attached = arg.lstrip("-").partition("=")
-        file = (attached or value).split(":")[0]
-        if arg.startswith("-") and name == "config" and not file.endswith(".py"):
-            raise UserError(
-                f"--config {file}: expected a Python file as configs/base.py; a data set "
-                "definition goes to --config.data.definition"
-            )
-    known = field_names()
-    for name in names:
-        if name.startswith("config.") and name.removeprefix("config.") not in known:
-            nearest = difflib.get_close_matches(name, [f"config.{field}" for field in known], n=1)
-            hint = f"did you mean --{nearest[0]}?" if nearest else "see configs/base.py"
-            raise UserError(f"--{name} is not a field of a config; {hint}")
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{error} (fields and their values: configs/base.py)") from error
-    except Exception as error:
-        # Parsing runs the config file, which may fail in any way.
-        raise UserError(_not_a_config(error)) from error
-
-
-def _not_a_config(error: Exception) -> str:
-    return (
-        "--config: expected a Python file whose get_config() returns a ConfigDict, as "
-        f"configs/base.py; found {type(error).__name__}: {error}"
-    )
-
-
-def _config() -> tuple[Config, str]:
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    try:
-        values = flags.FLAGS.config.to_dict()
-    except OSError as error:
-        raise UserError(f"--config {path}: cannot be read; try configs/base.py") from error
-    except Exception as error:
-        raise UserError(_not_a_config(error)) from error
-    return from_mapping(values), Path(path).stem
 
 
 def _run(argv: list[str]) -> None:
     with exit_on_user_error():
         if len(argv) > 1:
             raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
-        config, name = _config()
+        values, name = config_values(flags.FLAGS)
+        config = from_mapping(values)
         workdir = flags.FLAGS.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         # Orbax and Grain report every file at these levels.
         absl_logging.set_verbosity(absl_logging.ERROR)
@@ -124,9 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(arguments):
         make_parser().parse_args(["--help"])
-    _define_flags()
+    command = [sys.argv[0], *arguments]
+    _define_flags(command)
     with exit_on_user_error():
-        rest = _parse([sys.argv[0], *arguments])
+        rest = parse_config_flags(command, field_names(), flags.FLAGS)
     app.run(_run, argv=rest, flags_parser=lambda args: args)
 
 

@@ -104,17 +104,18 @@ def names_of(workdirs: Sequence[Path]) -> list[str]:
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
     """Fields in which configs differ, with the value of each config; None where it has none."""
-    flat = [_flat(config) for config in configs]
-    fields = list(dict.fromkeys(name for each in flat for name in each))
-    rows = [(name, [each.get(name) for each in flat]) for name in fields]
+    all_fields = [flat(config) for config in configs]
+    names = list(dict.fromkeys(name for each in all_fields for name in each))
+    rows = [(name, [each.get(name) for each in all_fields]) for name in names]
     return [(name, values) for name, values in rows if any(each != values[0] for each in values)]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of a nested config by their dotted names."""
+    fields: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            fields[prefix + name] = value
+    return fields

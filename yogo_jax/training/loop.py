@@ -5,6 +5,7 @@
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.errors import UserError
 from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.output.files import make_folder
 from yogo_jax.training.checkpoints import CheckpointStore, restore_state
 from yogo_jax.training.metadata import Metadata, git_revision
-from yogo_jax.training.meter import Meter
+from yogo_jax.training.meter import Meter, NotFiniteError
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.resume import adopt, find_start, record_config
 from yogo_jax.training.setup import (
@@ -36,12 +36,19 @@ from yogo_jax.training.testing import write_test
 from yogo_jax.training.tracking import Tracker
 
 
-def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+OnValidation = Callable[[int, Mapping[str, Any]], None]
+
+
+def train_and_evaluate(
+    config: Config, workdir: Path, on_validation: OnValidation | None = None
+) -> dict[str, Any]:
     """Trains, or continues what the workdir holds, and tests the best checkpoint.
 
     Args:
       config: the run.
       workdir: receives config.json, checkpoints/, metrics.jsonl, train.log and test/.
+      on_validation: called after each validation with the epochs done and its metrics; what it
+        raises ends the run, after the checkpoint of that validation is written.
 
     Returns:
       The metrics of the test split, as in test/metrics.json; empty without a test split.
@@ -72,7 +79,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             tracker.say(f"continuing {start.folder} at step {first_step} of {run.total_steps}")
             state = restore_state(start.folder, spec, run.tx)
         record_config(config, workdir)
-        run.train(state, first_step, position, tracker)
+        run.train(state, first_step, position, tracker, on_validation)
         # ---- test ----
         return run.test(tracker)
 
@@ -119,7 +126,14 @@ class _Run:
         )
         self._revision = git_revision()
 
-    def train(self, state: TrainState, first_step: int, position: int, tracker: Tracker) -> None:
+    def train(
+        self,
+        state: TrainState,
+        first_step: int,
+        position: int,
+        tracker: Tracker,
+        on_validation: OnValidation | None,
+    ) -> None:
         """Steps from `first_step` to the last, with validations and checkpoints between.
 
         `position` is the number of images that the steps before have consumed.
@@ -177,6 +191,8 @@ class _Run:
                 meter.finish()
                 store.save(state, self._metadata(done, validation))
                 saved_at = time.monotonic()
+                if on_validation is not None and validation is not None:
+                    on_validation(done // order.steps_per_epoch, validation)
                 meter.skip_time()
 
     def test(self, tracker: Tracker) -> dict[str, Any]:
@@ -203,7 +219,7 @@ class _Run:
             return None
         metrics = self.evaluator.run(state.variables, records).metrics
         if not math.isfinite(metrics["loss"]):
-            raise UserError(
+            raise NotFiniteError(
                 f"the validation loss after step {done} is {metrics['loss']}, with terms "
                 f"{metrics['loss_terms']}: lower --config.optim.learning_rate"
             )

@@ -18,6 +18,10 @@ from yogo_jax.training.tracking import Tracker
 STEPS_IN_FLIGHT = 2
 
 
+class NotFiniteError(UserError):
+    """A run that cannot go on, because its loss or a gradient is no longer a number."""
+
+
 class Meter:
     """Reads the metrics of steps a little late, so that the device never waits for the host.
 
@@ -104,7 +108,7 @@ class Meter:
         bad = [name for name, value in terms.items() if not math.isfinite(value)]
         what = f"the {' and '.join(bad)} loss" if bad else "a gradient"
         images = [self._image_paths[record] for record in self._order.records_of_batch(step)]
-        raise UserError(
+        raise NotFiniteError(
             f"{what} is not finite at step {step + 1} (terms {dict(terms)}, gradient norm "
             f"{grad_norm}); its batch holds {', '.join(images)}. Lower "
             "--config.optim.learning_rate or look at these images; checkpoints are untouched"

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import optax
 
-from yogo_jax.config import Config, DataConfig
+from yogo_jax.config import SYNTHETIC, Config, DataConfig
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import Records
 from yogo_jax.data.source import boxes_to_pad_to
@@ -20,8 +20,6 @@ from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restor
 from yogo_jax.training.metadata import DataSettings, Metadata
 from yogo_jax.training.state import TrainState, create_state
 
-
-SYNTHETIC = "synthetic"
 
 Say = Callable[[str], None]
 

@@ -1,0 +1,71 @@
+"""A search around base.py: the best mAP50 by learning rate, regularization, size and architecture.
+
+    python -m yogo_jax.sweep --config configs/sweep.py --study sweeps/first \\
+        --config.data.definition=FILE.yml
+    python -m yogo_jax.sweep report sweeps/first
+
+The first command is one worker; any number of them may share a study (slurm/sweep.sbatch). What is
+not in the search space stands in base.py and can be set as there. See docs/sweeps.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """The fields of `base.py`, and the group `sweep`."""
+    config = base.get_config()
+
+    config.sweep = sweep = ConfigDict()
+    # Trials to finish; pruned and failed ones count.
+    sweep.trials = 64
+    # Of the validation images, at the checkpoint that a run keeps: "mAP50", "mAP50_95" or "loss".
+    sweep.objective = "mAP50"
+    # So many finished trials are drawn at random before the sampler (TPE) learns from them.
+    sweep.random_trials = 10
+    # Decides what is drawn; `seed` is that of each training.
+    sweep.seed = 0
+
+    sweep.pruner = pruner = ConfigDict()
+    # "median" gives up a trial that is worse than the median of the finished ones at the same
+    # epoch, "none" trains all to the end.
+    pruner.name = "median"
+    # Not before so many trials have finished.
+    pruner.startup_trials = 5
+    # Not before this epoch: with the original's recipe it can take 26 epochs of 64 until objects
+    # are found at all.
+    pruner.warmup_epochs = 28
+
+    # Fields of the config, each with one of: "uniform" or "log" (LOW, HIGH) for fractions, "int" or
+    # "log" (LOW, HIGH) for whole numbers, "choice" (A, B, …) for anything.
+    sweep.space = space = ConfigDict()
+    space.data = {
+        # And with it the size of the grid: a cell is 8 px of the image.
+        "image_hw": {"choice": ((386, 516), (579, 774), (772, 1032))},
+    }
+    space.model = {
+        "name": {
+            "choice": (
+                "quarter_filters",
+                "half_filters",
+                "base_model",
+                "silu_model",
+                "depth_ver_1",
+                "depth_ver_3",
+            )
+        },
+    }
+    space.loss = {
+        "no_object_weight": {"log": (0.05, 0.5)},
+        "label_smoothing": {"uniform": (0.0, 0.1)},
+    }
+    space.optim = {
+        "learning_rate": {"log": (1e-4, 3e-3)},
+        "lr_decay_factor": {"log": (1.0, 100.0)},
+        "weight_decay": {"log": (1e-4, 0.2)},
+    }
+    space.train = {
+        "batch_size": {"choice": (16, 32, 64)},
+    }
+    return config

@@ -1,0 +1,146 @@
+"""Claims of trials: one winner, signs of life, and what is left by tasks that died."""
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from yogo_jax.sweeping.claims import (
+    Claimed,
+    deaths_without_progress,
+    file_system_now,
+    read_claims,
+    try_to_claim,
+)
+
+
+def claim_all(folders: list[Path], start: Path, wins: Path) -> None:
+    """What each of several processes does: waits for the start, then claims what it can."""
+    while not start.exists():
+        time.sleep(0.001)
+    now = file_system_now(start.parent)
+    won = [
+        folder.name for folder in folders if try_to_claim(folder, step=0, now=now, stale_after=60)
+    ]
+    wins.write_text(json.dumps(won))
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["new", "left by the dead"])
+def test_of_processes_that_claim_at_once_one_wins(tmp_path, stale):
+    folders = [tmp_path / str(number) for number in range(60)]
+    if stale:
+        for folder in folders:
+            try_to_claim(folder, step=0, now=0.0)
+            os.utime(folder / "claims" / "0.json", (1, 1))
+    context = multiprocessing.get_context("spawn")
+    wins = [tmp_path / f"wins-{index}" for index in range(3)]
+    start = tmp_path / "start"
+    processes = [
+        context.Process(target=claim_all, args=(folders, start, each), daemon=True) for each in wins
+    ]
+    for process in processes:
+        process.start()
+    start.touch()
+    for process in processes:
+        process.join(60)
+    won = [name for each in wins for name in json.loads(each.read_text())]
+    assert sorted(won, key=int) == [folder.name for folder in folders]
+    assert all(len(read_claims(folder)) == 1 + stale for folder in folders)
+
+
+def test_a_claim_is_renewed_while_it_is_held_and_free_afterwards(tmp_path):
+    folder = tmp_path / "0"
+    claim = try_to_claim(folder, step=7, now=file_system_now(tmp_path), stale_after=1.5)
+    assert claim is not None
+    with claim:
+        (first,) = read_claims(folder)
+        assert first.values["step"] == 7
+        assert first.values["process"] == os.getpid()
+        time.sleep(2)
+        now = file_system_now(tmp_path)
+        assert not read_claims(folder)[0].is_stale(now, 1.5)
+        assert try_to_claim(folder, step=7, now=now, stale_after=1.5) is None
+        assert claim.is_mine
+    (after,) = read_claims(folder)
+    assert after.ended_orderly
+    again = try_to_claim(folder, step=7, now=file_system_now(tmp_path))
+    assert again is not None
+    assert again.number == 1
+    assert not claim.is_mine
+
+
+def test_a_slow_task_notices_that_it_was_replaced(tmp_path):
+    folder = tmp_path / "0"
+    lost: list[str] = []
+    now = file_system_now(tmp_path)
+    claim = try_to_claim(folder, step=0, now=now, stale_after=0.4, on_lost=lost.append)
+    assert claim is not None
+    # The other looks at a moment when this one has not renewed for long.
+    other = try_to_claim(folder, step=0, now=now + 100, stale_after=0.4)
+    assert other is not None
+    with claim:
+        deadline = time.monotonic() + 10
+        while not lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "was taken over by another task" in lost[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "orderly"),
+    [(ValueError("disk full"), False), (SystemExit(75), True), (KeyboardInterrupt(), True)],
+    ids=lambda value: type(value).__name__,
+)
+def test_how_a_task_ended_is_noted(tmp_path, error, orderly):
+    claim = try_to_claim(tmp_path / "0", step=0, now=0.0)
+    assert claim is not None
+    with pytest.raises(type(error)), claim:
+        raise error
+    (left,) = read_claims(tmp_path / "0")
+    assert left.is_stale(file_system_now(tmp_path), 60)
+    assert left.ended_orderly == orderly
+    assert left.values.get("error") == (None if orderly else "ValueError: disk full")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"JOB_ID": "7"}, "7"),
+        ({"JOB_ID": "9", "ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2"}, "7_2"),
+    ],
+    ids=["no SLURM", "a job", "a task of an array"],
+)
+def test_a_claim_names_the_job_as_squeue_does(tmp_path, monkeypatch, variables, expected):
+    for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    try_to_claim(tmp_path / "0", step=0, now=0.0)
+    assert read_claims(tmp_path / "0")[0].values["job"] == expected
+
+
+def claimed(number: int, step: int | None, *, renewed_at: float = 5.0, **values) -> Claimed:
+    if step is not None:
+        values["step"] = step
+    return Claimed(number, Path(f"{number}.json"), renewed_at, values)
+
+
+@pytest.mark.parametrize(
+    ("claims", "step", "expected"),
+    [
+        pytest.param([], 0, [], id="none"),
+        pytest.param([claimed(0, 0), claimed(1, 0)], 0, [0, 1], id="killed twice"),
+        pytest.param([claimed(0, 0), claimed(1, 4)], 4, [1], id="progress between"),
+        pytest.param([claimed(0, 0), claimed(1, 0)], 4, [], id="progress since"),
+        pytest.param([claimed(0, 0), claimed(1, 0, renewed_at=0)], 0, [0], id="preempted once"),
+        pytest.param(
+            [claimed(0, 0, renewed_at=0, error="x"), claimed(1, 0)], 0, [0, 1], id="an error"
+        ),
+        pytest.param([claimed(0, None), claimed(1, 0)], 0, [0, 1], id="killed while claiming"),
+    ],
+)
+def test_deaths_without_progress(claims, step, expected):
+    assert [each.number for each in deaths_without_progress(claims, step)] == expected

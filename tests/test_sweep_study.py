@@ -1,0 +1,156 @@
+"""Studies on disk: who gets which trial, what is drawn, and what survives kills."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from sweeps import SPACE, finish_with, space_of, states_of, study_in
+from yogo_jax.errors import UserError
+from yogo_jax.sweeping.claims import read_claims
+from yogo_jax.sweeping.study import MAX_DEATHS, load_study, open_study
+
+
+def join_and_finish(folder: Path, trials: int, done: Path) -> None:
+    """A task that finishes all the trials it gets, without training."""
+    study = study_in(folder, trials=trials)
+    mine = []
+    while taken := study.claim_next():
+        number, claim = taken
+        with claim:
+            study.start(number)
+            study.complete(number, number / 10)
+            mine.append(number)
+    done.write_text(json.dumps(mine))
+
+
+def test_tasks_that_start_at_once_share_the_trials(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    lists = [tmp_path / f"{index}.json" for index in range(2)]
+    tasks = [
+        context.Process(target=join_and_finish, args=(tmp_path / "study", 12, each))
+        for each in lists
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(120)
+    done = [number for each in lists for number in json.loads(each.read_text())]
+    assert sorted(done) == list(range(12))
+    study = load_study(tmp_path / "study", stale_after=60)
+    assert [trial.value for trial in study.trials()] == [number / 10 for number in range(12)]
+    assert study.unfinished() == []
+
+
+def test_draws_follow_from_seed_and_number(tmp_path):
+    first, second = study_in(tmp_path / "a"), study_in(tmp_path / "b")
+    other = study_in(tmp_path / "c", seed=1)
+    drawn = [first.start(number).params for number in (0, 1, 2)]
+    assert [second.start(number).params for number in (2, 0, 1)] == [drawn[i] for i in (2, 0, 1)]
+    assert other.start(0).params != drawn[0]
+    assert len({str(each) for each in drawn}) == 3
+
+
+def test_a_trial_that_was_begun_keeps_its_values(tmp_path):
+    study = study_in(tmp_path)
+    number, claim = study.claim_next()
+    # A task that died between two draws.
+    trial = study.start(number)
+    kept = trial.params
+    lines = (tmp_path / "journal.log").read_text().splitlines(keepends=True)
+    (tmp_path / "journal.log").write_text("".join(lines[:-2]))
+    with claim:
+        pass
+    again = study_in(tmp_path)
+    found = again.trials()[number].params
+    assert 0 < len(found) < len(kept)
+    assert again.start(number).params.items() >= found.items()
+    assert again.start(number).params.keys() == kept.keys()
+
+
+@pytest.mark.parametrize("cut", [1, 30], ids=["line end", "half a line"])
+def test_a_journal_that_a_kill_cut_short_goes_on(tmp_path, cut):
+    finish_with(study_in(tmp_path), 0, 0.5)
+    journal = tmp_path / "journal.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-cut])
+    study = study_in(tmp_path)
+    # What was cut off, the end of the trial, is not there; nothing else is lost.
+    assert study.trials()[0].state == TrialState.RUNNING
+    study.complete(0, 0.25)
+    assert load_study(tmp_path, stale_after=60).trials()[0].value == 0.25
+    assert journal.read_bytes().count(b"\n") == whole.count(b"\n")
+
+
+def test_a_journal_of_something_else_is_named(tmp_path):
+    study_in(tmp_path)
+    (tmp_path / "journal.log").write_text("no journal\nat all\n")
+    with pytest.raises(UserError, match=r"journal.log: cannot be read as Optuna's journal"):
+        load_study(tmp_path, stale_after=60)
+
+
+def test_another_sweep_in_the_folder_is_refused_and_the_same_is_joined(tmp_path):
+    study_in(tmp_path, trials=2)
+    for overrides, message in (
+        ({"optim__clip_value": 2.0}, r"study.config.optim.clip_value: 1.0 != 2.0"),
+        ({"space": {"loss": SPACE["loss"]}}, r"holds another sweep .*study.space"),
+        ({"seed": 4}, r"study.settings.seed: 0 != 4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            study_in(tmp_path, **overrides)
+    # More trials, other workers and other tracking are no other sweep.
+    study = study_in(tmp_path, trials=5, data__workers=3, track__note="x")
+    assert len(study.trials()) == study.planned == 5
+    assert study_in(tmp_path, trials=3).planned == 5
+
+
+def test_no_sweep_is_no_report(tmp_path):
+    with pytest.raises(UserError, match="found no study in it"):
+        load_study(tmp_path, stale_after=60)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--study .*cannot be made a folder"):
+        open_study(tmp_path / "file", space_of(), stale_after=60)
+
+
+def die(study, *, error: str | None = None) -> int:
+    """Claims a trial and leaves it as a killed task does; returns its number."""
+    number, claim = study.claim_next()
+    study.start(number)
+    if error:
+        claim.note(error=error)
+    os.utime(study.workdir(number) / "claims" / f"{claim.number}.json", (1, 1))
+    return number
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, "killed 3 times at step 0 without a new checkpoint; did the machine run out"),
+        ("OSError: full", "ended 3 times at step 0 without a new checkpoint: OSError: full"),
+    ],
+    ids=["killed", "error"],
+)
+def test_a_trial_whose_tasks_die_at_one_place_fails_with_the_reason(tmp_path, error, reason):
+    study = study_in(tmp_path, trials=2)
+    assert [die(study, error=error) for _ in range(MAX_DEATHS)] == [0] * MAX_DEATHS
+    number, claim = study.claim_next()
+    assert number == 1
+    assert reason in study.trials()[0].user_attrs["reason"]
+    assert states_of(study.optuna) == ["FAIL", "WAITING"]
+    with claim:
+        assert study.claim_next() is None
+
+
+def test_preemption_does_not_make_a_trial_fail(tmp_path):
+    study = study_in(tmp_path, trials=1)
+    for attempt in range(MAX_DEATHS + 2):
+        number, claim = study.claim_next()
+        assert (number, claim.number) == (0, attempt)
+        study.start(number)
+        with pytest.raises(SystemExit), claim:
+            raise SystemExit(75)
+    assert states_of(study.optuna) == ["RUNNING"]
+    assert len(read_claims(study.workdir(0))) == MAX_DEATHS + 2

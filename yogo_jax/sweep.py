@@ -1,0 +1,164 @@
+"""Searches for good settings, with any number of tasks side by side, and shows what was found.
+
+    python -m yogo_jax.sweep --config configs/sweep.py --study DIR [--config.FIELD=VALUE ...]
+    python -m yogo_jax.sweep report DIR
+
+Each task of the first command trains one trial after the other until the sweep has as many as
+planned, and takes up those whose task has died. The second writes DIR/report.html at any time.
+"""
+
+import argparse
+import functools
+import logging
+import sys
+from pathlib import Path
+
+from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.sweeping.claims import STALE_AFTER_S
+
+
+EPILOG = """\
+--config.FIELD=VALUE sets what all trials share (configs/base.py), and --config.sweep.FIELD=VALUE
+the search itself (configs/sweep.py). docs/sweeps.md has the rest.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of a task."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yogo_jax.sweep",
+        usage="%(prog)s --config FILE.py --study DIR [FLAGS] [--config.FIELD=VALUE ...]\n"
+        "       %(prog)s report DIR",
+        description="One task of a sweep: trains trials until the sweep is complete.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE.py", help="a config with a search space: configs/sweep.py")
+    add("--study", type=Path, metavar="DIR", help="folder of the sweep, the same for all its tasks")
+    add("--trials", type=int, metavar="N", help="trials of the sweep; default: config.sweep.trials")
+    add("--one", action="store_true", help="work on one trial, then end")
+    add(
+        "--stale-after",
+        type=float,
+        default=STALE_AFTER_S,
+        metavar="SECONDS",
+        help="a trial without a sign of life for so long is taken up again; default: %(default)s",
+    )
+    return parser
+
+
+def make_report_parser() -> argparse.ArgumentParser:
+    """The flags of the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yogo_jax.sweep report",
+        description="What a sweep has found so far: a table here, and a page.",
+    )
+    parser.add_argument("study", type=Path, metavar="DIR", help="folder of the sweep")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="the page; default: DIR/report.html"
+    )
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses what is missing or out of range.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    if args.study is None:
+        raise UserError("no study given: add --study DIR, a folder for the sweep")
+    if args.config is None:
+        raise UserError("no config given: add --config configs/sweep.py")
+    if args.trials is not None and args.trials < 1:
+        raise UserError(f"--trials must be 1 or more, got {args.trials}")
+    if args.stale_after < 1:
+        raise UserError(f"--stale-after must be 1 second or more, got {args.stale_after:g}")
+
+
+def sweep(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Works on trials until the sweep is complete, or on one.
+
+    Args:
+      args: from `make_parser`.
+      overrides: flags `--config.FIELD=VALUE`.
+
+    Raises:
+      UserError: config, study or data cannot be used.
+    """
+    # Imported late: a mistake in a flag is told without waiting for JAX.
+    from absl import flags
+    from absl import logging as absl_logging
+
+    from yogo_jax.config import field_names
+    from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
+    from yogo_jax.sweeping.space_rules import read_space
+
+    flag_values = flags.FlagValues()
+    argv = ["sweep", f"--config={args.config}", *overrides]
+    define_config_flag(argv, flag_values)
+    unknown = parse_config_flags(argv, field_names(), flag_values, extra_group="sweep")[1:]
+    if unknown:
+        raise UserError(f"unknown arguments {unknown}: fields are set by --config.FIELD=VALUE")
+    values, _ = config_values(flag_values)
+    if args.trials is not None and "sweep" in values:
+        values["sweep"]["trials"] = args.trials
+    space = read_space(values)
+
+    from yogo_jax.compilation import use_compilation_cache
+    from yogo_jax.sweeping.study import open_study
+    from yogo_jax.sweeping.trial import check_data, run_task
+
+    # Grain's worker processes take over absl's flags, which must have been parsed for it.
+    flags.FLAGS.mark_as_parsed()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    use_compilation_cache()
+    check_data(space)
+    study = open_study(args.study, space, stale_after=args.stale_after)
+    run_task(study, one=args.one, say=functools.partial(print, flush=True))
+
+
+def report(args: argparse.Namespace) -> Path:
+    """Prints a table of the trials, writes the page, and returns where.
+
+    Raises:
+      UserError: the folder holds no sweep, or the page cannot be written.
+    """
+    if args.output is not None and args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder: give the name of a file, as X.html")
+    from yogo_jax.output.files import write_atomically
+    from yogo_jax.sweeping.page import sweep_page
+    from yogo_jax.sweeping.results import format_trials, read_results
+    from yogo_jax.sweeping.study import load_study
+
+    results = read_results(load_study(args.study, stale_after=STALE_AFTER_S))
+    output: Path = args.output or args.study / "report.html"
+    try:
+        write_atomically(output, sweep_page(results, output.parent))
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
+    print(format_trials(results))
+    print(f"written {output}")
+    return output
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["report"]:
+        report_args = make_report_parser().parse_args(arguments[1:])
+        with exit_on_user_error():
+            report(report_args)
+        return
+    # The fields of the config are left to absl.
+    args, overrides = make_parser().parse_known_args(arguments)
+    with exit_on_user_error():
+        check(args)
+        sweep(args, overrides)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""One trial: a training in the trial's folder, reported to Optuna as it validates."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optuna
+from optuna.trial import TrialState
+
+from yogo_jax.config import Config, from_mapping
+from yogo_jax.errors import UserError
+from yogo_jax.sweeping.space import SearchSpace
+from yogo_jax.sweeping.speed import count_parameters, measure_speed
+from yogo_jax.sweeping.study import SweepStudy
+from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.meter import NotFiniteError
+from yogo_jax.training.setup import load_data
+
+
+LONGEST_WAIT_S = 30.0
+
+
+class _Pruned(Exception):
+    """Ends a training that is not worth going on; the text says why."""
+
+
+def check_data(space: SearchSpace) -> None:
+    """Reads the data once before any trial, so that a mistake in it costs none.
+
+    Raises:
+      UserError: it cannot be used, or there is nothing to compare trials by.
+    """
+    validation = load_data(from_mapping(space.base).data).val
+    if len(validation.class_ids) == 0:
+        what = "no true box" if len(validation) else "no image"
+        raise UserError(
+            f"a sweep compares trials on the validation split, in which there is {what}: set "
+            "another, for example by --config.data.split_override=0.8,0.1,0.1"
+        )
+
+
+def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None]) -> None:
+    """Works on trials until the sweep is complete, waiting for those that others work on.
+
+    Args:
+      study: the sweep.
+      one: end after one trial, and do not wait for any.
+      say: takes what is done, line by line.
+
+    Raises:
+      UserError: the data cannot be used.
+    """
+    waiting = False
+    while unfinished := study.unfinished():
+        taken = study.claim_next()
+        if taken is not None:
+            waiting = False
+            number, claim = taken
+            with claim:
+                run_trial(study, number, say)
+            if one:
+                return
+        elif one:
+            say(f"nothing to do: others work on the {len(unfinished)} trials that are left")
+            return
+        else:
+            if not waiting:
+                numbers = ", ".join(str(trial.number) for trial in unfinished)
+                say(f"waiting: others train {numbers}, and their tasks may die")
+            waiting = True
+            time.sleep(min(study.stale_after / 4, LONGEST_WAIT_S))
+    say(f"the sweep is complete: {study.planned} trials in {study.folder}")
+
+
+def run_trial(study: SweepStudy, number: int, say: Callable[[str], None]) -> None:
+    """Trains a claimed trial to its end, or on from where another task left it, and records it.
+
+    A loss that is not finite and a device without enough memory make it a failed trial. Everything
+    else that goes wrong passes through: it is no fault of the parameters.
+
+    Args:
+      study: with the trial.
+      number: of the trial; this process holds its claim.
+      say: takes what is done, line by line.
+
+    Raises:
+      UserError: the data cannot be used.
+    """
+    trial = study.start(number)
+    config = _named(study.space.config_of(trial.params), study, number)
+    chosen = ", ".join(f"{name}={value}" for name, value in trial.params.items())
+    say(f"trial {number} of {study.planned}: {chosen}")
+    reporter = _Reporter(study, trial, epochs=config.train.epochs)
+    workdir = study.workdir(number)
+    try:
+        train_and_evaluate(config, workdir, on_validation=reporter)
+        value = _finish(study, trial, reporter)
+    except _Pruned as pruned:
+        study.prune(trial, str(pruned))
+        say(f"trial {number} pruned: {pruned}")
+    except NotFiniteError as error:
+        study.fail(number, str(error))
+        say(f"trial {number} failed: {error}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = f"out of memory: {str(error).splitlines()[0] if str(error) else 'of the host'}"
+        study.fail(number, reason)
+        say(f"trial {number} failed: {reason}")
+    else:
+        say(f"trial {number} complete: {study.space.settings.objective} {value:.4f}")
+    # What one trial has compiled is of no use to the next, which has other shapes.
+    jax.clear_caches()
+
+
+def _named(config: Config, study: SweepStudy, number: int) -> Config:
+    """The config with a name that tells W&B which trial of which sweep it is."""
+    name = config.track.name or study.folder.resolve().name
+    track = dataclasses.replace(config.track, name=f"{name}-{number}")
+    return dataclasses.replace(config, track=track)
+
+
+class _Reporter:
+    """Tells Optuna of each validation, and ends the training if the pruner says so."""
+
+    def __init__(self, study: SweepStudy, trial: optuna.Trial, *, epochs: int) -> None:
+        self._study = study
+        self._trial = trial
+        self._epochs = epochs
+        self._objective = study.space.settings.objective
+        self._reported = set(study.trials()[trial.number].intermediate_values)
+        self._seconds_before = trial.user_attrs.get("seconds", 0.0)
+        self._began = time.monotonic()
+
+    def __call__(self, epoch: int, metrics: Mapping[str, Any]) -> None:
+        # A task that goes on from a checkpoint may validate again what its predecessor reported.
+        if epoch not in self._reported:
+            self._trial.report(objective_of(metrics, self._objective), epoch)
+        self.note_time()
+        # After its last epoch a trial has nothing left to save.
+        if epoch < self._epochs and self._trial.should_prune():
+            raise _Pruned(self._reason(epoch))
+
+    def note_time(self) -> None:
+        """Records the time that went into the trial so far, in all tasks that worked on it."""
+        elapsed = time.monotonic() - self._began
+        self._trial.set_user_attr("seconds", round(self._seconds_before + elapsed, 1))
+
+    def _reason(self, epoch: int) -> str:
+        finished = [
+            each.intermediate_values[epoch]
+            for each in self._study.trials()
+            if each.state == TrialState.COMPLETE and epoch in each.intermediate_values
+        ]
+        own = self._study.trials()[self._trial.number].intermediate_values.values()
+        best = max(own) if self._study.space.settings.maximize else min(own)
+        return (
+            f"after epoch {epoch} its best {self._objective}, {best:.4f}, is worse than "
+            f"{statistics.median(finished):.4f}, the median of {len(finished)} finished trials"
+        )
+
+
+def objective_of(metrics: Mapping[str, Any], objective: str) -> float:
+    """The objective among the metrics of a validation.
+
+    Raises:
+      UserError: it does not exist.
+    """
+    value = metrics[objective]
+    if value is None or not math.isfinite(value):
+        raise UserError(f"config.sweep.objective={objective} of a validation is {value}")
+    return float(value)
+
+
+def _finish(study: SweepStudy, trial: optuna.Trial, reporter: _Reporter) -> float:
+    """Records what a trained trial came to; returns its objective, at the checkpoint it keeps."""
+    checkpoint = find_checkpoint(study.workdir(trial.number))
+    metadata = read_metadata(checkpoint)
+    # `check_data` has seen to a validation split.
+    assert metadata.validation is not None
+    value = objective_of(metadata.validation, study.space.settings.objective)
+    variables = restore_variables(checkpoint, metadata.model)
+    for name, figure in measure_speed(metadata.model, variables)._asdict().items():
+        trial.set_user_attr(name, figure)
+    trial.set_user_attr("parameters", count_parameters(variables))
+    trial.set_user_attr("grid_hw", list(metadata.model.grid_hw))
+    trial.set_user_attr("best_epoch", metadata.epoch)
+    reporter.note_time()
+    study.complete(trial.number, value)
+    return value
