@@ -1,9 +1,11 @@
 """Trains a detector: `python -m yogo_jax.train --config configs/base.py [--config.FIELD=VALUE]`.
 
-Continues by itself what the workdir holds, see `train.resume` in configs/base.py.
+Continues by itself what the workdir holds, see `train.resume` in configs/base.py. SIGTERM, SIGUSR1
+and `train.max_hours` stop it: it saves, and exits with status 75.
 """
 
 import difflib
+import functools
 import logging
 import sys
 import time
@@ -15,6 +17,7 @@ from ml_collections import config_flags
 
 from yogo_jax.config import Config, field_names, from_mapping
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.training.preemption import Stop, exit_when_stopped
 
 
 def _define_flags() -> None:
@@ -72,7 +75,7 @@ def _config() -> tuple[Config, str]:
     return from_mapping(values), Path(path).stem
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], stop: Stop) -> None:
     with exit_on_user_error():
         if len(argv) > 1:
             raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
@@ -86,16 +89,17 @@ def _run(argv: list[str]) -> None:
         from yogo_jax.training.loop import train_and_evaluate
 
         use_compilation_cache()
-        train_and_evaluate(config, Path(workdir).expanduser())
+        train_and_evaluate(config, Path(workdir).expanduser(), stop)
 
 
 def main() -> None:
     """The command."""
-    app.define_help_flags()
-    _define_flags()
-    with exit_on_user_error():
-        argv = _parse(sys.argv)
-    app.run(_run, argv=argv, flags_parser=lambda args: args)
+    with exit_when_stopped() as stop:
+        app.define_help_flags()
+        _define_flags()
+        with exit_on_user_error():
+            argv = _parse(sys.argv)
+        app.run(functools.partial(_run, stop=stop), argv=argv, flags_parser=lambda args: args)
 
 
 if __name__ == "__main__":
