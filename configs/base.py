@@ -71,6 +71,9 @@ def get_config() -> ConfigDict:
     train.eval_every_epochs = 4
     # A checkpoint also whenever this time has passed.
     train.checkpoint_every_minutes = 10.0
+    # After this time the command saves and stops, to be continued by the same command; 0 is no end.
+    # It counts from the start of the command: give it more than start and validation take together.
+    train.max_hours = 0.0
     # A run or checkpoint whose weights are the start; empty draws them.
     train.from_pretrained = ""
     # "auto" continues what the workdir holds, "never" refuses a workdir in use, a checkpoint's

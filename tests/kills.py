@@ -1,6 +1,8 @@
-"""Kills a training command again and again, and looks at what is left each time."""
+"""Kills or stops a training command again and again, and looks at what is left each time."""
 
+import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -11,6 +13,7 @@ import numpy as np
 
 from runs import ROOT, environment, run_command, train_command
 from yogo_jax.config import from_mapping
+from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
 from yogo_jax.training.optimizer import make_optimizer
 from yogo_jax.training.tracking import read_metrics
@@ -27,6 +30,7 @@ def start(command: list[str], log: Path, mark: str) -> subprocess.Popen:
             command,
             cwd=ROOT,
             env={**environment(optimized=True), "YOGO_TEST_MARK": mark},
+            start_new_session=True,
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -62,18 +66,43 @@ def readable_steps(workdir: Path) -> list[int]:
     return steps
 
 
-def train_under_fire(
-    command: list[str], workdir: Path, *, kills: int, seed: int, log: Path
-) -> list[dict]:
-    """Runs a command to its end through `kills` kills at random moments.
+def end(process: subprocess.Popen, number: signal.Signals) -> float:
+    """Sends a signal as a scheduler does, and returns the seconds until the process is gone."""
+    began = time.monotonic()
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        # To the worker processes, too.
+        os.killpg(process.pid, number)
+    process.wait(timeout=60)
+    return time.monotonic() - began
 
-    Returns a row per kill: seconds since the start, steps logged, checkpoints readable after it.
+
+def assert_stopped_in_order(
+    process: subprocess.Popen, number: signal.Signals, seconds: float, said: str, latest: int
+) -> None:
+    """It left in time, and the last step that it took is saved."""
+    # A process that just comes to life, with nothing done, dies of the signal.
+    assert process.returncode in (EXIT_TO_BE_CONTINUED, -number), said[-2000:]
+    assert seconds < 30
+    saved = re.findall(r"step (\d+) of \d+ is saved", said)
+    assert not saved or int(saved[-1]) == latest
+
+
+def train_under_fire(
+    command: list[str], workdir: Path, *, signals: list[signal.Signals], seed: int, log: Path
+) -> list[dict]:
+    """Runs a command to its end through signals at random moments, SIGKILL or polite ones.
+
+    Returns a row per signal: seconds since the start and until the end, steps logged, checkpoints
+    readable after it.
     """
     rng = random.Random(seed)
     rows = []
     latest = 0
-    while len(rows) < kills:
+    for number in signals:
         mark = f"{workdir}-{len(rows)}"
+        said_before = len(log.read_text()) if log.exists() else 0
         process = start(command, log, mark)
         # Half of the kills fall after the run has come to life, the others at any moment of it.
         before = latest
@@ -86,17 +115,21 @@ def train_under_fire(
             time.sleep(0.01)
         if process.poll() is not None:
             assert process.returncode == 0, log.read_text()[-2000:]
-            raise AssertionError(f"the run ended before its kill {len(rows) + 1}: make it longer")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+            raise AssertionError(f"the run ended before its end {len(rows) + 1}: make it longer")
+        took = end(process, number)
         assert_nothing_survives(mark)
         steps = readable_steps(workdir)
         assert not steps or steps[-1] >= latest, "a finished checkpoint was lost"
         assert steps or not latest, "all checkpoints were lost"
         latest = steps[-1] if steps else 0
+        if number != signal.SIGKILL:
+            said = log.read_text()[said_before:]
+            assert_stopped_in_order(process, number, took, said, latest)
         rows.append(
             {
+                "signal": number.name,
                 "seconds": round(time.monotonic() - began, 2),
+                "until_exit": round(took, 2),
                 "logged": steps_logged(workdir),
                 "checkpoints": steps,
             }

@@ -13,6 +13,7 @@ from yogo_jax.training.checkpoints import (
     committed_checkpoints,
     find_checkpoint,
     read_metadata,
+    record_validation,
     restore_state,
     restore_variables,
 )
@@ -98,6 +99,20 @@ def test_the_best_and_the_latest_are_kept(tmp_path, state, losses, kept, best, r
     assert steps_in(tmp_path) == kept
     assert find_checkpoint(tmp_path).name == str(best)
     assert not (tmp_path / "checkpoints" / ".superseded").exists()
+
+
+def test_a_validation_that_came_late_counts_for_the_best(tmp_path, state):
+    save(tmp_path, state, 10)
+    folder = tmp_path / "checkpoints" / "10"
+    # The second time stands for a kill in the middle.
+    for _ in range(2):
+        record_validation(folder, metadata(10, 1.0))
+    assert read_metadata(folder) == metadata(10, 1.0)
+    for step in (20, 30):
+        save(tmp_path, state, step, loss=2.0)
+    assert steps_in(tmp_path) == [10, 30]
+    assert find_checkpoint(tmp_path) == folder
+    assert int(restore_state(folder, SPEC, TX).step) == 10
 
 
 def test_later_steps_do_not_reach_into_a_checkpoint_being_written(tmp_path, state):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 
 import pytest
@@ -194,7 +195,7 @@ def test_evaluate_refuses_other_classes_and_what_is_no_checkpoint(trained, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_and_loses_nothing(definition, tmp_path):
+def test_a_killed_or_stopped_run_continues_and_loses_nothing(definition, tmp_path):
     overrides = {
         "train__epochs": 60,
         "train__eval_every_epochs": 30,
@@ -202,7 +203,8 @@ def test_a_killed_run_continues_and_loses_nothing(definition, tmp_path):
         "data__workers": 1,
     }
     command = train_command(definition, tmp_path / "run", **overrides)
-    train_under_fire(command, tmp_path / "run", kills=2, seed=0, log=tmp_path / "log")
+    signals = [signal.SIGTERM, signal.SIGKILL]
+    train_under_fire(command, tmp_path / "run", signals=signals, seed=0, log=tmp_path / "log")
     assert_equals_a_run_in_peace(definition, tmp_path, overrides, steps=120)
 
 

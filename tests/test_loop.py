@@ -244,7 +244,7 @@ def test_what_is_called_after_validations_may_end_the_run(definition, tmp_path, 
             raise Cut
 
     with pytest.raises(Cut):
-        train_and_evaluate(config_of(definition), tmp_path, on_validation)
+        train_and_evaluate(config_of(definition), tmp_path, on_validation=on_validation)
     logged = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "validation"]
     assert seen == [(each["epoch"], each["mAP50"]) for each in logged[:2]]
     # The checkpoint of the validation is there.

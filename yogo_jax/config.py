@@ -137,6 +137,7 @@ class TrainConfig:
     batch_size: int
     eval_every_epochs: int
     checkpoint_every_minutes: float
+    max_hours: float
     from_pretrained: str
     resume: str
 
@@ -146,6 +147,7 @@ class TrainConfig:
             _require(value >= 1, f"train.{field}", "1 or more", value)
         minutes = self.checkpoint_every_minutes
         _require(minutes > 0, "train.checkpoint_every_minutes", "above 0", minutes)
+        _require(self.max_hours >= 0, "train.max_hours", "0 (no end) or more", self.max_hours)
         _require(bool(self.resume), "train.resume", "'auto', 'never' or a checkpoint", self.resume)
 
 

@@ -1,4 +1,4 @@
-"""The one exception that means the user's input, not our code, is at fault."""
+"""How commands end: the one exception that means the user's input is at fault, and exit codes."""
 
 import sys
 from collections.abc import Iterator
@@ -6,6 +6,9 @@ from contextlib import contextmanager
 
 
 EXIT_USER_ERROR = 2
+# A run that was asked to stop and has saved what it did: the same command goes on. The number is
+# EX_TEMPFAIL of sysexits.h, "try again".
+EXIT_TO_BE_CONTINUED = 75
 
 # Packages that not every user has, and the extra of pyproject.toml that brings them.
 EXTRA_OF_PACKAGE = {

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.sweeping.claims import STALE_AFTER_S
+from yogo_jax.training.preemption import Stop, exit_when_stopped
 
 
 EPILOG = """\
@@ -78,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--stale-after must be 1 second or more, got {args.stale_after:g}")
 
 
-def sweep(args: argparse.Namespace, overrides: list[str]) -> None:
+def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
     """Works on trials until the sweep is complete, or on one.
 
     Args:
@@ -118,7 +119,7 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> None:
     use_compilation_cache()
     check_data(space)
     study = open_study(args.study, space, stale_after=args.stale_after)
-    run_task(study, one=args.one, say=functools.partial(print, flush=True))
+    run_task(study, one=args.one, say=functools.partial(print, flush=True), stop=stop)
 
 
 def report(args: argparse.Namespace) -> Path:
@@ -155,9 +156,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     # The fields of the config are left to absl.
     args, overrides = make_parser().parse_known_args(arguments)
-    with exit_on_user_error():
+    with exit_when_stopped() as stop, exit_on_user_error():
         check(args)
-        sweep(args, overrides)
+        sweep(args, overrides, stop)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Trains a detector: `python -m yogo_jax.train --config configs/base.py [--config.FIELD=VALUE]`.
 
-Continues by itself what the workdir holds, see `train.resume` in configs/base.py.
+Continues by itself what the workdir holds, see `train.resume` in configs/base.py. SIGTERM, SIGUSR1
+and `train.max_hours` stop it: it saves, and exits with status 75.
 """
 
 import argparse
+import functools
 import logging
 import sys
 import time
@@ -15,6 +17,7 @@ from absl import logging as absl_logging
 from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.training.preemption import Stop, exit_when_stopped
 
 
 EXAMPLES = """\
@@ -53,7 +56,7 @@ def _define_flags(argv: list[str]) -> None:
     )
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], stop: Stop) -> None:
     with exit_on_user_error():
         if len(argv) > 1:
             raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
@@ -68,7 +71,7 @@ def _run(argv: list[str]) -> None:
         from yogo_jax.training.loop import train_and_evaluate
 
         use_compilation_cache()
-        train_and_evaluate(config, Path(workdir).expanduser())
+        train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,11 +79,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(arguments):
         make_parser().parse_args(["--help"])
-    command = [sys.argv[0], *arguments]
-    _define_flags(command)
-    with exit_on_user_error():
-        rest = parse_config_flags(command, field_names(), flags.FLAGS)
-    app.run(_run, argv=rest, flags_parser=lambda args: args)
+    with exit_when_stopped() as stop:
+        command = [sys.argv[0], *arguments]
+        _define_flags(command)
+        with exit_on_user_error():
+            rest = parse_config_flags(command, field_names(), flags.FLAGS)
+        app.run(functools.partial(_run, stop=stop), argv=rest, flags_parser=lambda args: args)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ from yogo_jax.training.tracking import read_metrics
 pytestmark = pytest.mark.acceptance
 
 
-def test_ten_kills(tmp_path):
+def test_ten_kills_and_ten_polite_ends(tmp_path):
     definition = write_dataset(tmp_path / "data", images=16, published=True)
     overrides = {
         "train__epochs": 400,
@@ -71,10 +72,16 @@ def test_ten_kills(tmp_path):
         "data__workers": 2,
     }
     command = train_command(definition, tmp_path / "run", **overrides)
-    rows = train_under_fire(command, tmp_path / "run", kills=10, seed=1, log=tmp_path / "log")
-    print("\nkill  seconds  steps logged  checkpoints that can be read")
-    for index, row in enumerate(rows, start=1):
-        print(f"{index:>4}{row['seconds']:>9}{row['logged']:>14}  {row['checkpoints']}")
+    signals = [signal.SIGKILL, signal.SIGUSR1] * 10
+    rows = train_under_fire(
+        command, tmp_path / "run", signals=signals, seed=1, log=tmp_path / "log"
+    )
+    print("\nsignal   seconds  until exit  steps logged  checkpoints that can be read")
+    for row in rows:
+        print(
+            f"{row['signal']:<8}{row['seconds']:>8}{row['until_exit']:>12}{row['logged']:>14}  "
+            f"{row['checkpoints']}"
+        )
     assert_equals_a_run_in_peace(definition, tmp_path, overrides, steps=800)
 
 

@@ -11,11 +11,12 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import shared_memory
+from multiprocessing import resource_tracker, shared_memory
 
 import grain
 import numpy as np
@@ -94,8 +95,29 @@ class SlotSource:
         return self._source.padding() if record is None else self._source[record]
 
 
+# Schedulers send these to every process of a job. Only the one that trains is to act on them, and
+# it still needs its workers while it does.
+_SIGNALS_OF_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Threads and processes that are started in here never get a scheduler's signals.
+
+    They inherit that from this thread, so that there is no moment without protection; what arrives
+    in the meantime is delivered to this thread afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_SCHEDULERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_with_parent(*_: int) -> None:
     """In a worker process: ends it when the process that started it is gone, even if killed."""
+    for each in _SIGNALS_OF_SCHEDULERS:
+        signal.signal(each, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -165,7 +187,13 @@ def open_batches(
     # Batched only here: batches made inside the workers would lose their remainders.
     dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
-    iterator = iter(dataset)
+    if workers:
+        with _signals_held_back():
+            # Python's own process, for shared memory; else the first image would start it.
+            resource_tracker.ensure_running()
+    with _signals_held_back():
+        iterator = iter(dataset)
+        iterator.start_prefetch()
     try:
         yield iterator
     finally:

@@ -66,6 +66,10 @@ def make_eval_step(
     return eval_step
 
 
+def _nothing() -> None:
+    pass
+
+
 class Evaluator:
     """Evaluates one model, with any weights, on any records; compiles once."""
 
@@ -86,7 +90,12 @@ class Evaluator:
         self._step = jax.jit(make_eval_step(spec, loss_weights, thresholds or Thresholds()))
 
     def run(
-        self, variables: Mapping[str, Any], records: Records, *, keep_images: bool = False
+        self,
+        variables: Mapping[str, Any],
+        records: Records,
+        *,
+        keep_images: bool = False,
+        before_batch: Callable[[], None] = _nothing,
     ) -> "Evaluation":
         """Evaluates the weights on the records.
 
@@ -95,6 +104,7 @@ class Evaluator:
           records: at least one image.
           keep_images: also give back what was found in each image, from which pictures, curves and
             intervals are made. It takes some 50 bytes a box.
+          before_batch: called before each batch; what it raises ends the evaluation.
 
         Returns:
           The metrics as plain values for JSON: keys of `DetectionMetrics` and
@@ -115,6 +125,7 @@ class Evaluator:
         order = EpochOrder(num_records=len(records), batch_size=self._batch_size, seed=None)
         with open_batches(source, order, workers=self._workers) as batches:
             for batch in batches:
+                before_batch()
                 outputs = jax.device_get(self._step(variables, jax.device_put(batch)))
                 for row in np.flatnonzero(batch["image_valid"]).tolist():
                     one = jax.tree.map(lambda array, row=row: array[row], outputs)

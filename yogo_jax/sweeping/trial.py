@@ -19,6 +19,7 @@ from yogo_jax.sweeping.study import SweepStudy
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.meter import NotFiniteError
+from yogo_jax.training.preemption import Stop
 from yogo_jax.training.setup import load_data
 
 
@@ -44,16 +45,18 @@ def check_data(space: SearchSpace) -> None:
         )
 
 
-def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None]) -> None:
+def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None], stop: Stop) -> None:
     """Works on trials until the sweep is complete, waiting for those that others work on.
 
     Args:
       study: the sweep.
       one: end after one trial, and do not wait for any.
       say: takes what is done, line by line.
+      stop: asks the task to end; its trial is saved, and open to the next task.
 
     Raises:
       UserError: the data cannot be used.
+      Stopped: the task was asked to end.
     """
     waiting = False
     while unfinished := study.unfinished():
@@ -62,7 +65,7 @@ def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None]) -> Non
             waiting = False
             number, claim = taken
             with claim:
-                run_trial(study, number, say)
+                run_trial(study, number, say, stop)
             if one:
                 return
         elif one:
@@ -77,7 +80,9 @@ def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None]) -> Non
     say(f"the sweep is complete: {study.planned} trials in {study.folder}")
 
 
-def run_trial(study: SweepStudy, number: int, say: Callable[[str], None]) -> None:
+def run_trial(
+    study: SweepStudy, number: int, say: Callable[[str], None], stop: Stop | None = None
+) -> None:
     """Trains a claimed trial to its end, or on from where another task left it, and records it.
 
     A loss that is not finite and a device without enough memory make it a failed trial. Everything
@@ -87,9 +92,11 @@ def run_trial(study: SweepStudy, number: int, say: Callable[[str], None]) -> Non
       study: with the trial.
       number: of the trial; this process holds its claim.
       say: takes what is done, line by line.
+      stop: asks the training to end early; what it has done is saved first.
 
     Raises:
       UserError: the data cannot be used.
+      Stopped: it was asked to end.
     """
     trial = study.start(number)
     config = _named(study.space.config_of(trial.params), study, number)
@@ -98,7 +105,7 @@ def run_trial(study: SweepStudy, number: int, say: Callable[[str], None]) -> Non
     reporter = _Reporter(study, trial, epochs=config.train.epochs)
     workdir = study.workdir(number)
     try:
-        train_and_evaluate(config, workdir, on_validation=reporter)
+        train_and_evaluate(config, workdir, stop=stop, on_validation=reporter)
         value = _finish(study, trial, reporter)
     except _Pruned as pruned:
         study.prune(trial, str(pruned))

@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.output.files import write_json
 from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.state import TrainState
 
@@ -85,6 +86,25 @@ class CheckpointStore:
 
     def _empty_superseded(self) -> None:
         shutil.rmtree(self._folder / _SUPERSEDED, ignore_errors=True)
+
+
+def record_validation(folder: Path, metadata: Metadata) -> None:
+    """Adds the validation to a checkpoint that was saved before it was over.
+
+    A kill in the middle leaves a checkpoint without validation, for which this is done again.
+
+    Args:
+      folder: of the checkpoint, in a `checkpoints/` folder that no store has open.
+      metadata: its own, with the validation.
+    """
+    assert metadata.validation is not None
+    item = folder.absolute() / ocp.checkpoint_manager.METRIC_ITEM_NAME
+    # For the choice of the best, in the form in which a store writes it.
+    handler = ocp.JsonCheckpointHandler(filename=item.name)
+    with ocp.Checkpointer(handler) as checkpointer:
+        loss = {"loss": metadata.validation["loss"]}
+        checkpointer.save(item, args=ocp.args.JsonSave(loss), force=True)
+    write_json(folder / "metadata" / "metadata", metadata.to_dict())
 
 
 def _validation_loss(metrics: Mapping[str, float]) -> float:

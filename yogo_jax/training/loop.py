@@ -3,8 +3,6 @@
 `train_and_evaluate` reads top to bottom: data, model, where to start, steps, test.
 """
 
-import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,17 @@ import jax
 
 from yogo_jax.config import Config
 from yogo_jax.data.pipeline import EpochOrder, open_batches
-from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.output.files import make_folder
-from yogo_jax.training.checkpoints import CheckpointStore, restore_state
+from yogo_jax.training.checkpoints import CheckpointStore, record_validation, restore_state
 from yogo_jax.training.metadata import Metadata, git_revision
-from yogo_jax.training.meter import Meter, NotFiniteError
+from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.resume import adopt, find_start, record_config
+from yogo_jax.training.pace import Pace
+from yogo_jax.training.preemption import Stop, Stopped
+from yogo_jax.training.resume import Start, adopt, find_start, record_config
 from yogo_jax.training.setup import (
     RunData,
     initial_state,
@@ -34,19 +33,25 @@ from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step
 from yogo_jax.training.testing import write_test
 from yogo_jax.training.tracking import Tracker
+from yogo_jax.training.validation import Validator
 
 
 OnValidation = Callable[[int, Mapping[str, Any]], None]
 
 
 def train_and_evaluate(
-    config: Config, workdir: Path, on_validation: OnValidation | None = None
+    config: Config,
+    workdir: Path,
+    *,
+    stop: Stop | None = None,
+    on_validation: OnValidation | None = None,
 ) -> dict[str, Any]:
     """Trains, or continues what the workdir holds, and tests the best checkpoint.
 
     Args:
       config: the run.
       workdir: receives config.json, checkpoints/, metrics.jsonl, train.log and test/.
+      stop: asks the run to stop early; what it has done is saved first.
       on_validation: called after each validation with the epochs done and its metrics; what it
         raises ends the run, after the checkpoint of that validation is written.
 
@@ -56,7 +61,10 @@ def train_and_evaluate(
     Raises:
       UserError: data or config cannot be used, the workdir holds another run, or the loss is no
         longer finite.
+      Stopped: it was asked to stop; the same call goes on.
     """
+    stop = Stop() if stop is None else stop
+    stop.limit(config.train.max_hours)
     config = with_absolute_paths(config)
     # ---- data ----
     data = prepare_data(config.data)
@@ -65,21 +73,26 @@ def train_and_evaluate(
     spec = prepare_spec(config, data.splits.train)
     # ---- where to start ----
     start = find_start(config, workdir, data.fingerprint)
-    run = _Run(config, workdir, spec, data)
-    first_step = 0 if start is None else start.metadata.step
-    position = 0 if start is None else start.metadata.position
+    run = _Run(config, workdir, spec, data, stop, on_validation)
     if start is not None and not start.own:
         adopt(start, workdir)
-    with Tracker(config, workdir, total_steps=run.total_steps, first_step=first_step) as tracker:
+    with Tracker(
+        config,
+        workdir,
+        total_steps=run.total_steps,
+        first_step=0 if start is None else start.metadata.step,
+        validated=not run.lacks_validation(start),
+    ) as tracker:
         _describe(run, tracker)
         # ---- steps ----
         if start is None:
             state = initial_state(config, spec, run.tx, tracker.say)
         else:
-            tracker.say(f"continuing {start.folder} at step {first_step} of {run.total_steps}")
+            step = start.metadata.step
+            tracker.say(f"continuing {start.folder} at step {step} of {run.total_steps}")
             state = restore_state(start.folder, spec, run.tx)
         record_config(config, workdir)
-        run.train(state, first_step, position, tracker, on_validation)
+        run.train(state, start, tracker)
         # ---- test ----
         return run.test(tracker)
 
@@ -105,11 +118,21 @@ def _describe(run: "_Run", tracker: Tracker) -> None:
 class _Run:
     """What stays the same during a run, and the pieces that its phases share."""
 
-    def __init__(self, config: Config, workdir: Path, spec: ModelSpec, data: RunData) -> None:
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        spec: ModelSpec,
+        data: RunData,
+        stop: Stop,
+        on_validation: OnValidation | None,
+    ) -> None:
         self.config = config
         self.workdir = workdir
         self.spec = spec
         self.data = data
+        self.stop = stop
+        self.on_validation = on_validation
         self.order = EpochOrder(
             num_records=len(data.splits.train),
             batch_size=config.train.batch_size,
@@ -124,22 +147,40 @@ class _Run:
             max_boxes=data.max_boxes,
             workers=config.data.workers,
         )
+        self.validator = Validator(
+            self.evaluator,
+            data.splits.val,
+            steps_per_epoch=self.order.steps_per_epoch,
+            epochs=config.train.epochs,
+            every_epochs=config.train.eval_every_epochs,
+        )
         self._revision = git_revision()
 
-    def train(
-        self,
-        state: TrainState,
-        first_step: int,
-        position: int,
-        tracker: Tracker,
-        on_validation: OnValidation | None,
-    ) -> None:
-        """Steps from `first_step` to the last, with validations and checkpoints between.
+    def lacks_validation(self, start: Start | None) -> bool:
+        """Whether the run stopped before the validation of this checkpoint was over."""
+        if start is None or start.metadata.validation is not None:
+            return False
+        return len(self.data.splits.val) > 0 and self.validator.is_due(start.metadata.step)
 
-        `position` is the number of images that the steps before have consumed.
+    def train(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
+        """Steps from the start to the last, with validations and checkpoints between.
+
+        Raises:
+          Stopped: the run was asked to stop; everything is saved.
         """
-        if first_step >= self.total_steps:
-            return
+        if start is not None and self.lacks_validation(start):
+            self._validate_start(state, start.metadata.step, tracker)
+        if start is None or start.metadata.step < self.total_steps:
+            self._take_steps(state, start, tracker)
+
+    def _validate_start(self, state: TrainState, step: int, tracker: Tracker) -> None:
+        with self.stop.held():
+            validation = self.validator.run(state, step, tracker, self.stop.check)
+            folder = self.workdir / "checkpoints" / str(step)
+            record_validation(folder, self._metadata(step, validation))
+        self._tell(step, validation)
+
+    def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
         config, order = self.config, self.order
         step_fn = jax.jit(
             make_train_step(
@@ -166,33 +207,45 @@ class _Run:
         )
         device = jax.devices()[0]
         state = jax.device_put(state, device)
-        save_every = config.train.checkpoint_every_minutes * 60
         with (
             CheckpointStore(self.workdir / "checkpoints") as store,
             open_batches(
                 source,
                 order,
                 epochs=config.train.epochs,
-                position=position,
+                position=0 if start is None else start.metadata.position,
                 workers=config.data.workers,
             ) as batches,
+            self.stop.held(),
         ):
-            saved_at = time.monotonic()
+            pace = Pace(self.stop, save_every=config.train.checkpoint_every_minutes * 60)
+            first_step = 0 if start is None else start.metadata.step
             for step, batch in enumerate(batches, start=first_step):
                 state, metrics = step_fn(state, jax.device_put(batch, device))
                 meter.add(step, metrics)
                 done = step + 1
-                validation = None
-                if self._validates_after(done):
-                    meter.finish()
-                    validation = self._validate(state, done, tracker)
-                elif time.monotonic() - saved_at < save_every:
+                decision = pace.decide()
+                validates = self.validator.is_due(done)
+                if not (validates or decision.save or decision.stop):
                     continue
                 meter.finish()
+                validation, stopped = None, decision.stop
+                if validates and not stopped:
+                    try:
+                        validation = self.validator.run(state, done, tracker, self.stop.check)
+                    except Stopped:
+                        # The next start repeats it.
+                        stopped = True
                 store.save(state, self._metadata(done, validation))
-                saved_at = time.monotonic()
-                if on_validation is not None and validation is not None:
-                    on_validation(done // order.steps_per_epoch, validation)
+                pace.saved()
+                self._tell(done, validation)
+                if stopped:
+                    store.wait()
+                    tracker.say(
+                        f"step {done} of {self.total_steps} is saved; "
+                        f"go on with --workdir {self.workdir}"
+                    )
+                    self.stop.check()
                 meter.skip_time()
 
     def test(self, tracker: Tracker) -> dict[str, Any]:
@@ -201,36 +254,13 @@ class _Run:
         if len(records) == 0:
             tracker.say("no test split in this data set: nothing is tested")
             return {}
-        metrics = write_test(self.evaluator, self.workdir, records, tracker)
+        metrics = write_test(self.evaluator, self.workdir, records, tracker, self.stop)
         tracker.log("test", self.total_steps, metrics)
         return metrics
 
-    def _validates_after(self, done: int) -> bool:
-        epoch, rest = divmod(done, self.order.steps_per_epoch)
-        if rest or len(self.data.splits.val) == 0:
-            # Without a validation split the end of the last epoch still is a checkpoint.
-            return done == self.total_steps
-        return epoch % self.config.train.eval_every_epochs == 0 or done == self.total_steps
-
-    def _validate(self, state: TrainState, done: int, tracker: Tracker) -> dict[str, Any] | None:
-        records: Records = self.data.splits.val
-        if len(records) == 0:
-            tracker.say("no validation split in this data set: the latest checkpoint is the best")
-            return None
-        metrics = self.evaluator.run(state.variables, records).metrics
-        if not math.isfinite(metrics["loss"]):
-            raise NotFiniteError(
-                f"the validation loss after step {done} is {metrics['loss']}, with terms "
-                f"{metrics['loss_terms']}: lower --config.optim.learning_rate"
-            )
-        epoch = done // self.order.steps_per_epoch
-        tracker.log("validation", done, {"epoch": epoch, **metrics})
-        m_ap = metrics["mAP50"]
-        tracker.say(
-            f"epoch {epoch}: validation loss {metrics['loss']:.4f}, mAP50 "
-            f"{'-' if m_ap is None else f'{m_ap:.4f}'}"
-        )
-        return metrics
+    def _tell(self, done: int, validation: dict[str, Any] | None) -> None:
+        if self.on_validation is not None and validation is not None:
+            self.on_validation(done // self.order.steps_per_epoch, validation)
 
     def _metadata(self, done: int, validation: dict[str, Any] | None) -> Metadata:
         return Metadata(

@@ -18,7 +18,7 @@ from yogo_jax.training.metadata import Metadata
 MAY_CHANGE = {
     # The fingerprint holds the data, wherever it lies.
     "data": {"workers", "definition"},
-    "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs"},
+    "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs", "max_hours"},
     "track": None,
 }
 

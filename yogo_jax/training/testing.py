@@ -9,6 +9,7 @@ from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.evaluation.report.history import History
 from yogo_jax.evaluation.tables import format_metrics
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.training.preemption import Stop
 from yogo_jax.training.tracking import Tracker, read_metrics
 
 
@@ -17,7 +18,7 @@ TEST_PICTURES = 8
 
 
 def write_test(
-    evaluator: Evaluator, workdir: Path, records: Records, tracker: Tracker
+    evaluator: Evaluator, workdir: Path, records: Records, tracker: Tracker, stop: Stop
 ) -> dict[str, Any]:
     """Tests the best checkpoint, writes test/ and prints the metrics.
 
@@ -26,12 +27,14 @@ def write_test(
       workdir: of the run.
       records: at least one image.
       tracker: takes the lines, and has logged the training.
+      stop: asks to leave it for later.
 
     Returns:
       What test/metrics.json holds.
 
     Raises:
       UserError: an image cannot be read.
+      Stopped: the run was asked to stop, before test/metrics.json was written.
     """
     # Imported late: scikit-learn takes a second, which the start of a training need not wait for.
     from yogo_jax.evaluation.report.page import Subject
@@ -50,9 +53,12 @@ def write_test(
         history=History(workdir.name, read_metrics(workdir / "metrics.jsonl")),
     )
     output = workdir / "test"
+    with stop.held():
+        evaluation = evaluator.run(variables, records, keep_images=True, before_batch=stop.check)
+    stop.check()
     metrics = write_results(
         output,
-        evaluator.run(variables, records, keep_images=True),
+        evaluation,
         subject,
         checkpoint=folder,
         step=metadata.step,

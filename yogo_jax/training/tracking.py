@@ -30,14 +30,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class MetricsLog:
     """Appends to `metrics.jsonl`.
 
-    A continued run first drops what came after its checkpoint, and the test, which comes again.
+    A continued run first drops what came after its checkpoint, and what comes again: the test, and
+    the checkpoint's validation if that was cut short.
     """
 
-    def __init__(self, path: Path, *, first_step: int) -> None:
+    def __init__(self, path: Path, *, first_step: int, validated: bool = True) -> None:
+        again = {("validation", first_step)} if not validated else set()
         kept = [
             record
             for record in read_metrics(path)
-            if record["step"] <= first_step and record["kind"] != "test"
+            if record["step"] <= first_step
+            and record["kind"] != "test"
+            and (record["kind"], record["step"]) not in again
         ]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a")
@@ -95,8 +99,17 @@ class Tracker:
     Use as a context manager. Records carry "kind" and "step"; the same go to every place.
     """
 
-    def __init__(self, config: Config, workdir: Path, *, total_steps: int, first_step: int) -> None:
-        self._metrics = MetricsLog(workdir / "metrics.jsonl", first_step=first_step)
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        *,
+        total_steps: int,
+        first_step: int = 0,
+        validated: bool = True,
+    ) -> None:
+        path = workdir / "metrics.jsonl"
+        self._metrics = MetricsLog(path, first_step=first_step, validated=validated)
         self._console = Console(
             workdir / "train.log", total_steps=total_steps, first_step=first_step
         )

@@ -1,0 +1,180 @@
+"""A run that is stopped at every kind of moment, and what it is after it went on."""
+
+import signal
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+
+from runs import tiny_config
+from tiny_data import write_dataset
+from yogo_jax.evaluation import evaluator
+from yogo_jax.training import loop
+from yogo_jax.training.checkpoints import (
+    committed_checkpoints,
+    find_checkpoint,
+    read_metadata,
+    restore_state,
+)
+from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.optimizer import make_optimizer
+from yogo_jax.training.preemption import SIGNALS, Stop, Stopped, exit_when_stopped
+from yogo_jax.training.tracking import read_metrics
+
+
+def test_a_signal_raises_where_nothing_is_at_stake_and_else_waits():
+    stop = Stop()
+    with pytest.raises(Stopped, match="SIGTERM"):
+        stop.request("SIGTERM")
+    # Only the first counts, so that a second does not cut the way out.
+    stop.request("SIGUSR1")
+    assert stop.reason == "SIGTERM"
+
+    stop = Stop()
+    stop.check()
+    with stop.held():
+        with stop.held():
+            stop.request("SIGUSR1")
+        stop.request("SIGTERM")
+        assert stop.reason == "SIGUSR1"
+    with pytest.raises(Stopped, match="SIGUSR1"):
+        stop.check()
+
+
+def test_the_budget_of_hours(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    stop = Stop()
+    now = 7200.0
+    assert stop.reason is None
+    stop.limit(2.0)
+    assert stop.reason is None
+    now = 7200.1
+    with pytest.raises(Stopped, match="max_hours=2 are over"):
+        stop.check()
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_command_exits_with_its_code(capsys, number):
+    before = [signal.getsignal(each) for each in SIGNALS]
+    try:
+        with pytest.raises(SystemExit) as caught, exit_when_stopped():
+            signal.raise_signal(number)
+    finally:
+        for each, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(each, handler)
+    assert caught.value.code == 75
+    assert f"stopped ({number.name}): the same command goes on" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def definition(tmp_path_factory):
+    # Six training images in batches of four: two steps an epoch, the second is padded.
+    return write_dataset(tmp_path_factory.mktemp("data"), images=12)
+
+
+def config_of(definition, **overrides):
+    return tiny_config(definition, **{"train__epochs": 3, **overrides})
+
+
+@pytest.fixture(scope="module")
+def peace(definition, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("peace")
+    return workdir, train_and_evaluate(config_of(definition), workdir)
+
+
+def logged(workdir):
+    """Records without what depends on the clock."""
+    clock = ("images_per_second", "seconds", "checkpoint")
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{name: each[name] for name in each if name not in clock} for each in records]
+
+
+def state_of(folder):
+    return restore_state(
+        folder, read_metadata(folder).model, make_optimizer(config_of("d.yml").optim, 6)
+    )
+
+
+class Moments:
+    """Calls `Stop.request` when the run reaches a moment."""
+
+    def __init__(self, monkeypatch):
+        self._stop, self._moment = Stop(), ""
+        self._before(monkeypatch, loop.Meter, "add", "stepping")
+        self._before(monkeypatch, loop.CheckpointStore, "save", "saving")
+        self._before(monkeypatch, loop, "write_test", "testing")
+        self._before(monkeypatch, loop, "initial_state", "starting")
+        real = evaluator.open_batches
+
+        @contextmanager
+        def open_batches(*args, **kwargs):
+            self._reach("validating")
+            with real(*args, **kwargs) as batches:
+                yield batches
+
+        monkeypatch.setattr(evaluator, "open_batches", open_batches)
+
+    def _before(self, monkeypatch, owner, name, moment):
+        real = getattr(owner, name)
+
+        def reaching(*args, **kwargs):
+            self._reach(moment)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, reaching)
+
+    def _reach(self, moment):
+        if moment == self._moment:
+            self._stop.request(moment)
+
+    def run(self, config, workdir, moment):
+        self._stop, self._moment = Stop(), moment
+        return train_and_evaluate(config, workdir, stop=self._stop)
+
+
+def test_a_run_that_is_stopped_anywhere_ends_bit_for_bit_as_one_in_peace(
+    definition, peace, tmp_path, monkeypatch
+):
+    config = config_of(definition)
+    moments = Moments(monkeypatch)
+    # Three epochs of two steps: the moment that ends each start, and what is saved by then. What
+    # comes while step 4 is saved is noticed after step 5.
+    for moment, step, validated in (
+        ("starting", None, None),
+        ("stepping", 1, False),
+        ("validating", 2, False),
+        ("validating", 2, False),
+        ("saving", 5, False),
+        ("validating", 6, False),
+        ("testing", 6, True),
+    ):
+        with pytest.raises(Stopped, match=moment):
+            moments.run(config, tmp_path, moment)
+        folders = committed_checkpoints(tmp_path / "checkpoints")
+        assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+        if step is None:
+            assert not folders
+            continue
+        metadata = read_metadata(folders[-1])
+        assert (metadata.step, metadata.validation is not None) == (step, validated)
+        assert int(state_of(folders[-1]).step) == step
+    metrics = moments.run(config, tmp_path, "never")
+
+    workdir, expected = peace
+    assert {**metrics, "checkpoint": ""} == {**expected, "checkpoint": ""}
+    assert logged(tmp_path) == logged(workdir)
+    found, peaceful = find_checkpoint(tmp_path), find_checkpoint(workdir)
+    assert found.name == peaceful.name
+    assert read_metadata(found).validation == read_metadata(peaceful).validation
+    for a, b in zip(*(jax.tree.leaves(state_of(each)) for each in (found, peaceful)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_budget_stops_a_run_after_a_step(definition, tmp_path):
+    config = tiny_config(definition, train__max_hours=1e-9)
+    for step in ("1", "2"):
+        with pytest.raises(Stopped, match="max_hours"):
+            train_and_evaluate(config, tmp_path)
+        assert committed_checkpoints(tmp_path / "checkpoints")[-1].name == step
