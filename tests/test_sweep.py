@@ -18,6 +18,7 @@ from yogo_jax.sweeping.figures import pareto_front
 from yogo_jax.sweeping.results import read_results
 from yogo_jax.sweeping.study import load_study
 from yogo_jax.training.meter import NotFiniteError
+from yogo_jax.training.preemption import Stopped
 from yogo_jax.training.tracking import read_metrics
 
 
@@ -133,7 +134,7 @@ OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory al
 def test_what_the_parameters_are_to_blame_for_is_a_failed_trial(
     tmp_path, monkeypatch, error, reason
 ):
-    def train(config, workdir, on_validation):
+    def train(config, workdir, *, stop, on_validation):
         raise error
 
     study = study_in(tmp_path)
@@ -143,11 +144,15 @@ def test_what_the_parameters_are_to_blame_for_is_a_failed_trial(
     assert lines[-1].startswith(f"trial 0 failed: {reason}")
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), jax.errors.JaxRuntimeError("INTERNAL: x")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError("disk full"), jax.errors.JaxRuntimeError("INTERNAL: x"), Stopped("SIGTERM")],
+    ids=["disk", "device", "signal"],
+)
 def test_what_they_are_not_to_blame_for_ends_the_task_and_not_the_trial(
     tmp_path, monkeypatch, error
 ):
-    def train(config, workdir, on_validation):
+    def train(config, workdir, *, stop, on_validation):
         raise error
 
     study = study_in(tmp_path)
@@ -161,7 +166,7 @@ def test_what_they_are_not_to_blame_for_ends_the_task_and_not_the_trial(
 def test_a_trial_worse_than_the_median_is_pruned_but_not_after_its_last_epoch(
     tmp_path, monkeypatch
 ):
-    def train(config, workdir, on_validation):
+    def train(config, workdir, *, stop, on_validation):
         for epoch in range(1, last + 1):
             on_validation(epoch, {"mAP50": 0.01})
         raise NotFiniteError("came to its end")

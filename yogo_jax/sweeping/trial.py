@@ -45,7 +45,9 @@ def check_data(space: SearchSpace) -> None:
         )
 
 
-def run_task(study: SweepStudy, *, one: bool, say: Callable[[str], None], stop: Stop) -> None:
+def run_task(
+    study: SweepStudy, *, one: bool, say: Callable[[str], None], stop: Stop | None = None
+) -> None:
     """Works on trials until the sweep is complete, waiting for those that others work on.
 
     Args:
