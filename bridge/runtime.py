@@ -4,6 +4,7 @@
 when a model is opened, so that either works without the other.
 """
 
+import abc
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ class Interface(NamedTuple):
     description: dict[str, str]
 
 
-class _Model:
+class _Model(abc.ABC):
     """What both runtimes share; `stream` takes batches of exactly `batch_size` frames."""
 
     interface: Interface
@@ -57,9 +58,9 @@ class _Model:
         """Images of one call."""
         return self.interface.input_nchw[0]
 
+    @abc.abstractmethod
     def stream(self, batches: Iterable[Frames]) -> Iterator[Outputs]:
         """Outputs of batches, in their order; the model may be ahead of what was taken."""
-        raise NotImplementedError
 
     def run(self, frames: Frames) -> Outputs:
         """Outputs for frames, any number of them."""
