@@ -34,17 +34,18 @@ def activation_ranges(
       infinite and `underflow_share` of values other than 0 that would become 0.
     """
 
+    # Weights are an argument: as constants of the function a large network would fill the memory.
     @jax.jit
-    def run(frame: jax.Array) -> dict[str, jax.Array]:
+    def run(weights: Mapping[str, Any], frame: jax.Array) -> dict[str, jax.Array]:
         raw, state = spec.network().apply(
-            variables, frame, train=False, capture_intermediates=True, mutable=["intermediates"]
+            weights, frame, train=False, capture_intermediates=True, mutable=["intermediates"]
         )
         layers = _by_name(state["intermediates"])
         layers["decode/sizes"] = spec.decode(raw).boxes_cxcywh[..., 2:]
         return {name: _summary(outputs) for name, outputs in layers.items()}
 
     # One by one: the activations of all frames at once may not fit.
-    per_frame = [jax.device_get(run(frame[None])) for frame in frames]
+    per_frame = [jax.device_get(run(variables, frame[None])) for frame in frames]
     ranges = []
     for name in per_frame[0]:
         largest, overflow, underflow = np.transpose([each[name] for each in per_frame])
