@@ -27,6 +27,11 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "workdir", None, "Where checkpoints and metrics go; else runs/CONFIG-TIME, printed."
     )
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0 of a run in several, if SLURM does not say."
+    )
+    flags.DEFINE_integer("num-processes", None, "How many processes the run has, likewise.")
+    flags.DEFINE_integer("process-id", None, "Which of them this is, from 0, likewise.")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -86,10 +91,25 @@ def _run(argv: list[str], stop: Stop) -> None:
         logging.getLogger("jax").setLevel(logging.WARNING)
         # Imported late: a mistake in a flag is told without waiting for JAX.
         from yogo_jax.compilation import use_compilation_cache
+        from yogo_jax.training.distributed import (
+            Coordinates,
+            join_processes,
+            leave_at_once_on_error,
+        )
         from yogo_jax.training.loop import train_and_evaluate
 
         use_compilation_cache()
-        train_and_evaluate(config, Path(workdir).expanduser(), stop)
+        join_processes(
+            Coordinates(
+                coordinator=flags.FLAGS["coordinator"].value,
+                num_processes=flags.FLAGS["num-processes"].value,
+                process_id=flags.FLAGS["process-id"].value,
+            )
+        )
+        # JAX's own handler came with the other processes; it only takes notes.
+        stop.listen()
+        with leave_at_once_on_error(), exit_on_user_error():
+            train_and_evaluate(config, Path(workdir).expanduser(), stop)
 
 
 def main() -> None:
