@@ -3,17 +3,16 @@
 import json
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kills import steps_logged
-from runs import ROOT, environment, run_command, tiny_config, train_command
+from processes import two_processes
+from runs import ROOT, environment, logged_losses, run_command, tiny_config, train_command
+from slurm_here import SMALL
 from tiny_data import write_dataset
 from yogo_jax.data.pipeline import EpochOrder, Share, open_batches
 from yogo_jax.data.source import RecordSource
@@ -22,7 +21,6 @@ from yogo_jax.training.checkpoints import committed_checkpoints
 from yogo_jax.training.distributed import Coordinates, join_processes
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.setup import prepare_data
-from yogo_jax.training.tracking import read_metrics
 
 
 OVERRIDES = {
@@ -43,12 +41,6 @@ def alone(definition, tmp_path_factory):
     """A run in one process on one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     return workdir, train_and_evaluate(tiny_config(definition, **OVERRIDES), workdir)
-
-
-def losses(workdir, kind="train"):
-    return [
-        each["loss"] for each in read_metrics(workdir / "metrics.jsonl") if each["kind"] == kind
-    ]
 
 
 @pytest.mark.parametrize("position", [0, 4, 15, 19], ids=lambda value: f"from {value}")
@@ -81,27 +73,6 @@ def test_processes_read_the_batches_of_one_in_parts(definition, count, position)
 def test_coordinates_that_cannot_be(given, message):
     with pytest.raises(UserError, match=message):
         join_processes(given)
-
-
-def two_processes(command, log):
-    """The command twice, as one run."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
-    flags = ["--coordinator", coordinator, "--num-processes", "2", "--process-id"]
-    processes = []
-    for index in range(2):
-        with log.with_suffix(f".{index}").open("w") as file:
-            processes.append(
-                subprocess.Popen(
-                    [*command, *flags, str(index)],
-                    cwd=ROOT,
-                    env=environment(optimized=False),
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return processes
 
 
 def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
@@ -147,27 +118,28 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     assert "batch_size is 6" in result["refusal"]
     assert "set --config.train.batch_size=8" in result["refusal"]
 
-    assert losses(tmp_path / "run") == pytest.approx(losses(workdir), rel=1e-5)
-    assert len(losses(workdir)) == 32
+    assert logged_losses(tmp_path / "run") == pytest.approx(logged_losses(workdir), rel=1e-5)
+    assert len(logged_losses(workdir)) == 32
     # Biases before a batch norm do not reach the loss, so their gradients are rounding noise, which
     # Adam makes full steps of; running means follow late, and so validations see some of it.
-    found, expected = (losses(each, "validation") for each in (tmp_path / "run", workdir))
+    found, expected = (logged_losses(each, "validation") for each in (tmp_path / "run", workdir))
     assert found == pytest.approx(expected, rel=1e-3)
     # Of one and the same checkpoint, metrics are the same.
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
 
 
-def test_a_process_that_fails_does_not_keep_the_other_one(definition, tmp_path):
-    folder = shutil.copytree(definition.parent, tmp_path / "data")
-    config = tiny_config(folder / "definition.yml")
-    records = prepare_data(config.data).splits.train
-    order = EpochOrder(num_records=len(records), batch_size=4, seed=config.seed)
-    # The second half of the third batch is the second process's.
-    image = Path(records.image_paths[order.records_of_batch(2)[-1]])
-    image.write_bytes(image.read_bytes()[:60])
-    log = tmp_path / "log"
-    processes = two_processes(train_command(folder / "definition.yml", tmp_path / "run"), log)
-    codes = [process.wait(timeout=60) for process in processes]
-    assert codes[1] == 2
-    assert f"{image.name}: cannot be decoded" in log.with_suffix(".1").read_text()
-    assert codes[0] not in (0, 2)
+def test_two_tasks_of_slurm_measure_what_one_process_does(slurm, definition, alone, tmp_path):
+    workdir, metrics = alone
+    # A run that is finished is only tested again.
+    again = shutil.copytree(workdir, tmp_path / "run")
+    (again / "test" / "metrics.json").unlink()
+    command = train_command(definition, again, **OVERRIDES)
+    options = (*SMALL, "--ntasks-per-node=2", f"--output={tmp_path}/log")
+    env = {**environment(optimized=False), "YOGO_PYTHON": command[0]}
+    job = slurm.submit(*options, "slurm/multi_node.sbatch", *command[3:], env=env, cwd=ROOT)
+    state = slurm.wait_for(job, "COMPLETED", "FAILED", seconds=120)
+    log = (tmp_path / "log").read_text()
+    assert state == "COMPLETED", log
+    assert "2 x cpu (cpu) in 2 processes; 32 steps of 4 images" in log
+    found = json.loads((again / "test" / "metrics.json").read_text())
+    assert {**found, "checkpoint": ""} == {**metrics, "checkpoint": ""}
