@@ -150,6 +150,11 @@ class OpenVinoModel(_Model):
         try:
             model = core.read_model(path)
         except RuntimeError as error:
+            weights = path.with_suffix(".bin")
+            if "weights" in str(error) and not weights.is_file():
+                raise UserError(
+                    f"{weights} is missing: an IR is two files, copy it beside {path.name}"
+                ) from None
             raise UserError(f"{path}: OpenVINO cannot read it ({_reason(error)})") from None
         _check_one_of_each(path, len(model.inputs), len(model.outputs))
         self.interface = _interface(

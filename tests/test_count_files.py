@@ -146,3 +146,18 @@ def test_classes_are_put_in_the_order_of_the_validation(tmp_path):
     assert reordered(sample, ["b", "a"]).counts.tolist() == [40, 3]
     with pytest.raises(UserError, match="the counts are of the classes a, b"):
         reordered(sample, ["a", "c"])
+
+
+def test_a_table_of_a_spreadsheet_may_begin_with_a_mark(tmp_path):
+    path = tmp_path / "counts.csv"
+    path.write_text("image_id,healthy,ring\n7,1,2\n8,3,4\n", encoding="utf-8-sig")
+    sample = read_counts(path)
+    assert sample.class_names == ("healthy", "ring")
+    assert sample.counts.tolist() == [4, 6]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "counts.csv"
+    path.write_text("image_id,healthy,healthy\n1,2,3\n")
+    with pytest.raises(UserError, match="two columns have one name"):
+        read_counts(path)

@@ -252,3 +252,22 @@ def test_a_threshold_of_0_is_not_the_default(folder):
     run("estimate faint.npy --obj-thresh 0 --output out")
     values = json.loads((folder / "out" / "counts.json").read_text())
     assert values["raw_counts"]["red cells"]["estimate"] == 3
+
+
+def test_the_counts_of_infer_are_not_written_over(folder, capsys):
+    (folder / "summary.json").write_text("{}")
+    said = refusal("estimate counts.json --output .", capsys)
+    assert "would be overwritten" in said
+    assert "total" in json.loads((folder / "counts.json").read_text())
+
+
+def test_corrected_red_cells_of_none_are_no_division(folder, capsys):
+    """Extra boxes of the validation leave 0.3 of the one cell that was counted."""
+    values = metrics()
+    values["images"] = 10
+    values["confusion"]["matrix"][7] = [7, 0, 0, 0, 0, 0, 0, 0]
+    write(folder / "crowded.json", values)
+    total = {**dict.fromkeys(INSTRUMENT_CLASSES, 0), "healthy": 1}
+    write(folder / "one.json", {"total": total, "frames": 1})
+    run("estimate one.json --validation crowded.json")
+    assert "limit of detection" in capsys.readouterr().out

@@ -1,10 +1,7 @@
 """Exported models: what their graphs hold, that they compute what the checkpoint does, refusals."""
 
 import json
-import os
-import subprocess
 import xml.etree.ElementTree as ElementTree
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -22,6 +19,7 @@ from bridge.to_ir import check_for_ncs2
 from bridge.to_onnx import export_onnx
 from drawn_models import make_spec, random_variables, write_random_checkpoint
 from exports import refused_export, run_export
+from mounts import mounted
 from parity import RECORDED_NAMES, REMOSCOPE, load, parity_file
 from yogo_jax.detector.backbones import BACKBONES
 from yogo_jax.detector.found import detections_of
@@ -222,19 +220,6 @@ def test_a_model_that_differs_is_not_kept(checkpoint, tmp_path, capsys, monkeypa
     # Not even those of the export before: they would pass for this one's.
     assert [path.name for path in tmp_path.iterdir()] == ["verification.json"]
     assert not json.loads((tmp_path / "verification.json").read_text())["passed"]
-
-
-@contextmanager
-def mounted(folder: Path, options: str):
-    """A file system of its own on a folder."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path, capsys):

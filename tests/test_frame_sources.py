@@ -1,5 +1,6 @@
 """Every kind of source gives the frames that went into it, and names what it cannot read."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -257,6 +258,9 @@ def test_a_damaged_video_counts_the_frames_it_cannot_show(frames, tmp_path):
         pytest.param((9, 32, 48), (1, 32, 48), (), "nhw", id="frames first"),
         pytest.param((32, 48, 9), (32, 48, 9), ((32, 48),), "hwn", id="one chunk, known size"),
         pytest.param((9, 32, 48), (3, 16, 24), ((32, 48),), "nhw", id="tiles, known size"),
+        pytest.param((32, 48, 9), (1, 48, 9), ((32, 48),), "hwn", id="row by row"),
+        pytest.param((1, 32, 48), (1, 32, 24), ((32, 48),), "nhw", id="one frame in halves"),
+        pytest.param((32, 48, 1), (4, 48, 1), ((32, 48),), "hwn", id="one frame in strips"),
         pytest.param((9, 32, 48), (9, 32, 48), (), None, id="one chunk"),
         pytest.param((32, 32, 32), (32, 32, 32), ((32, 32),), None, id="a cube"),
     ],
@@ -332,3 +336,34 @@ def test_two_frames_of_one_name_are_refused(frames, tmp_path):
     (tmp_path / "sub" / "x").mkdir()
     with pytest.raises(UserError, match=r"for those in its subfolders"):
         open_images(str(tmp_path / "sub"), rgb=False)
+
+
+def test_a_zip_whose_directory_is_damaged_is_no_store(frames, tmp_path):
+    path = tmp_path / "run.zip"
+    save_zarr(path, np.moveaxis(frames, 0, 2), (32, 48, 1))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at : at + 4] = b"XXXX"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="expected a zarr store"):
+        ZarrFrames(path, rgb=False)
+
+
+def test_a_chunk_of_many_frames_is_read_once_by_many_threads(frames, tmp_path, monkeypatch):
+    save_zarr(tmp_path / "run.zarr", frames, frames.shape)
+    store = ZarrFrames(tmp_path / "run.zarr", rgb=False, layout="nhw")
+    reads = []
+    read = store._array.__class__.__getitem__
+    monkeypatch.setattr(
+        store._array.__class__, "__getitem__", lambda *args: (reads.append(1), read(*args))[1]
+    )
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(store.read, range(len(frames))))
+    np.testing.assert_array_equal(np.stack(found)[..., 0], frames)
+    assert len(reads) == 1
+
+
+def test_blank_lines_of_a_list_are_no_frames(frames, tmp_path):
+    Image.fromarray(frames[0]).save(tmp_path / "a.png")
+    source = open_images("-", rgb=False, lines=[f"{tmp_path}/a.png\n", "\n", "   \n"])
+    assert source.count == 1

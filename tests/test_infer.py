@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -119,6 +120,7 @@ def test_the_instruments_array(cropped):
     assert notes == {
         "run_name": "run_7",
         "model_name": "half",
+        "class_names": list(CLASS_NAMES),
         "obj_thresh": THRESHOLD,
         "iou_thresh": 0.5,
         "vertical_crop_height_px": 48,
@@ -361,7 +363,7 @@ def test_a_strip_for_a_model_of_another_maker(models, frames, tmp_path, capsys):
     told = ("--class-names", "A,B,C", "--no-normalize-images")
     base = (foreign, "--images", frames, "--obj-thresh", THRESHOLD, *told)
     message = refused_infer(capsys, *base, "--output", tmp_path / "x")
-    assert "the network takes 48x128 px, the frames are 96x128" in message
+    assert "the network takes 48x128 px, the frame is 96x128" in message
     assert "--crop-height 0.5 for its middle rows" in message
     run_infer(*base, "--output", tmp_path / "a", "--csv", "--crop-height", 0.5)
     ours = run_of(models, "half", ("--images", frames), tmp_path / "b")
@@ -482,3 +484,98 @@ def test_help_teaches():
     assert done.returncode == 0
     for text in ("--images frames/ --output found --draw-boxes --count", "--resume", "--zarr"):
         assert text in done.stdout
+
+
+def test_the_array_says_the_order_of_its_classes(models, frames, tmp_path):
+    names = ["--class-names", "misc", "ring", "healthy"]
+    flags = ["--images", frames, "--obj-thresh", THRESHOLD, "--save-npy", "--output"]
+    run_infer(models["ir"], *flags, tmp_path / "out", *names)
+    beside = json.loads((tmp_path / "out" / "run_7.json").read_text())
+    assert beside["class_names"] == names[1:]
+
+
+def test_blanks_around_class_names_are_no_part_of_them(models, frames, tmp_path):
+    run_infer(models["ir"], "--images", frames, "--output", tmp_path, "--class-names", "a, b,c")
+    assert list(json.loads((tmp_path / "counts.json").read_text())["by_class"]) == ["a", "b", "c"]
+
+
+def test_a_class_name_twice_would_lose_counts(models, frames, tmp_path, capsys):
+    flags = ["--images", frames, "--output", tmp_path, "--class-names", "a", "a", "b"]
+    assert "--class-names has a twice" in refused_infer(capsys, models["ir"], *flags)
+
+
+def test_names_that_are_no_utf8(models, frames, tmp_path):
+    folder = os.fsencode(tmp_path / "odd")
+    os.mkdir(folder)
+    shutil.copy(os.fsencode(frames / "f0.png"), folder + b"/caf\xe9.png")
+    flags = ["--draw-boxes", "--save-preds", "--csv", "--coco", "--count", "--output"]
+    run_infer(models["ir"], "--images", tmp_path / "odd", *flags, tmp_path / "out")
+    assert [row["image"] for row in read_rows(tmp_path / "out" / "counts.csv")] == [r"caf\xe9.png"]
+
+
+@pytest.mark.parametrize("name", ["counts.csv", "coco.json"])
+def test_resuming_nothing_does_not_write_over_other_files(models, frames, name, tmp_path, capsys):
+    (tmp_path / name).write_text("mine")
+    flags = ["--images", frames, "--output", tmp_path, "--count", "--coco", "--resume"]
+    assert f"already holds {name}" in refused_infer(capsys, models["ir"], *flags)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_pattern_that_matches_the_pictures_can_be_resumed(models, tmp_path):
+    folder = write_frames(tmp_path / "run", count=2)
+    flags = ["--images", f"{folder}/**/*.png", "--output", folder, "--draw-boxes", "--count"]
+    run_infer(models["ir"], *flags)
+    assert len(list((folder / "pictures").glob("*.png"))) == 2
+    run_infer(models["ir"], *flags, "--resume")
+    assert len(read_rows(folder / "counts.csv")) == 2
+
+
+@pytest.mark.parametrize("name", ["summary.json", "infer.journal"])
+def test_json_of_others_is_named(models, frames, name, tmp_path, capsys):
+    (tmp_path / name).write_text("[]\n")
+    flags = ["--images", frames, "--output", tmp_path, "--count", "--resume"]
+    assert "none of ours" in refused_infer(capsys, models["ir"], *flags)
+
+
+def test_frames_that_are_resized_are_told_of_once(models, tmp_path, capsys):
+    folder = write_frames(tmp_path / "large", count=3, image_hw=(192, 256))
+    run_infer(models["ir"], "--images", folder, "--output", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert said.count("frames of 192x256 px are resized to the 96x128 px") == 1
+
+
+def test_whole_frames_of_a_crop_are_not_resized(models, frames, tmp_path, capsys):
+    run_infer(models["half"], "--images", frames, "--output", tmp_path / "out")
+    assert "resized" not in capsys.readouterr().out
+
+
+def test_an_odd_frame_is_skipped_unless_it_is_the_first(models, tmp_path, capsys):
+    """For a model that does not say of which frame it takes a part."""
+    folder = write_frames(tmp_path / "run", count=3)
+    model = onnx.load(models["onnx"])
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "plain.onnx")
+    flags = ["--images", folder, "--class-names", ",".join(CLASS_NAMES), "--no-normalize-images"]
+    Image.new("L", (50, 50)).save(folder / "thumbnail.png")
+    run_infer(tmp_path / "plain.onnx", *flags, "--output", tmp_path / "out")
+    (skipped,) = read_rows(tmp_path / "out" / "skipped.csv")
+    assert skipped["image"] == "thumbnail.png"
+    assert "the frame is 50x50: say how much of a frame it is for, --crop" in skipped["reason"]
+    (folder / "thumbnail.png").rename(folder / "a.png")
+    said = refused_infer(capsys, tmp_path / "plain.onnx", *flags, "--output", tmp_path / "again")
+    assert "--crop-height 1 for the whole frame" in said
+    assert "1.92" not in said  # rows of more than the frame has
+
+
+def test_an_ir_without_its_weights_is_named(models, frames, tmp_path, capsys):
+    shutil.copy(models["ir"], tmp_path / "model.xml")
+    said = refused_infer(
+        capsys, tmp_path / "model.xml", "--images", frames, "--output", tmp_path / "out"
+    )
+    assert "model.bin is missing" in said
+
+
+def test_a_folder_with_a_dot_keeps_its_name(models, tmp_path):
+    folder = write_frames(tmp_path / "2024-01-01 10.30.15", count=1)
+    run_infer(models["ir"], "--images", folder, "--output", tmp_path / "out", "--save-npy")
+    assert (tmp_path / "out" / "2024-01-01 10.30.15.npy").exists()

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from inferences import THRESHOLD, contents, refused_infer, run_infer, write_frames, write_models
+from mounts import mounted
 from runs import ROOT, environment, run_command
 from yogo_jax.detector.found import Found
 from yogo_jax.errors import UserError
 from yogo_jax.output.journal import JOURNAL_NAME, FrameRecord, Journal, skipped
+from yogo_jax.output.writers import scope_array
 
 
 SETTINGS = {"model": "m", "obj_thresh": 0.5, "classes": ("a", "b")}
@@ -187,6 +189,24 @@ def test_a_full_disk_says_how_to_go_on(models, tmp_path, monkeypatch, capsys):
     assert "No space left on device; when that is mended, add --resume" in message
     run_infer(*base, "--resume")
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 3
+
+
+def test_a_disk_that_fills_while_the_array_is_written(tmp_path):
+    """The array is mapped into memory, where a full disk would kill the process without a word."""
+    found = Found(
+        np.zeros((200, 4), np.float32), np.ones(200, np.float32), np.ones((200, 7), np.float32)
+    )
+    record = FrameRecord(0, "a", None, (32, 48), (0.0, 0.0, 1.0, 1.0), found)
+    with mounted(tmp_path / "small", "size=64k") as folder:
+
+        def write():
+            with scope_array(folder / "run.npy", boxes=2000, classes=7, image_hw=(32, 48)) as add:
+                for _ in range(10):
+                    add(record)
+
+        with pytest.raises(OSError, match="No space left"):
+            write()
+        assert not list(folder.iterdir())
 
 
 def infer_under_fire(command: list[str], journal: Path, *, kills: int, frames: int) -> None:

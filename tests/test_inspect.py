@@ -26,6 +26,7 @@ from yogo_jax.detector.losses import ORIGINAL_WEIGHTS
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.inspection.page import render_inspection
 from yogo_jax.evaluation.inspection.suspect_search import find_suspects
+from yogo_jax.evaluation.inspection.suspects import SUSPECT_KINDS, Suspects
 from yogo_jax.evaluation.inspection.suspects_page import suspect_rows, suspect_sections
 from yogo_jax.evaluation.inspection.text import format_inspection
 from yogo_jax.inspect import main
@@ -399,3 +400,11 @@ def test_the_grid_by_flags(tmp_path, capsys):
     assert "grid: 1x1 cells; boxes that lose their cell to another: 20" in capsys.readouterr().out
     main([str(definition), "--image-hw", "128", "192", "--architecture", "half_filters"])
     assert "grid: 16x24 cells (half_filters at 128x192 px); boxes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("not_found", "warns"), [(0, False), (5, False), (6, True), (10, True)])
+def test_a_detector_that_finds_few_labels_is_not_to_be_believed(not_found, warns):
+    counts = {**dict.fromkeys(SUSPECT_KINDS, 0), "not_found": not_found, "high_loss": 10}
+    found = Suspects(counts, {kind: [] for kind in SUSPECT_KINDS})
+    assert (f"only {10 - not_found} of 10 labels" in found.warning) == warns
+    assert bool(found.warning) == warns

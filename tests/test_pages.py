@@ -181,3 +181,18 @@ def test_a_legend_has_room_of_its_own(labels):
 )
 def test_cells(value, text):
     assert format_cell(value) == text
+
+
+def test_names_are_text_and_no_formulas():
+    names = ["a_$x^$", "_misc", "price $5 to $6", "_child"]
+
+    def plot(axes):
+        for index, name in enumerate(names):
+            axes.plot([0, 1], [0, index], label=name, **plots.series_style(index))
+        axes.plot([0, 1], [1, 1])
+        axes.set_xticks([0, 1], names[:2])
+
+    drawing = plots.draw("names", plot)
+    for name in names:
+        assert name in drawing
+    assert "_child4" not in drawing

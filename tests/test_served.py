@@ -58,7 +58,7 @@ def test_frames_of_another_shape_are_not_squeezed_unasked(height, refused):
     model = served((48, 64), None)
     frame = numbered(height, 128)
     if refused:
-        with pytest.raises(UserError, match=f"the frames are {height}x128: say how much"):
+        with pytest.raises(UserError, match=f"the frame is {height}x128: say how much"):
             view_of(frame, model)
     else:
         assert view_of(frame, model).image.shape == (48, 64, 1)

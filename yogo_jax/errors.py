@@ -14,8 +14,9 @@ EXIT_TO_BE_CONTINUED = 75
 EXTRA_OF_PACKAGE = {
     "jax2onnx": "bridge",
     "onnx": "bridge",
-    "onnxruntime": "runtime",
-    "openvino": "runtime",
+    # Also in the extra `runtime`, but what asks for them by this way is the bridge.
+    "onnxruntime": "bridge",
+    "openvino": "bridge",
     "nncf": "int8",
     "optuna": "sweep",
 }

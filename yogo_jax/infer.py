@@ -37,7 +37,8 @@ def infer(args: argparse.Namespace) -> None:
     from yogo_jax.inference.run import Running, format_summary, infer_frames
 
     use_compilation_cache()
-    names = [name for part in args.class_names or () for name in part.split(",") if name]
+    parts = [part for each in args.class_names or () for part in each.split(",")]
+    names = [name for part in parts if (name := part.strip())]
     options = ModelOptions(
         crop_height=args.crop_height,
         class_names=tuple(names),
@@ -85,7 +86,11 @@ def open_source(args: argparse.Namespace, served: "Served") -> "FrameSource":
     if args.images is not None:
         from yogo_jax.data.frame_sources import open_images
 
-        return open_images(args.images, rgb=served.rgb, lines=sys.stdin)
+        if args.images == "-" and hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes
+        # A pattern may match the pictures of the run that is gone on with.
+        own = args.output / "pictures"
+        return open_images(args.images, rgb=served.rgb, lines=sys.stdin, leave_out=own)
     if args.zarr is not None:
         from yogo_jax.data.zarr_frames import ZarrFrames
 

@@ -215,6 +215,8 @@ def question(
             top=args.top,
             on_start=on_start,
         )
+    if suspects.warning:
+        print(suspects.warning)
     for kind, (title, advice) in SUSPECT_KINDS.items():
         print(f"\n{title}: {suspects.counts[kind]:,}\n  {advice}")
         for suspect in suspects.listed[kind][:SHOWN_IN_TEXT]:

@@ -99,7 +99,7 @@ class ImageFiles:
         self._lock = threading.Lock()
         digest = hashlib.sha256()
         for path in paths:
-            name = Path(os.path.relpath(path, root)).as_posix()
+            name = _as_text(Path(os.path.relpath(path, root)).as_posix())
             pages = _count_pages(path)
             self._items += [_Item(path, name, page, pages) for page in range(max(pages, 1))]
             size = os.path.getsize(path) if os.path.isfile(path) else -1
@@ -127,9 +127,9 @@ class ImageFiles:
             with self._lock:
                 return self._stack(item.path).read(item.page, rgb=self._rgb)
         except UserError as error:
-            raise FrameError(str(error)) from None
+            raise FrameError(_as_text(str(error))) from None
         except OSError as error:
-            raise FrameError(f"{item.path}: {error.strerror or error}") from None
+            raise FrameError(_as_text(f"{item.path}: {error.strerror or error}")) from None
 
     def _stack(self, path: str) -> TiffStack:
         if path not in self._stacks:
@@ -145,6 +145,11 @@ class ImageFiles:
             self._stacks.popitem()[1].close()
 
 
+def _as_text(name: str) -> str:
+    """A file name that is no UTF-8 in a form that can be written to one."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def _count_pages(path: str) -> int:
     """Pages of a TIFF stack; 0 for all else, what cannot be opened too."""
     if not path.lower().endswith(_STACK_SUFFIXES):
@@ -158,7 +163,12 @@ def _count_pages(path: str) -> int:
 
 
 def open_images(
-    where: str, *, rgb: bool, lines: Iterable[str] = (), say: Callable[[str], None] = print
+    where: str,
+    *,
+    rgb: bool,
+    lines: Iterable[str] = (),
+    leave_out: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> ImageFiles:
     """The source that `--images` means.
 
@@ -172,7 +182,7 @@ def open_images(
       UserError: there is nothing of the kind, or no image in it.
     """
     if where == "-":
-        paths = [path for line in lines if (path := line.rstrip("\r\n"))]
+        paths = [path for line in lines if (path := line.rstrip("\r\n")).strip()]
         if not paths:
             raise UserError("--images -: expected one path a line on standard input, found none")
         return ImageFiles(paths, root=_common_folder(paths), title="stdin", rgb=rgb)
@@ -191,7 +201,12 @@ def open_images(
         return ImageFiles([where], root=os.path.dirname(where), title=_title(where), rgb=rgb)
     if not glob.has_magic(where):
         raise UserError(f"--images {where}: does not exist; expected an image, a folder, a pattern")
-    found = sorted(path for path in glob.glob(where, recursive=True) if os.path.isfile(path))
+    found = sorted(
+        path
+        for path in glob.glob(where, recursive=True)
+        if os.path.isfile(path)
+        and (leave_out is None or leave_out.absolute() not in Path(os.path.abspath(path)).parents)
+    )
     images = [path for path in found if is_image_name(os.path.basename(path))]
     if not images:
         raise UserError(f"--images '{where}': no image matches this pattern")
@@ -205,7 +220,8 @@ def _common_folder(paths: list[str]) -> str:
 
 
 def _title(path: str) -> str:
-    return Path(os.path.abspath(path)).stem or "frames"
+    whole = Path(os.path.abspath(path))
+    return (whole.name if whole.is_dir() else whole.stem) or "frames"
 
 
 def _tell_left_out(count: int, say: Callable[[str], None]) -> None:

@@ -1,7 +1,10 @@
 """Frames of a zarr store, as the instrument writes them, read chunk by chunk."""
 
 import functools
+import threading
 import zipfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,8 @@ class ZarrFrames:
       path: of the store.
       rgb: three channels instead of one, all alike.
       layout: "hwn" (rows, columns, frames: the instrument's) or "nhw"; None is decided by the
-        chunks, which hold whole frames, or else by the shape.
-      frame_hw: sizes that frames are expected in, for the latter.
+        shape, or else by the chunks, which then hold whole frames.
+      frame_hw: sizes that frames are expected in, for the former.
 
     Raises:
       UserError: it is no such store, or its layout cannot be told.
@@ -53,26 +56,30 @@ class ZarrFrames:
         self.layout = layout or _layout(path, shape, chunks, frame_hw)
         self._axis = 2 if self.layout == "hwn" else 0
         self._frames_a_chunk = chunks[self._axis]
-        self.title = path.stem
+        self.title = path.absolute().stem if path.name else path.resolve().stem or "frames"
         self.count: int | None = shape[self._axis]
         self.identity = {
             "zarr": str(path.absolute()),
             "array": f"{shape} in {chunks} as {self.layout}",
         }
-        # Chunks of several frames are read once for all of them.
-        self._chunk = functools.lru_cache(maxsize=2)(self._read_chunk)
+        # Chunks of several frames are read once for all of them, and not by several threads at
+        # once, which would each hold a copy. Of chunks of one frame nothing need be shared.
+        self._chunk: Callable[[int], UInt8[np.ndarray, "a b c"]] = self._read_chunk
+        self._shared = self._frames_a_chunk > 1
+        if self._shared:
+            self._chunk = functools.lru_cache(maxsize=2)(self._read_chunk)
+        self._lock = threading.Lock()
 
     def _open(self) -> Any:
         if not self._path.exists():
             raise UserError(f"--zarr {self._path}: does not exist")
         try:
             if self._path.is_file():
-                if not zipfile.is_zipfile(self._path):
-                    raise ValueError("it is no zip file, or was cut short")
+                zipfile.ZipFile(self._path).close()  # BadZipFile: it is none, or was cut short
                 self._store = zarr.storage.ZipStore(self._path, mode="r")
             node = zarr.open(self._store or str(self._path), mode="r")
             arrays = [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays()]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             self.close()
             raise UserError(
                 f"--zarr {self._path}: expected a zarr store, a folder or a zip ({error})"
@@ -100,7 +107,8 @@ class ZarrFrames:
           FrameError: its chunk cannot be read, or was never written.
         """
         try:
-            chunk = self._chunk(index // self._frames_a_chunk)
+            with self._lock if self._shared else nullcontext():
+                chunk = self._chunk(index // self._frames_a_chunk)
         except Exception as error:  # stores and codecs raise nearly anything
             raise FrameError(f"{self._path}, frame {index}: cannot be read ({error})") from None
         frame = chunk.take(index % self._frames_a_chunk, self._axis)
@@ -126,7 +134,10 @@ def _layout(
     chunks: tuple[int, ...],
     frame_hw: tuple[tuple[int, int], ...],
 ) -> str:
-    """Which axis counts the frames: the one that chunks cut, or the one beside a known size."""
+    """Which axis counts the frames: the one beside a known size, or else the one that chunks cut.
+
+    Sizes come first: stores are also cut across their frames, for example row by row.
+    """
     by_chunks = [
         layout
         for layout, cut, whole in (("hwn", 2, (0, 1)), ("nhw", 0, (1, 2)))
@@ -137,7 +148,7 @@ def _layout(
         for layout, image_hw in (("hwn", shape[:2]), ("nhw", shape[1:]))
         if image_hw in frame_hw
     ]
-    for found in (by_chunks, by_shape):
+    for found in (by_shape, by_chunks):
         if len(found) == 1:
             return found[0]
     raise UserError(

@@ -28,6 +28,8 @@ LABEL_LENGTH = 24
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
+    # A class may be called "$x": no text of ours is a formula.
+    "text.parse_math": False,
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": INK_SOFT,
@@ -76,6 +78,7 @@ def draw(
         figure = Figure(figsize=(WIDE if wide else WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         plot(axes)
+        _show_underscored(axes)
         if axes.get_legend() is None:
             _put_legend_below(figure, axes)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -104,6 +107,15 @@ def use_log_scale(axes: Any, which: str) -> None:
 def shortened(label: str) -> str:
     """A label that leaves room for others."""
     return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH - 1]}…"
+
+
+def _show_underscored(axes: Any) -> None:
+    """Has classes such as "_misc" in the legend, which leaves out labels that begin so."""
+    for artist in (*axes.get_children(), *axes.containers):
+        label = str(artist.get_label())
+        # matplotlib's own names of what has no label: "_child3", "_container0", "_nolegend_".
+        if label.startswith("_") and not re.fullmatch(r"_(child|container)\d+|_nolegend_", label):
+            artist.set_label(f"\N{ZERO WIDTH SPACE}{label}")
 
 
 def _put_legend_below(figure: Any, axes: Any) -> None:

@@ -155,6 +155,7 @@ def _array_notes(settings: dict[str, Any], served: Served) -> dict[str, Any]:
     return {
         "run_name": settings["run"],
         "model_name": settings["model_name"],
+        "class_names": list(served.class_names),
         "obj_thresh": settings["obj_thresh"],
         "iou_thresh": settings["iou_thresh"],
         "vertical_crop_height_px": rows if is_crop else None,

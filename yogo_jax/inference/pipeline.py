@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from yogo_jax.data.frame_sources import EndOfFramesError, FrameError, FrameSource
+from yogo_jax.errors import UserError
 from yogo_jax.inference.served import Served, View, view_of
 
 
@@ -107,7 +108,15 @@ def _load(source: FrameSource, served: Served, index: int) -> Loaded | None:
         return None
     except FrameError as error:
         return Loaded(index, source.name(index), source.stem(index), None, None, str(error))
-    view = view_of(frame, served)
+    try:
+        view = view_of(frame, served)
+    except UserError as error:
+        # If the very first frame does not fit, none will: the user has to say more. A later one is
+        # the odd one out.
+        if index == 0:
+            raise
+        reason = f"{source.name(index)}: {error}"
+        return Loaded(index, source.name(index), source.stem(index), None, None, reason)
     return Loaded(index, source.name(index), source.stem(index), frame, view, None)
 
 

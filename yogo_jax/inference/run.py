@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from yogo_jax.data.frame_sources import FrameSource, check_distinct_stems
 from yogo_jax.detector.found import Thresholds
@@ -21,10 +24,11 @@ from yogo_jax.inference.outputs import (
     make_finish,
     write_over_all,
 )
-from yogo_jax.inference.pipeline import run_frames
+from yogo_jax.inference.pipeline import Finish, Loaded, run_frames
 from yogo_jax.inference.progress import Rate, with_progress
+from yogo_jax.inference.served import Served
 from yogo_jax.output.files import make_folder
-from yogo_jax.output.journal import JOURNAL_NAME, Journal, check_same_settings
+from yogo_jax.output.journal import JOURNAL_NAME, FrameRecord, Journal, check_same_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,11 @@ def infer_frames(
     make_folder(folder, "--output")
     if (earlier := _finished(folder, settings, wanted, running)) is not None:
         return earlier
-    finish = make_finish(folder, wanted, model.served, thresholds, strict=running.strict)
+    finish = _telling_of_resizing(
+        make_finish(folder, wanted, model.served, thresholds, strict=running.strict),
+        model.served,
+        running.say,
+    )
     rate = Rate()
     try:
         with Journal(folder, settings, resume=running.resume) as journal:
@@ -100,6 +108,30 @@ def infer_frames(
             f"--output {folder}: {error.strerror or error}; when that is mended, add --resume"
         ) from error
     return {"settings": settings, **totals.to_dict()}
+
+
+def _telling_of_resizing(
+    finish: Finish[FrameRecord], served: Served, say: Callable[[str], None]
+) -> Finish[FrameRecord]:
+    """`finish`, which says once if frames are resized: cells of another size may not be found."""
+    lock = threading.Lock()
+    told = False
+
+    def finish_and_tell(loaded: Loaded, outputs: np.ndarray | None) -> FrameRecord:
+        nonlocal told
+        if loaded.frame is not None:
+            found_hw, whole = loaded.frame.shape[:2], served.frame_hw or served.image_hw
+            with lock:
+                tells = not told and found_hw not in (whole, served.image_hw)
+                told = told or tells
+            if tells:
+                say(
+                    f"frames of {found_hw[0]}x{found_hw[1]} px are resized to the {whole[0]}x"
+                    f"{whole[1]} px that the network was made for"
+                )
+        return finish(loaded, outputs)
+
+    return finish_and_tell
 
 
 def _settings(
@@ -139,13 +171,13 @@ def _finished(
     """
     has_journal = (folder / JOURNAL_NAME).exists()
     summary = folder / SUMMARY
-    if running.resume:
-        if has_journal or not summary.exists():
-            return None
+    if running.resume and has_journal:
+        return None
+    if running.resume and summary.exists():
         try:
             earlier = json.loads(summary.read_text())
             check_same_settings(summary, earlier["settings"], settings)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"--resume: {summary} cannot be read: it is none of ours") from None

@@ -85,10 +85,11 @@ def view_of(frame: UInt8[np.ndarray, "h w c"], served: Served) -> View:
     if whole is None:
         height, width = frame.shape[:2]
         if abs(height * columns / (width * rows) - 1) > _SAME_SHAPE:
+            middle = f"--crop-height {rows / height:.4g} for its middle rows at their own scale, "
             raise UserError(
-                f"the network takes {rows}x{columns} px, the frames are {height}x{width}: say how "
-                f"much of a frame it is for, --crop-height {rows / height:.4g} for its middle rows "
-                "at their own scale, --crop-height 1 for the whole frame squeezed"
+                f"the network takes {rows}x{columns} px, the frame is {height}x{width}: say how "
+                f"much of a frame it is for, {middle if rows < height else ''}--crop-height 1 for "
+                "the whole frame squeezed"
             )
         whole = served.image_hw
     height, width = whole
@@ -112,6 +113,9 @@ def renamed(path: Path, own: tuple[str, ...], given: tuple[str, ...]) -> tuple[s
     Raises:
       UserError: they are not as many.
     """
+    doubled = sorted({name for name in given if given.count(name) > 1})
+    if doubled:
+        raise UserError(f"--class-names has {', '.join(doubled)} twice: give each class its own")
     if given and len(given) != len(own):
         raise UserError(
             f"--class-names has {len(given)} names, {path} has {len(own)} classes: {', '.join(own)}"

@@ -113,6 +113,8 @@ class Journal:
             raise UserError(
                 f"{self.path}: its first line is no JSON, so it is none of ours"
             ) from None
+        if not isinstance(earlier, dict):
+            raise UserError(f"{self.path}: its first line is no settings, so it is none of ours")
         check_same_settings(self.path, earlier, settings)
         self.count, end = 0, self._start
         for pair in self._read():

@@ -6,6 +6,7 @@ have another name until they are whole.
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,6 +199,9 @@ def scope_array(path: Path, boxes: int, classes: int, image_hw: tuple[int, int])
             yield lambda record: None
             return
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        # A mapped file is a hole: where the disk cannot fill it, the process would be killed.
+        with temporary.open("r+b") as mapped:
+            os.posix_fallocate(mapped.fileno(), 0, os.fstat(mapped.fileno()).st_size)
 
         def add(record: FrameRecord) -> None:
             nonlocal start

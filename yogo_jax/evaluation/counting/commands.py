@@ -26,6 +26,8 @@ from yogo_jax.evaluation.tables import align
 from yogo_jax.output.files import make_folder, whole_file, write_atomically, write_json
 
 
+# What `infer` leaves beside its own counts.json and counts.csv.
+SUMMARY = "summary.json"
 # Rows of a compensation file that are shown at the terminal.
 SHOWN_CONFIDENCES = (0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
 
@@ -38,6 +40,11 @@ def estimate(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.output:
         make_folder(args.output, "--output")
+        if (args.output / SUMMARY).exists():
+            raise UserError(
+                f"--output {args.output}: counts.json and counts.csv there are of `infer`, and "
+                "would be overwritten: choose another folder"
+            )
     validation = _pooled(args.validation) if args.validation else None
     counted_at = CountedAt(
         0.5 if args.obj_thresh is None else args.obj_thresh,

@@ -31,7 +31,7 @@ def read_line(path: Path, confidence_value: float) -> Line:
       UserError: it is no such file, or has no such row.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
         if not rows or tuple(rows[0]) != COLUMNS:
             raise ValueError(f"its first line must be {','.join(COLUMNS)}")
@@ -57,7 +57,7 @@ def read_runs(path: Path) -> list[tuple[Path, float]]:
       UserError: naming the line and what is wrong with it.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error

@@ -163,23 +163,21 @@ def _read_counts_json(path: Path) -> Sample:
             f'{path}: expected {{"total": {{"healthy": 123, ...}}}} as `infer --count` writes it, '
             f"found the fields {list(values)}"
         )
-    names = tuple(values.get("class_names") or found)
-    if set(names) != set(found):
-        raise UserError(
-            f"{path}: class_names are {list(names)}, but counts are there for {list(found)}"
-        )
+    names = values.get("class_names") or list(found)
+    if not isinstance(names, list) or sorted(map(str, names)) != sorted(found):
+        raise UserError(f"{path}: class_names are {names}, but counts are there for {list(found)}")
     counts = [_count(path, f"count of {name}", found[name]) for name in names]
     frames = values.get("frames")
     if frames is not None:
         frames = int(_count(path, "frames", frames))
     skipped = int(_count(path, "skipped", values.get("skipped", 0)))
     note = f"{skipped} frame(s) without counts left out" if skipped else ""
-    return Sample(names, np.asarray(counts), frames or None, note)
+    return Sample(tuple(names), np.asarray(counts), frames or None, note)
 
 
 def _read_csv(path: Path) -> Sample:
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error
@@ -187,6 +185,9 @@ def _read_csv(path: Path) -> Sample:
     columns = [
         i for i, name in enumerate(header) if name.strip() not in ("image_id", "image", "total")
     ]
+    named = [header[i].strip() for i in columns]
+    if len(set(named)) < len(named):
+        raise UserError(f"{path}: two columns have one name ({', '.join(named)}): name each class")
     if not columns or len(rows) < 2:
         raise UserError(
             f"{path}: expected a line of column names, of classes among them, and a row for each "

@@ -83,7 +83,7 @@ def compensated_values(found: Compensated, red_cells_per_ul: float) -> dict[str,
 def _limits(inputs: Inputs, red_cells: float) -> list[dict[str, Any]]:
     evidence = inputs.evidence or raw_evidence(inputs.sample)
     values = []
-    for cells in inputs.limit_cells or [round(red_cells)]:
+    for cells in inputs.limit_cells or [max(round(red_cells), 1)]:
         limit = detection_limit(
             evidence,
             inputs.roles,

@@ -96,6 +96,18 @@ class Suspects:
         """Contradictions of all kinds; the ranking by loss holds good labels, too, and is none."""
         return sum(n for kind, n in self.counts.items() if kind != "high_loss")
 
+    @property
+    def warning(self) -> str:
+        """Why not to believe the detector; empty if it finds most of the labels."""
+        labels, lost = self.counts["high_loss"], self.counts["not_found"]
+        if 2 * lost <= labels:
+            return ""
+        return (
+            f"The detector finds only {labels - lost:,} of {labels:,} labels: it does not know "
+            "images like these, or not in the size that it was trained for. Change no label "
+            "because of it."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {

@@ -40,7 +40,10 @@ def suspect_sections(
         Section(
             f"suspects-{kind.replace('_', '-')}",
             f"{title[0].upper()}{title[1:]}: {suspects.counts[kind]:,}",
-            [*_kind(inspection, suspects, kind, top, checkpoint)],
+            [
+                *([Text(suspects.warning)] if suspects.warning else []),
+                *_kind(inspection, suspects, kind, top, checkpoint),
+            ],
         )
         for kind, (title, _) in SUSPECT_KINDS.items()
         if suspects.counts[kind]
@@ -76,5 +79,6 @@ def _kind(
         for suspect in shown
     ]
     header = ["rank", "where", "label", "detector", "probability", "objectness", "loss"]
-    caption = f"The first {len(shown)} of {suspects.counts[kind]:,}; suspects.csv has more"
+    more = "; suspects.csv has more" if len(suspects.listed[kind]) > len(shown) else ""
+    caption = f"The first {len(shown)} of {suspects.counts[kind]:,}{more}"
     yield Table(header, rows, "" if suspects.counts[kind] == len(shown) else caption)
