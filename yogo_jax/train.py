@@ -41,6 +41,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE.py", help="the run: configs/base.py or a variant")
     parser.add_argument("--workdir", metavar="DIR", help="where it goes; else runs/CONFIG-TIME")
+    processes = parser.add_argument_group(
+        "a run in several processes", "where SLURM does not start them; all three, to each of them"
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    processes.add_argument("--num-processes", metavar="N", type=int, help="how many there are")
+    processes.add_argument("--process-id", metavar="I", type=int, help="which this is, from 0")
     fields = parser.add_argument_group(
         "fields of the config", "as --config.FIELD=VALUE; configs/base.py explains each"
     )
@@ -54,6 +60,11 @@ def _define_flags(argv: list[str]) -> None:
     flags.DEFINE_string(
         "workdir", None, "Where checkpoints and metrics go; else runs/CONFIG-TIME, printed."
     )
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0 of a run in several, if SLURM does not say."
+    )
+    flags.DEFINE_integer("num-processes", None, "How many processes the run has, likewise.")
+    flags.DEFINE_integer("process-id", None, "Which of them this is, from 0, likewise.")
 
 
 def _run(argv: list[str], stop: Stop) -> None:
@@ -68,10 +79,25 @@ def _run(argv: list[str], stop: Stop) -> None:
         logging.getLogger("jax").setLevel(logging.WARNING)
         # Imported late: a mistake in a flag is told without waiting for JAX.
         from yogo_jax.compilation import use_compilation_cache
+        from yogo_jax.training.distributed import (
+            Coordinates,
+            join_processes,
+            leave_at_once_on_error,
+        )
         from yogo_jax.training.loop import train_and_evaluate
 
         use_compilation_cache()
-        train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
+        join_processes(
+            Coordinates(
+                coordinator=flags.FLAGS["coordinator"].value,
+                num_processes=flags.FLAGS["num-processes"].value,
+                process_id=flags.FLAGS["process-id"].value,
+            )
+        )
+        # JAX's own handler came with the other processes; it only takes notes.
+        stop.listen()
+        with leave_at_once_on_error(), exit_on_user_error():
+            train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
 
 
 def main(argv: list[str] | None = None) -> None:

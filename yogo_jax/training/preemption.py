@@ -7,9 +7,10 @@ command goes on from there.
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 
@@ -79,14 +80,25 @@ class Stop:
         finally:
             self._held -= 1
 
-    def check(self) -> None:
+    def check(self, any_process: Callable[[bool], bool] = bool) -> None:
         """For places that can be left as they are.
+
+        Args:
+          any_process: says whether a flag is set in any process of the run, if there are several.
 
         Raises:
           Stopped: the run is to stop.
         """
-        if self.reason is not None:
-            raise Stopped(self.reason)
+        if any_process(self.reason is not None):
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """The way out, when everything is saved.
+
+        Raises:
+          Stopped: always.
+        """
+        raise Stopped(self.reason or "another process of the run has to stop")
 
 
 @contextmanager

@@ -113,9 +113,6 @@ class Tracker:
         self._console = Console(
             workdir / "train.log", total_steps=total_steps, first_step=first_step
         )
-        self.say = self._console.say
-        self.advance = self._console.advance
-        self.flush = self._metrics.flush
         try:
             self._wandb = start_wandb(config, workdir, self.say)
         except BaseException:
@@ -134,9 +131,43 @@ class Tracker:
         self._metrics.close()
         self._console.close()
 
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._console.say(line)
+
+    def advance(self, step: int, text: str) -> None:
+        """Moves the bar, if there is one."""
+        self._console.advance(step, text)
+
+    def flush(self) -> None:
+        """Hands everything logged to the operating system, which a kill does not undo."""
+        self._metrics.flush()
+
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One record of a kind ("train", "validation", "test"), after `step` updates."""
         self._metrics.write({"kind": kind, "step": step, **values})
         if self._wandb is not None:
             flat = {f"{kind}/{name}": value for name, value in scalars(values)}
             self._wandb.log(flat, step=step)
+
+
+class SilentTracker(Tracker):
+    """Reports nothing: of several processes of a run only the first one writes."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def advance(self, step: int, text: str) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
