@@ -91,7 +91,7 @@ class Evaluator:
         thresholds: Thresholds | None = None,
         devices: Devices | None = None,
     ) -> None:
-        self._spec = spec
+        self.spec = spec
         self._batch_size = batch_size
         self._max_boxes = max_boxes
         self._workers = workers
@@ -135,7 +135,7 @@ class Evaluator:
         Raises:
           UserError: an image cannot be read.
         """
-        spec, devices = self._spec, self.devices
+        spec, devices = self.spec, self.devices
         variables = devices.copy(variables)
         measured: list[_Measured] = []
         source = RecordSource(

@@ -16,6 +16,7 @@ from yogo_jax.evaluation.evaluator import IMAGES_AT_A_TIME, Evaluator
 from yogo_jax.output.files import make_folder
 from yogo_jax.training.checkpoints import CheckpointStore, record_validation, restore_state
 from yogo_jax.training.distributed import check_batch_size, compile_train_step
+from yogo_jax.training.environment import environment
 from yogo_jax.training.metadata import Metadata, git_revision
 from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -31,7 +32,7 @@ from yogo_jax.training.setup import (
 )
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step
-from yogo_jax.training.testing import evaluate_best, write_test
+from yogo_jax.training.testing import evaluate_best, log_test, write_test
 from yogo_jax.training.tracking import SilentTracker, Tracker
 from yogo_jax.training.validation import Validator
 
@@ -83,6 +84,7 @@ def train_and_evaluate(
         adopt(start, workdir)
     with run.tracker(start) as tracker:
         _describe(run, tracker)
+        tracker.start(0 if start is None else start.metadata.step, environment(devices))
         # ---- steps ----
         if start is None:
             state = initial_state(config, spec, run.tx, tracker.say)
@@ -274,7 +276,7 @@ class _Run:
             return {}
         self.stop.check()
         metrics = write_test(found, self.workdir, len(records), tracker)
-        tracker.log("test", self.total_steps, metrics)
+        log_test(found, metrics, self.total_steps, tracker)
         return metrics
 
     def _check(self) -> None:

@@ -1,6 +1,6 @@
 """The test at the end of a run: its best checkpoint on the test split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from yogo_jax.training.tracking import Tracker, read_metrics
 
 # Frames of the test set that are drawn with their boxes.
 TEST_PICTURES = 8
+# Of each class's ROC curve, in the log.
+MAX_ROC_POINTS = 100
 
 
 class Tested(NamedTuple):
@@ -91,3 +93,26 @@ def write_test(tested: Tested, workdir: Path, images: int, tracker: Tracker) -> 
         f"{output / 'pictures'}"
     )
     return metrics
+
+
+def log_test(tested: Tested, metrics: Mapping[str, Any], step: int, tracker: Tracker) -> None:
+    """Logs the test and its ROC curves.
+
+    Args:
+      tested: the best checkpoint.
+      metrics: of `write_test`.
+      step: the last of the run.
+      tracker: takes them.
+    """
+    from yogo_jax.evaluation.curves import roc
+
+    names, images = tested.metadata.model.class_names, tested.evaluation.images
+    rocs = {name: roc(images, index) for index, name in enumerate(names)}
+    points = {
+        name: None
+        if curve is None
+        else dict(zip(("fpr", "tpr"), curve.thinned(MAX_ROC_POINTS), strict=True))
+        for name, curve in rocs.items()
+    }
+    tracker.log("test", step, {**metrics, "roc_by_class": points})
+    tracker.show("test", step, tested.evaluation, tested.metadata.model, rocs)

@@ -10,6 +10,9 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from yogo_jax.config import Config
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.evaluation.curves import Roc
+from yogo_jax.evaluation.evaluator import Evaluation
 from yogo_jax.output.files import write_atomically
 from yogo_jax.training.wandb_run import scalars, start_wandb
 
@@ -148,7 +151,41 @@ class Tracker:
         self._metrics.write({"kind": kind, "step": step, **values})
         if self._wandb is not None:
             flat = {f"{kind}/{name}": value for name, value in scalars(values)}
-            self._wandb.log(flat, step=step)
+            self._wandb.log({"step": step, **flat})
+
+    def start(self, step: int, environment: Mapping[str, Any]) -> None:
+        """Where and by what the run is computed from `step` on, until it stops."""
+        self._metrics.write({"kind": "start", "step": step, **environment})
+        if self._wandb is not None:
+            self._wandb.config.update({"environment": dict(environment)}, allow_val_change=True)
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether `show` needs the images of an evaluation."""
+        return self._wandb is not None
+
+    def show(
+        self,
+        kind: str,
+        step: int,
+        evaluation: Evaluation,
+        spec: ModelSpec,
+        rocs: Mapping[str, Roc | None] | None = None,
+    ) -> None:
+        """Pictures and tables of an evaluation, where there is a place for them.
+
+        Args:
+          kind: "validation" or "test".
+          step: updates of the weights evaluated.
+          evaluation: with its images, if `shows_images`.
+          spec: of the model.
+          rocs: curves by class, if they were measured.
+        """
+        if self._wandb is not None:
+            from yogo_jax.training.wandb_media import evaluation_media
+
+            media = evaluation_media(evaluation, spec, rocs)
+            self._wandb.log({"step": step} | {f"{kind}/{key}": media[key] for key in media})
 
 
 class SilentTracker(Tracker):
@@ -170,4 +207,15 @@ class SilentTracker(Tracker):
         """Nothing."""
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def start(self, step: int, environment: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    @property
+    def shows_images(self) -> bool:
+        """No."""
+        return False
+
+    def show(self, *_: object) -> None:
         """Nothing."""
