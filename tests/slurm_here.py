@@ -116,8 +116,15 @@ class Slurm:
         return self.field(job, "JobState")
 
     def start_again(self, job: str) -> None:
-        """Lets a requeued job start at once; by itself it would wait for two minutes."""
-        self.wait_for(job, "PENDING")
+        """Lets a requeued job start at once; by itself it would wait for two minutes.
+
+        Not in the second in which its last start ended: SLURM would take it for that one.
+        """
+        state = ("squeue", "--noheader", "--format=%T", f"--job={job}")
+        wait_until(
+            lambda: self.run(*state) == "PENDING", f"job {job} to be requeued", self.folder, 60
+        )
+        time.sleep(1.1)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

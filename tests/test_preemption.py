@@ -38,8 +38,18 @@ def test_a_signal_raises_where_nothing_is_at_stake_and_else_waits():
             stop.request("SIGUSR1")
         stop.request("SIGTERM")
         assert stop.reason == "SIGUSR1"
+        with pytest.raises(Stopped, match="SIGUSR1"), stop.released():
+            raise AssertionError("what was noted comes first")
+        stop.check(lambda own: not own)
     with pytest.raises(Stopped, match="SIGUSR1"):
         stop.check()
+
+    stop = Stop()
+    with stop.held():
+        with pytest.raises(Stopped, match="SIGTERM"), stop.released():
+            stop.request("SIGTERM")
+        with pytest.raises(Stopped, match="another process"):
+            Stop().check(lambda own: True)
 
 
 def test_the_budget_of_hours(monkeypatch):

@@ -71,6 +71,11 @@ class Stop:
             self._reason = f"train.max_hours={self._max_hours:g} are over"
         return self._reason
 
+    @property
+    def noted(self) -> bool:
+        """Whether something asked, however much of the budget is left."""
+        return self._reason is not None
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Requests are noted and do not raise: something in here must not be cut."""
@@ -79,6 +84,20 @@ class Stop:
             yield
         finally:
             self._held -= 1
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """The opposite of `held`, within it: requests raise again, also one that was noted.
+
+        Raises:
+          Stopped: the run is to stop.
+        """
+        held, self._held = self._held, 0
+        try:
+            self.check()
+            yield
+        finally:
+            self._held = held
 
     def check(self, any_process: Callable[[bool], bool] = bool) -> None:
         """For places that can be left as they are.
