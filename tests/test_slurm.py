@@ -117,3 +117,23 @@ def test_scripts_refuse_what_cannot_work(script, arguments, env, message):
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tasks", "refused"),
+    [(None, "2", False), ("0", "2", False), ("4", "4", False), ("4", "1", True), ("4", "", True)],
+)
+def test_several_nodes_take_one_task_a_gpu(gpus, tasks, refused):
+    env = {"SLURM_NTASKS_PER_NODE": tasks, "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "slurm/multi_node.sbatch"],
+        cwd=ROOT,
+        env={**os.environ, **env, **({} if gpus is None else {"SLURM_GPUS_ON_NODE": gpus})}
+        | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    expected = "4 GPUs a node, but" if refused else "no config given"
+    assert expected in done.stderr
