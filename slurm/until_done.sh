@@ -31,7 +31,7 @@ prepare() {
         fail "$python is no command: make it (see README.md), or export PYTHON=INTERPRETER, one" \
             "that has yogo_jax"
     "$python" -c 'import sys, importlib.util as i; sys.exit(not all(map(i.find_spec, sys.argv[1:])))' \
-        jax grain ml_collections ||
+        jax grain ml_collections || [ -n "$signalled" ] ||
         fail "$python lacks jax, grain or ml_collections: pip install -c constraints.txt -e ."
     arguments=("$@")
     local config="" workdir="" index

@@ -93,13 +93,16 @@ def _run(argv: list[str], stop: Stop) -> None:
 
         use_compilation_cache()
         given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
+        stop.lone = not are_several(given)
+        if not stop.lone:
+            with stop.at_once():
+                join_processes(given)
+        # JAX has taken SIGTERM for itself, which only takes notes of it.
+        stop.listen()
         # One of several processes must not leave by itself: the others would wait for it.
-        with stop.held() if are_several(given) else nullcontext():
-            join_processes(given)
-            # JAX has taken SIGTERM for itself, which only takes notes of it.
-            stop.listen()
-            with leave_at_once_on_error(), exit_on_user_error():
-                train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
+        held = nullcontext() if stop.lone else stop.held()
+        with held, leave_at_once_on_error(), exit_on_user_error():
+            train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -202,7 +202,7 @@ class _Run:
             augment=config.augment,
             seed=config.seed,
         )
-        step_fn = compile_train_step(train_step, devices)
+        step_fn = self.stop.at_once_in_first_call(compile_train_step(train_step, devices))
         source = RecordSource(
             self.data.splits.train,
             image_hw=self.spec.image_hw,
