@@ -6,6 +6,7 @@ sums over the batch (loss, gradients, statistics of batch norm) it then sums ove
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from yogo_jax.training.step import Batch, StepMetrics
 _UNTIL_ALL_ARE_DONE = 1800
 # Seconds until the last process of a run has to be there.
 _UNTIL_ALL_HAVE_COME = 300
+_UNTIL_REMINDED = 30
 
 
 class Coordinates(NamedTuple):
@@ -57,7 +59,7 @@ def join_processes(given: Coordinates) -> None:
     before JAX is asked for devices.
 
     Raises:
-      UserError: some coordinates are missing or out of range, or the processes do not meet.
+      UserError: some coordinates are missing or out of range.
     """
     if not are_several(given):
         return
@@ -90,17 +92,25 @@ def join_processes(given: Coordinates) -> None:
 def _initialize(meeting: Mapping[str, Any]) -> None:
     # Between CPUs; GPUs have their own way.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(
-            **meeting,
-            initialization_timeout=_UNTIL_ALL_HAVE_COME,
-            shutdown_timeout_seconds=_UNTIL_ALL_ARE_DONE,
-        )
-    except RuntimeError as error:
-        raise UserError(
-            f"the processes of this run did not meet within {_UNTIL_ALL_HAVE_COME} s ({error}): "
-            "start all of them, where every node can reach the one of process 0"
-        ) from error
+    # Said while there is time: in the end JAX aborts the process, with a message of its own.
+    reminder = threading.Timer(_UNTIL_REMINDED, _say_waiting)
+    reminder.daemon = True
+    reminder.start()
+    jax.distributed.initialize(
+        **meeting,
+        initialization_timeout=_UNTIL_ALL_HAVE_COME,
+        shutdown_timeout_seconds=_UNTIL_ALL_ARE_DONE,
+    )
+    reminder.cancel()
+
+
+def _say_waiting() -> None:
+    print(
+        f"still waiting for all processes of this run, up to {_UNTIL_ALL_HAVE_COME} s: start all "
+        "of them, where every node can reach the one of process 0",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def check_same_everywhere(devices: Devices, values: Mapping[str, Any]) -> None:
