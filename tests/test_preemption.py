@@ -72,7 +72,7 @@ def compiled():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 
 with exit_when_stopped() as stop:
-    stop.lone = True
+    stop.ends_all = True
     call = stop.at_once_in_first_call(lambda function: function())
     with stop.held():
         call(compiled)
@@ -92,7 +92,7 @@ def test_a_signal_ends_the_first_call_although_it_is_in_compiled_code():
 
 def test_later_calls_wait():
     stop = Stop()
-    stop.lone = True
+    stop.ends_all = True
     call = stop.at_once_in_first_call(lambda: stop.request("SIGTERM"))
     with stop.held():
         # Not sent as a signal, so that the first call does not end this process.

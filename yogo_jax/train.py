@@ -93,14 +93,16 @@ def _run(argv: list[str], stop: Stop) -> None:
 
         use_compilation_cache()
         given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
-        stop.lone = not are_several(given)
-        if not stop.lone:
+        several = are_several(given)
+        # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
+        stop.ends_all = not several or given == Coordinates(None, None, None)
+        if several:
             with stop.at_once():
                 join_processes(given)
         # JAX has taken SIGTERM for itself, which only takes notes of it.
         stop.listen()
         # One of several processes must not leave by itself: the others would wait for it.
-        held = nullcontext() if stop.lone else stop.held()
+        held = stop.held() if several else nullcontext()
         with held, leave_at_once_on_error(), exit_on_user_error():
             train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
 

@@ -48,9 +48,9 @@ class Stop:
         self._held = 0
         self._max_hours = max_hours
         self._began = time.monotonic()
-        # Whether the process may end while it compiles the first step: nobody waits for it, and
-        # whoever called it has nothing to put in order.
-        self.lone = False
+        # Whether the process may end while it compiles the first step: no other process goes on
+        # without the signal, and whoever called has nothing to put in order.
+        self.ends_all = False
 
     def limit(self, max_hours: float) -> None:
         """Sets the budget, counted from when this was made; 0 is no end."""
@@ -131,13 +131,13 @@ class Stop:
             os.close(pythons)
 
     def at_once_in_first_call(self, function: Callable[P, T]) -> Callable[P, T]:
-        """The function, whose first call compiles and may be cut, if nobody waits for its end."""
+        """The function, whose first call compiles and may be cut, if `ends_all`."""
         calls = 0
 
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             nonlocal calls
             calls += 1
-            with self.at_once() if self.lone and calls == 1 else nullcontext():
+            with self.at_once() if self.ends_all and calls == 1 else nullcontext():
                 return function(*args, **kwargs)
 
         return call
