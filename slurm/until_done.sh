@@ -6,13 +6,33 @@ fail() {
     exit 2
 }
 
+# A signal is noted from here on, and handed on as soon as there is a child to take it.
+signalled="" interrupted="" child="" repeats=""
+note() {
+    signalled=$1 interrupted=yes
+    hand_on
+}
+hand_on() {
+    [ -n "$child" ] || return 0
+    local name=${as/same/$signalled}
+    kill -s "$name" "$child" 2>/dev/null
+    # srun loses what comes before its tasks have started; to the training a second one is nothing.
+    [ -n "$repeats" ] || (while sleep 5 && kill -s "$name" "$child"; do :; done) 2>/dev/null &
+    repeats=yes
+}
+trap 'note TERM' TERM
+trap 'note USR1' USR1
+
 # Sets `python`, and `arguments` from those of the script: refuses what could not work, and adds the
 # workdir that a requeued job needs to find again.
 prepare() {
-    python=${YOGO_PYTHON:-.venv/bin/python}
+    python=${PYTHON:-.venv/bin/python}
     command -v "$python" >/dev/null ||
-        fail "$python not found: make it (see README.md), or set YOGO_PYTHON to an interpreter" \
+        fail "$python is no command: make it (see README.md), or export PYTHON=INTERPRETER, one" \
             "that has yogo_jax"
+    "$python" -c 'import sys, importlib.util as i; sys.exit(not all(map(i.find_spec, sys.argv[1:])))' \
+        jax grain ml_collections || [ -n "$signalled" ] ||
+        fail "$python lacks jax, grain or ml_collections: pip install -c constraints.txt -e ."
     arguments=("$@")
     local config="" workdir="" index
     for ((index = 1; index <= $#; index++)); do
@@ -32,13 +52,12 @@ prepare() {
 # Runs a command, hands SIGTERM and SIGUSR1 on to it as $1, and puts the job back into the queue if
 # the command asks to be continued (status 75), or was ended by such a signal before it could.
 until_done() {
-    local as=$1 child code=0 again
+    local code=0 again
+    as=$1
     shift
-    signalled="" interrupted=""
-    trap 'signalled=TERM interrupted=yes; kill -s "${as/same/TERM}" "$child" 2>/dev/null' TERM
-    trap 'signalled=USR1 interrupted=yes; kill -s "${as/same/USR1}" "$child" 2>/dev/null' USR1
     "$@" &
     child=$!
+    [ -z "$signalled" ] || hand_on
     while :; do
         interrupted=""
         again=0

@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import jax
 
+from benchmarks.scaling import messages_of
 from runs import tiny_config
 from yogo_jax import evaluate
 from yogo_jax.data.source import RecordSource
@@ -34,7 +35,7 @@ from yogo_jax.training.step import make_train_step
 
 
 def messages(config):
-    """Kinds of messages between devices in the compiled step."""
+    """Kinds of messages between devices in the compiled step, and bytes beside the expected."""
     data = prepare_data(config.data)
     spec = prepare_spec(config, data.splits.train)
     tx = make_optimizer(config.optim, 10)
@@ -49,7 +50,13 @@ def messages(config):
     compiled = compile_train_step(step, Devices())
     text = compiled.lower(state, batch, np.zeros((4, 2), bool)).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    return sorted(set(re.findall(rf"({kinds})(?:-start)?\(", text)))
+    parameters, statistics = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, state.batch_stats)
+    )
+    # Gradients; and of batch norm two sums for two statistics, and two for their gradients.
+    more = messages_of(text).bytes - 4 * (parameters + 2 * statistics)
+    return sorted(set(re.findall(rf"({kinds})(?:-start)?\(", text))), more
 
 
 def main():

@@ -48,6 +48,7 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,bf_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 MinJobAge=600
+FirstJobId={first_job}
 NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
 PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """
@@ -116,8 +117,15 @@ class Slurm:
         return self.field(job, "JobState")
 
     def start_again(self, job: str) -> None:
-        """Lets a requeued job start at once; by itself it would wait for two minutes."""
-        self.wait_for(job, "PENDING")
+        """Lets a requeued job start at once; by itself it would wait for two minutes.
+
+        Not in the second in which its last start ended: SLURM would take it for that one.
+        """
+        state = ("squeue", "--noheader", "--format=%T", f"--job={job}")
+        wait_until(
+            lambda: self.run(*state) == "PENDING", f"job {job} to be requeued", self.folder, 60
+        )
+        time.sleep(1.1)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
@@ -165,6 +173,9 @@ def slurm_here(cpus: int = 2) -> Iterator[Slurm]:
                 folder=folder,
                 controller_port=controller_port,
                 node_port=node_port,
+                # JAX takes the port at which processes meet from the job's number: another SLURM on
+                # this machine must not give the same ones.
+                first_job=1 + secrets.randbelow(10_000_000),
                 host=socket.gethostname().split(".")[0],
                 cpus=cpus,
             )

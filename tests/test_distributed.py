@@ -1,7 +1,6 @@
 """One run on one device, on four, and in two processes: the same batches, losses and metrics."""
 
 import json
-import shutil
 import signal
 import sys
 import time
@@ -9,16 +8,24 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks.scaling import Messages, ring_seconds
 from kills import steps_logged
 from processes import two_processes
 from runs import ROOT, environment, logged_losses, run_command, tiny_config, train_command
 from slurm_here import SMALL
 from tiny_data import write_dataset
+from yogo_jax import evaluate
 from yogo_jax.data.pipeline import EpochOrder, Share, open_batches
 from yogo_jax.data.source import RecordSource
 from yogo_jax.errors import UserError
+from yogo_jax.evaluation.devices import Devices
 from yogo_jax.training.checkpoints import committed_checkpoints
-from yogo_jax.training.distributed import Coordinates, join_processes
+from yogo_jax.training.distributed import (
+    Coordinates,
+    check_same_everywhere,
+    join_processes,
+    own_gpu,
+)
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.setup import prepare_data
 
@@ -75,6 +82,31 @@ def test_coordinates_that_cannot_be(given, message):
         join_processes(given)
 
 
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [(None, None), ("", None), ("0,1,2,3", None), ("0", [0]), ("GPU-5b2c", [0])],
+)
+def test_a_task_that_sees_one_gpu_takes_it(seen, expected):
+    assert own_gpu({} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}) == expected
+
+
+def test_processes_that_see_different_things_are_refused(monkeypatch):
+    seen = {"data": "abc", "checkpoint": None}
+    check_same_everywhere(Devices(), seen)
+    other = {"data": "abc", "checkpoint": "runs/x/checkpoints/8"}
+    monkeypatch.setattr(Devices, "gather", lambda self, values: [*values, other])
+    with pytest.raises(UserError, match=r"differ in checkpoint \(here: checkpoint None\): give"):
+        check_same_everywhere(Devices(), seen)
+
+
+def test_time_of_sums_around_a_ring():
+    messages = Messages(count=3, bytes=8000)
+    links = {"bytes_per_s": 1000.0, "latency": 0.5}
+    assert ring_seconds(messages, 1, **links) == 0
+    # Four devices: six rounds with a quarter of the bytes each, and three times the latency.
+    assert ring_seconds(messages, 4, **links) == 6 * (2 + 3 * 0.5)
+
+
 def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     definition, alone, tmp_path
 ):
@@ -113,8 +145,10 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     assert "4 x cpu (cpu)" in done.stdout
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["devices"] == 4
-    # Only sums travel: images stay where they are.
-    assert result["messages"] == result["messages_elsewhere"] == ["all-reduce"]
+    # Only sums travel, of gradients, statistics and a few scalars: images stay where they are.
+    for kinds, more_bytes in (result["messages"], result["messages_elsewhere"]):
+        assert kinds == ["all-reduce"]
+        assert 0 < more_bytes < 100
     assert "batch_size is 6" in result["refusal"]
     assert "set --config.train.batch_size=8" in result["refusal"]
 
@@ -128,18 +162,22 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
 
 
-def test_two_tasks_of_slurm_measure_what_one_process_does(slurm, definition, alone, tmp_path):
-    workdir, metrics = alone
-    # A run that is finished is only tested again.
-    again = shutil.copytree(workdir, tmp_path / "run")
-    (again / "test" / "metrics.json").unlink()
-    command = train_command(definition, again, **OVERRIDES)
+def test_a_run_of_two_tasks_of_slurm_is_the_one_of_one_process(slurm, definition, alone, tmp_path):
+    workdir, _ = alone
+    run = tmp_path / "run"
+    command = train_command(definition, run, **OVERRIDES)
     options = (*SMALL, "--ntasks-per-node=2", f"--output={tmp_path}/log")
-    env = {**environment(optimized=False), "YOGO_PYTHON": command[0]}
+    env = {**environment(optimized=False), "PYTHON": command[0]}
     job = slurm.submit(*options, "slurm/multi_node.sbatch", *command[3:], env=env, cwd=ROOT)
     state = slurm.wait_for(job, "COMPLETED", "FAILED", seconds=120)
     log = (tmp_path / "log").read_text()
     assert state == "COMPLETED", log
     assert "2 x cpu (cpu) in 2 processes; 32 steps of 4 images" in log
-    found = json.loads((again / "test" / "metrics.json").read_text())
-    assert {**found, "checkpoint": ""} == {**metrics, "checkpoint": ""}
+    assert logged_losses(run) == pytest.approx(logged_losses(workdir), rel=1e-5)
+    # What two processes wrote, one reads, and measures what they did.
+    evaluate.main([str(run), "--output", str(tmp_path / "again"), "--batch-size", "4"])
+    found, expected = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (tmp_path / "again", run / "test")
+    )
+    assert found == expected

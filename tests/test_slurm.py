@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from slurm_here import SMALL, wait_until
 
 # Stands for the training: says that it is alive, and ends as it is told.
 STAND_IN = """#!/bin/bash
+[ "$1" = -c ] && exit
 trap 'echo got USR1; exit 75' USR1
 trap 'echo got TERM; exit 75' TERM
 echo "alive: $*"
@@ -29,7 +31,7 @@ def job(slurm, tmp_path):
     python.chmod(0o755)
 
     def submit(script, *arguments, tasks="1", **env):
-        env = {"YOGO_PYTHON": str(python), **env}
+        env = {"PYTHON": str(python), **env}
         options = (*SMALL, f"--ntasks-per-node={tasks}", f"--output={tmp_path}/%j.log")
         job_id = slurm.submit(*options, f"slurm/{script}", *arguments, env=env, cwd=ROOT)
         return job_id, tmp_path / f"{job_id}.log"
@@ -70,7 +72,7 @@ def test_several_tasks_get_the_signal_and_the_job_goes_back(slurm, job):
     alive(log)
     slurm.run("scancel", "--signal=TERM", "--batch", job_id)
     slurm.start_again(job_id)
-    assert slurm.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED"
+    assert slurm.wait_for(job_id, "COMPLETED", "FAILED") == "COMPLETED", log.read_text()
     assert log.read_text().count("got USR1") == 2
 
 
@@ -96,7 +98,8 @@ REFUSALS = [
     pytest.param([], {}, "no config given: sbatch slurm/", id="no config"),
     pytest.param(["--config", "no.py"], {}, "--config no.py: no such file", id="config"),
     pytest.param(["--config=no.py:1"], {}, "--config no.py:1: no such file", id="joined"),
-    pytest.param(CONFIG, {"YOGO_PYTHON": "no/python"}, "no/python not found", id="python"),
+    pytest.param(CONFIG, {"PYTHON": "no/python"}, "no/python is no command", id="python"),
+    pytest.param(CONFIG, {"PYTHON": "false"}, "false lacks jax, grain or", id="packages"),
     pytest.param(CONFIG, {"SLURM_SUBMIT_DIR": "/tmp"}, "from the root of the checkout", id="place"),
 ]
 
@@ -107,10 +110,30 @@ def test_scripts_refuse_what_cannot_work(script, arguments, env, message):
     done = subprocess.run(
         ["bash", f"slurm/{script}", *arguments],
         cwd=ROOT,
-        env={**os.environ, "YOGO_PYTHON": "bash", "SLURM_SUBMIT_DIR": str(ROOT), **env},
+        env={**os.environ, "PYTHON": sys.executable, "SLURM_SUBMIT_DIR": str(ROOT), **env},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tasks", "refused"),
+    [(None, "2", False), ("0", "2", False), ("4", "4", False), ("4", "1", True), ("4", "", True)],
+)
+def test_several_nodes_take_one_task_a_gpu(gpus, tasks, refused):
+    env = {"SLURM_NTASKS_PER_NODE": tasks, "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "slurm/multi_node.sbatch"],
+        cwd=ROOT,
+        env={**os.environ, **env, **({} if gpus is None else {"SLURM_GPUS_ON_NODE": gpus})}
+        | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    expected = "4 GPUs a node, but" if refused else "no config given"
+    assert expected in done.stderr

@@ -9,6 +9,7 @@ import functools
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from absl import app, flags
@@ -28,6 +29,10 @@ examples:
 
 The same command with the same --workdir continues a run that was stopped.
 """
+
+
+# In the order of `distributed.Coordinates`.
+PROCESS_FLAGS = ("coordinator", "num-processes", "process-id")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -60,11 +65,10 @@ def _define_flags(argv: list[str]) -> None:
     flags.DEFINE_string(
         "workdir", None, "Where checkpoints and metrics go; else runs/CONFIG-TIME, printed."
     )
-    flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0 of a run in several, if SLURM does not say."
-    )
-    flags.DEFINE_integer("num-processes", None, "How many processes the run has, likewise.")
-    flags.DEFINE_integer("process-id", None, "Which of them this is, from 0, likewise.")
+    coordinator, *numbers = PROCESS_FLAGS
+    flags.DEFINE_string(coordinator, None, "HOST:PORT of process 0.")
+    for name in numbers:
+        flags.DEFINE_integer(name, None, "See --help.")
 
 
 def _run(argv: list[str], stop: Stop) -> None:
@@ -81,22 +85,25 @@ def _run(argv: list[str], stop: Stop) -> None:
         from yogo_jax.compilation import use_compilation_cache
         from yogo_jax.training.distributed import (
             Coordinates,
+            are_several,
             join_processes,
             leave_at_once_on_error,
         )
         from yogo_jax.training.loop import train_and_evaluate
 
         use_compilation_cache()
-        join_processes(
-            Coordinates(
-                coordinator=flags.FLAGS["coordinator"].value,
-                num_processes=flags.FLAGS["num-processes"].value,
-                process_id=flags.FLAGS["process-id"].value,
-            )
-        )
-        # JAX's own handler came with the other processes; it only takes notes.
+        given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
+        several = are_several(given)
+        # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
+        stop.ends_all = not several or given == Coordinates(None, None, None)
+        if several:
+            with stop.at_once():
+                join_processes(given)
+        # JAX has taken SIGTERM for itself, which only takes notes of it.
         stop.listen()
-        with leave_at_once_on_error(), exit_on_user_error():
+        # One of several processes must not leave by itself: the others would wait for it.
+        held = stop.held() if several else nullcontext()
+        with held, leave_at_once_on_error(), exit_on_user_error():
             train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
 
 

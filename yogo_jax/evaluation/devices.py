@@ -5,7 +5,7 @@ of them; `gather` brings together what the processes have.
 """
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,6 +83,11 @@ class Devices:
         if self.share.count == 1:
             return flag
         return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+    def differing(self, values: Mapping[str, str]) -> list[str]:
+        """Names of the values that are not the same in all processes; all of them have to ask."""
+        everywhere = self.gather([dict(values)])
+        return [name for name in values if len({each[name] for each in everywhere}) > 1]
 
     def wait(self, name: str) -> None:
         """Returns when all processes are here."""

@@ -97,7 +97,8 @@ class CheckpointStore:
 def record_validation(folder: Path, metadata: Metadata) -> None:
     """Adds the validation to a checkpoint that was saved before it was over.
 
-    A kill in the middle leaves a checkpoint without validation, for which this is done again.
+    A kill in the middle leaves a checkpoint without validation, for which this is done again. All
+    processes of a run call it, and the first one writes.
 
     Args:
       folder: of the checkpoint, in a `checkpoints/` folder that no store has open.
@@ -110,7 +111,8 @@ def record_validation(folder: Path, metadata: Metadata) -> None:
     with ocp.Checkpointer(handler) as checkpointer:
         loss = {"loss": metadata.validation["loss"]}
         checkpointer.save(item, args=ocp.args.JsonSave(loss), force=True)
-    write_json(folder / "metadata" / "metadata", metadata.to_dict())
+    if jax.process_index() == 0:
+        write_json(folder / "metadata" / "metadata", metadata.to_dict())
 
 
 def _validation_loss(metrics: Mapping[str, float]) -> float:

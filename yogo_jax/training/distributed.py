@@ -6,8 +6,9 @@ sums over the batch (loss, gradients, statistics of batch norm) it then sums ove
 
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from yogo_jax.training.step import Batch, StepMetrics
 
 # Seconds that finished processes wait for the one that still writes the report.
 _UNTIL_ALL_ARE_DONE = 1800
+# Seconds until the last process of a run has to be there.
+_UNTIL_ALL_HAVE_COME = 300
+_UNTIL_REMINDED = 30
 
 
 class Coordinates(NamedTuple):
@@ -30,6 +34,22 @@ class Coordinates(NamedTuple):
     coordinator: str | None
     num_processes: int | None
     process_id: int | None
+
+
+def are_several(given: Coordinates) -> bool:
+    """Whether this process is one of several that make up a run."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    return tasks > 1 or any(each is not None for each in given)
+
+
+def own_gpu(environment: Mapping[str, str]) -> list[int] | None:
+    """Which of the GPUs that a task of SLURM sees is its own; None leaves it to JAX.
+
+    JAX takes the one with the task's number on its node, which a task that was bound to one GPU
+    (`--gpus-per-task`, `--gpu-bind`) does not see: there the only one is number 0.
+    """
+    seen = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return [0] if seen and "," not in seen else None
 
 
 def join_processes(given: Coordinates) -> None:
@@ -41,15 +61,10 @@ def join_processes(given: Coordinates) -> None:
     Raises:
       UserError: some coordinates are missing or out of range.
     """
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if given == Coordinates(None, None, None) and tasks == 1:
+    if not are_several(given):
         return
-    # Between CPUs; GPUs have their own way.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if given == Coordinates(None, None, None):
-        jax.distributed.initialize(
-            cluster_detection_method="slurm", shutdown_timeout_seconds=_UNTIL_ALL_ARE_DONE
-        )
+        _initialize({"cluster_detection_method": "slurm", "local_device_ids": own_gpu(os.environ)})
         return
     coordinator, num_processes, process_id = given
     if coordinator is None or num_processes is None or process_id is None:
@@ -65,12 +80,56 @@ def join_processes(given: Coordinates) -> None:
             f"--process-id must be from 0 to {num_processes - 1} for --num-processes "
             f"{num_processes}, got {process_id}"
         )
+    _initialize(
+        {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
+    )
+
+
+def _initialize(meeting: Mapping[str, Any]) -> None:
+    # Between CPUs; GPUs have their own way.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Said while there is time: in the end JAX aborts the process, with a message of its own.
+    reminder = threading.Timer(_UNTIL_REMINDED, _say_waiting)
+    reminder.daemon = True
+    reminder.start()
     jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
+        **meeting,
+        initialization_timeout=_UNTIL_ALL_HAVE_COME,
         shutdown_timeout_seconds=_UNTIL_ALL_ARE_DONE,
     )
+    reminder.cancel()
+
+
+def _say_waiting() -> None:
+    print(
+        f"still waiting for all processes of this run, up to {_UNTIL_ALL_HAVE_COME} s: start all "
+        "of them, where every node can reach the one of process 0",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def check_same_everywhere(devices: Devices, values: Mapping[str, Any]) -> None:
+    """Refuses to train where processes see different things, which would not end or not be a run.
+
+    Args:
+      devices: of the run.
+      values: by name, what each process has; compared as text.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    texts = {name: str(value) for name, value in values.items()}
+    if different := devices.differing(texts):
+        own = ", ".join(f"{name} {texts[name][:80]}" for name in different)
+        raise UserError(
+            f"the processes of this run differ in {' and '.join(different)} (here: {own}): give "
+            "all the same command, with data and --workdir on a file system that all nodes see"
+        )
 
 
 @contextmanager
@@ -86,6 +145,11 @@ def leave_at_once_on_error() -> Iterator[None]:
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
+            print(
+                f"error: process {jax.process_index()} of {jax.process_count()} ends; if another "
+                "ended before it, that one says why",
+                file=sys.stderr,
+            )
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)

@@ -15,7 +15,11 @@ from yogo_jax.evaluation.devices import Devices
 from yogo_jax.evaluation.evaluator import IMAGES_AT_A_TIME, Evaluator
 from yogo_jax.output.files import make_folder
 from yogo_jax.training.checkpoints import CheckpointStore, record_validation, restore_state
-from yogo_jax.training.distributed import check_batch_size, compile_train_step
+from yogo_jax.training.distributed import (
+    check_batch_size,
+    check_same_everywhere,
+    compile_train_step,
+)
 from yogo_jax.training.environment import environment
 from yogo_jax.training.metadata import Metadata, git_revision
 from yogo_jax.training.meter import Meter
@@ -26,6 +30,7 @@ from yogo_jax.training.resume import Start, adopt, find_start, record_config
 from yogo_jax.training.setup import (
     RunData,
     initial_state,
+    lines_of,
     prepare_data,
     prepare_spec,
     with_absolute_paths,
@@ -79,12 +84,20 @@ def train_and_evaluate(
     start = find_start(config, workdir, data.fingerprint)
     run = _Run(config, workdir, spec, data, stop, devices, on_validation)
     # All processes have looked before the first one changes anything.
-    devices.wait("start")
+    seen = {"config": config, "data": data.fingerprint, "checkpoint": start and start.folder}
+    check_same_everywhere(devices, {**seen, "workdir": workdir})
+    if devices.any(stop.noted):
+        stop.leave()
     if start is not None and not start.own and devices.first:
         adopt(start, workdir)
     with run.tracker(start) as tracker:
-        _describe(run, tracker)
         tracker.start(0 if start is None else start.metadata.step, environment(devices))
+        for line in lines_of(data, spec):
+            tracker.say(line)
+        tracker.say(
+            f"device: {devices}; {run.total_steps} steps of {config.train.batch_size} images; "
+            f"workdir {workdir}"
+        )
         # ---- steps ----
         if start is None:
             state = initial_state(config, spec, run.tx, tracker.say)
@@ -97,23 +110,6 @@ def train_and_evaluate(
         run.train(devices.copy(state), start, tracker)
         # ---- test ----
         return run.test(tracker)
-
-
-def _describe(run: "_Run", tracker: Tracker) -> None:
-    splits, spec = run.data.splits, run.spec
-    for line in splits.report.lines():
-        tracker.say(line)
-    counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "val", "test"))
-    rows, columns = spec.grid_hw
-    tracker.say(
-        f"images: {counts}; {spec.architecture} on {spec.image_hw[0]}x{spec.image_hw[1]} px, grid "
-        f"{rows}x{columns}, anchor {spec.anchor_wh[0]:.4f},{spec.anchor_wh[1]:.4f}, up to "
-        f"{run.data.max_boxes} boxes an image"
-    )
-    tracker.say(
-        f"device: {run.devices}; {run.total_steps} steps of "
-        f"{run.order.batch_size} images; workdir {run.workdir}"
-    )
 
 
 class _Run:
@@ -191,7 +187,7 @@ class _Run:
 
     def _validate_start(self, state: TrainState, step: int, tracker: Tracker) -> None:
         with self.stop.held():
-            validation = self.validator.run(state, step, tracker, self._check)
+            validation = self.validator.run(state, step, tracker, self.check)
             folder = self.workdir / "checkpoints" / str(step)
             record_validation(folder, self._metadata(step, validation))
             self.devices.wait("validated")
@@ -208,7 +204,7 @@ class _Run:
             augment=config.augment,
             seed=config.seed,
         )
-        step_fn = compile_train_step(train_step, devices)
+        step_fn = self.stop.at_once_in_first_call(compile_train_step(train_step, devices))
         source = RecordSource(
             self.data.splits.train,
             image_hw=self.spec.image_hw,
@@ -248,7 +244,7 @@ class _Run:
                 validation, stopped = None, decision.stop
                 if validates and not stopped:
                     try:
-                        validation = self.validator.run(state, done, tracker, self._check)
+                        validation = self.validator.run(state, done, tracker, self.check)
                     except Stopped:
                         # The next start repeats it.
                         stopped = True
@@ -271,15 +267,20 @@ class _Run:
             tracker.say("no test split in this data set: nothing is tested")
             return {}
         with self.stop.held():
-            found = evaluate_best(self.evaluator, self.workdir, records, self._check)
+            found = evaluate_best(self.evaluator, self.workdir, records, self.check)
         if not self.devices.first:
             return {}
-        self.stop.check()
-        metrics = write_test(found, self.workdir, len(records), tracker)
+        with self.stop.released():
+            metrics = write_test(found, self.workdir, len(records), tracker)
         log_test(found, metrics, self.total_steps, tracker)
         return metrics
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """For places that all processes come to and that can be left as they are.
+
+        Raises:
+          Stopped: one of them is to stop.
+        """
         self.stop.check(self.devices.any)
 
     def _tell(self, done: int, validation: dict[str, Any] | None) -> None:

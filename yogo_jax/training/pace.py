@@ -8,8 +8,11 @@ import jax
 import numpy as np
 
 from yogo_jax.evaluation.devices import Devices
-from yogo_jax.training.meter import STEPS_IN_FLIGHT
 from yogo_jax.training.preemption import Stop
+
+
+# Steps whose wishes are not read yet: one keeps the device busy while the host reads.
+_UNREAD = 1
 
 
 class Decision(NamedTuple):
@@ -24,8 +27,8 @@ class Pace:
 
     Clocks and signals differ between processes, and all of them must do the same after the same
     step. So each gives its wishes into the step, which finds out whether any process has them; the
-    answer is read as late as the metrics, not to wait for the device. A process alone knows its
-    wishes and follows them at once.
+    answer is read while the device is busy with the step after it. A process alone knows its wishes
+    and follows them at once.
 
     Args:
       stop: says whether this process is asked to stop.
@@ -59,12 +62,12 @@ class Pace:
         """What to do now.
 
         Args:
-          wishes: of any process, as the last step gave them back.
+          wishes: of any process, as the step gave them back that was just dispatched.
         """
         if self._devices.share.count == 1:
             return self._own()
         self._pending.append(wishes)
-        if len(self._pending) <= STEPS_IN_FLIGHT:
+        if len(self._pending) <= _UNREAD:
             return Decision(save=False, stop=False)
         save, stop = jax.device_get(self._pending.popleft()).tolist()
         return Decision(save=save, stop=stop)
