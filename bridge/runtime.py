@@ -73,6 +73,7 @@ class OnnxModel(_Model):
     Args:
       path: the .onnx.
       divide_by_255: pixels before they go in.
+      keep_memory: of a call for the next, which is faster and takes twice as much of it.
 
     Raises:
       UserError: ONNX Runtime is not there, or the file is no such model.
@@ -80,13 +81,19 @@ class OnnxModel(_Model):
 
     precision = "f32"
 
-    def __init__(self, path: Path, *, divide_by_255: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, divide_by_255: bool = False, keep_memory: bool = True
+    ) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise _missing("ONNX Runtime", path) from error
+        options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = keep_memory
         try:
-            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # its errors have no class of their own that is public
             raise UserError(f"{path}: ONNX Runtime cannot load it ({_reason(error)})") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

@@ -103,10 +103,8 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from bridge.frames import frames_of_definition, verification_frames
-    from bridge.quantize import quantization_strips, quantize, require_nncf
-    from bridge.serving import make_serving
-    from bridge.to_ir import check_for_ncs2, convert_to_ir, save_ir
-    from bridge.to_onnx import export_onnx
+    from bridge.memory import give_back_freed_memory
+    from bridge.quantize import quantization_strips, require_nncf
     from bridge.verify import verify_files
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.detector.spec import served_spec
@@ -131,33 +129,19 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
         require_nncf()
         calibration, labelled = quantization_strips(args.int8, metadata, spec)
     description = _describe(metadata, spec, folder)
-    precision = "int8" if args.int8 is not None else args.precision
     try:
         # Written beside the final names, read back from there, and renamed if all is well.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=args.output) as scratch:
-            serve = make_serving(spec, variables)
-            model = export_onnx(
-                serve, spec, batch_size=args.batch, opset=args.opset, metadata=description
-            )
-            ir = convert_to_ir(
-                model,
-                half_precision=precision == "fp16",
-                metadata=description | {"precision": precision},
-            )
-            if calibration is not None:
-                ir = quantize(ir, calibration)
-            if args.target == "ncs2":
-                check_for_ncs2(ir)
             written = {name: Path(scratch) / name for name in MODEL_FILES}
-            written["model.onnx"].write_bytes(model.SerializeToString())
-            save_ir(ir, written["model.xml"])
+            _write_models(args, spec, variables, description, calibration, written)
+            give_back_freed_memory()
             verification = verify_files(
                 spec,
                 variables,
                 frames,
                 onnx_path=written["model.onnx"],
                 xml_path=written["model.xml"],
-                half_precision=precision != "fp32",
+                half_precision=_precision(args) != "fp32",
                 for_ncs2=args.target == "ncs2",
                 quantized_on=labelled,
                 max_map_loss=_max_map_loss(args),
@@ -173,6 +157,45 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--output {args.output}: {error.strerror or error}") from error
     return verification
+
+
+def _write_models(
+    args: argparse.Namespace,
+    spec: Any,
+    variables: Any,
+    description: dict[str, str],
+    calibration: Any,
+    written: dict[str, Path],
+) -> None:
+    """Writes the ONNX model and the IR, neither of which stays in memory."""
+    from bridge.quantize import quantize
+    from bridge.serving import make_serving
+    from bridge.to_ir import check_for_ncs2, convert_to_ir, save_ir
+    from bridge.to_onnx import export_onnx
+
+    precision = _precision(args)
+    model = export_onnx(
+        make_serving(spec, variables),
+        spec,
+        batch_size=args.batch,
+        opset=args.opset,
+        metadata=description,
+    )
+    ir = convert_to_ir(
+        model,
+        half_precision=precision == "fp16",
+        metadata=description | {"precision": precision},
+    )
+    if calibration is not None:
+        ir = quantize(ir, calibration)
+    if args.target == "ncs2":
+        check_for_ncs2(ir)
+    written["model.onnx"].write_bytes(model.SerializeToString())
+    save_ir(ir, written["model.xml"])
+
+
+def _precision(args: argparse.Namespace) -> str:
+    return "int8" if args.int8 is not None else args.precision
 
 
 def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:

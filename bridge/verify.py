@@ -5,7 +5,7 @@ model gets the same frames; its outputs are compared cell by cell, and as detect
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from bridge.frames import Strips
 from bridge.half_precision import activation_ranges
 from bridge.limits import MAX_MAP_LOSS
+from bridge.memory import give_back_freed_memory
 from bridge.outputs import mean_ap_of
 from bridge.runtime import OnnxModel, OpenVinoModel
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
@@ -177,23 +178,32 @@ def verify_files(
       `half_precision` with the range of each layer; `mean_ap`, if quantized, with `before`, `after`
       and the `loss` of mAP50.
     """
-    models: dict[str, tuple[OnnxModel | OpenVinoModel, Tolerance]] = {
-        "onnx": (OnnxModel(onnx_path), FP32_TOLERANCE),
+    # First, and the models one after the other: a large network fits into memory a few times only.
+    layers = activation_ranges(spec, variables, np.concatenate(list(frames.values())))
+    expected = {
+        source: reference_outputs(spec, variables, images) for source, images in frames.items()
+    }
+    give_back_freed_memory()
+    opened: dict[str, tuple[Callable[[], OnnxModel | OpenVinoModel], Tolerance]] = {
+        "onnx": (lambda: OnnxModel(onnx_path, keep_memory=False), FP32_TOLERANCE),
         "openvino": (
-            OpenVinoModel(xml_path),
+            lambda: OpenVinoModel(xml_path),
             FP16_TOLERANCE if half_precision else FP32_TOLERANCE,
         ),
     }
     rows: list[dict[str, Any]] = []
-    for source, images in frames.items():
-        expected = reference_outputs(spec, variables, images)
-        for name, (model, tolerance) in models.items():
+    scores: list[dict[str, float]] = []
+    for name, (open_model, tolerance) in opened.items():
+        model = open_model()
+        for source, images in frames.items():
             row = {"model": name, "frames": source, "images": len(images)}
-            row |= compare(expected, model.run(images), spec, tolerance)
+            row |= compare(expected[source], model.run(images), spec, tolerance)
             if name == "openvino" and quantized_on is not None:
                 row["passed"] = None
             rows.append(row)
-    layers = activation_ranges(spec, variables, np.concatenate(list(frames.values())))
+        if quantized_on is not None:
+            scores.append(mean_ap_of(spec, model, quantized_on))
+        del model
     overflowing = [layer["name"] for layer in layers if layer["overflow_share"] > 0]
     passed = not (for_ncs2 and overflowing) and all(row["passed"] is not False for row in rows)
     verification: dict[str, Any] = {
@@ -201,11 +211,11 @@ def verify_files(
         "models": rows,
         "half_precision": {"overflowing_layers": overflowing, "layers": layers},
         "tolerances": {
-            name: dataclasses.asdict(tolerance) for name, (_, tolerance) in models.items()
+            name: dataclasses.asdict(tolerance) for name, (_, tolerance) in opened.items()
         },
     }
     if quantized_on is not None:
-        before, after = (mean_ap_of(spec, model, quantized_on) for model, _ in models.values())
+        before, after = scores
         loss = before["mAP50"] - after["mAP50"]
         verification["mean_ap"] = {
             "images": len(quantized_on),

@@ -1,5 +1,7 @@
 """Opens pages in a real browser, cut off from every network."""
 
+import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,9 +48,28 @@ def open_page(
         page.goto(path.resolve().as_uri())
         yield page
         browser.close()
+    _collect_transports()
     outside = [url for url in requests if not url.startswith(("file:", "data:"))]
     assert not troubles
     assert not outside
+
+
+def _collect_transports() -> None:
+    """Collects what Playwright leaves of its driver's pipes, whose event loop is closed by then.
+
+    Here and not in the middle of a later test, where it would be a warning and so an error.
+    """
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = report
 
 
 def assert_fits_the_width(page: Any) -> None:

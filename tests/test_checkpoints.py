@@ -144,6 +144,7 @@ def test_unfinished_checkpoints_are_never_read(tmp_path, state):
     [
         pytest.param(lambda path: None, "found no such folder", id="missing"),
         pytest.param(lambda path: path.mkdir(), "found neither", id="empty folder"),
+        pytest.param(lambda path: path.touch(), "found a file", id="file"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, make, message):

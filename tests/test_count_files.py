@@ -141,6 +141,15 @@ def test_no_counts(tmp_path, name, values, expected):
     assert expected in str(error.value)
 
 
+def test_a_folder_is_no_file_of_counts(tmp_path):
+    with pytest.raises(UserError, match="is a folder, expected a JSON file"):
+        read_counts(tmp_path)
+    inside = write(tmp_path / "metrics.json", {})
+    with pytest.raises(UserError) as error:
+        read_counts(tmp_path)
+    assert str(error.value).endswith(f"did you mean {inside}?")
+
+
 def test_classes_are_put_in_the_order_of_the_validation(tmp_path):
     sample = read_counts(write(tmp_path / "a.json", {"total": {"a": 3, "b": 40}}))
     assert reordered(sample, ["b", "a"]).counts.tolist() == [40, 3]

@@ -367,8 +367,12 @@ def test_other_weights_and_records_by_the_same_evaluator(tmp_path):
 
 
 @pytest.mark.parametrize("asked", [0, 1, 3, 9])
-def test_pictures_of_the_first_records(tmp_path, asked):
+@pytest.mark.parametrize("earlier", [0, 9])
+def test_pictures_of_the_first_records(tmp_path, asked, earlier):
     folder = tmp_path / "pictures"
+    if earlier:
+        folder.mkdir()
+        (folder / "007_of_an_earlier_one.png").write_bytes(b"")
     write_pictures(images_of(tmp_path / "data", FRAMES), SPEC, folder, asked)
     written = sorted(folder.glob("*")) if folder.exists() else []
     assert len(written) == min(asked, len(FRAMES))

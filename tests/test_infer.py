@@ -397,6 +397,22 @@ def test_broken_frames_are_skipped_named_and_counted(models, frames, tmp_path, c
     assert "without --strict it would be skipped" in message
 
 
+def test_a_run_without_a_single_frame_that_can_be_read_fails(models, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"f{index}.png").write_bytes(b"broken")
+    message = refused_infer(capsys, models["ir"], "--images", folder, "--output", tmp_path / "a")
+    assert "none of the 3 frames could be read" in message
+    assert len(read_rows(tmp_path / "a" / "skipped.csv")) == 3
+
+
+def test_the_weights_of_an_ir_are_not_it(models, frames, tmp_path, capsys):
+    weights = models["ir"].with_suffix(".bin")
+    message = refused_infer(capsys, weights, "--images", frames, "--output", tmp_path / "a")
+    assert f"these are the weights of {models['ir']}: give that" in message
+
+
 def test_nothing_asked_for_is_counting(models, frames, tmp_path, capsys):
     run_infer(
         models["ir"], "--images", frames / "f0.png", "--output-dir", tmp_path / "out", "--use-tqdm"

@@ -1,6 +1,8 @@
 import json
 
-from yogo_jax.output.files import write_atomically
+import pytest
+
+from yogo_jax.output.files import MAX_NAME_BYTES, whole_file, write_atomically
 from yogo_jax.training.tracking import MetricsLog, read_metrics
 from yogo_jax.training.wandb_run import scalars
 
@@ -30,6 +32,19 @@ def test_files_are_whole_or_not_there(tmp_path):
     write_atomically(path, "new")
     assert path.read_text() == "new"
     assert [each.name for each in path.parent.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("length", [1, MAX_NAME_BYTES - 5, MAX_NAME_BYTES - 4, MAX_NAME_BYTES])
+def test_names_as_long_as_they_can_be(tmp_path, length):
+    path = tmp_path / ("x" * length)
+    for text in ("old", "new"):
+        with whole_file(path) as temporary:
+            temporary.write_text(text)
+        assert path.read_text() == text
+    with pytest.raises(FileNotFoundError), whole_file(path) as temporary:
+        (temporary / "below a file that is not there").write_text("part")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_scalars_of_nested_values():

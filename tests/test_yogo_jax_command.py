@@ -1,6 +1,7 @@
 """The one command with all others below it: help, mistakes, completion in a real shell."""
 
 import importlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -50,6 +51,7 @@ def test_flags_in_the_examples_of_the_page_exist(capsys):
     [
         (["trian"], "did you mean 'train'?"),
         (["frobnicate"], "known: inspect, anchors, train"),
+        (["frobnicate"], "from-onnx. See yogo-jax --help"),
         (["completion", "fish"], "expected one of bash, zsh, tcsh"),
         (["completion"], "expected one of bash, zsh, tcsh"),
         (["train"], "no config given"),
@@ -62,6 +64,11 @@ def test_mistakes(arguments, said, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == importlib.metadata.version("yogo_jax")
 
 
 def test_as_a_module():

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import importlib.metadata
 import sys
 from typing import NamedTuple
 
@@ -67,7 +68,8 @@ def format_help() -> str:
     for title, group in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:<12}{command.summary}" for name, command in group.items()]
-    lines += ["", "Other:", "  completion  completion of these commands, for a shell", "", EXAMPLES]
+    lines += ["", "Other:", "  completion  completion of these commands, for a shell"]
+    lines += ["  --version   the version of yogo_jax", "", EXAMPLES]
     return "\n".join(lines)
 
 
@@ -97,6 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(format_help())
         return
+    if arguments == ["--version"]:
+        print(importlib.metadata.version("yogo_jax"))
+        return
     name, *rest = arguments
     with exit_on_user_error():
         if name == "completion":
@@ -104,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         if name not in COMMANDS:
             nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(COMMANDS)}"
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(COMMANDS)}."
             raise UserError(f"{name!r} is not a command of yogo-jax; {hint} See yogo-jax --help")
         importlib.import_module(COMMANDS[name].module).main(rest)
 

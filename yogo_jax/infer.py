@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.errors import exit_on_user_error
+from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.inference.flags import check, make_parser
 
 
@@ -28,7 +28,8 @@ def infer(args: argparse.Namespace) -> None:
     """Looks at all frames and writes what was asked for; prints a summary.
 
     Raises:
-      UserError: model or frames cannot be used, or the folder is not free.
+      UserError: model or frames cannot be used, none of them can be read, or the folder is not
+        free.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.compilation import use_compilation_cache
@@ -75,6 +76,11 @@ def infer(args: argparse.Namespace) -> None:
     finally:
         source.close()
     print(format_summary(summary, args.output))
+    if summary["skipped"] > 0 == summary["frames"]:
+        raise UserError(
+            f"none of the {summary['skipped']} frames could be read: the reasons are above, and in "
+            f"{args.output / 'skipped.csv'}"
+        )
 
 
 def open_source(args: argparse.Namespace, served: "Served") -> "FrameSource":

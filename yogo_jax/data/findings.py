@@ -122,11 +122,3 @@ class Finding:
             "boxes_cxcywh": [list(box) for box in self.boxes_cxcywh],
             **self.values,
         }
-
-
-def in_order(findings: list[Finding]) -> dict[str, list[Finding]]:
-    """The findings by kind, in the order of `KINDS`; kinds without any are left out."""
-    by_kind: dict[str, list[Finding]] = {kind: [] for kind in KINDS}
-    for finding in findings:
-        by_kind[finding.kind].append(finding)
-    return {kind: found for kind, found in by_kind.items() if found}

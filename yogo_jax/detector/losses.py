@@ -72,24 +72,44 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
     cell_weights = t * (1 - weights.no_object_weight) + weights.no_object_weight
     objectness = (jnp.square(predictions.objectness - t) * cell_weights).sum()
 
-    corners = jnp.clip(cxcywh_to_xyxy(predictions.boxes_cxcywh), 0, 1)
+    box = box_loss(predictions.boxes_cxcywh, targets.boxes_xyxy, t > 0).sum()
+    cross_entropy = class_loss(predictions.class_logits, targets.class_ids, weights.label_smoothing)
+    return LossTerms(
+        objectness=objectness,
+        box=weights.iou_weight * box,
+        classification=weights.classify_weight * (cross_entropy * t).sum(),
+    )
+
+
+def box_loss(
+    boxes_cxcywh: Float[Array, "*b 4"],
+    target_boxes_xyxy: Float[Array, "*b 4"],
+    is_object: Bool[Array, "*b"],
+) -> Float[Array, "*b"]:
+    """CIoU loss of each box after it was cut at the edges of the image.
+
+    It is 0 where there is no object, and where nothing of the box is left by the cut.
+    """
+    corners = jnp.clip(cxcywh_to_xyxy(boxes_cxcywh), 0, 1)
     has_size = (corners[..., 2] > corners[..., 0]) & (corners[..., 3] > corners[..., 1])
-    counts = (t > 0) & has_size
+    counts = is_object & has_size
     # Cells that do not count get the unit box before the loss, not zero after it: a `where`
     # behind a quotient by zero would still leave NaN in the gradient.
-    unit_box = jnp.asarray((0, 0, 1, 1), corners.dtype).reshape(1, 1, 4)
+    unit_box = jnp.asarray((0, 0, 1, 1), corners.dtype).reshape((1,) * (corners.ndim - 1) + (4,))
     boxes = jnp.where(counts[..., None], corners, unit_box)
-    target_boxes = jnp.where(counts[..., None], targets.boxes_xyxy, unit_box)
-    box = weights.iou_weight * (ciou_loss(boxes, target_boxes) * counts).sum()
+    target_boxes = jnp.where(counts[..., None], target_boxes_xyxy, unit_box)
+    return ciou_loss(boxes, target_boxes) * counts
 
-    log_probs = jax.nn.log_softmax(predictions.class_logits)
+
+def class_loss(
+    logits: Float[Array, "*b k"], class_ids: Int[Array, "*b"], label_smoothing: float
+) -> Float[Array, "*b"]:
+    """Smoothed cross entropy of each cell or label."""
+    log_probs = jax.nn.log_softmax(logits)
     num_classes = log_probs.shape[-1]
-    smoothed = jax.nn.one_hot(targets.class_ids, num_classes, dtype=log_probs.dtype)
-    share = weights.label_smoothing
-    smoothed = smoothed * (1 - share) + share / num_classes
-    cross_entropy = -(smoothed * log_probs).sum(-1)
-    classification = weights.classify_weight * (cross_entropy * t).sum()
-    return LossTerms(objectness=objectness, box=box, classification=classification)
+    smoothed = jax.nn.one_hot(class_ids, num_classes, dtype=log_probs.dtype)
+    smoothed = smoothed * (1 - label_smoothing) + label_smoothing / num_classes
+    return -(smoothed * log_probs).sum(-1)
 
 
 def label_loss(

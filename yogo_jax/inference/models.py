@@ -61,6 +61,8 @@ def load_model(path: Path, options: ModelOptions) -> Model:
         if not path.is_file():
             raise UserError(f"{path}: does not exist; expected a model")
         return ExportedModel(path, options)
+    if path.is_file() and path.with_suffix(".xml").is_file():
+        raise UserError(f"{path}: these are the weights of {path.with_suffix('.xml')}: give that")
     return CheckpointModel(path, options)
 
 

@@ -214,7 +214,7 @@ def format_summary(summary: dict[str, Any], folder: Path, most_named: int = 10) 
     """The end of a run for the terminal: counts, what was skipped, where things are."""
     frames = max(summary["frames"], 1)
     lines = [
-        f"{summary['frames']} frame{'s' * (frames > 1)}, {summary['skipped']} skipped, "
+        f"{summary['frames']} frame{'s' * (summary['frames'] != 1)}, {summary['skipped']} skipped, "
         f"{summary['total']} boxes"
     ]
     width = max(map(len, summary["by_class"]), default=0)

@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,10 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+# The longest name that the usual file systems hold.
+MAX_NAME_BYTES = 255
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes that name when the block has ended well.
@@ -30,13 +35,21 @@ def whole_file(path: Path) -> Iterator[Path]:
     continues: only one process may write a file at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         yield temporary
         temporary.replace(path)
     except Exception:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary_name(name: str) -> str:
+    """A hidden name for a file to be, also where its own is as long as names can be."""
+    temporary = f".{name}.tmp"
+    if len(os.fsencode(temporary)) <= MAX_NAME_BYTES:
+        return temporary
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.tmp"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

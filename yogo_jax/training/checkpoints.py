@@ -183,9 +183,10 @@ def find_checkpoint(path: Path) -> Path:
         return path
     candidates = committed_checkpoints(path / "checkpoints")
     if not candidates:
+        found = "neither" if path.is_dir() else "a file" if path.exists() else "no such folder"
         raise UserError(
             f"{path}: expected a run's workdir with checkpoints/ or one checkpoint folder, found "
-            f"{'neither' if path.is_dir() else 'no such folder'}"
+            f"{found}"
         )
     validated = [
         (metadata.validation["loss"], folder)

@@ -146,6 +146,11 @@ def read_json(path: Path) -> Any:
     Raises:
       UserError: it cannot be read.
     """
+    if path.is_dir():
+        names = ("metrics.json", "counts.json")
+        inside = [str(path / name) for name in names if (path / name).is_file()]
+        hint = f"; did you mean {inside[0]}?" if inside else ""
+        raise UserError(f"{path}: is a folder, expected a JSON file{hint}")
     try:
         return json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

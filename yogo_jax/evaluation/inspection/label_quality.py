@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from yogo_jax.detector.boxes import ciou_loss, cxcywh_to_xyxy
+from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import Detections, detect
-from yogo_jax.detector.losses import LossTerms, LossWeights
+from yogo_jax.detector.losses import LossTerms, LossWeights, box_loss, class_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.detector.targets import cells_of_boxes, winners_by_cell
 
@@ -61,20 +61,12 @@ def score_labels(
     logits = predictions.class_logits.reshape(rows * columns, -1)[cells]
     found_cxcywh = predictions.boxes_cxcywh.reshape(-1, 4)[cells]
 
-    corners = jnp.clip(cxcywh_to_xyxy(found_cxcywh), 0, 1)
-    counts = owns_cell & (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
-    unit_box = jnp.asarray((0, 0, 1, 1), corners.dtype).reshape(1, 4)
-    boxes = jnp.where(counts[:, None], corners, unit_box)
-    labels = jnp.where(counts[:, None], cxcywh_to_xyxy(boxes_cxcywh), unit_box)
-
-    log_probs = jax.nn.log_softmax(logits)
-    share, num_classes = weights.label_smoothing, logits.shape[-1]
-    smoothed = jax.nn.one_hot(class_ids, num_classes, dtype=log_probs.dtype)
-    smoothed = smoothed * (1 - share) + share / num_classes
+    cross_entropy = class_loss(logits, class_ids, weights.label_smoothing)
+    box = box_loss(found_cxcywh, cxcywh_to_xyxy(boxes_cxcywh), owns_cell)
     terms = LossTerms(
         objectness=jnp.square(objectness - 1) * owns_cell,
-        box=weights.iou_weight * ciou_loss(boxes, labels) * counts,
-        classification=-weights.classify_weight * (smoothed * log_probs).sum(-1) * owns_cell,
+        box=weights.iou_weight * box,
+        classification=weights.classify_weight * cross_entropy * owns_cell,
     )
     return LabelScores(terms, objectness, jax.nn.softmax(logits), owns_cell)
 

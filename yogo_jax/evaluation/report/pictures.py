@@ -11,11 +11,14 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import ImageResult
 from yogo_jax.evaluation.pages import Picture
 from yogo_jax.output.draw import draw_boxes, draw_outcomes
+from yogo_jax.output.files import whole_file
 
 
 # On a page: larger frames are reduced to this longer side, from there on they take a whole row.
 MAX_SIDE_PX = 1000
 WIDE_FROM_PX = 800
+# Characters of a file's stem that its picture's name has, so that it is never too long.
+MAX_STEM = 60
 
 
 def write_pictures(
@@ -27,11 +30,12 @@ def write_pictures(
       images: of an evaluation.
       spec: says how images are read, and the class names.
       folder: made if there is something to write.
-      count: how many at most.
+      count: how many at most. Pictures that an earlier evaluation left there are removed.
 
     Raises:
       UserError: an image can no longer be read.
     """
+    written: list[Path] = []
     for index, image in enumerate(images[:count]):
         picture = draw_boxes(
             read_image(image.path, image_hw=spec.image_hw, rgb=spec.rgb),
@@ -43,7 +47,13 @@ def write_pictures(
             label_class_ids=image.label_class_ids,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"{index:03d}_{Path(image.path).stem}.png")
+        path = folder / f"{index:03d}_{Path(image.path).stem[:MAX_STEM]}.png"
+        with whole_file(path) as temporary:
+            picture.save(temporary, format="PNG")
+        written.append(path)
+    # Of an evaluation before this one: beside these they would pass for its pictures.
+    for old in set(folder.glob("[0-9][0-9][0-9]_*.png")) - set(written):
+        old.unlink()
 
 
 def worst_pictures(images: Sequence[ImageResult], spec: ModelSpec, count: int) -> list[Picture]:
