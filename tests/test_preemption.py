@@ -64,7 +64,7 @@ def test_what_raised_unheard_stops_before_anything_is_at_stake():
 
 # Compiled code that takes very long, in which Python does not come to its handlers.
 WAITS = """
-import hashlib
+import hashlib, signal, sys
 from yogo_jax.training.preemption import exit_when_stopped
 
 def compiled():
@@ -75,16 +75,24 @@ with exit_when_stopped() as stop:
     stop.ends_all = True
     call = stop.at_once_in_first_call(lambda function: function())
     with stop.held():
+        if sys.argv[1] == "before":
+            print("waiting", flush=True)
+            signal.raise_signal(signal.SIGTERM)
         call(compiled)
 """
 
 
-def test_a_signal_ends_the_first_call_although_it_is_in_compiled_code():
+@pytest.mark.parametrize("when", ["before", "in it"])
+def test_a_signal_ends_the_first_call_although_it_is_in_compiled_code(when):
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITS, when],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "waiting\n"
-    process.send_signal(signal.SIGTERM)
+    if when == "in it":
+        process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 75
     assert said == "stopped (SIGTERM): the same command goes on (exit status 75)\n"

@@ -114,9 +114,7 @@ class Stop:
         def watch() -> None:
             number = os.read(ours, 1)[0]
             if number in SIGNALS:
-                say_stopped(signal.Signals(number).name)
-                sys.stdout.flush()
-                os._exit(EXIT_TO_BE_CONTINUED)
+                end_process(signal.Signals(number).name)
 
         before = signal.set_wakeup_fd(pythons, warn_on_full_buffer=False)
         watcher = threading.Thread(target=watch, daemon=True)
@@ -137,6 +135,9 @@ class Stop:
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             nonlocal calls
             calls += 1
+            if self.ends_all and calls == 1 and self._reason is not None:
+                # It came a moment ago, and would now wait for the compiler.
+                end_process(self._reason)
             with self.at_once() if self.ends_all and calls == 1 else nullcontext():
                 return function(*args, **kwargs)
 
@@ -184,6 +185,13 @@ def say_stopped(reason: str) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def end_process(reason: str) -> NoReturn:
+    """Ends the command, to be continued, without putting anything in order."""
+    say_stopped(reason)
+    sys.stdout.flush()
+    os._exit(EXIT_TO_BE_CONTINUED)
 
 
 @contextmanager
