@@ -12,6 +12,7 @@ from absl import flags
 from hypothesis import settings
 
 from parity import REMOSCOPE
+from slurm_here import Slurm, slurm_here, why_not
 from yogo_jax.compilation import use_compilation_cache
 
 
@@ -52,3 +53,12 @@ def elated_smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("instrument") / "checkpoint"
     from_onnx.main([str(network), "--output", str(folder)])
     return folder
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A SLURM with two CPUs; the test is skipped where it is not installed."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with slurm_here() as running:
+        yield running

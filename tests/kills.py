@@ -146,12 +146,17 @@ def assert_equals_a_run_in_peace(
     done = run_command(train_command(definition, folder / "peace", **overrides), optimized=True)
     assert done.returncode == 0, done.stderr
     assert "leaked" not in done.stderr  # shared memory of worker processes
+    assert_same_runs(folder / "run", folder / "peace", steps=steps)
+
+
+def assert_same_runs(*workdirs: Path, steps: int) -> None:
+    """Losses of every step and the final state of two runs, bit for bit."""
     logged = []
     states = []
-    for name in ("run", "peace"):
-        records = read_metrics(folder / name / "metrics.jsonl")
+    for workdir in workdirs:
+        records = read_metrics(workdir / "metrics.jsonl")
         logged.append([(r["step"], r["loss"]) for r in records if r["kind"] == "train"])
-        last = committed_checkpoints(folder / name / "checkpoints")[-1]
+        last = committed_checkpoints(workdir / "checkpoints")[-1]
         metadata = read_metadata(last)
         tx = make_optimizer(from_mapping(metadata.config).optim, 1)
         states.append(jax.tree.leaves(restore_state(last, metadata.model, tx)))

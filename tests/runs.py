@@ -8,6 +8,7 @@ from typing import Any
 
 from configs import base
 from yogo_jax.config import Config, from_mapping
+from yogo_jax.training.tracking import read_metrics
 
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,11 @@ def train_command(definition: Path | str, workdir: Path, **overrides: Any) -> li
     base_file = str(ROOT / "configs" / "base.py")
     command = [sys.executable, "-m", "yogo_jax.train", "--config", base_file]
     return [*command, "--workdir", str(workdir), *flags]
+
+
+def logged_losses(workdir: Path, kind: str = "train") -> list[float]:
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [record["loss"] for record in records if record["kind"] == kind]
 
 
 def environment(*, optimized: bool) -> dict[str, str]:

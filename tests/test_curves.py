@@ -12,7 +12,7 @@ from reference_curves import (
     scores_of,
     true_and_false,
 )
-from yogo_jax.evaluation.curves import free_response, precision_recall, roc
+from yogo_jax.evaluation.curves import Roc, free_response, precision_recall, roc
 from yogo_jax.evaluation.ranking import rank
 
 
@@ -125,3 +125,20 @@ def test_no_roc_of_pairs_of_one_kind(ids):
     image = image_result([A, B], [0.9, 0.9], [SURE, SURE], [A, B], ids)
     assert roc([image], 0) is None
     assert roc([], 0) is None
+
+
+@pytest.mark.parametrize("most", [2, 7, 50])
+def test_a_thinned_roc_follows_the_whole_one(most):
+    rates = np.sort(np.random.default_rng(3).uniform(size=(2, 1000)), axis=1)
+    rates[0, :400], rates[0, 400:] = 0, np.linspace(0, 1, 600)  # straight up first
+    rates[:, 0], rates[:, -1] = 0, 1
+    curve = Roc(*rates, area=0.5, chosen=(0.0, 0.0))
+    points = np.transpose(curve.thinned(most))
+    assert len(points) == most
+    assert points[0].tolist() == [0, 0]
+    assert points[-1].tolist() == [1, 1]
+    whole = np.transpose(rates)
+    assert (np.abs(points[:, None] - whole).sum(-1).min(1) == 0).all()
+    # Even along the curve, whose length is 2 in the metric of its two axes.
+    assert np.abs(np.diff(points, axis=0)).sum(1).max() <= 2 * np.sqrt(2) / (most - 1) + 0.02
+    assert np.transpose(curve.thinned(1000)).tolist() == whole.tolist()

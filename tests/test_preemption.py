@@ -1,6 +1,8 @@
 """A run that is stopped at every kind of moment, and what it is after it went on."""
 
 import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import jax
@@ -38,8 +40,73 @@ def test_a_signal_raises_where_nothing_is_at_stake_and_else_waits():
             stop.request("SIGUSR1")
         stop.request("SIGTERM")
         assert stop.reason == "SIGUSR1"
+        with pytest.raises(Stopped, match="SIGUSR1"), stop.released():
+            raise AssertionError("what was noted comes first")
+        stop.check(lambda own: not own)
     with pytest.raises(Stopped, match="SIGUSR1"):
         stop.check()
+
+    stop = Stop()
+    with stop.held():
+        with pytest.raises(Stopped, match="SIGTERM"), stop.released():
+            stop.request("SIGTERM")
+        with pytest.raises(Stopped, match="another process"):
+            Stop().check(lambda own: True)
+
+
+def test_what_raised_unheard_stops_before_anything_is_at_stake():
+    stop = Stop()
+    with pytest.raises(Stopped):
+        stop.request("SIGTERM")
+    with pytest.raises(Stopped, match="SIGTERM"), stop.held():
+        raise AssertionError("it goes on")
+
+
+# Compiled code that takes very long, in which Python does not come to its handlers.
+WAITS = """
+import hashlib, signal, sys
+from yogo_jax.training.preemption import exit_when_stopped
+
+def compiled():
+    print("waiting", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+with exit_when_stopped() as stop:
+    stop.ends_all = True
+    call = stop.at_once_in_first_call(lambda function: function())
+    with stop.held():
+        if sys.argv[1] == "before":
+            print("waiting", flush=True)
+            signal.raise_signal(signal.SIGTERM)
+        call(compiled)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "in it"])
+def test_a_signal_ends_the_first_call_although_it_is_in_compiled_code(when):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS, when],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "waiting\n"
+    if when == "in it":
+        process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert said == "stopped (SIGTERM): the same command goes on (exit status 75)\n"
+
+
+def test_later_calls_wait():
+    stop = Stop()
+    stop.ends_all = True
+    call = stop.at_once_in_first_call(lambda: stop.request("SIGTERM"))
+    with stop.held():
+        # Not sent as a signal, so that the first call does not end this process.
+        call()
+        call()
+        assert stop.noted
 
 
 def test_the_budget_of_hours(monkeypatch):
@@ -85,9 +152,9 @@ def peace(definition, tmp_path_factory):
 
 
 def logged(workdir):
-    """Records without what depends on the clock."""
+    """Records without those of each start, and without what depends on the clock."""
     clock = ("images_per_second", "seconds", "checkpoint")
-    records = read_metrics(workdir / "metrics.jsonl")
+    records = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] != "start"]
     return [{name: each[name] for name in each if name not in clock} for each in records]
 
 

@@ -2,10 +2,8 @@ import json
 
 import pytest
 
-from runs import tiny_config
-from yogo_jax.errors import UserError
 from yogo_jax.output.files import MAX_NAME_BYTES, whole_file, write_atomically
-from yogo_jax.training.tracking import MetricsLog, Tracker, read_metrics
+from yogo_jax.training.tracking import MetricsLog, read_metrics
 from yogo_jax.training.wandb_run import scalars
 
 
@@ -52,45 +50,3 @@ def test_names_as_long_as_they_can_be(tmp_path, length):
 def test_scalars_of_nested_values():
     values = {"loss": 1.5, "by": {"ring": 2, "none": None}, "endless": float("inf"), "names": ["a"]}
     assert scalars(values) == [("loss", 1.5), ("by/ring", 2)]
-
-
-@pytest.fixture
-def without_login(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is optional and not installed")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-
-
-def make_tracker(tmp_path, **overrides) -> Tracker:
-    config = tiny_config("d.yml", **overrides)
-    return Tracker(config, tmp_path / "run", total_steps=4, first_step=0)
-
-
-@pytest.mark.usefixtures("without_login")
-def test_wandb_offline_writes_a_run(tmp_path):
-    with make_tracker(tmp_path, track__wandb_mode="offline", track__name="n") as tracker:
-        tracker.log("train", 1, {"loss": 2.0})
-    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert any(file.suffix == ".wandb" for file in folder.iterdir())
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [
-        {"kind": "train", "step": 1, "loss": 2.0}
-    ]
-
-
-@pytest.mark.usefixtures("without_login")
-def test_wandb_without_a_login(tmp_path, capsys):
-    with make_tracker(tmp_path, track__wandb_mode="auto"):
-        pass
-    assert "Weights & Biases is off: not logged in" in capsys.readouterr().out
-    with pytest.raises(UserError, match="needs a login"):
-        make_tracker(tmp_path, track__wandb_mode="online")
-
-
-def test_wandb_that_is_not_installed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with make_tracker(tmp_path, track__wandb_mode="auto"):
-        pass
-    assert "wandb is not installed" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"pip install 'yogo-jax\[wandb\]'"):
-        make_tracker(tmp_path, track__wandb_mode="offline")

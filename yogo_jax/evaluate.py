@@ -30,7 +30,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--definition", help="data set definition (.yml); default: the one it was trained on")
     add("--output", type=Path, required=True, help="folder for what it writes")
     add("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
-    add("--batch-size", type=int, default=8, help="images per step; default: %(default)s")
+    add(
+        "--batch-size",
+        type=int,
+        default=8,
+        help="images a device takes at a time; default: %(default)s",
+    )
     add("--workers", type=int, default=0, help="processes that read images; default: threads")
     add("--pictures", type=int, default=8, help="frames to draw; default: %(default)s")
     add("--obj-thresh", type=float, default=0.5, help="objectness above which a box counts")
@@ -67,11 +72,10 @@ def evaluate(args: argparse.Namespace) -> dict:
       UserError: checkpoint and data do not fit each other, or either cannot be read.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    import jax
-
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
+    from yogo_jax.evaluation.devices import Devices
     from yogo_jax.evaluation.evaluator import Evaluator
     from yogo_jax.evaluation.report.page import Subject
     from yogo_jax.evaluation.report.results import write_results
@@ -90,8 +94,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         print(line)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
-    device = jax.devices()[0]
-    print(f"{folder} on {device.platform} ({device.device_kind})")
+    devices = Devices()
+    print(f"{folder} on {devices}")
     thresholds = Thresholds(args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)
     evaluator = Evaluator(
         metadata.model,
@@ -100,6 +104,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         max_boxes=boxes_to_pad_to([records], 0),
         workers=args.workers,
         thresholds=thresholds,
+        devices=devices,
     )
     variables = restore_variables(folder, metadata.model)
     history = _history_of(folder)

@@ -9,6 +9,7 @@ import functools
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from absl import app, flags
@@ -30,6 +31,10 @@ The same command with the same --workdir continues a run that was stopped.
 """
 
 
+# In the order of `distributed.Coordinates`.
+PROCESS_FLAGS = ("coordinator", "num-processes", "process-id")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command, for its help and for completion; they are parsed by absl."""
     parser = argparse.ArgumentParser(
@@ -41,6 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE.py", help="the run: configs/base.py or a variant")
     parser.add_argument("--workdir", metavar="DIR", help="where it goes; else runs/CONFIG-TIME")
+    processes = parser.add_argument_group(
+        "a run in several processes", "where SLURM does not start them; all three, to each of them"
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    processes.add_argument("--num-processes", metavar="N", type=int, help="how many there are")
+    processes.add_argument("--process-id", metavar="I", type=int, help="which this is, from 0")
     fields = parser.add_argument_group(
         "fields of the config", "as --config.FIELD=VALUE; configs/base.py explains each"
     )
@@ -54,6 +65,10 @@ def _define_flags(argv: list[str]) -> None:
     flags.DEFINE_string(
         "workdir", None, "Where checkpoints and metrics go; else runs/CONFIG-TIME, printed."
     )
+    coordinator, *numbers = PROCESS_FLAGS
+    flags.DEFINE_string(coordinator, None, "HOST:PORT of process 0.")
+    for name in numbers:
+        flags.DEFINE_integer(name, None, "See --help.")
 
 
 def _run(argv: list[str], stop: Stop) -> None:
@@ -68,10 +83,28 @@ def _run(argv: list[str], stop: Stop) -> None:
         logging.getLogger("jax").setLevel(logging.WARNING)
         # Imported late: a mistake in a flag is told without waiting for JAX.
         from yogo_jax.compilation import use_compilation_cache
+        from yogo_jax.training.distributed import (
+            Coordinates,
+            are_several,
+            join_processes,
+            leave_at_once_on_error,
+        )
         from yogo_jax.training.loop import train_and_evaluate
 
         use_compilation_cache()
-        train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
+        given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
+        several = are_several(given)
+        # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
+        stop.ends_all = not several or given == Coordinates(None, None, None)
+        if several:
+            with stop.at_once():
+                join_processes(given)
+        # JAX has taken SIGTERM for itself, which only takes notes of it.
+        stop.listen()
+        # One of several processes must not leave by itself: the others would wait for it.
+        held = stop.held() if several else nullcontext()
+        with held, leave_at_once_on_error(), exit_on_user_error():
+            train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ import pytest
 from bridge.frames import Strips
 from bridge.outputs import mean_ap_of
 from bridge.runtime import OnnxModel, OpenVinoModel
-from browser import assert_fits_the_width, open_page
 from inferences import (
     THRESHOLD,
     contents,
@@ -55,7 +53,6 @@ from yogo_jax.evaluation.counting.simulation import (
 from yogo_jax.evaluation.counts import Roles
 from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
 from yogo_jax.output.journal import JOURNAL_NAME
-from yogo_jax.sweeping.claims import read_claims
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.tracking import read_metrics
 
@@ -293,62 +290,3 @@ def test_an_inference_survives_many_kills(model, tmp_path):
     command = [*map(str, command), str(tmp_path / "fire")]
     infer_under_fire(command, tmp_path / "fire" / JOURNAL_NAME, kills=12, frames=400)
     assert contents(tmp_path / "fire") == contents(tmp_path / "peace")
-
-
-SMALL_SWEEP = """\
-from configs import sweep
-
-def get_config():
-    config = sweep.get_config()
-    config.data.update(normalize_images=True, workers=0)
-    config.model.anchor = "auto"
-    config.train.update(epochs=10, eval_every_epochs=1)
-    config.sweep.update(trials=6, random_trials=3)
-    config.sweep.pruner.update(startup_trials=3, warmup_epochs=5)
-    config.sweep.space = {
-        "data": {"image_hw": {"choice": ((96, 128), (120, 160))}},
-        "model": {"name": {"choice": ("quarter_filters", "half_filters")}},
-        "loss": {"no_object_weight": {"log": (0.05, 0.5)}},
-        "optim": {"learning_rate": {"log": (1e-3, 1e-2)}},
-        "train": {"batch_size": {"choice": (4, 8)}},
-    }
-    return config
-"""
-
-
-def slurm(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_sweep_of_a_slurm_array_with_a_cancelled_task(tmp_path, monkeypatch):
-    """Six trials on BCCD, two tasks at a time; the task of trial 0 is cancelled in the middle."""
-    if not shutil.which("sinfo") or subprocess.run(["sinfo"], check=False, timeout=60).returncode:
-        pytest.skip("no SLURM answers here")
-    (tmp_path / "small.py").write_text(SMALL_SWEEP)
-    monkeypatch.setenv("PYTHON", sys.executable)
-    study = tmp_path / "study"
-    requests = ["--gres=none", "--cpus-per-task=1", "--array=0-5%2", f"--chdir={ROOT}"]
-    job = slurm(
-        *("sbatch", "--parsable", *requests, f"--output={tmp_path}/%x-%A_%a.log"),
-        *("slurm/sweep.sbatch", "--config", str(tmp_path / "small.py"), "--study", str(study)),
-        *("--stale-after", "20", f"--config.data.definition={data_set('bccd')}"),
-    )
-    metrics = study / "trials" / "0" / "metrics.jsonl"
-    while sum(each["kind"] == "validation" for each in read_metrics(metrics)) < 3:
-        assert slurm("squeue", "--noheader", "--job", job), "the job ended before its cancellation"
-        time.sleep(0.5)
-    (claim,) = read_claims(study / "trials" / "0")
-    slurm("scancel", claim.values["job"])
-    while slurm("squeue", "--noheader", "--job", job):
-        time.sleep(2)
-    done = run_aloud([sys.executable, "-m", "yogo_jax.sweep", "report", str(study)])
-    print(*(path.read_text()[-300:] for path in sorted(tmp_path.glob("*.log"))), sep="\n---\n")
-    states = re.findall(r"^\d+ +(\w+) ", done.stdout, re.MULTILINE)
-    assert len(states) == 6
-    assert set(states) <= {"complete", "pruned"}
-    assert len(read_claims(study / "trials" / "0")) == 2
-    steps = [each["step"] for each in read_metrics(metrics) if each["kind"] == "train"]
-    assert steps == list(range(1, len(steps) + 1))
-    with open_page(study / "report.html", width=390) as page:
-        assert_fits_the_width(page)
-        assert page.locator("#trials tbody tr").count() == 6

@@ -79,19 +79,33 @@ class EpochOrder:
         return [record for slot in slots if (record := self.record_of(slot)) is not None]
 
 
-class SlotSource:
-    """Examples by slot, for Grain's random access."""
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process reads: of `count` equal parts the one at `index`."""
 
-    def __init__(self, source: RecordSource, order: EpochOrder, epochs: int) -> None:
+    index: int
+    count: int
+
+
+WHOLE = Share(0, 1)
+
+
+class SlotSource:
+    """Examples of a share by its own slots, for Grain's random access."""
+
+    def __init__(self, source: RecordSource, order: EpochOrder, epochs: int, share: Share) -> None:
         self._source = source
         self._order = order
-        self._length = epochs * order.slots_per_epoch
+        self._own_size = order.batch_size // share.count
+        self._offset = share.index * self._own_size
+        self._length = epochs * order.slots_per_epoch // share.count
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, slot: int) -> Example:
-        record = self._order.record_of(int(slot))
+    def __getitem__(self, own_slot: int) -> Example:
+        step, row = divmod(int(own_slot), self._own_size)
+        record = self._order.record_of(step * self._order.batch_size + self._offset + row)
         return self._source.padding() if record is None else self._source[record]
 
 
@@ -156,6 +170,7 @@ def open_batches(
     epochs: int = 1,
     position: int = 0,
     workers: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[Iterator[dict[str, np.ndarray]]]:
     """Batches of `Example` from `position` to the end of the last epoch, in order.
 
@@ -165,6 +180,7 @@ def open_batches(
       epochs: how many times over the records, counted from position 0.
       position: images already consumed, at the border of a batch.
       workers: processes that read ahead; 0 reads ahead in threads of this one.
+      share: the part of every batch that is wanted; it has to divide the batch.
 
     Raises:
       UserError: an image cannot be read.
@@ -172,9 +188,9 @@ def open_batches(
     if not flags.FLAGS.is_parsed():
         # Grain hands absl's flags on to its workers and refuses to do so unparsed.
         flags.FLAGS.mark_as_parsed()
-    slots = grain.MapDataset.source(SlotSource(source, order, epochs))
-    remaining = slots[order.first_slot(position) :]
-    batch_size = order.batch_size
+    slots = grain.MapDataset.source(SlotSource(source, order, epochs, share))
+    remaining = slots[order.first_slot(position) // share.count :]
+    batch_size = order.batch_size // share.count
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
     dataset = remaining.to_iter_dataset(ahead)
     if workers:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 
@@ -49,6 +50,24 @@ def _kernel_gradient_by_products(x: Array, grad: Array, stride: int) -> Array:
     # One image at a time: the copies of its taps stay in the processor's cache.
     total, _ = lax.scan(add_image, jnp.zeros((outputs, 9 * channels), x.dtype), (padded, grad))
     return total.T.reshape(3, 3, channels, outputs)
+
+
+def _kernel_gradient_on_devices(x: Array, grad: Array, stride: int) -> Array:
+    """The same for images spread over devices: each sums over its own, then all together.
+
+    Left to itself the compiler would bring all images to every device, for the loop over them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _kernel_gradient_by_products(x, grad, stride)
+    by_image, copied = PartitionSpec(mesh.axis_names), PartitionSpec()
+
+    def of_own_images(x: Array, grad: Array) -> Array:
+        return lax.psum(_kernel_gradient_by_products(x, grad, stride), mesh.axis_names)
+
+    return jax.shard_map(
+        of_own_images, in_specs=(by_image, by_image), out_specs=copied, check_vma=False
+    )(x, grad)
 
 
 def _plain_input_gradient(kernel: Array, grad: Array, stride: int, shape: tuple) -> Array:
@@ -97,7 +116,7 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
             image_gradient = _input_gradient_by_parity(kernel, grad, x.shape)
         else:
             image_gradient = _plain_input_gradient(kernel, grad, stride, x.shape)
-        return image_gradient, _kernel_gradient_by_products(x, grad, stride)
+        return image_gradient, _kernel_gradient_on_devices(x, grad, stride)
 
     return lax.platform_dependent(x, kernel, grad, cpu=on_cpu, default=plain)
 

@@ -112,6 +112,17 @@ class Roc(NamedTuple):
     area: float
     chosen: tuple[float, float]
 
+    def thinned(self, most: int) -> tuple[list[float], list[float]]:
+        """False and true positive rates of at most so many points, the first and last among them.
+
+        They are taken evenly along the curve's length, so that its corners stay.
+        """
+        rates = self.false_positive_rate, self.true_positive_rate
+        along = np.cumsum(np.hypot(*(np.diff(each, prepend=each[0]) for each in rates)))
+        at = np.searchsorted(along, np.linspace(0, along[-1], most)) if len(along) > most else ...
+        false_rate, true_rate = (each[at].tolist() for each in rates)
+        return false_rate, true_rate
+
 
 def roc(images: Sequence[ImageResult], class_id: int) -> Roc | None:
     """The curve of one class: its probability in all matched pairs, that class against the rest.

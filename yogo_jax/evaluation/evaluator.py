@@ -6,7 +6,7 @@ most probable class and the score objectness * probability of that class.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,14 @@ from yogo_jax.detector.detections import Detections, detect
 from yogo_jax.detector.found import Found, Thresholds, on_host
 from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.evaluation.devices import Devices
 from yogo_jax.evaluation.matching import Matches
 from yogo_jax.evaluation.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
 from yogo_jax.evaluation.metrics import DetectionMetrics
 
 
+# Images that a device takes at a time unless told otherwise: enough to keep it busy.
+IMAGES_AT_A_TIME = 8
 # Boxes under this objectness do not take part in mean AP.
 MEAN_AP_OBJECTNESS = 0.05
 
@@ -71,7 +74,11 @@ def _nothing() -> None:
 
 
 class Evaluator:
-    """Evaluates one model, with any weights, on any records; compiles once."""
+    """Evaluates one model, with any weights, on any records; compiles once.
+
+    Every device takes `batch_size` images at a time, however many devices there are: what is
+    computed of an image does not hang on their number.
+    """
 
     def __init__(
         self,
@@ -82,12 +89,26 @@ class Evaluator:
         max_boxes: int,
         workers: int,
         thresholds: Thresholds | None = None,
+        devices: Devices | None = None,
     ) -> None:
-        self._spec = spec
+        self.spec = spec
         self._batch_size = batch_size
         self._max_boxes = max_boxes
         self._workers = workers
-        self._step = jax.jit(make_eval_step(spec, loss_weights, thresholds or Thresholds()))
+        self.devices = devices = devices or Devices()
+        step = make_eval_step(spec, loss_weights, thresholds or Thresholds())
+        copied, by_image = devices.copied, devices.by_image
+        self._step = jax.jit(
+            jax.shard_map(
+                step,
+                mesh=devices.mesh,
+                in_specs=(copied.spec, by_image.spec),
+                out_specs=by_image.spec,
+                check_vma=False,
+            ),
+            in_shardings=(copied, by_image),
+            out_shardings=by_image,
+        )
 
     def run(
         self,
@@ -114,54 +135,75 @@ class Evaluator:
         Raises:
           UserError: an image cannot be read.
         """
-        spec = self._spec
-        metrics = DetectionMetrics(spec.class_names)
-        mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
-        sums = np.zeros(len(LossTerms._fields))
-        images: list[ImageResult] = []
+        spec, devices = self.spec, self.devices
+        variables = devices.copy(variables)
+        measured: list[_Measured] = []
         source = RecordSource(
             records, image_hw=spec.image_hw, rgb=spec.rgb, max_boxes=self._max_boxes
         )
-        order = EpochOrder(num_records=len(records), batch_size=self._batch_size, seed=None)
-        with open_batches(source, order, workers=self._workers) as batches:
+        order = EpochOrder(
+            num_records=len(records), batch_size=self._batch_size * devices.count, seed=None
+        )
+        with open_batches(source, order, workers=self._workers, share=devices.share) as batches:
             for batch in batches:
                 before_batch()
-                outputs = jax.device_get(self._step(variables, jax.device_put(batch)))
+                outputs = devices.own(self._step(variables, devices.spread(batch)))
                 for row in np.flatnonzero(batch["image_valid"]).tolist():
                     one = jax.tree.map(lambda array, row=row: array[row], outputs)
-                    path = records.image_paths[int(batch["record_index"][row])]
-                    image = _add(metrics, mean_ap, one, _labels(one, batch, row), str(path))
-                    sums += image.loss_terms
-                    if keep_images:
-                        images.append(image)
-        means = sums / len(records)
-        values = {
-            **mean_ap.compute(),
-            **metrics.compute(),
-            "loss": float(means.sum()),
-            "loss_terms": dict(zip(LossTerms._fields, means.tolist(), strict=True)),
-        }
-        return Evaluation(values, tuple(images))
+                    measured.append(_measured(one, batch, row))
+        # Of each batch a process has some images in a row: sorted, they are as one reads them.
+        everything = sorted(devices.gather(measured), key=lambda image: image.record)
+        return _evaluation(everything, spec, records.image_paths, keep_images=keep_images)
 
 
-def _labels(image: BatchOutputs, batch: Mapping, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Corners and class ids of an image's labels, without padding."""
+class _Measured(NamedTuple):
+    """What the device and the labels say of one image, on the host and without padding."""
+
+    record: int
+    found: "Found"
+    ranked: "Found"
+    label_boxes_xyxy: np.ndarray
+    label_class_ids: np.ndarray
+    loss_terms: np.ndarray
+
+
+def _measured(outputs: BatchOutputs, batch: Mapping, row: int) -> _Measured:
     valid = batch["valid"][row]
-    return np.asarray(image.label_boxes_xyxy)[valid], batch["class_ids"][row][valid]
+    return _Measured(
+        record=int(batch["record_index"][row]),
+        found=on_host(outputs.detections),
+        ranked=on_host(outputs.ranked),
+        label_boxes_xyxy=np.asarray(outputs.label_boxes_xyxy)[valid],
+        label_class_ids=batch["class_ids"][row][valid],
+        loss_terms=np.asarray(outputs.terms, np.float64),
+    )
 
 
-def _add(
-    metrics: DetectionMetrics,
-    mean_ap: MeanAveragePrecision,
-    image: BatchOutputs,
-    labels: tuple[np.ndarray, np.ndarray],
-    path: str,
-) -> "ImageResult":
-    """Counts one image in the metrics."""
-    found, ranked = on_host(image.detections), on_host(image.ranked)
-    matches = metrics.update(found.boxes_xyxy, found.class_probs, *labels)
-    mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
-    return ImageResult(path, found, ranked, *labels, matches, np.asarray(image.terms, np.float64))
+def _evaluation(
+    measured: Sequence[_Measured], spec: ModelSpec, paths: Sequence[str], *, keep_images: bool
+) -> "Evaluation":
+    """Metrics of all images, in their order."""
+    metrics = DetectionMetrics(spec.class_names)
+    mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
+    sums = np.zeros(len(LossTerms._fields))
+    images: list[ImageResult] = []
+    for each in measured:
+        labels = each.label_boxes_xyxy, each.label_class_ids
+        found, ranked = each.found, each.ranked
+        matches = metrics.update(found.boxes_xyxy, found.class_probs, *labels)
+        mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
+        sums += each.loss_terms
+        if keep_images:
+            path = str(paths[each.record])
+            images.append(ImageResult(path, found, ranked, *labels, matches, each.loss_terms))
+    means = sums / len(measured)
+    values = {
+        **mean_ap.compute(),
+        **metrics.compute(),
+        "loss": float(means.sum()),
+        "loss_terms": dict(zip(LossTerms._fields, means.tolist(), strict=True)),
+    }
+    return Evaluation(values, tuple(images))
 
 
 class ImageResult(NamedTuple):

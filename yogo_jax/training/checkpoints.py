@@ -61,7 +61,11 @@ class CheckpointStore:
     def __enter__(self) -> "CheckpointStore":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        failed = kind is not None and issubclass(kind, Exception)
+        if failed and jax.process_count() > 1:
+            # A commit takes all processes, and this one leaves: the others would wait for nothing.
+            return
         self.wait()
         self._manager.close()
 
@@ -85,13 +89,16 @@ class CheckpointStore:
         self._empty_superseded()
 
     def _empty_superseded(self) -> None:
+        if jax.process_index() > 0:
+            return
         shutil.rmtree(self._folder / _SUPERSEDED, ignore_errors=True)
 
 
 def record_validation(folder: Path, metadata: Metadata) -> None:
     """Adds the validation to a checkpoint that was saved before it was over.
 
-    A kill in the middle leaves a checkpoint without validation, for which this is done again.
+    A kill in the middle leaves a checkpoint without validation, for which this is done again. All
+    processes of a run call it, and the first one writes.
 
     Args:
       folder: of the checkpoint, in a `checkpoints/` folder that no store has open.
@@ -104,7 +111,8 @@ def record_validation(folder: Path, metadata: Metadata) -> None:
     with ocp.Checkpointer(handler) as checkpointer:
         loss = {"loss": metadata.validation["loss"]}
         checkpointer.save(item, args=ocp.args.JsonSave(loss), force=True)
-    write_json(folder / "metadata" / "metadata", metadata.to_dict())
+    if jax.process_index() == 0:
+        write_json(folder / "metadata" / "metadata", metadata.to_dict())
 
 
 def _validation_loss(metrics: Mapping[str, float]) -> float:
@@ -188,18 +196,36 @@ def find_checkpoint(path: Path) -> Path:
     return min(validated)[1] if validated else candidates[-1]
 
 
-def restore_variables(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """`params` and `batch_stats` of one checkpoint, on the default device.
+def restore_variables(
+    folder: Path, spec: ModelSpec, place: jax.sharding.Sharding | None = None
+) -> dict[str, Any]:
+    """`params` and `batch_stats` of one checkpoint, from whatever devices it was written.
+
+    Args:
+      folder: of the checkpoint.
+      spec: of its model.
+      place: where to; the first device of this process if None.
 
     Raises:
       UserError: it cannot be read, or its weights do not fit its description.
     """
-    abstract = _on_device(_abstract_variables(spec))
+    abstract = _placed(_abstract_variables(spec), place)
     return _restore(folder, ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
 
 
-def restore_state(folder: Path, spec: ModelSpec, tx: optax.GradientTransformation) -> TrainState:
+def restore_state(
+    folder: Path,
+    spec: ModelSpec,
+    tx: optax.GradientTransformation,
+    place: jax.sharding.Sharding | None = None,
+) -> TrainState:
     """The whole state of a run from one of its checkpoints, bit for bit.
+
+    Args:
+      folder: of the checkpoint.
+      spec: of its model.
+      tx: of the run.
+      place: where to; the first device of this process if None.
 
     Raises:
       UserError: it cannot be read, or does not fit the model or the optimizer.
@@ -210,8 +236,8 @@ def restore_state(folder: Path, spec: ModelSpec, tx: optax.GradientTransformatio
         "step": jax.ShapeDtypeStruct((), np.int32),
     }
     args = ocp.args.Composite(
-        model=ocp.args.StandardRestore(_on_device(variables)),
-        optimizer=ocp.args.StandardRestore(_on_device(optimizer)),
+        model=ocp.args.StandardRestore(_placed(variables, place)),
+        optimizer=ocp.args.StandardRestore(_placed(optimizer, place)),
     )
     restored = _restore(folder, args)
     return TrainState(
@@ -229,11 +255,12 @@ def _abstract_variables(spec: ModelSpec) -> dict[str, Any]:
     return jax.eval_shape(draw, jax.random.key(0))
 
 
-def _on_device(abstract: Any) -> Any:
-    """Shapes with a place: checkpoints of any device are read onto the default one."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def _placed(abstract: Any, place: jax.sharding.Sharding | None) -> Any:
+    """Shapes with a place, so that nothing hangs on the devices of the writer."""
+    if place is None:
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract
     )
 
 

@@ -79,7 +79,7 @@ def read_run(workdir: Path, name: str) -> LoggedRun:
 def _is_record(record: object) -> bool:
     if not isinstance(record, Mapping) or not {"kind", "step"} <= record.keys():
         return False
-    return record["kind"] == "test" or {"epoch", "loss"} <= record.keys()
+    return record["kind"] in ("start", "test") or {"epoch", "loss"} <= record.keys()
 
 
 def _read_json(path: Path, fields: Sequence[str]) -> dict[str, Any]:

@@ -87,6 +87,7 @@ class Meter:
                 **terms,
                 "learning_rate": float(metrics.learning_rate),
                 "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+                "param_norm": float(metrics.param_norm),
                 "images_per_second": round(images / max(seconds, 1e-9), 2),
                 "seconds": round(self._clock - self._began, 3),
             },

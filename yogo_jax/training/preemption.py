@@ -4,12 +4,15 @@ A run that is asked to stop saves what it has done and ends with `EXIT_TO_BE_CON
 command goes on from there.
 """
 
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
+from typing import NoReturn, ParamSpec, TypeVar
 
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 
@@ -17,6 +20,10 @@ from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 # What schedulers send before they take the machine away: SLURM the first when it preempts or
 # cancels, and the second when `sbatch --signal=USR1@SECONDS` asked for it.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Stopped(BaseException):
@@ -41,6 +48,9 @@ class Stop:
         self._held = 0
         self._max_hours = max_hours
         self._began = time.monotonic()
+        # Whether the process may end while it compiles the first step: no other process goes on
+        # without the signal, and whoever called has nothing to put in order.
+        self.ends_all = False
 
     def limit(self, max_hours: float) -> None:
         """Sets the budget, counted from when this was made; 0 is no end."""
@@ -70,23 +80,118 @@ class Stop:
             self._reason = f"train.max_hours={self._max_hours:g} are over"
         return self._reason
 
+    @property
+    def noted(self) -> bool:
+        """Whether something asked, however much of the budget is left."""
+        return self._reason is not None
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Requests are noted and do not raise: something in here must not be cut."""
+        """Requests are noted and do not raise: something in here must not be cut.
+
+        Raises:
+          Stopped: there was a request before. What it raised may have been lost: Python ignores
+            what is raised while it collects garbage.
+        """
+        if not self._held and self.noted:
+            self.leave()
         self._held += 1
         try:
             yield
         finally:
             self._held -= 1
 
-    def check(self) -> None:
-        """For places that can be left as they are.
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Signals end the process with `EXIT_TO_BE_CONTINUED`, although it waits in compiled code.
+
+        Python would look at them only afterwards. Nothing may be at stake in here. To be called in
+        the main thread.
+        """
+        ours, pythons = os.pipe()
+        os.set_blocking(pythons, False)
+
+        def watch() -> None:
+            number = os.read(ours, 1)[0]
+            if number in SIGNALS:
+                end_process(signal.Signals(number).name)
+
+        before = signal.set_wakeup_fd(pythons, warn_on_full_buffer=False)
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.write(pythons, b"\0")
+            watcher.join()
+            os.close(ours)
+            os.close(pythons)
+
+    def at_once_in_first_call(self, function: Callable[P, T]) -> Callable[P, T]:
+        """The function, whose first call compiles and may be cut, if `ends_all`."""
+        calls = 0
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            nonlocal calls
+            calls += 1
+            if self.ends_all and calls == 1 and self._reason is not None:
+                # It came a moment ago, and would now wait for the compiler.
+                end_process(self._reason)
+            with self.at_once() if self.ends_all and calls == 1 else nullcontext():
+                return function(*args, **kwargs)
+
+        return call
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """The opposite of `held`, within it: requests raise again, also one that was noted.
 
         Raises:
           Stopped: the run is to stop.
         """
-        if self.reason is not None:
-            raise Stopped(self.reason)
+        held, self._held = self._held, 0
+        try:
+            self.check()
+            yield
+        finally:
+            self._held = held
+
+    def check(self, any_process: Callable[[bool], bool] = bool) -> None:
+        """For places that can be left as they are.
+
+        Args:
+          any_process: says whether a flag is set in any process of the run, if there are several.
+
+        Raises:
+          Stopped: the run is to stop.
+        """
+        if any_process(self.reason is not None):
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """The way out, when everything is saved.
+
+        Raises:
+          Stopped: always.
+        """
+        raise Stopped(self.reason or "another process of the run has to stop")
+
+
+def say_stopped(reason: str) -> None:
+    """The last line of a command that is to be continued."""
+    print(
+        f"stopped ({reason}): the same command goes on (exit status {EXIT_TO_BE_CONTINUED})",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def end_process(reason: str) -> NoReturn:
+    """Ends the command, to be continued, without putting anything in order."""
+    say_stopped(reason)
+    sys.stdout.flush()
+    os._exit(EXIT_TO_BE_CONTINUED)
 
 
 @contextmanager
@@ -97,8 +202,5 @@ def exit_when_stopped() -> Iterator[Stop]:
         stop.listen()
         yield stop
     except Stopped as stopped:
-        print(
-            f"stopped ({stopped}): the same command goes on (exit status {EXIT_TO_BE_CONTINUED})",
-            file=sys.stderr,
-        )
+        say_stopped(str(stopped))
         sys.exit(EXIT_TO_BE_CONTINUED)

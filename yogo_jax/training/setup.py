@@ -187,3 +187,16 @@ def initial_state(
             opt_state=tx.init(params),
         )
     )
+
+
+def lines_of(data: RunData, spec: ModelSpec) -> list[str]:
+    """What a run says of its data and its model before it starts."""
+    splits = data.splits
+    counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "val", "test"))
+    rows, columns = spec.grid_hw
+    return [
+        *splits.report.lines(),
+        f"images: {counts}; {spec.architecture} on {spec.image_hw[0]}x{spec.image_hw[1]} px, grid "
+        f"{rows}x{columns}, anchor {spec.anchor_wh[0]:.4f},{spec.anchor_wh[1]:.4f}, up to "
+        f"{data.max_boxes} boxes an image",
+    ]

@@ -24,6 +24,7 @@ class StepMetrics(NamedTuple):
     loss: jax.Array
     terms: LossTerms
     grad_norm: jax.Array
+    param_norm: jax.Array
     learning_rate: jax.Array
 
 
@@ -82,6 +83,7 @@ def make_train_step(
             loss=value,
             terms=terms,
             grad_norm=optax.tree.norm(grads),
+            param_norm=optax.tree.norm(state.params),
             learning_rate=jnp.asarray(schedule(state.step)),
         )
         new_state = TrainState(

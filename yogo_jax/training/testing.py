@@ -1,61 +1,84 @@
 """The test at the end of a run: its best checkpoint on the test split."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from yogo_jax.data.records import Records
 from yogo_jax.detector.found import Thresholds
-from yogo_jax.evaluation.evaluator import Evaluator
+from yogo_jax.evaluation.evaluator import Evaluation, Evaluator
 from yogo_jax.evaluation.report.history import History
 from yogo_jax.evaluation.tables import format_metrics
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.training.preemption import Stop
+from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.tracking import Tracker, read_metrics
 
 
 # Frames of the test set that are drawn with their boxes.
 TEST_PICTURES = 8
+# Of each class's ROC curve, in the log.
+MAX_ROC_POINTS = 100
 
 
-def write_test(
-    evaluator: Evaluator, workdir: Path, records: Records, tracker: Tracker, stop: Stop
-) -> dict[str, Any]:
-    """Tests the best checkpoint, writes test/ and prints the metrics.
+class Tested(NamedTuple):
+    """The best checkpoint of a run, and what it finds in the test split."""
+
+    folder: Path
+    metadata: Metadata
+    evaluation: Evaluation
+
+
+def evaluate_best(
+    evaluator: Evaluator, workdir: Path, records: Records, before_batch: Callable[[], None]
+) -> Tested:
+    """Evaluates the best checkpoint; all processes of a run do it together.
 
     Args:
       evaluator: of the run's model, with the default thresholds.
       workdir: of the run.
       records: at least one image.
+      before_batch: called before each batch; what it raises ends the evaluation.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    folder = find_checkpoint(workdir)
+    metadata = read_metadata(folder)
+    variables = restore_variables(folder, metadata.model, evaluator.devices.copied)
+    evaluation = evaluator.run(variables, records, keep_images=True, before_batch=before_batch)
+    return Tested(folder, metadata, evaluation)
+
+
+def write_test(tested: Tested, workdir: Path, images: int, tracker: Tracker) -> dict[str, Any]:
+    """Writes test/ and prints the metrics.
+
+    Args:
+      tested: the best checkpoint.
+      workdir: of the run.
+      images: of the test split.
       tracker: takes the lines, and has logged the training.
-      stop: asks to leave it for later.
 
     Returns:
       What test/metrics.json holds.
 
     Raises:
-      UserError: an image cannot be read.
-      Stopped: the run was asked to stop, before test/metrics.json was written.
+      UserError: an image can no longer be read.
     """
     # Imported late: scikit-learn takes a second, which the start of a training need not wait for.
     from yogo_jax.evaluation.report.page import Subject
     from yogo_jax.evaluation.report.results import write_results
 
-    folder = find_checkpoint(workdir)
-    metadata = read_metadata(folder)
-    variables = restore_variables(folder, metadata.model)
+    folder, metadata, evaluation = tested
     tracker.flush()
     subject = Subject(
         title=f"Test of {workdir.name}",
-        subtitle=f"{folder}, {len(records)} images of the test split",
+        subtitle=f"{folder}, {images} images of the test split",
         spec=metadata.model,
         thresholds=Thresholds(),
         config=metadata.config,
         history=History(workdir.name, read_metrics(workdir / "metrics.jsonl")),
     )
     output = workdir / "test"
-    with stop.held():
-        evaluation = evaluator.run(variables, records, keep_images=True, before_batch=stop.check)
-    stop.check()
     metrics = write_results(
         output,
         evaluation,
@@ -70,3 +93,26 @@ def write_test(
         f"{output / 'pictures'}"
     )
     return metrics
+
+
+def log_test(tested: Tested, metrics: Mapping[str, Any], step: int, tracker: Tracker) -> None:
+    """Logs the test and its ROC curves.
+
+    Args:
+      tested: the best checkpoint.
+      metrics: of `write_test`.
+      step: the last of the run.
+      tracker: takes them.
+    """
+    from yogo_jax.evaluation.curves import roc
+
+    names, images = tested.metadata.model.class_names, tested.evaluation.images
+    rocs = {name: roc(images, index) for index, name in enumerate(names)}
+    points = {
+        name: None
+        if curve is None
+        else dict(zip(("fpr", "tpr"), curve.thinned(MAX_ROC_POINTS), strict=True))
+        for name, curve in rocs.items()
+    }
+    tracker.log("test", step, {**metrics, "roc_by_class": points})
+    tracker.show("test", step, tested.evaluation, tested.metadata.model, rocs)

@@ -10,6 +10,9 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from yogo_jax.config import Config
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.evaluation.curves import Roc
+from yogo_jax.evaluation.evaluator import Evaluation
 from yogo_jax.output.files import write_atomically
 from yogo_jax.training.wandb_run import scalars, start_wandb
 
@@ -113,9 +116,6 @@ class Tracker:
         self._console = Console(
             workdir / "train.log", total_steps=total_steps, first_step=first_step
         )
-        self.say = self._console.say
-        self.advance = self._console.advance
-        self.flush = self._metrics.flush
         try:
             self._wandb = start_wandb(config, workdir, self.say)
         except BaseException:
@@ -134,9 +134,88 @@ class Tracker:
         self._metrics.close()
         self._console.close()
 
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._console.say(line)
+
+    def advance(self, step: int, text: str) -> None:
+        """Moves the bar, if there is one."""
+        self._console.advance(step, text)
+
+    def flush(self) -> None:
+        """Hands everything logged to the operating system, which a kill does not undo."""
+        self._metrics.flush()
+
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One record of a kind ("train", "validation", "test"), after `step` updates."""
         self._metrics.write({"kind": kind, "step": step, **values})
         if self._wandb is not None:
             flat = {f"{kind}/{name}": value for name, value in scalars(values)}
-            self._wandb.log(flat, step=step)
+            self._wandb.log({"step": step, **flat})
+
+    def start(self, step: int, environment: Mapping[str, Any]) -> None:
+        """Where and by what the run is computed from `step` on, until it stops."""
+        self._metrics.write({"kind": "start", "step": step, **environment})
+        if self._wandb is not None:
+            self._wandb.config.update({"environment": dict(environment)}, allow_val_change=True)
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether `show` needs the images of an evaluation."""
+        return self._wandb is not None
+
+    def show(
+        self,
+        kind: str,
+        step: int,
+        evaluation: Evaluation,
+        spec: ModelSpec,
+        rocs: Mapping[str, Roc | None] | None = None,
+    ) -> None:
+        """Pictures and tables of an evaluation, where there is a place for them.
+
+        Args:
+          kind: "validation" or "test".
+          step: updates of the weights evaluated.
+          evaluation: with its images, if `shows_images`.
+          spec: of the model.
+          rocs: curves by class, if they were measured.
+        """
+        if self._wandb is not None:
+            from yogo_jax.training.wandb_media import evaluation_media
+
+            media = evaluation_media(evaluation, spec, rocs)
+            self._wandb.log({"step": step} | {f"{kind}/{key}": media[key] for key in media})
+
+
+class SilentTracker(Tracker):
+    """Reports nothing: of several processes of a run only the first one writes."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def advance(self, step: int, text: str) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def start(self, step: int, environment: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    @property
+    def shows_images(self) -> bool:
+        """No."""
+        return False
+
+    def show(self, *_: object) -> None:
+        """Nothing."""

@@ -62,7 +62,12 @@ class Validator:
         if len(self._records) == 0:
             tracker.say("no validation split in this data set: the latest checkpoint is the best")
             return None
-        evaluation = self._evaluator.run(state.variables, self._records, before_batch=before_batch)
+        evaluation = self._evaluator.run(
+            state.variables,
+            self._records,
+            keep_images=tracker.shows_images,
+            before_batch=before_batch,
+        )
         metrics = evaluation.metrics
         if not math.isfinite(metrics["loss"]):
             raise NotFiniteError(
@@ -71,6 +76,7 @@ class Validator:
             )
         epoch = done // self._steps_per_epoch
         tracker.log("validation", done, {"epoch": epoch, **metrics})
+        tracker.show("validation", done, evaluation, self._evaluator.spec)
         m_ap = metrics["mAP50"]
         tracker.say(
             f"epoch {epoch}: validation loss {metrics['loss']:.4f}, mAP50 "
