@@ -8,11 +8,6 @@ import atexit
 import dataclasses
 import functools
 import gc
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from yogo_jax.data.source import Example, RecordSource
+from yogo_jax.data.workers import leave_with_parent, signals_held_back
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,40 +105,6 @@ class SlotSource:
         return self._source.padding() if record is None else self._source[record]
 
 
-# Schedulers send these to every process of a job. Only the one that trains is to act on them, and
-# it still needs its workers while it does.
-_SIGNALS_OF_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Threads and processes that are started in here never get a scheduler's signals.
-
-    They inherit that from this thread, so that there is no moment without protection; what arrives
-    in the meantime is delivered to this thread afterwards.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_SCHEDULERS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_with_parent(*_: int) -> None:
-    """In a worker process: ends it when the process that started it is gone, even if killed."""
-    for each in _SIGNALS_OF_SCHEDULERS:
-        signal.signal(each, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 @functools.cache
 def _unlink_before_exit() -> None:
     """Has the process wait, once at its end, for the shared memory that it received images in.
@@ -198,16 +160,16 @@ def open_batches(
         per_worker = max(2 * batch_size // workers, 2)
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=per_worker),
-            worker_init_fn=_leave_with_parent,
+            worker_init_fn=leave_with_parent,
         )
     # Batched only here: batches made inside the workers would lose their remainders.
     dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
     if workers:
-        with _signals_held_back():
+        with signals_held_back():
             # Python's own process, for shared memory; else the first image would start it.
             resource_tracker.ensure_running()
-    with _signals_held_back():
+    with signals_held_back():
         iterator = iter(dataset)
         iterator.start_prefetch()
     try:

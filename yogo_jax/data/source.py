@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from yogo_jax.data.images import read_image
+from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.records import Records
 from yogo_jax.errors import UserError
 
@@ -44,24 +45,30 @@ def boxes_to_pad_to(records: list[Records], max_boxes: int) -> int:
 
 
 class RecordSource:
-    """Examples by record index; reads the image file at each access."""
+    """Examples by record index; reads the image file at each access, or takes it from a pack."""
 
     def __init__(
-        self, records: Records, *, image_hw: tuple[int, int], rgb: bool, max_boxes: int
+        self,
+        records: Records,
+        *,
+        image_hw: tuple[int, int],
+        rgb: bool,
+        max_boxes: int,
+        packed: PackedImages | None = None,
     ) -> None:
         self._records = records
         self._image_hw = image_hw
         self._rgb = rgb
         self._max_boxes = max_boxes
+        self._packed = packed
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
         boxes_cxcywh, class_ids = self._records.labels_of(index)
-        path = self._records.image_paths[index]
         example = self.padding()
-        example["image"] = read_image(path, image_hw=self._image_hw, rgb=self._rgb)
+        example["image"] = self._image(index)
         count = len(class_ids)
         example["boxes_cxcywh"][:count] = boxes_cxcywh
         example["class_ids"][:count] = class_ids
@@ -69,6 +76,12 @@ class RecordSource:
         example["image_valid"] = np.asarray(True)
         example["record_index"] = np.asarray(index, np.int32)
         return example
+
+    def _image(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        if self._packed is not None:
+            return self._packed[index]
+        path = self._records.image_paths[index]
+        return read_image(path, image_hw=self._image_hw, rgb=self._rgb)
 
     def padding(self) -> Example:
         """An example that stands for no image: zeros, nowhere valid."""
