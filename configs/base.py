@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
     data.split_override = ()
     # Processes that read images; 0 reads them in threads of the training process.
     data.workers = 4
+    # Whether images are decoded once and kept, packed and mapped into memory, in the cache folder:
+    # "none", "disk", or "auto", which is "disk" if that takes no more than half of the free room.
+    data.cache = "auto"
     # Rows of the padded boxes of an image; 0 takes the most that any image has.
     data.max_boxes = 0
     # Boxes smaller than this fraction of the image are left out everywhere, and counted.

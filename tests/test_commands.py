@@ -147,12 +147,15 @@ def test_train_refuses_a_config_file_that_is_none(tmp_path, text, found):
     assert found in message
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_name(definition, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "cache"), [(0, "disk"), (1, "disk"), (1, "none")])
+def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_name(
+    definition, tmp_path, workers, cache
+):
     folder = shutil.copytree(definition.parent, tmp_path / "data")
     broken = sorted((folder / "images" / "train").iterdir())[3]
     broken.write_bytes(broken.read_bytes()[:60])
-    command = train_command(folder / "definition.yml", tmp_path / "run", data__workers=workers)
+    fields = {"data__workers": workers, "data__cache": cache}
+    command = train_command(folder / "definition.yml", tmp_path / "run", **fields)
     assert broken.name in refused(run_command(command))
 
 

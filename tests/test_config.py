@@ -63,6 +63,7 @@ BAD = [
     ("data__image_hw", (240.0, 320.0), r"data.image_hw\[0\] must be of type int"),
     ("data__definition", "", "data.definition must be a path"),
     ("data__workers", -1, "data.workers must be 0 or more"),
+    ("data__cache", "ram", "data.cache must be one of"),
     ("data__max_boxes", -1, "data.max_boxes must be 0"),
     ("data__min_box_area", 1.0, "data.min_box_area must be in"),
     ("data__on_bad_label", "ignore", "data.on_bad_label must be 'error' or 'skip'"),

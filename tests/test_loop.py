@@ -10,7 +10,7 @@ import pytest
 from runs import tiny_config
 from tiny_data import write_dataset
 from yogo_jax.errors import UserError
-from yogo_jax.training import loop
+from yogo_jax.training import packing, run
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import make_optimizer
@@ -108,7 +108,7 @@ def test_a_run_that_was_cut_ends_bit_for_bit_as_one_that_was_not(
     workdir, metrics = whole_run
     config = config_of(definition, train__checkpoint_every_minutes=1e-9)
     calls = 0
-    real_add = loop.Meter.add
+    real_add = run.Meter.add
 
     def counting(*args):
         nonlocal calls
@@ -117,14 +117,14 @@ def test_a_run_that_was_cut_ends_bit_for_bit_as_one_that_was_not(
             raise Cut
         return real_add(*args)
 
-    monkeypatch.setattr(loop.Meter, "add", counting)
+    monkeypatch.setattr(run.Meter, "add", counting)
     with pytest.raises(Cut):
         train_and_evaluate(config, tmp_path)
     monkeypatch.undo()
     assert int(committed_checkpoints(tmp_path / "checkpoints")[-1].name) == cut_after
 
-    # Other workers and another cadence may take over; the numbers stay.
-    continued = config_of(definition, data__workers=1)
+    # Other workers, another cadence and images from files may take over; the numbers stay.
+    continued = config_of(definition, data__workers=1, data__cache="none")
     metrics_after = train_and_evaluate(continued, tmp_path)
     assert train_records(tmp_path) == train_records(workdir)
     assert {k: v for k, v in metrics_after.items() if k != "checkpoint"} == {
@@ -133,10 +133,32 @@ def test_a_run_that_was_cut_ends_bit_for_bit_as_one_that_was_not(
     assert_equal_trees(final_state(tmp_path, config), final_state(workdir, config))
 
 
+@pytest.mark.parametrize(
+    ("cache", "room", "said", "packs"),
+    [
+        ("auto", 10**9, None, 2),
+        ("auto", 10**4, "images of train are decoded each time: packed they take", 0),
+        ("disk", 10**4, None, 2),
+        ("none", 10**9, None, 0),
+    ],
+)
+def test_images_are_packed_if_asked_or_if_there_is_room(
+    whole_run, definition, tmp_path, monkeypatch, capsys, cache, room, said, packs
+):
+    monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packing, "room_for_packs", lambda: room)
+    train_and_evaluate(config_of(definition, data__cache=cache), tmp_path / "run")
+    assert train_records(tmp_path / "run") == train_records(whole_run[0])
+    assert len(list(tmp_path.glob("cache/packs/*/images.npy"))) == packs
+    output = capsys.readouterr().out
+    assert said is None or said in output
+    assert ("decoded each time" in output) == (said is not None)
+
+
 def test_a_finished_run_is_only_tested_again(whole_run, definition, monkeypatch):
     workdir, metrics = whole_run
     (workdir / "test" / "metrics.json").unlink()
-    monkeypatch.setattr(loop, "make_train_step", None)
+    monkeypatch.setattr(run, "make_train_step", None)
     assert train_and_evaluate(config_of(definition), workdir) == metrics
     assert (workdir / "test" / "metrics.json").exists()
 
@@ -227,7 +249,7 @@ def test_a_loss_that_is_not_finite_names_term_and_batch(definition, tmp_path, mo
 
         return train_step
 
-    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    monkeypatch.setattr(run, "make_train_step", poisoned)
     with pytest.raises(UserError, match=r"the box loss is not finite at step 5 .*all_\d+\.png"):
         train_and_evaluate(config_of(definition), tmp_path)
     assert [folder.name for folder in committed_checkpoints(tmp_path / "checkpoints")] == ["3"]

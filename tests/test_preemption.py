@@ -12,7 +12,7 @@ import pytest
 from runs import tiny_config
 from tiny_data import write_dataset
 from yogo_jax.evaluation import evaluator
-from yogo_jax.training import loop
+from yogo_jax.training import loop, run
 from yogo_jax.training.checkpoints import (
     committed_checkpoints,
     find_checkpoint,
@@ -169,9 +169,9 @@ class Moments:
 
     def __init__(self, monkeypatch):
         self._stop, self._moment = Stop(), ""
-        self._before(monkeypatch, loop.Meter, "add", "stepping")
-        self._before(monkeypatch, loop.CheckpointStore, "save", "saving")
-        self._before(monkeypatch, loop, "write_test", "testing")
+        self._before(monkeypatch, run.Meter, "add", "stepping")
+        self._before(monkeypatch, run.CheckpointStore, "save", "saving")
+        self._before(monkeypatch, run, "write_test", "testing")
         self._before(monkeypatch, loop, "initial_state", "starting")
         real = evaluator.open_batches
 

@@ -35,6 +35,7 @@ class DataConfig:
     normalize_images: bool
     split_override: tuple[float, ...]
     workers: int
+    cache: str
     max_boxes: int
     min_box_area: float
     on_bad_label: str
@@ -60,6 +61,8 @@ class DataConfig:
             fractions,
         )
         _require(self.workers >= 0, "data.workers", "0 or more", self.workers)
+        caches = ("none", "disk", "auto")
+        _require(self.cache in caches, "data.cache", f"one of {caches}", self.cache)
         _require(self.max_boxes >= 0, "data.max_boxes", "0 (auto) or more", self.max_boxes)
         _require(0 <= self.min_box_area < 1, "data.min_box_area", "in [0, 1)", self.min_box_area)
         _require(

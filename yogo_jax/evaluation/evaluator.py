@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
@@ -117,6 +118,7 @@ class Evaluator:
         *,
         keep_images: bool = False,
         before_batch: Callable[[], None] = _nothing,
+        packed: PackedImages | None = None,
     ) -> "Evaluation":
         """Evaluates the weights on the records.
 
@@ -126,6 +128,7 @@ class Evaluator:
           keep_images: also give back what was found in each image, from which pictures, curves and
             intervals are made. It takes some 50 bytes a box.
           before_batch: called before each batch; what it raises ends the evaluation.
+          packed: the images, if they are packed.
 
         Returns:
           The metrics as plain values for JSON: keys of `DetectionMetrics` and
@@ -139,7 +142,11 @@ class Evaluator:
         variables = devices.copy(variables)
         measured: list[_Measured] = []
         source = RecordSource(
-            records, image_hw=spec.image_hw, rgb=spec.rgb, max_boxes=self._max_boxes
+            records,
+            image_hw=spec.image_hw,
+            rgb=spec.rgb,
+            max_boxes=self._max_boxes,
+            packed=packed,
         )
         order = EpochOrder(
             num_records=len(records), batch_size=self._batch_size * devices.count, seed=None

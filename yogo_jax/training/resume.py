@@ -17,7 +17,7 @@ from yogo_jax.training.metadata import Metadata
 # what is computed.
 MAY_CHANGE = {
     # The fingerprint holds the data, wherever it lies.
-    "data": {"workers", "definition"},
+    "data": {"workers", "cache", "definition"},
     "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs", "max_hours"},
     "track": None,
 }

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.records import Records
 from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.training.meter import NotFiniteError
@@ -46,7 +47,12 @@ class Validator:
         return epoch % self._every_epochs == 0 or done == self._total_steps
 
     def run(
-        self, state: TrainState, done: int, tracker: Tracker, before_batch: Callable[[], None]
+        self,
+        state: TrainState,
+        done: int,
+        tracker: Tracker,
+        before_batch: Callable[[], None],
+        packed: PackedImages | None = None,
     ) -> dict[str, Any] | None:
         """Metrics after `done` steps, logged; None without a validation split.
 
@@ -55,6 +61,7 @@ class Validator:
           done: how many.
           tracker: takes the metrics and a line.
           before_batch: called before each batch; what it raises ends the validation, unlogged.
+          packed: the images of the split, if they are packed.
 
         Raises:
           NotFiniteError: the loss is no longer finite.
@@ -67,6 +74,7 @@ class Validator:
             self._records,
             keep_images=tracker.shows_images,
             before_batch=before_batch,
+            packed=packed,
         )
         metrics = evaluation.metrics
         if not math.isfinite(metrics["loss"]):

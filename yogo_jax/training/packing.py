@@ -1,0 +1,67 @@
+"""Whether the images of a run are packed (`data.cache`), and what is said meanwhile."""
+
+import time
+from collections.abc import Callable
+
+from yogo_jax.config import DataConfig
+from yogo_jax.data.pack import PackedImages, pack_bytes, pack_images, room_for_packs
+from yogo_jax.data.records import Records
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.training.tracking import Tracker
+
+
+# Of the free room, what "auto" takes at most.
+_SHARE_OF_ROOM = 0.5
+# Packing that takes less is not worth a line.
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def open_pack(
+    name: str,
+    records: Records,
+    spec: ModelSpec,
+    data: DataConfig,
+    tracker: Tracker,
+    check: Callable[[], None],
+) -> PackedImages | None:
+    """The images of a split from a pack, made first if need be; None to decode them each time.
+
+    Args:
+      name: of the split.
+      records: of the split.
+      spec: says in which size and colours images are wanted.
+      data: with `cache`; "auto" packs what takes no more than half of the free room.
+      tracker: takes lines, and the bar's text.
+      check: called every few images; what it raises ends the packing.
+
+    Raises:
+      UserError: an image cannot be read, or the pack does not fit.
+    """
+    if data.cache == "none" or len(records) == 0:
+        return None
+    needed, room = pack_bytes(len(records), spec.image_hw, rgb=spec.rgb), room_for_packs()
+    if data.cache == "auto" and needed > _SHARE_OF_ROOM * room:
+        tracker.say(
+            f"images of {name} are decoded each time: packed they take {needed / 2**30:.1f} GiB, "
+            f"and {room / 2**30:.1f} GiB are free (--config.data.cache=disk packs them, where "
+            "YOGO_JAX_CACHE says)"
+        )
+        return None
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        check()
+        text = f"packing images of {name}: {done}/{total}"
+        tracker.advance(0, text)
+        if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+            tracker.say(text)
+            told = time.monotonic()
+
+    return pack_images(
+        records.image_paths,
+        image_hw=spec.image_hw,
+        rgb=spec.rgb,
+        workers=data.workers,
+        tell=tell,
+    )

@@ -1,0 +1,237 @@
+"""What stays the same during a run, and its phases: steps, validations, checkpoints, test."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from yogo_jax.config import Config
+from yogo_jax.data.pack import PackedImages
+from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.source import RecordSource
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.evaluation.devices import Devices
+from yogo_jax.evaluation.evaluator import IMAGES_AT_A_TIME, Evaluator
+from yogo_jax.training.checkpoints import CheckpointStore, record_validation
+from yogo_jax.training.distributed import compile_train_step
+from yogo_jax.training.metadata import Metadata, git_revision
+from yogo_jax.training.meter import Meter
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.pace import Pace
+from yogo_jax.training.packing import open_pack
+from yogo_jax.training.preemption import Stop, Stopped
+from yogo_jax.training.resume import Start
+from yogo_jax.training.setup import RunData
+from yogo_jax.training.state import TrainState
+from yogo_jax.training.step import make_train_step
+from yogo_jax.training.testing import evaluate_best, log_test, write_test
+from yogo_jax.training.tracking import SilentTracker, Tracker
+from yogo_jax.training.validation import Validator
+
+
+OnValidation = Callable[[int, Mapping[str, Any]], None]
+
+
+def _nothing() -> None:
+    pass
+
+
+class Run:
+    """What stays the same during a run, and the pieces that its phases share."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        spec: ModelSpec,
+        data: RunData,
+        stop: Stop,
+        devices: Devices,
+        on_validation: OnValidation | None,
+    ) -> None:
+        self.config = config
+        self.workdir = workdir
+        self.spec = spec
+        self.data = data
+        self.stop = stop
+        self.devices = devices
+        self.on_validation = on_validation
+        self.order = EpochOrder(
+            num_records=len(data.splits.train),
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+        )
+        self.total_steps = config.train.epochs * self.order.steps_per_epoch
+        self.tx = make_optimizer(config.optim, self.total_steps)
+        self.evaluator = Evaluator(
+            spec,
+            loss_weights=config.loss,
+            batch_size=min(config.train.batch_size, IMAGES_AT_A_TIME),
+            max_boxes=data.max_boxes,
+            workers=config.data.workers,
+            devices=devices,
+        )
+        self.validator = Validator(
+            self.evaluator,
+            data.splits.val,
+            steps_per_epoch=self.order.steps_per_epoch,
+            epochs=config.train.epochs,
+            every_epochs=config.train.eval_every_epochs,
+        )
+        self.packs: dict[str, PackedImages | None] = {}
+        self._revision = git_revision()
+
+    def lacks_validation(self, start: Start | None) -> bool:
+        """Whether the run stopped before the validation of this checkpoint was over."""
+        if start is None or start.metadata.validation is not None:
+            return False
+        return len(self.data.splits.val) > 0 and self.validator.is_due(start.metadata.step)
+
+    def tracker(self, start: Start | None) -> Tracker:
+        """Where this process reports to."""
+        if not self.devices.first:
+            return SilentTracker()
+        return Tracker(
+            self.config,
+            self.workdir,
+            total_steps=self.total_steps,
+            first_step=0 if start is None else start.metadata.step,
+            validated=not self.lacks_validation(start),
+        )
+
+    def train(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
+        """Steps from the start to the last, with validations and checkpoints between.
+
+        Raises:
+          Stopped: the run was asked to stop; everything is saved.
+        """
+        self._open_packs(tracker)
+        if start is not None and self.lacks_validation(start):
+            self._validate_start(state, start.metadata.step, tracker)
+        if start is None or start.metadata.step < self.total_steps:
+            self._take_steps(state, start, tracker)
+
+    def _validate_start(self, state: TrainState, step: int, tracker: Tracker) -> None:
+        with self.stop.held():
+            validation = self._validate(state, step, tracker)
+            folder = self.workdir / "checkpoints" / str(step)
+            record_validation(folder, self._metadata(step, validation))
+            self.devices.wait("validated")
+        self._tell(step, validation)
+
+    def _validate(self, state: TrainState, done: int, tracker: Tracker) -> dict[str, Any] | None:
+        return self.validator.run(state, done, tracker, self.check, self.packs.get("val"))
+
+    def _open_packs(self, tracker: Tracker) -> None:
+        # Several processes do not all pack, so that they cannot agree to stop in between.
+        check = self.check if self.devices.share.count == 1 else _nothing
+        for name in ("train", "val"):
+            records = getattr(self.data.splits, name)
+            data = self.config.data
+            self.packs[name] = open_pack(name, records, self.spec, data, tracker, check)
+
+    def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
+        config, order = self.config, self.order
+        devices = self.devices
+        train_step = make_train_step(
+            self.spec,
+            self.tx,
+            learning_rate_schedule(config.optim, self.total_steps),
+            loss=config.loss,
+            augment=config.augment,
+            seed=config.seed,
+        )
+        step_fn = self.stop.at_once_in_first_call(compile_train_step(train_step, devices))
+        source = RecordSource(
+            self.data.splits.train,
+            image_hw=self.spec.image_hw,
+            rgb=self.spec.rgb,
+            max_boxes=self.data.max_boxes,
+            packed=self.packs.get("train"),
+        )
+        meter = Meter(
+            order,
+            tracker,
+            epochs=config.train.epochs,
+            image_paths=self.data.splits.train.image_paths,
+        )
+        with (
+            CheckpointStore(self.workdir / "checkpoints") as store,
+            open_batches(
+                source,
+                order,
+                epochs=config.train.epochs,
+                position=0 if start is None else start.metadata.position,
+                workers=config.data.workers,
+                share=devices.share,
+            ) as batches,
+            self.stop.held(),
+        ):
+            save_every = config.train.checkpoint_every_minutes * 60
+            pace = Pace(self.stop, devices, save_every=save_every)
+            first_step = 0 if start is None else start.metadata.step
+            for step, batch in enumerate(batches, start=first_step):
+                state, metrics, wishes = step_fn(state, devices.spread(batch), pace.wishes())
+                meter.add(step, metrics)
+                done = step + 1
+                decision = pace.decide(wishes)
+                validates = self.validator.is_due(done)
+                if not (validates or decision.save or decision.stop):
+                    continue
+                meter.finish()
+                validation, stopped = None, decision.stop
+                if validates and not stopped:
+                    try:
+                        validation = self._validate(state, done, tracker)
+                    except Stopped:
+                        # The next start repeats it.
+                        stopped = True
+                store.save(state, self._metadata(done, validation))
+                pace.saved()
+                self._tell(done, validation)
+                if stopped:
+                    store.wait()
+                    tracker.say(
+                        f"step {done} of {self.total_steps} is saved; "
+                        f"go on with --workdir {self.workdir}"
+                    )
+                    self.stop.leave()
+                meter.skip_time()
+
+    def test(self, tracker: Tracker) -> dict[str, Any]:
+        """Metrics of the best checkpoint on the test split, written and printed by one process."""
+        records = self.data.splits.test
+        if len(records) == 0:
+            tracker.say("no test split in this data set: nothing is tested")
+            return {}
+        with self.stop.held():
+            found = evaluate_best(self.evaluator, self.workdir, records, self.check)
+        if not self.devices.first:
+            return {}
+        with self.stop.released():
+            metrics = write_test(found, self.workdir, len(records), tracker)
+        log_test(found, metrics, self.total_steps, tracker)
+        return metrics
+
+    def check(self) -> None:
+        """For places that all processes come to and that can be left as they are.
+
+        Raises:
+          Stopped: one of them is to stop.
+        """
+        self.stop.check(self.devices.any)
+
+    def _tell(self, done: int, validation: dict[str, Any] | None) -> None:
+        if self.on_validation is not None and validation is not None:
+            self.on_validation(done // self.order.steps_per_epoch, validation)
+
+    def _metadata(self, done: int, validation: dict[str, Any] | None) -> Metadata:
+        return Metadata(
+            model=self.spec,
+            config=self.config.to_dict(),
+            step=done,
+            epoch=done // self.order.steps_per_epoch,
+            position=self.order.position_after(done),
+            data_fingerprint=self.data.fingerprint,
+            validation=validation,
+            git_revision=self._revision,
+        )
