@@ -44,6 +44,9 @@ def get_config() -> ConfigDict:
     model.name = "base_model"
     # W,H of the prior as fractions of the image, or "auto": the mean of the training boxes.
     model.anchor = "0.04250100424705710,0.05551774140353888"
+    # What the convolutions of the training compute in: "float32", or "bfloat16", which accelerators
+    # have units for. Parameters, statistics and the loss, and every evaluation, are float32.
+    model.dtype = "float32"
 
     config.loss = loss = ConfigDict()
     # Weight of cells without an object in the objectness term (1 for cells with one).

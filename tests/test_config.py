@@ -64,6 +64,7 @@ BAD = [
     ("data__definition", "", "data.definition must be a path"),
     ("data__workers", -1, "data.workers must be 0 or more"),
     ("data__cache", "ram", "data.cache must be one of"),
+    ("model__dtype", "float16", "model.dtype must be one of"),
     ("data__max_boxes", -1, "data.max_boxes must be 0"),
     ("data__min_box_area", 1.0, "data.min_box_area must be in"),
     ("data__on_bad_label", "ignore", "data.on_bad_label must be 'error' or 'skip'"),

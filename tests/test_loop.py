@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -171,6 +172,9 @@ def test_a_finished_run_is_only_tested_again(whole_run, definition, monkeypatch)
             {"optim__learning_rate": 1.0}, "config.optim.learning_rate: 0.0003 != 1.0", id="config"
         ),
         pytest.param(
+            {"model__dtype": "bfloat16"}, "config.model.dtype: 'float32' != 'bf", id="precision"
+        ),
+        pytest.param(
             {"train__resume": "elsewhere"}, "holds checkpoints of its own", id="elsewhere"
         ),
     ],
@@ -179,6 +183,19 @@ def test_another_run_in_the_workdir_is_refused(whole_run, definition, overrides,
     workdir, _ = whole_run
     with pytest.raises(UserError, match=message):
         train_and_evaluate(config_of(definition, **overrides), workdir)
+
+
+def test_a_run_from_before_a_field_existed_goes_on(whole_run, definition, tmp_path):
+    workdir, metrics = whole_run
+    shutil.copytree(workdir, tmp_path / "old")
+    for file in (tmp_path / "old" / "checkpoints").glob("*/metadata/metadata"):
+        values = json.loads(file.read_text())
+        del values["config"]["model"]["dtype"], values["config"]["data"]["cache"]
+        file.write_text(json.dumps(values))
+    again = train_and_evaluate(config_of(definition), tmp_path / "old")
+    assert {**again, "checkpoint": None} == {**metrics, "checkpoint": None}
+    with pytest.raises(UserError, match=r"config\.model\.dtype"):
+        train_and_evaluate(config_of(definition, model__dtype="bfloat16"), tmp_path / "old")
 
 
 def test_changed_data_is_refused(definition, tmp_path, whole_run):

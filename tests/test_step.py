@@ -285,3 +285,35 @@ def test_a_network_without_batch_statistics_is_trained_saved_and_restored(tmp_pa
     # It goes on as the saved one would.
     step = jitted_step_of(spec)
     assert_equal_trees(step(restored, batch), step(state, batch))
+
+
+@pytest.mark.parametrize("spec", [SPEC, dataclasses.replace(SPEC, architecture="tiny_convnext")])
+def test_half_precision_is_in_the_convolutions_alone(spec):
+    batch = batch_of(8)
+    state = fresh_state(spec)
+    half = make_train_step(
+        spec,
+        TX,
+        SCHEDULE,
+        loss=LOSS,
+        augment=AugmentConfig(horizontal_flip=0.0, vertical_flip=0.0),
+        seed=0,
+        compute_dtype="bfloat16",
+    )
+    jaxpr = str(jax.make_jaxpr(half)(state, batch))
+    convolutions = [line for line in jaxpr.splitlines() if "conv_general_dilated" in line]
+    assert convolutions
+    assert all("f32" not in line.split("=")[0] for line in convolutions)
+    ours, metrics = jax.jit(half)(state, batch)
+    expected, expected_metrics = jitted_step_of(spec)(state, batch)
+    for found, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert found.dtype == wanted.dtype
+    for found, wanted in zip(metrics.terms, expected_metrics.terms, strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted, rtol=0.02)
+        assert found != wanted
+    # Statistics over some thousand pixels: a sum in bfloat16 would be off by whole percents.
+    for found, wanted in zip(
+        jax.tree.leaves(ours.batch_stats), jax.tree.leaves(expected.batch_stats), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=5e-3, atol=5e-3 * np.abs(wanted).max())

@@ -79,9 +79,12 @@ class ModelConfig:
 
     name: str
     anchor: str
+    dtype: str
 
     def __post_init__(self) -> None:
         get_backbone(self.name)
+        dtypes = ("float32", "bfloat16")
+        _require(self.dtype in dtypes, "model.dtype", f"one of {dtypes}", self.dtype)
         if self.anchor != "auto":
             self.anchor_wh()
 

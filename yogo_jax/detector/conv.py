@@ -45,11 +45,16 @@ def _kernel_gradient_by_products(x: Array, grad: Array, stride: int) -> Array:
         taps = [seen_by(image, row, column) for row in range(3) for column in range(3)]
         seen = jnp.concatenate(taps, axis=-1).reshape(rows * columns, 9 * channels)
         flat_grad = image_grad.reshape(rows * columns, outputs)
-        return total + lax.dot_general(flat_grad, seen, (((0,), (0,)), ((), ()))), None
+        product = lax.dot_general(
+            flat_grad, seen, (((0,), (0,)), ((), ())), preferred_element_type=total.dtype
+        )
+        return total + product, None
 
     # One image at a time: the copies of its taps stay in the processor's cache.
-    total, _ = lax.scan(add_image, jnp.zeros((outputs, 9 * channels), x.dtype), (padded, grad))
-    return total.T.reshape(3, 3, channels, outputs)
+    # The sum over them is float32 whatever they are.
+    zeros = jnp.zeros((outputs, 9 * channels), jnp.float32)
+    total, _ = lax.scan(add_image, zeros, (padded, grad))
+    return total.T.reshape(3, 3, channels, outputs).astype(x.dtype)
 
 
 def _kernel_gradient_on_devices(x: Array, grad: Array, stride: int) -> Array:

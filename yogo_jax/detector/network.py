@@ -31,7 +31,8 @@ class BatchNorm(nn.Module):
     """Batch norm over the valid images of a batch, in the convention of the original.
 
     The running variance takes the unbiased variance of the batch (Flax's own takes the biased
-    one), and padding images count neither in the statistics nor in their pixel number.
+    one), and padding images count neither in the statistics nor in their pixel number. It computes
+    in float32 and gives back the precision that it got.
     """
 
     momentum: float = 0.9
@@ -42,7 +43,8 @@ class BatchNorm(nn.Module):
         self, x: Float[Array, "b h w c"], *, image_valid: Bool[Array, " b"] | None, train: bool
     ) -> Float[Array, "b h w c"]:
         """The normalised batch; `train` says whether its own statistics or the running ones."""
-        channels = x.shape[-1]
+        channels, given_dtype = x.shape[-1], x.dtype
+        x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
@@ -61,9 +63,9 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale / jnp.sqrt(var + self.epsilon)
-        return (x - mean.reshape(1, 1, 1, -1)) * factor.reshape(1, 1, 1, -1) + bias.reshape(
-            1, 1, 1, -1
-        )
+        shift = bias.reshape(1, 1, 1, -1)
+        normed = (x - mean.reshape(1, 1, 1, -1)) * factor.reshape(1, 1, 1, -1) + shift
+        return normed.astype(given_dtype)
 
 
 class ConvUnit(nn.Module):
@@ -165,7 +167,8 @@ class YogoNetwork(nn.Module):
       backbone: what to build, see `backbones.py`.
       num_classes: k, so that the head has `outputs` = 5 + k channels.
       normalize_images: divide pixels by 255 first, as the checkpoint was trained.
-      compute_dtype: of convolutions; norms, and what comes out, are float32.
+      compute_dtype: of convolutions and what lies between them; norms compute in float32, and what
+        comes out is float32.
     """
 
     backbone: ConvBackbone | ConvNextBackbone

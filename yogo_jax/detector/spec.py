@@ -84,7 +84,7 @@ class ModelSpec:
         Args:
           variables: `params` and `batch_stats`.
           images: pixels from 0 to 255.
-          compute_dtype: of the convolutions; everything between them, and the result, is float32.
+          compute_dtype: of the convolutions and of what lies between them; the result is float32.
         """
         raw = self.network(compute_dtype).apply(variables, images, train=False)
         assert isinstance(raw, jax.Array)

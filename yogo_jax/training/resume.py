@@ -22,6 +22,9 @@ MAY_CHANGE = {
     "track": None,
 }
 
+# What fields that came later were in runs from before.
+FORMERLY = {"model": {"dtype": "float32"}}
+
 
 class Start(NamedTuple):
     """The checkpoint that a run goes on from; `own` if it lies in the run's workdir already."""
@@ -128,7 +131,11 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
             f"{folder} holds weights only, there is no run to continue: use "
             f"--config.train.from_pretrained={folder}"
         )
-    different = differences(_that_must_agree(metadata.config), _that_must_agree(config.to_dict()))
+    recorded = {
+        group: {**FORMERLY.get(group, {}), **fields} if isinstance(fields, Mapping) else fields
+        for group, fields in metadata.config.items()
+    }
+    different = differences(_that_must_agree(recorded), _that_must_agree(config.to_dict()))
     if different:
         raise UserError(
             f"{folder} was trained with another config ({'; '.join(different)}): give the same "

@@ -139,6 +139,7 @@ class Run:
             loss=config.loss,
             augment=config.augment,
             seed=config.seed,
+            compute_dtype=config.model.dtype,
         )
         step_fn = self.stop.at_once_in_first_call(compile_train_step(train_step, devices))
         source = RecordSource(

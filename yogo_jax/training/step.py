@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from yogo_jax.config import AugmentConfig, LossConfig
 from yogo_jax.detector.losses import LossTerms, label_loss
@@ -43,12 +44,14 @@ def make_train_step(
     loss: LossConfig,
     augment: AugmentConfig,
     seed: int,
+    compute_dtype: DTypeLike = jnp.float32,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The training step: augment, bin, forward, loss, update.
 
-    Its randomness is drawn from (seed, step), so that a continued run draws the same.
+    Its randomness is drawn from (seed, step), so that a continued run draws the same. Convolutions
+    compute in `compute_dtype`; parameters, statistics of batch norm, loss and update are float32.
     """
-    network = spec.network()
+    network = spec.network(compute_dtype)
     image_loss = functools.partial(label_loss, weights=loss)
     flip = functools.partial(
         random_flips, horizontal=augment.horizontal_flip, vertical=augment.vertical_flip
