@@ -1,5 +1,6 @@
 """Packed images: the pixels of the files, made once, whole or not there."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -155,6 +156,15 @@ def test_who_asks_meanwhile_waits(paths, monkeypatch):
         np.testing.assert_array_equal(each, read_image(paths[39], image_hw=HW, rgb=False))
 
 
+def test_a_file_system_without_locks(paths, cache, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(pack.fcntl, "flock", unknown)
+    packed(paths)
+    assert len(packs(cache)) == 1
+
+
 def test_packing_can_be_stopped(paths, cache):
     class Stopped(Exception):
         pass
@@ -193,7 +203,9 @@ def test_a_kill_leaves_nothing_that_is_read_and_nobody_behind(paths, cache, tmp_
     process.wait()
     process.stdout.close()
     assert packs(cache) == []
+    assert len(list(cache.rglob("*.partial"))) == 1
     ours = packed(paths)
+    assert not list(cache.rglob("*.partial"))
     np.testing.assert_array_equal(ours[39], read_image(paths[39], image_hw=HW, rgb=False))
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

@@ -14,7 +14,8 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,15 +110,23 @@ def pack_images(
 
 @contextmanager
 def _only_one(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it, however that ends."""
+    """One process at a time; the lock goes with the process that holds it, however that ends.
+
+    On a file system without locks several may pack the same, each in a file of its own.
+    """
     with path.open("w") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
                 waiting()
-                threading.Event().wait(0.2)
+                time.sleep(0.2)
+                continue
+            except OSError:
+                break
+            for left_by_a_kill in path.parent.glob("*.partial"):
+                left_by_a_kill.unlink()
+            break
         yield
 
 
@@ -129,7 +138,7 @@ def _build(
     workers: int,
     tell: Tell,
 ) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{socket.gethostname()}-{os.getpid()}.partial")
     shape = (len(paths), *image_hw, 3 if rgb else 1)
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
     with partial.open("r+b") as file:
