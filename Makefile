@@ -35,7 +35,8 @@ demo: $(VENV)/.runtime
 	@echo "Next:"
 	@echo "  your own data        $(BIN)/python -m yogo_jax.train --config configs/base.py --config.data.definition=FILE.yml"
 	@echo "  how to describe it   docs/data.md; look at it first: $(BIN)/python -m yogo_jax.inspect FILE.yml"
-	@echo "  find and count cells $(BIN)/python -m yogo_jax.infer runs/demo --images FOLDER --output found --draw-boxes --count"
+	@echo "  find and count cells $(BIN)/python -m yogo_jax.infer runs/demo --images '$${YOGO_JAX_CACHE:-$$HOME/.cache/yogo_jax}/synthetic-192x256-*/images/test/*.png' --output found --draw-boxes --count"
+	@echo "                       (this network knows synthetic frames only; one of yours counts yours)"
 	@echo "  another split        $(BIN)/python -m yogo_jax.evaluate runs/demo --split val --output runs/demo/val"
 
 lint: $(VENV)/.dev

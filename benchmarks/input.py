@@ -21,7 +21,7 @@ from PIL import Image
 
 from yogo_jax.data.frames import draw_frame
 from yogo_jax.data.images import read_image
-from yogo_jax.data.pack import pack_images
+from yogo_jax.data.pack import find_pack, make_pack
 from yogo_jax.data.synthetic import CLASS_PROPORTIONS
 
 
@@ -60,8 +60,9 @@ def main() -> None:
         folder.mkdir()
         paths = write_frames(folder, args.frames)
         began = time.perf_counter()
-        packed = pack_images(
-            paths, image_hw=IMAGE_HW, rgb=False, workers=0, tell=lambda done, total: None
+        packed = find_pack(paths, image_hw=IMAGE_HW, rgb=False)
+        make_pack(
+            packed, paths, image_hw=IMAGE_HW, rgb=False, workers=0, tell=lambda done, total: None
         )
         seconds_to_pack = time.perf_counter() - began
 

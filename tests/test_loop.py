@@ -156,6 +156,21 @@ def test_images_are_packed_if_asked_or_if_there_is_room(
     assert ("decoded each time" in output) == (said is not None)
 
 
+def test_a_pack_that_is_there_needs_no_room(whole_run, definition, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packing, "room_for_packs", lambda: 0)
+    train_and_evaluate(config_of(definition, train__epochs=1), tmp_path)
+    assert "decoded each time" not in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written(definition, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    train_and_evaluate(config_of(definition, train__epochs=1), tmp_path / "auto")
+    assert "images of val are decoded each time: images cannot" in capsys.readouterr().out
+    with pytest.raises(UserError, match="Not a directory; set YOGO_JAX_CACHE"):
+        train_and_evaluate(config_of(definition, data__cache="disk"), tmp_path / "disk")
+
+
 def test_a_finished_run_is_only_tested_again(whole_run, definition, monkeypatch):
     workdir, metrics = whole_run
     (workdir / "test" / "metrics.json").unlink()

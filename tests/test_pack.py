@@ -19,7 +19,7 @@ from mounts import mounted
 from runs import environment
 from yogo_jax.data import pack
 from yogo_jax.data.images import read_image
-from yogo_jax.data.pack import PackedImages, pack_images
+from yogo_jax.data.pack import CannotPackError, PackedImages, find_pack, make_pack
 from yogo_jax.errors import UserError
 
 
@@ -49,7 +49,11 @@ def paths(tmp_path):
 
 
 def packed(paths, *, rgb=False, workers=0, tell=lambda done, total: None, hw=HW) -> PackedImages:
-    return pack_images(paths, image_hw=hw, rgb=rgb, workers=workers, tell=tell)
+    found = find_pack(paths, image_hw=hw, rgb=rgb)
+    if not found.made:
+        make_pack(found, paths, image_hw=hw, rgb=rgb, workers=workers, tell=tell)
+    assert found.made
+    return found
 
 
 def packs(cache):
@@ -121,6 +125,7 @@ def test_a_broken_image_is_named_and_nothing_is_left(paths, cache, workers):
     with pytest.raises(UserError, match=r"20\.png: cannot be decoded"):
         packed(paths, workers=workers)
     assert packs(cache) == []
+    assert not list(cache.rglob("*.partial"))
     Path(paths[20]).write_bytes(whole)
     packed(paths, workers=workers)
     os.remove(paths[3])
@@ -175,17 +180,19 @@ def test_packing_can_be_stopped(paths, cache):
     with pytest.raises(Stopped):
         packed(paths, tell=stop)
     assert packs(cache) == []
+    assert not list(cache.rglob("*.partial"))
     packed(paths)
 
 
 KILLED = """
 import sys, time
-from yogo_jax.data.pack import pack_images
+from yogo_jax.data.pack import find_pack, make_pack
 def tell(done, total):
     print(done, flush=True)
     time.sleep(60)
 if __name__ == "__main__":
-    pack_images(sys.argv[1:], image_hw=(20, 30), rgb=False, workers=2, tell=tell)
+    wanted = dict(image_hw=(20, 30), rgb=False)
+    make_pack(find_pack(sys.argv[1:], **wanted), sys.argv[1:], **wanted, workers=2, tell=tell)
 """
 
 
@@ -218,9 +225,36 @@ def test_a_kill_leaves_nothing_that_is_read_and_nobody_behind(paths, cache, tmp_
         raise AssertionError("workers outlived the process that was killed")
 
 
+def test_what_other_nodes_fill_stays_while_it_is_young(paths, cache):
+    found = find_pack(paths, image_hw=HW, rgb=False)
+    folder = found.path.parent
+    folder.mkdir(parents=True)
+    old, young = folder / "elsewhere-0.partial", folder / "elsewhere-1.partial"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    packed(paths)
+    assert list(cache.rglob("*.partial")) == [young]
+
+
 def test_a_full_disk(paths, monkeypatch, tmp_path):
     with mounted(tmp_path / "small", "size=64k") as folder:
         monkeypatch.setenv("YOGO_JAX_CACHE", str(folder))
-        with pytest.raises(UserError, match=r"No space left.*YOGO_JAX_CACHE to another folder"):
+        with pytest.raises(CannotPackError, match="No space left on device; make room, or set"):
             packed(paths, hw=(200, 300))
-        assert not list(folder.rglob("images.npy"))
+        assert not list(folder.rglob("images.npy")) + list(folder.rglob("*.partial"))
+
+
+def test_a_cache_folder_that_cannot_be_written(paths, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CannotPackError, match=r"Not a directory; set YOGO_JAX_CACHE to another"):
+        packed(paths)
+
+
+def test_trouble_of_who_is_told_is_not_that_of_the_pack(paths):
+    def tell(done, total):
+        raise OSError("the log is full")
+
+    with pytest.raises(OSError, match="the log is full"):
+        packed(paths, tell=tell)

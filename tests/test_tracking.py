@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from runs import tiny_config
 from yogo_jax.output.files import MAX_NAME_BYTES, whole_file, write_atomically
-from yogo_jax.training.tracking import MetricsLog, read_metrics
+from yogo_jax.training.tracking import MetricsLog, Tracker, read_metrics
 from yogo_jax.training.wandb_run import scalars
 
 
@@ -24,6 +25,17 @@ def test_a_continued_log_drops_what_came_after_its_checkpoint(tmp_path):
     log.close()
     assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
     assert read_metrics(path)[-1]["again"]
+
+
+def test_what_is_not_repeated_is_on_the_disk_at_once(tmp_path):
+    config = tiny_config("d.yml", track__wandb_mode="disabled")
+    with Tracker(config, tmp_path, total_steps=4, first_step=0) as tracker:
+        tracker.start(0, {"host": "here"})
+        assert [each["kind"] for each in read_metrics(tmp_path / "metrics.jsonl")] == ["start"]
+        tracker.log("train", 1, {"loss": 2.0})
+        tracker.log("validation", 1, {"loss": 3.0})
+        kinds = [each["kind"] for each in read_metrics(tmp_path / "metrics.jsonl")]
+        assert kinds == ["start", "train", "validation"]
 
 
 def test_files_are_whole_or_not_there(tmp_path):

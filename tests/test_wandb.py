@@ -11,6 +11,7 @@ import pytest
 from runs import tiny_config
 from tiny_data import write_dataset
 from yogo_jax.errors import UserError
+from yogo_jax.training import wandb_media
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.tracking import Tracker, read_metrics
 from yogo_jax.training.wandb_run import can_reach
@@ -203,6 +204,48 @@ def test_without_login_or_network_it_is_off(tmp_path, capsys, monkeypatch, reque
     with pytest.raises(UserError, match=r"wandb_mode=online: .*wandb_mode=offline") as error:
         make_tracker(tmp_path, track__wandb_mode="online")
     assert reason in str(error.value)
+
+
+class Failing:
+    """A W&B run whose service has gone."""
+
+    def log(self, values):
+        raise ConnectionResetError("connection lost")
+
+    finish = log
+
+
+@pytest.mark.parametrize("use", ["log", "finish"])
+def test_a_service_that_dies_does_not_end_the_run(tmp_path, capsys, use):
+    with make_tracker(tmp_path, track__wandb_mode="disabled") as tracker:
+        tracker._wandb = Failing()
+        if use == "log":
+            for step in (1, 2):
+                tracker.log("train", step, {"loss": 1.0})
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "Weights & Biases is off from here on" in line]) == 1
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == (2 if use == "log" else 0)
+    with pytest.raises(ZeroDivisionError):
+        fail_with(Failing(), tmp_path)
+
+
+def fail_with(wandb_run, tmp_path):
+    with make_tracker(tmp_path, track__wandb_mode="disabled") as tracker:
+        tracker._wandb = wandb_run
+        raise ZeroDivisionError
+
+
+@pytest.mark.usefixtures("without_login")
+def test_an_image_that_has_gone_ends_the_pictures_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(wandb_media, "read_image", _gone)
+    definition = write_dataset(tmp_path / "data")
+    config = tiny_config(definition, track__wandb_mode="offline", train__epochs=1)
+    assert train_and_evaluate(config, tmp_path / "run")["images"] == 3
+    assert "Weights & Biases is off from here on: it has gone" in capsys.readouterr().out
+
+
+def _gone(*_, **__):
+    raise UserError("it has gone")
 
 
 def test_what_can_be_reached(answering_server):

@@ -7,18 +7,21 @@ depend on. So a pack is never out of date, and runs that read the same images sh
 """
 
 import concurrent.futures
+import errno
 import fcntl
 import functools
 import hashlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import PIL
@@ -35,6 +38,8 @@ _VERSION = 1
 # Images that a worker decodes at a time: enough to be worth the way, few enough to see it move.
 _CHUNK = 16
 _READERS = 8
+# An unfinished pack that nobody has written to for so long is that of a process that was killed.
+_SECONDS_UNTIL_LEFT = 3600
 
 # Told how many images of how many are done; what it raises ends the packing.
 Tell = Callable[[int, int], None]
@@ -50,6 +55,11 @@ class PackedImages:
     def array(self) -> UInt8[np.ndarray, "n h w c"]:
         """All images, read-only."""
         return np.load(self.path, mmap_mode="r")
+
+    @property
+    def made(self) -> bool:
+        """Whether it is there."""
+        return self.path.exists()
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         return np.array(self.array[index])
@@ -71,15 +81,43 @@ def room_for_packs() -> int:
     return shutil.disk_usage(folder).free
 
 
-def pack_images(
-    paths: Sequence[str], *, image_hw: tuple[int, int], rgb: bool, workers: int, tell: Tell
-) -> PackedImages:
-    """The images as `read_image` gives them, packed now if no run has done so before.
+class CannotPackError(UserError):
+    """Images cannot be packed here: no room, or no folder to write to. They can be decoded."""
+
+
+def find_pack(paths: Sequence[str], *, image_hw: tuple[int, int], rgb: bool) -> PackedImages:
+    """The pack of these images as `read_image` gives them, made or not.
+
+    Args:
+      paths: of the image files.
+      image_hw: that they are resized to.
+      rgb: three channels instead of one.
+
+    Raises:
+      UserError: an image cannot be read.
+      CannotPackError: the cache folder cannot be written.
+    """
+    with _as_cannot_pack(cache_folder()):
+        key = _content_key(paths, image_hw, rgb)
+    return PackedImages(cache_folder() / "packs" / key / "images.npy")
+
+
+def make_pack(
+    packed: PackedImages,
+    paths: Sequence[str],
+    *,
+    image_hw: tuple[int, int],
+    rgb: bool,
+    workers: int,
+    tell: Tell,
+) -> None:
+    """Decodes the images into their pack, unless another process has done so meanwhile.
 
     Of several processes that want a pack one makes it, and the others wait. One that is killed
     while it packs leaves nothing that is read.
 
     Args:
+      packed: where, from `find_pack` of the same images.
       paths: of the image files.
       image_hw: that they are resized to.
       rgb: three channels instead of one.
@@ -87,47 +125,59 @@ def pack_images(
       tell: called every few images.
 
     Raises:
-      UserError: an image cannot be read, or the pack does not fit on the disk.
+      UserError: an image cannot be read.
+      CannotPackError: the pack does not fit on the disk, or cannot be written.
     """
-    key = _content_key(paths, image_hw, rgb)
-    folder = cache_folder() / "packs" / key
-    packed = PackedImages(folder / "images.npy")
-    if packed.path.exists():
-        return packed
-    try:
+    folder = packed.path.parent
+    with _as_cannot_pack(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder / "lock", functools.partial(tell, 0, len(paths))):
-            if not packed.path.exists():
-                _build(packed.path, paths, image_hw, rgb, workers, tell)
-    except OSError as error:
-        needed = pack_bytes(len(paths), image_hw, rgb=rgb) / 2**30
-        raise UserError(
-            f"data.cache: {folder}: {error.strerror or error}; {needed:.1f} GiB are to go there: "
-            "make room, set YOGO_JAX_CACHE to another folder, or --config.data.cache=none"
-        ) from error
-    return packed
+        lock = (folder / "lock").open("w")
+    with lock, _only_one(lock, folder, functools.partial(tell, 0, len(paths))):
+        if not packed.made:
+            _build(packed.path, paths, image_hw, rgb, workers, tell)
 
 
 @contextmanager
-def _only_one(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def _as_cannot_pack(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "make room, or set" if full else "set"
+        raise CannotPackError(
+            f"images cannot be packed in {folder}: {error.strerror or error}; {fix} YOGO_JAX_CACHE "
+            "to another folder, or --config.data.cache=none"
+        ) from error
+
+
+@contextmanager
+def _only_one(lock: TextIO, folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """One process at a time; the lock goes with the process that holds it, however that ends.
 
     On a file system without locks several may pack the same, each in a file of its own.
     """
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                time.sleep(0.2)
-                continue
-            except OSError:
-                break
-            for left_by_a_kill in path.parent.glob("*.partial"):
-                left_by_a_kill.unlink()
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            time.sleep(0.2)
+            continue
+        except OSError:
             break
-        yield
+        _remove_left_by_kills(folder)
+        break
+    yield
+
+
+def _remove_left_by_kills(folder: Path) -> None:
+    # Some locks hold on one node only: what another one is filling must stay.
+    own = f"{socket.gethostname()}-"
+    for partial in folder.glob("*.partial"):
+        with suppress(FileNotFoundError):
+            age = time.time() - partial.stat().st_mtime
+            if partial.name.startswith(own) or age > _SECONDS_UNTIL_LEFT:
+                partial.unlink()
 
 
 def _build(
@@ -138,17 +188,34 @@ def _build(
     workers: int,
     tell: Tell,
 ) -> None:
-    partial = path.with_name(f"{socket.gethostname()}-{os.getpid()}.partial")
+    partial = path.with_name(f"{socket.gethostname()}-{secrets.token_hex(4)}.partial")
     shape = (len(paths), *image_hw, 3 if rgb else 1)
-    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    with partial.open("r+b") as file:
-        # Else a disk that fills up would kill the process with a bus error.
-        os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
-    del array
+    try:
+        with _as_cannot_pack(path.parent):
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            del array
+            with partial.open("r+b") as file:
+                # Else a disk that fills up would kill the process with a bus error.
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
+        _fill(partial, paths, image_hw, rgb, workers, tell)
+        with _as_cannot_pack(path.parent):
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fill(
+    partial: Path,
+    paths: Sequence[str],
+    image_hw: tuple[int, int],
+    rgb: bool,
+    workers: int,
+    tell: Tell,
+) -> None:
     chunks = [range(at, min(at + _CHUNK, len(paths))) for at in range(0, len(paths), _CHUNK)]
     done = 0
     with _pool(workers, len(chunks)) as pool:
-        fill = functools.partial(_fill, partial, image_hw, rgb)
+        fill = functools.partial(_fill_chunk, partial, image_hw, rgb)
         with signals_held_back():
             futures = [
                 pool.submit(fill, chunk.start, [str(paths[index]) for index in chunk])
@@ -161,7 +228,6 @@ def _build(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    partial.replace(path)
 
 
 def _pool(workers: int, chunks: int) -> concurrent.futures.Executor:
@@ -175,7 +241,9 @@ def _pool(workers: int, chunks: int) -> concurrent.futures.Executor:
     )
 
 
-def _fill(partial: Path, image_hw: tuple[int, int], rgb: bool, start: int, paths: list[str]) -> int:
+def _fill_chunk(
+    partial: Path, image_hw: tuple[int, int], rgb: bool, start: int, paths: list[str]
+) -> int:
     """Decodes some images to their places; returns how many."""
     array = np.lib.format.open_memmap(partial, mode="r+")
     for index, path in enumerate(paths, start):
@@ -203,7 +271,7 @@ def _content_key(paths: Sequence[str], image_hw: tuple[int, int], rgb: bool) -> 
             contents.update(digest)
     key = contents.hexdigest()
     known.parent.mkdir(parents=True, exist_ok=True)
-    temporary = known.with_name(f"{known.name}.{os.getpid()}.tmp")
+    temporary = known.with_name(f"{known.name}.{secrets.token_hex(4)}.tmp")
     temporary.write_text(key)
     temporary.replace(known)
     return key

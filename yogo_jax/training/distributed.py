@@ -73,8 +73,10 @@ def join_processes(given: Coordinates) -> None:
             "all three, to every process"
         )
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator must be HOST:PORT of process 0, got {coordinator!r}")
+    if num_processes < 1:
+        raise UserError(f"--num-processes must be 1 or more, got {num_processes}")
     if not 0 <= process_id < num_processes:
         raise UserError(
             f"--process-id must be from 0 to {num_processes - 1} for --num-processes "
@@ -96,12 +98,19 @@ def _initialize(meeting: Mapping[str, Any]) -> None:
     reminder = threading.Timer(_UNTIL_REMINDED, _say_waiting)
     reminder.daemon = True
     reminder.start()
-    jax.distributed.initialize(
-        **meeting,
-        initialization_timeout=_UNTIL_ALL_HAVE_COME,
-        shutdown_timeout_seconds=_UNTIL_ALL_ARE_DONE,
-    )
-    reminder.cancel()
+    try:
+        jax.distributed.initialize(
+            **meeting,
+            initialization_timeout=_UNTIL_ALL_HAVE_COME,
+            shutdown_timeout_seconds=_UNTIL_ALL_ARE_DONE,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"the processes of this run cannot meet: {error}. If the port of process 0 is taken, "
+            "give another (--coordinator HOST:PORT, under SLURM JAX_COORDINATOR_PORT)"
+        ) from error
+    finally:
+        reminder.cancel()
 
 
 def _say_waiting() -> None:

@@ -4,7 +4,14 @@ import time
 from collections.abc import Callable
 
 from yogo_jax.config import DataConfig
-from yogo_jax.data.pack import PackedImages, pack_bytes, pack_images, room_for_packs
+from yogo_jax.data.pack import (
+    CannotPackError,
+    PackedImages,
+    find_pack,
+    make_pack,
+    pack_bytes,
+    room_for_packs,
+)
 from yogo_jax.data.records import Records
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.training.tracking import Tracker
@@ -26,27 +33,50 @@ def open_pack(
 ) -> PackedImages | None:
     """The images of a split from a pack, made first if need be; None to decode them each time.
 
+    "auto" packs what takes no more than half of the free room, and decodes each time where it
+    cannot pack.
+
     Args:
       name: of the split.
       records: of the split.
       spec: says in which size and colours images are wanted.
-      data: with `cache`; "auto" packs what takes no more than half of the free room.
+      data: with `cache`.
       tracker: takes lines, and the bar's text.
       check: called every few images; what it raises ends the packing.
 
     Raises:
-      UserError: an image cannot be read, or the pack does not fit.
+      UserError: an image cannot be read, or cannot be packed where "disk" asks for it.
     """
     if data.cache == "none" or len(records) == 0:
         return None
-    needed, room = pack_bytes(len(records), spec.image_hw, rgb=spec.rgb), room_for_packs()
-    if data.cache == "auto" and needed > _SHARE_OF_ROOM * room:
-        tracker.say(
-            f"images of {name} are decoded each time: packed they take {needed / 2**30:.1f} GiB, "
-            f"and {room / 2**30:.1f} GiB are free (--config.data.cache=disk packs them, where "
-            "YOGO_JAX_CACHE says)"
-        )
+    try:
+        packed = find_pack(records.image_paths, image_hw=spec.image_hw, rgb=spec.rgb)
+        if packed.made:
+            return packed
+        needed, room = pack_bytes(len(records), spec.image_hw, rgb=spec.rgb), room_for_packs()
+        if data.cache == "auto" and needed > _SHARE_OF_ROOM * room:
+            raise CannotPackError(
+                f"packed they take {needed / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free "
+                "(--config.data.cache=disk packs them, where YOGO_JAX_CACHE says)"
+            )
+        _make(packed, name, records, spec, data, tracker, check)
+    except CannotPackError as error:
+        if data.cache != "auto":
+            raise
+        tracker.say(f"images of {name} are decoded each time: {error}")
         return None
+    return packed
+
+
+def _make(
+    packed: PackedImages,
+    name: str,
+    records: Records,
+    spec: ModelSpec,
+    data: DataConfig,
+    tracker: Tracker,
+    check: Callable[[], None],
+) -> None:
     told = time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -58,7 +88,8 @@ def open_pack(
             tracker.say(text)
             told = time.monotonic()
 
-    return pack_images(
+    make_pack(
+        packed,
         records.image_paths,
         image_hw=spec.image_hw,
         rgb=spec.rgb,

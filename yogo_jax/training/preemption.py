@@ -112,9 +112,9 @@ class Stop:
         os.set_blocking(pythons, False)
 
         def watch() -> None:
-            number = os.read(ours, 1)[0]
-            if number in SIGNALS:
-                end_process(signal.Signals(number).name)
+            while number := os.read(ours, 1)[0]:
+                if number in SIGNALS:
+                    end_process(signal.Signals(number).name)
 
         before = signal.set_wakeup_fd(pythons, warn_on_full_buffer=False)
         watcher = threading.Thread(target=watch, daemon=True)

@@ -1,6 +1,7 @@
 """What stays the same during a run, and its phases: steps, validations, checkpoints, test."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,17 @@ class Run:
         return self.validator.run(state, done, tracker, self.check, self.packs.get("val"))
 
     def _open_packs(self, tracker: Tracker) -> None:
-        # Several processes do not all pack, so that they cannot agree to stop in between.
-        check = self.check if self.devices.share.count == 1 else _nothing
-        for name in ("train", "val"):
-            records = getattr(self.data.splits, name)
-            data = self.config.data
-            self.packs[name] = open_pack(name, records, self.spec, data, tracker, check)
+        # Several processes do not all pack, so that they cannot agree to stop in between; but if
+        # all of them get the signal, each may just end, since nothing is at stake here.
+        alone = self.devices.share.count == 1
+        at_once = nullcontext() if alone or not self.stop.ends_all else self.stop.at_once()
+        with at_once:
+            for name in ("train", "val"):
+                records = getattr(self.data.splits, name)
+                check = self.check if alone else _nothing
+                self.packs[name] = open_pack(
+                    name, records, self.spec, self.config.data, tracker, check
+                )
 
     def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
         config, order = self.config, self.order

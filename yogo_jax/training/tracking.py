@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,11 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._close_files()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+        code = 0 if kind is None else 1
+        try:
+            self._to_wandb(lambda run: run.finish(exit_code=code))
+        finally:
+            self._close_files()
 
     def _close_files(self) -> None:
         self._metrics.close()
@@ -149,15 +151,18 @@ class Tracker:
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One record of a kind ("train", "validation", "test"), after `step` updates."""
         self._metrics.write({"kind": kind, "step": step, **values})
-        if self._wandb is not None:
-            flat = {f"{kind}/{name}": value for name, value in scalars(values)}
-            self._wandb.log({"step": step, **flat})
+        if kind != "train":
+            # Before the checkpoint that says it is done: a kill between must not lose it.
+            self._metrics.flush()
+        flat = {f"{kind}/{name}": value for name, value in scalars(values)}
+        self._to_wandb(lambda run: run.log({"step": step, **flat}))
 
     def start(self, step: int, environment: Mapping[str, Any]) -> None:
         """Where and by what the run is computed from `step` on, until it stops."""
         self._metrics.write({"kind": "start", "step": step, **environment})
-        if self._wandb is not None:
-            self._wandb.config.update({"environment": dict(environment)}, allow_val_change=True)
+        self._metrics.flush()
+        values = {"environment": dict(environment)}
+        self._to_wandb(lambda run: run.config.update(values, allow_val_change=True))
 
     @property
     def shows_images(self) -> bool:
@@ -181,11 +186,25 @@ class Tracker:
           spec: of the model.
           rocs: curves by class, if they were measured.
         """
-        if self._wandb is not None:
+
+        def log_media(run: Any) -> None:
             from yogo_jax.training.wandb_media import evaluation_media
 
             media = evaluation_media(evaluation, spec, rocs)
-            self._wandb.log({"step": step} | {f"{kind}/{key}": media[key] for key in media})
+            run.log({"step": step} | {f"{kind}/{key}": media[key] for key in media})
+
+        self._to_wandb(log_media)
+
+    def _to_wandb(self, action: Callable[[Any], None]) -> None:
+        """Does something with the W&B run, if there is one; a trouble there ends that run alone."""
+        if self._wandb is None:
+            return
+        try:
+            action(self._wandb)
+        except Exception as error:  # of its service, its network, or an image that has gone
+            self._wandb = None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.say(f"Weights & Biases is off from here on: {reason}")
 
 
 class SilentTracker(Tracker):

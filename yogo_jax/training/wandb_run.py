@@ -17,6 +17,10 @@ from yogo_jax.output.files import write_atomically
 
 # Longest wait for a sign of W&B's server: a cluster's nodes often have no way out.
 SECONDS_TO_REACH = 1.0
+# Longest wait for a run to be accepted, and at its end for what is still to be sent: it lies in the
+# workdir, too, and a job that has to go has little time.
+SECONDS_TO_BEGIN = 20
+SECONDS_TO_END = 20
 
 
 def start_wandb(config: Config, workdir: Path, say: Callable[[str], None]) -> Any:
@@ -103,7 +107,9 @@ def _init(wandb: Any, config: Config, workdir: Path, mode: str) -> Any:
         tags=list(track.tags),
         dir=str(workdir),
         config=config.to_dict(),
-        settings=wandb.Settings(silent=True),
+        settings=wandb.Settings(
+            silent=True, init_timeout=SECONDS_TO_BEGIN, finish_timeout=SECONDS_TO_END
+        ),
         **_identity(workdir),
     )
     # Steps are a value of their own: W&B's only go up, but a continued run repeats some.
