@@ -29,8 +29,11 @@ def get_config() -> ConfigDict:
     data.split_override = ()
     # Processes that read images; 0 reads them in threads of the training process.
     data.workers = 4
-    # Whether images are decoded once and kept, packed and mapped into memory, in the cache folder:
-    # "none", "disk", or "auto", which is "disk" if that takes no more than half of the free room.
+    # Where images are kept once they are decoded: "none" decodes them each time; "disk" packs them
+    # into a file in the cache folder, mapped into memory; "device" holds those of the training in
+    # the memory of every device as well, and takes several steps a call; "auto" is "device" for an
+    # accelerator of whose memory they take no more than 0.4, else "disk" if that takes no more than
+    # half of the free room.
     data.cache = "auto"
     # Rows of the padded boxes of an image; 0 takes the most that any image has.
     data.max_boxes = 0

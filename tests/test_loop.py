@@ -156,6 +156,35 @@ def test_images_are_packed_if_asked_or_if_there_is_room(
     assert ("decoded each time" in output) == (said is not None)
 
 
+def test_images_on_the_device_train_the_same(whole_run, definition, tmp_path, monkeypatch):
+    config = config_of(definition, data__cache="device")
+    train_and_evaluate(config, tmp_path / "run")
+    ours, theirs = train_records(tmp_path / "run"), train_records(whole_run[0])
+    assert [each["step"] for each in ours] == [each["step"] for each in theirs]
+    # Another program, which rounds otherwise.
+    for name in ("loss", "grad_norm", "learning_rate"):
+        np.testing.assert_allclose(
+            [each[name] for each in ours], [each[name] for each in theirs], rtol=1e-3
+        )
+    # Cut after a call that takes a whole epoch, it goes on bit for bit.
+    real_save, saved = run.CheckpointStore.save, []
+
+    def save_and_cut(store, *args):
+        real_save(store, *args)
+        store.wait()
+        saved.append(args)
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.CheckpointStore, "save", save_and_cut)
+        with pytest.raises(Cut):
+            train_and_evaluate(config, tmp_path / "cut")
+    assert len(saved) == 1
+    train_and_evaluate(config, tmp_path / "cut")
+    assert train_records(tmp_path / "cut") == ours
+    assert_equal_trees(final_state(tmp_path / "cut", config), final_state(tmp_path / "run", config))
+
+
 def test_a_pack_that_is_there_needs_no_room(whole_run, definition, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(packing, "room_for_packs", lambda: 0)
     train_and_evaluate(config_of(definition, train__epochs=1), tmp_path)

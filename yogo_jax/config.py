@@ -61,7 +61,7 @@ class DataConfig:
             fractions,
         )
         _require(self.workers >= 0, "data.workers", "0 or more", self.workers)
-        caches = ("none", "disk", "auto")
+        caches = ("none", "disk", "device", "auto")
         _require(self.cache in caches, "data.cache", f"one of {caches}", self.cache)
         _require(self.max_boxes >= 0, "data.max_boxes", "0 (auto) or more", self.max_boxes)
         _require(0 <= self.min_box_area < 1, "data.min_box_area", "in [0, 1)", self.min_box_area)

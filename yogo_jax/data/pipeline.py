@@ -69,6 +69,17 @@ class EpochOrder:
         shuffled = grain.MapDataset.range(self.num_records).shuffle(self.seed)
         return int(shuffled[epoch * self.num_records + offset]) % self.num_records
 
+    def records_of_epoch(self, epoch: int) -> list[int]:
+        """The records in the slots of an epoch, -1 for padding."""
+        if self.seed is None:
+            records = list(range(self.num_records))
+        else:
+            shuffled = grain.MapDataset.range(self.num_records).shuffle(self.seed)
+            first = epoch * self.num_records
+            slots = range(first, first + self.num_records)
+            records = [int(shuffled[slot]) % self.num_records for slot in slots]
+        return records + [-1] * (self.slots_per_epoch - self.num_records)
+
     def records_of_batch(self, step: int) -> list[int]:
         """The records of one batch, without padding; for messages."""
         slots = range(step * self.batch_size, (step + 1) * self.batch_size)

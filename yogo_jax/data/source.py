@@ -1,6 +1,7 @@
 """Random access to records as padded examples: what the device gets of one image."""
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -76,6 +77,31 @@ class RecordSource:
         example["image_valid"] = np.asarray(True)
         example["record_index"] = np.asarray(index, np.int32)
         return example
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of `all`."""
+        row = self.padding()
+        arrays = (row["image"], row["boxes_cxcywh"], row["class_ids"], row["valid"])
+        return (len(self) + 1) * sum(array.nbytes for array in arrays)
+
+    def all(self) -> dict[str, np.ndarray]:
+        """All records in one array each of images, boxes, classes and `valid`.
+
+        The last row is padding.
+        """
+        rows, row = len(self) + 1, self.padding()
+        everything = {
+            "image": np.zeros((rows, *row["image"].shape), np.uint8),
+            "boxes_cxcywh": np.zeros((rows, self._max_boxes, 4), np.float32),
+            "class_ids": np.zeros((rows, self._max_boxes), np.int32),
+            "valid": np.zeros((rows, self._max_boxes), bool),
+        }
+        for index in range(len(self)):
+            example: Mapping[str, Any] = self[index]
+            for name, array in everything.items():
+                array[index] = example[name]
+        return everything
 
     def _image(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         if self._packed is not None:

@@ -37,6 +37,14 @@ class Devices:
         )
 
     @property
+    def memory_limit(self) -> int | None:
+        """Bytes of memory of each device; None where it is the host's own, or nobody says."""
+        if self.mesh.devices.flat[0].platform == "cpu":
+            return None
+        limits = [(each.memory_stats() or {}).get("bytes_limit") for each in jax.local_devices()]
+        return None if None in limits else min(int(each) for each in limits if each is not None)
+
+    @property
     def first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.share.index == 0

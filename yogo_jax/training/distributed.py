@@ -18,7 +18,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.training.preemption import Stopped
 from yogo_jax.training.state import TrainState
-from yogo_jax.training.step import Batch, StepMetrics
+from yogo_jax.training.step import StepMetrics
 
 
 # Seconds that finished processes wait for the one that still writes the report.
@@ -179,13 +179,16 @@ def check_batch_size(batch_size: int, devices: Devices) -> None:
 
 
 def compile_train_step(
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]], devices: Devices
-) -> Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics, jax.Array]]:
-    """The step on all devices: a function of (state, spread batch, wishes), the state is donated.
+    train_step: Callable[[TrainState, Any], tuple[TrainState, StepMetrics]],
+    devices: Devices,
+    inputs: Any = None,
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, StepMetrics, jax.Array]]:
+    """The step on all devices: a function of (state, inputs, wishes), the state is donated.
 
     Args:
       train_step: the pure function.
       devices: to run on.
+      inputs: shardings of its inputs; None is a spread batch.
 
     Returns:
       A function whose third argument and result are the wishes of the processes: booleans [n w] of
@@ -193,17 +196,17 @@ def compile_train_step(
     """
 
     def step_and_wishes(
-        state: TrainState, batch: Batch, wishes: jax.Array
+        state: TrainState, given: Any, wishes: jax.Array
     ) -> tuple[TrainState, StepMetrics, jax.Array]:
         # For `detector/conv.py`, which sums over the images itself.
         with jax.sharding.use_abstract_mesh(devices.mesh.abstract_mesh):
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, given)
         return state, metrics, wishes.any(0)
 
     step_and_wishes.__name__ = "train_step"
     return jax.jit(
         step_and_wishes,
-        in_shardings=(devices.copied, devices.by_image, devices.by_image),
+        in_shardings=(devices.copied, inputs or devices.by_image, devices.by_image),
         out_shardings=devices.copied,
         donate_argnums=0,
     )

@@ -13,9 +13,9 @@ from yogo_jax.training.step import StepMetrics
 from yogo_jax.training.tracking import Tracker
 
 
-# Steps whose metrics may still be on the device: enough to keep it busy, few enough that a
+# Calls whose metrics may still be on the device: enough to keep it busy, few enough that a
 # non-finite loss stops the run at once.
-STEPS_IN_FLIGHT = 2
+CALLS_IN_FLIGHT = 2
 
 
 class NotFiniteError(UserError):
@@ -39,7 +39,7 @@ class Meter:
         self._tracker = tracker
         self._epochs = epochs
         self._image_paths = image_paths
-        self._pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
+        self._pending: collections.deque[tuple[int, int, StepMetrics]] = collections.deque()
         self._began = self._clock = time.monotonic()
         self._start_epoch()
 
@@ -48,10 +48,16 @@ class Meter:
         self._images = 0
         self._epoch_seconds = 0.0
 
-    def add(self, step: int, metrics: StepMetrics) -> None:
-        """Takes the metrics of a step, counted from 0, that was just dispatched."""
-        self._pending.append((step, metrics))
-        while len(self._pending) > STEPS_IN_FLIGHT:
+    def add(self, step: int, steps: int, metrics: StepMetrics) -> None:
+        """Takes the metrics of a call that was just dispatched.
+
+        Args:
+          step: its first one, counted from 0.
+          steps: how many it takes.
+          metrics: arrays of at least that many, a value for each step.
+        """
+        self._pending.append((step, steps, metrics))
+        while len(self._pending) > CALLS_IN_FLIGHT:
             self._read()
 
     def finish(self) -> None:
@@ -65,14 +71,19 @@ class Meter:
         self._clock = time.monotonic()
 
     def _read(self) -> None:
-        step, on_device = self._pending.popleft()
-        metrics = jax.device_get(on_device)
+        first, steps, on_device = self._pending.popleft()
+        all_metrics = jax.device_get(on_device)
+        seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
+        for index in range(steps):
+            metrics = jax.tree.map(lambda values, index=index: values[index], all_metrics)
+            self._log(first + index, metrics, seconds / steps)
+
+    def _log(self, step: int, metrics: StepMetrics, seconds: float) -> None:
         loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
         terms = {name: float(value) for name, value in metrics.terms._asdict().items()}
         self._stop_if_not_finite(step, loss, grad_norm, terms)
         done = step + 1
         images = self._order.position_after(done) - self._order.position_after(step)
-        seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
         self._losses += loss * images
         self._images += images
         self._epoch_seconds += seconds

@@ -33,8 +33,8 @@ def open_pack(
 ) -> PackedImages | None:
     """The images of a split from a pack, made first if need be; None to decode them each time.
 
-    "auto" packs what takes no more than half of the free room, and decodes each time where it
-    cannot pack.
+    "auto" packs what takes no more than half of the free room. Where that cannot be it decodes each
+    time; so does "device", which reads the images of the training only once.
 
     Args:
       name: of the split.
@@ -61,7 +61,7 @@ def open_pack(
             )
         _make(packed, name, records, spec, data, tracker, check)
     except CannotPackError as error:
-        if data.cache != "auto":
+        if data.cache == "disk":
             raise
         tracker.say(f"images of {name} are decoded each time: {error}")
         return None

@@ -7,13 +7,14 @@ from typing import Any
 
 from yogo_jax.config import Config
 from yogo_jax.data.pack import PackedImages
-from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.pipeline import EpochOrder
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.evaluation.evaluator import IMAGES_AT_A_TIME, Evaluator
 from yogo_jax.training.checkpoints import CheckpointStore, record_validation
 from yogo_jax.training.distributed import compile_train_step
+from yogo_jax.training.feed import DeviceFeed, Feed, HostFeed, fits_on_device
 from yogo_jax.training.metadata import Metadata, git_revision
 from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -135,6 +136,21 @@ class Run:
                     name, records, self.spec, self.config.data, tracker, check
                 )
 
+    def _make_feed(self) -> Feed:
+        source = RecordSource(
+            self.data.splits.train,
+            image_hw=self.spec.image_hw,
+            rgb=self.spec.rgb,
+            max_boxes=self.data.max_boxes,
+            packed=self.packs.get("train"),
+        )
+        order, devices, data = self.order, self.devices, self.config.data
+        epochs = self.config.train.epochs
+        automatic = data.cache == "auto" and fits_on_device(source, devices)
+        if data.cache == "device" or automatic:
+            return DeviceFeed(source, order, epochs=epochs, devices=devices)
+        return HostFeed(source, order, epochs=epochs, workers=data.workers, devices=devices)
+
     def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
         config, order = self.config, self.order
         devices = self.devices
@@ -147,14 +163,11 @@ class Run:
             seed=config.seed,
             compute_dtype=config.model.dtype,
         )
-        step_fn = self.stop.at_once_in_first_call(compile_train_step(train_step, devices))
-        source = RecordSource(
-            self.data.splits.train,
-            image_hw=self.spec.image_hw,
-            rgb=self.spec.rgb,
-            max_boxes=self.data.max_boxes,
-            packed=self.packs.get("train"),
+        feed = self._make_feed()
+        step_fn = self.stop.at_once_in_first_call(
+            compile_train_step(feed.steps_of(train_step), devices, feed.shardings)
         )
+        first_step = 0 if start is None else start.metadata.step
         meter = Meter(
             order,
             tracker,
@@ -163,23 +176,16 @@ class Run:
         )
         with (
             CheckpointStore(self.workdir / "checkpoints") as store,
-            open_batches(
-                source,
-                order,
-                epochs=config.train.epochs,
-                position=0 if start is None else start.metadata.position,
-                workers=config.data.workers,
-                share=devices.share,
-            ) as batches,
+            feed.open(first_step) as works,
             self.stop.held(),
         ):
             save_every = config.train.checkpoint_every_minutes * 60
             pace = Pace(self.stop, devices, save_every=save_every)
-            first_step = 0 if start is None else start.metadata.step
-            for step, batch in enumerate(batches, start=first_step):
-                state, metrics, wishes = step_fn(state, devices.spread(batch), pace.wishes())
-                meter.add(step, metrics)
-                done = step + 1
+            done = first_step
+            for work in works:
+                state, metrics, wishes = step_fn(state, work.inputs, pace.wishes())
+                meter.add(done, work.steps, metrics)
+                done += work.steps
                 decision = pace.decide(wishes)
                 validates = self.validator.is_due(done)
                 if not (validates or decision.save or decision.stop):

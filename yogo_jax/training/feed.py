@@ -1,0 +1,203 @@
+"""How the images of the training reach the step: batch by batch from the host, or all at once.
+
+Either way a batch holds the same images in the same rows. What differs is who puts it together: the
+host, ahead of the device, or the device itself from the whole split in its memory, several steps
+for each call of the host.
+"""
+
+import abc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.source import RecordSource
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.devices import Devices
+from yogo_jax.training.state import TrainState
+from yogo_jax.training.step import Batch, StepMetrics
+
+
+# Steps of one call when the images are on the device: enough that the host's part does not count,
+# few enough that a signal is noticed soon.
+STEPS_PER_CALL = 8
+# Of a device's memory, what images may take; the rest is for the network.
+SHARE_OF_MEMORY = 0.4
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+# As many of them as a call takes; of their metrics each has an axis of steps in front.
+Steps = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
+
+
+class Work(NamedTuple):
+    """What one call works on: its number of steps, and its inputs on the devices."""
+
+    steps: int
+    inputs: Any
+
+
+class Feed(abc.ABC):
+    """Gives a run its batches."""
+
+    @property
+    @abc.abstractmethod
+    def shardings(self) -> Any:
+        """How the inputs lie on the devices."""
+
+    @abc.abstractmethod
+    def steps_of(self, train_step: TrainStep) -> Steps:
+        """A pure function of (state, inputs)."""
+
+    @abc.abstractmethod
+    def open(self, first_step: int) -> AbstractContextManager[Iterator[Work]]:
+        """A context that gives the work from a step to the end of the run."""
+
+
+class HostFeed(Feed):
+    """Batches that the host puts together, one for each call.
+
+    Args:
+      source: of the training images.
+      order: which of them, when.
+      epochs: of the run.
+      workers: processes that read ahead.
+      devices: of the run.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        order: EpochOrder,
+        *,
+        epochs: int,
+        workers: int,
+        devices: Devices,
+    ) -> None:
+        self._source = source
+        self._order = order
+        self._epochs = epochs
+        self._workers = workers
+        self._devices = devices
+
+    @property
+    def shardings(self) -> Any:
+        """Images are spread."""
+        return self._devices.by_image
+
+    def steps_of(self, train_step: TrainStep) -> Steps:
+        """One step."""
+
+        def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            state, metrics = train_step(state, batch)
+            return state, jax.tree.map(lambda value: value[None], metrics)
+
+        return one_step
+
+    @contextmanager
+    def open(self, first_step: int) -> Iterator[Iterator[Work]]:
+        """Batches from a step on; an image that cannot be read raises a `UserError`."""
+        with open_batches(
+            self._source,
+            self._order,
+            epochs=self._epochs,
+            position=self._order.position_after(first_step),
+            workers=self._workers,
+            share=self._devices.share,
+        ) as batches:
+            yield (Work(1, self._devices.spread(batch)) for batch in batches)
+
+
+class DeviceFeed(Feed):
+    """All images in the memory of every device, which gather their batches themselves.
+
+    Args:
+      source: of the training images, all of which are read now.
+      order: which of them, when.
+      epochs: of the run.
+      devices: of the run.
+
+    Raises:
+      UserError: an image cannot be read, or they do not fit.
+    """
+
+    def __init__(
+        self, source: RecordSource, order: EpochOrder, *, epochs: int, devices: Devices
+    ) -> None:
+        self._order = order
+        self._epochs = epochs
+        self._devices = devices
+        self._count = len(source)
+        needed, limit = source.nbytes, devices.memory_limit
+        if limit is not None and needed > limit:
+            raise UserError(
+                f"data.cache=device: the training images take {needed / 2**30:.1f} GiB, a device "
+                f"has {limit / 2**30:.1f}: use --config.data.cache=disk"
+            )
+        self._data = devices.copy(source.all())
+
+    @property
+    def shardings(self) -> Any:
+        """The data is on every device; which rows of it are whose is spread."""
+        copied, by_image = self._devices.copied, self._devices.by_image
+        return {"data": copied, "rows": by_image, "steps": copied}
+
+    def steps_of(self, train_step: TrainStep) -> Steps:
+        """`STEPS_PER_CALL` steps, of which the last may be left out."""
+        count = self._count
+
+        def some_steps(state: TrainState, inputs: Any) -> tuple[TrainState, StepMetrics]:
+            def batch_of(rows: Int[Array, " b"]) -> Batch:
+                batch = jax.tree.map(lambda array: array[rows], inputs["data"])
+                is_image = rows < count
+                index = jnp.where(is_image, rows, -1)
+                return {**batch, "image_valid": is_image, "record_index": index}
+
+            def step(state: TrainState, at: Any) -> tuple[TrainState, StepMetrics]:
+                number, rows = at
+                shapes = jax.eval_shape(lambda: train_step(state, batch_of(rows))[1])
+                nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
+                return jax.lax.cond(
+                    number < inputs["steps"],
+                    lambda: train_step(state, batch_of(rows)),
+                    lambda: (state, nothing),
+                )
+
+            numbers = jnp.arange(STEPS_PER_CALL, dtype=jnp.int32)
+            return jax.lax.scan(step, state, (numbers, inputs["rows"].T))
+
+        return some_steps
+
+    @contextmanager
+    def open(self, first_step: int) -> Iterator[Iterator[Work]]:
+        """Rows of the data for each call; none goes over the end of an epoch."""
+        yield self._works(first_step)
+
+    def _works(self, first_step: int) -> Iterator[Work]:
+        order, devices = self._order, self._devices
+        own = order.batch_size // devices.share.count
+        begin = devices.share.index * own
+        first_epoch, first = divmod(first_step, order.steps_per_epoch)
+        for epoch in range(first_epoch, self._epochs):
+            # The data has one row more, for padding.
+            slots = np.asarray(order.records_of_epoch(epoch), np.int32)
+            slots = np.where(slots < 0, self._count, slots).reshape(-1, order.batch_size)
+            for step in range(first if epoch == first_epoch else 0, len(slots), STEPS_PER_CALL):
+                rows = slots[step : step + STEPS_PER_CALL, begin : begin + own]
+                padding = np.full((STEPS_PER_CALL - len(rows), own), self._count, np.int32)
+                inputs = {
+                    "data": self._data,
+                    "rows": devices.spread(np.concatenate([rows, padding]).T),
+                    "steps": devices.copy(np.asarray(len(rows), np.int32)),
+                }
+                yield Work(len(rows), inputs)
+
+
+def fits_on_device(source: RecordSource, devices: Devices) -> bool:
+    """Whether "auto" keeps the images on the device: an accelerator with enough memory for them."""
+    limit = devices.memory_limit
+    return limit is not None and source.nbytes <= SHARE_OF_MEMORY * limit
