@@ -2,6 +2,13 @@
 
     python benchmarks/step.py --torch-python TORCH_VENV/bin/python [--json FILE]
 
+On a GPU, where a step is to be judged by what the card can do:
+
+    python benchmarks/step.py --torch-python PYTHON --image-hw 772 1032 --batch 64 --dtype bfloat16
+
+The share of the matrix rate is that of the convolutions' operations, three times those of a forward
+pass, to what the device reaches in one large matrix product, measured in the same run.
+
 The PyTorch twin (`torch_twin.py`) runs in its own interpreter, with `pip install torch==2.13.0`.
 Rounds of ours and of the twin take turns, so that both see the same machine; medians are printed.
 """
@@ -24,6 +31,7 @@ import numpy as np
 from configs import base
 from yogo_jax.config import Config, from_mapping
 from yogo_jax.detector.backbones import ConvBackbone, get_backbone
+from yogo_jax.detector.grid import convolved_hw
 from yogo_jax.detector.losses import label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -65,7 +73,13 @@ class Ours:
         tx = make_optimizer(config.optim, 1000)
         schedule = learning_rate_schedule(config.optim, 1000)
         step = make_train_step(
-            self.spec, tx, schedule, loss=config.loss, augment=config.augment, seed=0
+            self.spec,
+            tx,
+            schedule,
+            loss=config.loss,
+            augment=config.augment,
+            seed=0,
+            compute_dtype=config.model.dtype,
         )
         self._step = jax.jit(step, donate_argnums=0)
         self._state = create_state(self.spec, tx, seed=0)
@@ -93,6 +107,29 @@ class Ours:
     def loss(self) -> float:
         """Seconds of decoding, binning, loss and its gradient."""
         return timed(lambda: self._loss(self._raw, self._batch))
+
+
+def operations(spec: ModelSpec) -> float:
+    """Multiplications and additions of the convolutions of an image, forward."""
+    backbone = get_backbone(spec.architecture)
+    assert isinstance(backbone, ConvBackbone)
+    total, channels = 0, spec.channels
+    for index, block in enumerate(backbone.blocks):
+        layers = [layer for each in backbone.blocks[: index + 1] for layer in each.layers()]
+        rows, columns = convolved_hw(spec.image_hw, layers)
+        total += 2 * rows * columns * 9 * channels * block.channels
+        channels = block.channels
+    rows, columns = spec.grid_hw
+    return total + 2 * rows * columns * channels * (5 + len(spec.class_names))
+
+
+def matrix_rate(dtype: str) -> float:
+    """Operations per second of the device in one large matrix product."""
+    size = 1024 if jax.devices()[0].platform == "cpu" else 8192
+    matrix = jax.numpy.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    timed(lambda: product(matrix, matrix))
+    return 2 * size**3 / min(timed(lambda: product(matrix, matrix)) for _ in range(10))
 
 
 class Twin:
@@ -130,7 +167,7 @@ class Twin:
 def measure(args: argparse.Namespace) -> dict:
     """Medians over interleaved rounds."""
     values = base.get_config().to_dict()
-    values["model"]["name"] = args.model
+    values["model"].update(name=args.model, dtype=args.dtype)
     config = from_mapping(values)
     ours = Ours(config, args.batch, tuple(args.image_hw), args.boxes)
     twin = None
@@ -140,6 +177,7 @@ def measure(args: argparse.Namespace) -> dict:
         job = {
             "threads": os.cpu_count(),
             "batch": args.batch,
+            "dtype": args.dtype,
             "image_hw": args.image_hw,
             "image_channels": 1,
             "outputs": 12,
@@ -161,11 +199,15 @@ def measure(args: argparse.Namespace) -> dict:
     if twin is not None:
         twin.close()
     step, loss = statistics.median(ours_seconds), statistics.median(loss_seconds)
+    rate = matrix_rate(args.dtype)
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.devices()[0].device_kind}",
         "model": args.model,
         "batch": args.batch,
+        "dtype": args.dtype,
         "image_hw": list(args.image_hw),
+        "matrix_tera_operations_per_second": rate / 1e12,
+        "share_of_matrix_rate": 3 * operations(ours.spec) * args.batch / step / rate,
         "step_seconds": step,
         "step_images_per_second": args.batch / step,
         "binning_and_loss_seconds": loss,
@@ -190,6 +232,7 @@ def main() -> None:
     parser.add_argument("--model", default="base_model")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-hw", type=int, nargs=2, default=(240, 320))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--boxes", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps of each in a round")

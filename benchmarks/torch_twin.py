@@ -3,9 +3,11 @@
     python torch_twin.py            (started by step.py, which sends blocks and sizes as JSON)
 
 After "ready" each line on standard input runs that many training steps (forward, loss, backward,
-AdamW) and answers with the seconds of each. The loss is a stand-in of the same shape.
+AdamW) and answers with the seconds of each. The loss is a stand-in of the same shape. With a GPU it
+runs there, and in bfloat16 by autocast with the channels last.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -37,16 +39,27 @@ def main() -> None:
     for block in job["blocks"]:
         layers.append(make_block(channels, block))
         channels = block["channels"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = job["dtype"] == "bfloat16"
+    layout = torch.channels_last if half else torch.contiguous_format
     network = nn.Sequential(*layers, nn.Conv2d(channels, job["outputs"], 1)).train()
-    images = torch.rand(job["batch"], job["image_channels"], *job["image_hw"])
+    network = network.to(device, memory_format=layout)
+    images = torch.rand(job["batch"], job["image_channels"], *job["image_hw"], device=device)
+    images = images.to(memory_format=layout)
+    torch.backends.cudnn.benchmark = True
+    autocast = torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, weight_decay=0.05)
 
     def step() -> float:
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.sigmoid(network(images)).square().sum() / job["batch"]
+        with autocast:
+            raw = network(images)
+        loss = torch.sigmoid(raw.float()).square().sum() / job["batch"]
         loss.backward()
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - began
 
     step()
