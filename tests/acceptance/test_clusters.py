@@ -82,7 +82,7 @@ def preempt(slurm, job, workdir, log, *, start, rng):
 def test_a_job_that_is_preempted_ten_times_ends_as_one_in_peace(slurm, tmp_path, tasks):
     definition = write_dataset(tmp_path / "data", images=64, published=True)
     overrides = {
-        "train__epochs": 40,
+        "train__epochs": 16,
         "train__checkpoint_every_minutes": 0.002,
         "data__workers": 2,
     }
@@ -96,7 +96,7 @@ def test_a_job_that_is_preempted_ten_times_ends_as_one_in_peace(slurm, tmp_path,
     peace, log = tmp_path / "peace", tmp_path / "log of peace"
     job = submit(slurm, train_command(definition, peace, **overrides), log, tasks=tasks)
     assert_completes(slurm, job, log, seconds=900)
-    assert_same_runs(run, peace, steps=40 * STEPS_PER_EPOCH)
+    assert_same_runs(run, peace, steps=16 * STEPS_PER_EPOCH)
 
 
 def test_one_device_four_devices_and_two_processes_are_one_run(slurm, tmp_path, monkeypatch):
