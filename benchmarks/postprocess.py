@@ -3,8 +3,9 @@
     python benchmarks/postprocess.py [--frames 20] [--rounds 5] [--json FILE]
 
 The grid is that of a whole frame, 97x129 with seven classes. Each of 60 cells of blood has a box in
-its own grid cell and in the four beside it, nearly of one size, so that NMS has work to do. The loop is
-plain Python over cells and boxes, as one would write it down from the paper; both find the same.
+its own grid cell and in the four beside it, nearly of one size, so that NMS has work to do. The
+loop is plain Python over cells and boxes, as one would write it down from the paper; both find the
+same.
 """
 
 import argparse
