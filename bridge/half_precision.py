@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from yogo_jax.detector.spec import ModelSpec
 
@@ -19,10 +19,12 @@ LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 
 
-def activation_ranges(
+def outputs_and_ranges(
     spec: ModelSpec, variables: Mapping[str, Any], frames: UInt8[np.ndarray, "n h w c"]
-) -> list[dict[str, Any]]:
-    """The range of each layer's outputs over frames, and what FP16 would make of them.
+) -> tuple[Float[np.ndarray, "n outputs gh gw"], list[dict[str, Any]]]:
+    """Outputs for frames, the range of each layer's, and what FP16 would make of them.
+
+    Both at once, because a large network takes seconds a frame.
 
     Args:
       spec: of the frames.
@@ -30,22 +32,26 @@ def activation_ranges(
       frames: pixels.
 
     Returns:
-      Per layer `name`, `largest` (magnitude), `overflow_share` of values that would become
-      infinite and `underflow_share` of values other than 0 that would become 0.
+      The outputs in the layout of exported models; and per layer `name`, `largest` (magnitude),
+      `overflow_share` of values that would become infinite and `underflow_share` of values other
+      than 0 that would become 0.
     """
 
     # Weights are an argument: as constants of the function a large network would fill the memory.
     @jax.jit
-    def run(weights: Mapping[str, Any], frame: jax.Array) -> dict[str, jax.Array]:
+    def run(weights: Mapping[str, Any], frame: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         raw, state = spec.network().apply(
             weights, frame, train=False, capture_intermediates=True, mutable=["intermediates"]
         )
         layers = _by_name(state["intermediates"])
-        layers["decode/sizes"] = spec.decode(raw).boxes_cxcywh[..., 2:]
-        return {name: _summary(outputs) for name, outputs in layers.items()}
+        predictions = spec.decode(raw)
+        layers["decode/sizes"] = predictions.boxes_cxcywh[..., 2:]
+        summaries = {name: _summary(outputs) for name, outputs in layers.items()}
+        return spec.layout(predictions), summaries
 
     # One by one: the activations of all frames at once may not fit.
-    per_frame = [jax.device_get(run(variables, frame[None])) for frame in frames]
+    both = [jax.device_get(run(variables, frame[None])) for frame in frames]
+    per_frame = [summaries for _, summaries in both]
     ranges = []
     for name in per_frame[0]:
         largest, overflow, underflow = np.transpose([each[name] for each in per_frame])
@@ -57,7 +63,7 @@ def activation_ranges(
                 "underflow_share": float(underflow.mean()),
             }
         )
-    return ranges
+    return np.concatenate([outputs for outputs, _ in both]), ranges
 
 
 def _by_name(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -176,7 +176,10 @@ class OpenVinoModel(_Model):
             if divide_by_255:
                 steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
             steps.output().tensor().set_element_type(ov.Type.f32)
-            options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
+            # Several calls at a time take the memory of several.
+            alone = frames_in_flight is not None and frames_in_flight <= self.batch_size
+            hint = "LATENCY" if alone else "THROUGHPUT"
+            options = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": precision}
             self._compiled = core.compile_model(steps.build(), "CPU", options)
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot run it ({_reason(error)})") from None

@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from bridge.frames import Strips
-from bridge.half_precision import activation_ranges
+from bridge.half_precision import outputs_and_ranges
 from bridge.limits import MAX_MAP_LOSS
 from bridge.memory import give_back_freed_memory
 from bridge.outputs import mean_ap_of
@@ -28,6 +27,7 @@ from yogo_jax.detector.spec import ModelSpec
 # Two boxes of nearly one score may change places in the NMS, and another of them is suppressed:
 # found by both is an object on which both have a box. Where that box lies is compared by cells.
 _MATCH_IOU = 0.45
+_BOXES_AT_A_TIME = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,16 +52,6 @@ class Tolerance:
 FP32_TOLERANCE = Tolerance(box=1e-3, objectness=1e-3, class_prob=1e-3)
 # Kernels of 11 bits. Single cells without an object move most; detections hardly move.
 FP16_TOLERANCE = Tolerance(box=3e-2, objectness=1e-1, class_prob=1.5e-1)
-
-
-def reference_outputs(
-    spec: ModelSpec, variables: Mapping[str, Any], frames: UInt8[np.ndarray, "n h w c"]
-) -> Float[np.ndarray, "n outputs gh gw"]:
-    """What the checkpoint computes of frames, in the layout of exported models."""
-
-    run = jax.jit(spec.outputs)
-    # One by one: all of them at once may not fit.
-    return np.concatenate([np.asarray(run(variables, frame[None])) for frame in frames])
 
 
 def compare(
@@ -124,8 +114,13 @@ def _compare_detections(
         # Cut at the edges of the image: of a size without bounds the area is infinite. And boxes
         # within the tolerance are the same, though slivers far below a pixel have no overlap.
         a, b = (each.boxes_xyxy.clip(0, 1) for each in (ours, theirs))
-        overlap = np.asarray(iou(jnp.asarray(a)[:, None], jnp.asarray(b)[None]))
-        distance = np.abs(a[:, None] - b[None]).max(-1)
+        overlap = np.zeros((len(a), len(b)), np.float32)
+        distance = np.zeros((len(a), len(b)), np.float32)
+        # In parts: of thousands of boxes, all at once would take more memory than the network.
+        for start in range(0, len(a), _BOXES_AT_A_TIME):
+            rows = slice(start, start + _BOXES_AT_A_TIME)
+            overlap[rows] = iou(jnp.asarray(a[rows])[:, None], jnp.asarray(b)[None])
+            distance[rows] = np.abs(a[rows, None] - b[None]).max(-1)
         overlap = np.where(distance <= tolerance.box, 1.0, overlap)
         clear = [
             each.objectness > thresholds.objectness + tolerance.objectness
@@ -179,15 +174,14 @@ def verify_files(
       and the `loss` of mAP50.
     """
     # First, and the models one after the other: a large network fits into memory a few times only.
-    layers = activation_ranges(spec, variables, np.concatenate(list(frames.values())))
-    expected = {
-        source: reference_outputs(spec, variables, images) for source, images in frames.items()
-    }
+    outputs, layers = outputs_and_ranges(spec, variables, np.concatenate(list(frames.values())))
+    ends = np.cumsum([len(images) for images in frames.values()])
+    expected = dict(zip(frames, np.split(outputs, ends[:-1]), strict=True))
     give_back_freed_memory()
     opened: dict[str, tuple[Callable[[], OnnxModel | OpenVinoModel], Tolerance]] = {
         "onnx": (lambda: OnnxModel(onnx_path, keep_memory=False), FP32_TOLERANCE),
         "openvino": (
-            lambda: OpenVinoModel(xml_path),
+            lambda: OpenVinoModel(xml_path, frames_in_flight=1),
             FP16_TOLERANCE if half_precision else FP32_TOLERANCE,
         ),
     }
@@ -204,6 +198,7 @@ def verify_files(
         if quantized_on is not None:
             scores.append(mean_ap_of(spec, model, quantized_on))
         del model
+        give_back_freed_memory()
     overflowing = [layer["name"] for layer in layers if layer["overflow_share"] > 0]
     passed = not (for_ncs2 and overflowing) and all(row["passed"] is not False for row in rows)
     verification: dict[str, Any] = {

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from bridge.half_precision import outputs_and_ranges
 from bridge.to_ir import convert_to_ir, save_ir
-from bridge.verify import reference_outputs
 from drawn_models import make_spec, write_random_checkpoint
 from inferences import (
     CLASS_NAMES,
@@ -64,7 +64,8 @@ def expected_rows(checkpoint, frames, crop_height=None) -> list[np.ndarray]:
     found = []
     for path in sorted(frames.iterdir()):
         image = read_image(path, image_hw=trained.image_hw, rgb=False)[top : top + rows]
-        outputs = reference_outputs(spec, restore_variables(checkpoint, trained), image[None])[0]
+        variables = restore_variables(checkpoint, trained)
+        outputs = outputs_and_ranges(spec, variables, image[None])[0][0]
         cells = outputs.reshape(8, -1).T
         cells = cells[cells[:, 4] > THRESHOLD]
         corners = np.concatenate(

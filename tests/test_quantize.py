@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from bridge.frames import Strips, verification_frames
+from bridge.half_precision import outputs_and_ranges
 from bridge.quiet_openvino import ov
-from bridge.verify import reference_outputs
 from drawn_models import make_spec, write_random_checkpoint
 from exports import refused_export, run_export
 from yogo_jax.data.definition import load_definition
@@ -53,7 +53,7 @@ def seen_by_itself(tmp_path_factory) -> tuple[Path, Path]:
     variables = restore_variables(checkpoint, spec)
     frames = verification_frames(spec, count=12)
     boxes, ids = [], []
-    for output in reference_outputs(spec, variables, frames):
+    for output in outputs_and_ranges(spec, variables, frames)[0]:
         corners, _, class_probs = detections_of(output, Thresholds(objectness=0.05))
         cxcywh = np.asarray(xyxy_to_cxcywh(jnp.asarray(corners.clip(0, 1))))
         kept = (cxcywh[:, 2:] > 0.01).all(-1)

@@ -98,7 +98,10 @@ class ModelSpec:
         compute_dtype: DTypeLike = jnp.float32,
     ) -> Float[Array, "b outputs gh gw"]:
         """`predict` in the layout of exported models: xc, yc, w, h, objectness, class probs."""
-        predictions = self.predict(variables, images, compute_dtype=compute_dtype)
+        return self.layout(self.predict(variables, images, compute_dtype=compute_dtype))
+
+    def layout(self, predictions: Predictions) -> Float[Array, "b outputs gh gw"]:
+        """Predictions of a batch in the layout of exported models."""
         parts = (
             predictions.boxes_cxcywh,
             predictions.objectness[..., None],
