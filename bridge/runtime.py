@@ -90,6 +90,8 @@ class OnnxModel(_Model):
             raise _missing("ONNX Runtime", path) from error
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = keep_memory
+        if not keep_memory:  # nor the kernels in a second layout
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]

@@ -102,7 +102,10 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
       UserError: an input cannot be used, the folder cannot be written, or a model did not pass.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    import numpy as np
+
     from bridge.frames import frames_of_definition, verification_frames
+    from bridge.half_precision import outputs_and_ranges
     from bridge.memory import give_back_freed_memory
     from bridge.quantize import quantization_strips, require_nncf
     from bridge.verify import verify_files
@@ -135,9 +138,12 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
             written = {name: Path(scratch) / name for name in MODEL_FILES}
             _write_models(args, spec, variables, description, calibration, written)
             give_back_freed_memory()
+            reference = outputs_and_ranges(spec, variables, np.concatenate([*frames.values()]))
+            # A large network fits into memory a few times only.
+            del variables
             verification = verify_files(
                 spec,
-                variables,
+                reference,
                 frames,
                 onnx_path=written["model.onnx"],
                 xml_path=written["model.xml"],

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bridge.frames import Strips
-from bridge.half_precision import outputs_and_ranges
 from bridge.limits import MAX_MAP_LOSS
 from bridge.memory import give_back_freed_memory
 from bridge.outputs import mean_ap_of
@@ -142,7 +141,7 @@ def _compare_detections(
 
 def verify_files(
     spec: ModelSpec,
-    variables: Mapping[str, Any],
+    reference: tuple[Float[np.ndarray, "n outputs gh gw"], list[dict[str, Any]]],
     frames: Mapping[str, UInt8[np.ndarray, "n h w c"]],
     *,
     onnx_path: Path,
@@ -159,7 +158,8 @@ def verify_files(
 
     Args:
       spec: of the images served.
-      variables: of the checkpoint.
+      reference: outputs of the checkpoint for all frames, and the range of each layer, from
+        `outputs_and_ranges`.
       frames: of each source of them, by its name.
       onnx_path: computes in FP32.
       xml_path: the IR, run by OpenVINO on this CPU in FP32.
@@ -173,8 +173,7 @@ def verify_files(
       `half_precision` with the range of each layer; `mean_ap`, if quantized, with `before`, `after`
       and the `loss` of mAP50.
     """
-    # First, and the models one after the other: a large network fits into memory a few times only.
-    outputs, layers = outputs_and_ranges(spec, variables, np.concatenate(list(frames.values())))
+    outputs, layers = reference
     ends = np.cumsum([len(images) for images in frames.values()])
     expected = dict(zip(frames, np.split(outputs, ends[:-1]), strict=True))
     give_back_freed_memory()
@@ -185,6 +184,7 @@ def verify_files(
             FP16_TOLERANCE if half_precision else FP32_TOLERANCE,
         ),
     }
+    # One after the other: a large network fits into memory a few times only.
     rows: list[dict[str, Any]] = []
     scores: list[dict[str, float]] = []
     for name, (open_model, tolerance) in opened.items():
