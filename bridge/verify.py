@@ -139,6 +139,35 @@ def _compare_detections(
     return counts
 
 
+Opened = dict[str, tuple[Callable[[], OnnxModel | OpenVinoModel], Tolerance]]
+
+
+def _run_models(
+    opened: Opened,
+    expected: Mapping[str, np.ndarray],
+    frames: Mapping[str, np.ndarray],
+    spec: ModelSpec,
+    quantized_on: Strips | None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Differences by model and source of frames, and each model's mean AP if one is quantized."""
+    rows: list[dict[str, Any]] = []
+    scores: list[dict[str, Any]] = []
+    # One after the other: a large network fits into memory a few times only.
+    for name, (open_model, tolerance) in opened.items():
+        model = open_model()
+        for source, images in frames.items():
+            row = {"model": name, "frames": source, "images": len(images)}
+            row |= compare(expected[source], model.run(images), spec, tolerance)
+            if name == "openvino" and quantized_on is not None:
+                row["passed"] = None
+            rows.append(row)
+        if quantized_on is not None:
+            scores.append(mean_ap_of(spec, model, quantized_on))
+        del model
+        give_back_freed_memory()
+    return rows, scores
+
+
 def verify_files(
     spec: ModelSpec,
     reference: tuple[Float[np.ndarray, "n outputs gh gw"], list[dict[str, Any]]],
@@ -177,28 +206,14 @@ def verify_files(
     ends = np.cumsum([len(images) for images in frames.values()])
     expected = dict(zip(frames, np.split(outputs, ends[:-1]), strict=True))
     give_back_freed_memory()
-    opened: dict[str, tuple[Callable[[], OnnxModel | OpenVinoModel], Tolerance]] = {
+    opened: Opened = {
         "onnx": (lambda: OnnxModel(onnx_path, keep_memory=False), FP32_TOLERANCE),
         "openvino": (
             lambda: OpenVinoModel(xml_path, frames_in_flight=1),
             FP16_TOLERANCE if half_precision else FP32_TOLERANCE,
         ),
     }
-    # One after the other: a large network fits into memory a few times only.
-    rows: list[dict[str, Any]] = []
-    scores: list[dict[str, float]] = []
-    for name, (open_model, tolerance) in opened.items():
-        model = open_model()
-        for source, images in frames.items():
-            row = {"model": name, "frames": source, "images": len(images)}
-            row |= compare(expected[source], model.run(images), spec, tolerance)
-            if name == "openvino" and quantized_on is not None:
-                row["passed"] = None
-            rows.append(row)
-        if quantized_on is not None:
-            scores.append(mean_ap_of(spec, model, quantized_on))
-        del model
-        give_back_freed_memory()
+    rows, scores = _run_models(opened, expected, frames, spec, quantized_on)
     overflowing = [layer["name"] for layer in layers if layer["overflow_share"] > 0]
     passed = not (for_ncs2 and overflowing) and all(row["passed"] is not False for row in rows)
     verification: dict[str, Any] = {

@@ -43,6 +43,7 @@ _SECONDS_UNTIL_LEFT = 3600
 
 # Told how many images of how many are done; what it raises ends the packing.
 Tell = Callable[[int, int], None]
+Decode = Callable[[str], np.ndarray]
 
 
 class PackedImages:
@@ -134,7 +135,9 @@ def make_pack(
         lock = (folder / "lock").open("w")
     with lock, _only_one(lock, folder, functools.partial(tell, 0, len(paths))):
         if not packed.made:
-            _build(packed.path, paths, image_hw, rgb, workers, tell)
+            decode = functools.partial(read_image, image_hw=image_hw, rgb=rgb)
+            shape = (len(paths), *image_hw, 3 if rgb else 1)
+            _build(packed.path, shape, lambda partial: _fill(partial, paths, decode, workers, tell))
 
 
 @contextmanager
@@ -180,16 +183,8 @@ def _remove_left_by_kills(folder: Path) -> None:
                 partial.unlink()
 
 
-def _build(
-    path: Path,
-    paths: Sequence[str],
-    image_hw: tuple[int, int],
-    rgb: bool,
-    workers: int,
-    tell: Tell,
-) -> None:
+def _build(path: Path, shape: tuple[int, ...], fill: Callable[[Path], None]) -> None:
     partial = path.with_name(f"{socket.gethostname()}-{secrets.token_hex(4)}.partial")
-    shape = (len(paths), *image_hw, 3 if rgb else 1)
     try:
         with _as_cannot_pack(path.parent):
             array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
@@ -197,25 +192,18 @@ def _build(
             with partial.open("r+b") as file:
                 # Else a disk that fills up would kill the process with a bus error.
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
-        _fill(partial, paths, image_hw, rgb, workers, tell)
+        fill(partial)
         with _as_cannot_pack(path.parent):
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _fill(
-    partial: Path,
-    paths: Sequence[str],
-    image_hw: tuple[int, int],
-    rgb: bool,
-    workers: int,
-    tell: Tell,
-) -> None:
+def _fill(partial: Path, paths: Sequence[str], decode: Decode, workers: int, tell: Tell) -> None:
     chunks = [range(at, min(at + _CHUNK, len(paths))) for at in range(0, len(paths), _CHUNK)]
     done = 0
     with _pool(workers, len(chunks)) as pool:
-        fill = functools.partial(_fill_chunk, partial, image_hw, rgb)
+        fill = functools.partial(_fill_chunk, partial, decode)
         with signals_held_back():
             futures = [
                 pool.submit(fill, chunk.start, [str(paths[index]) for index in chunk])
@@ -241,13 +229,11 @@ def _pool(workers: int, chunks: int) -> concurrent.futures.Executor:
     )
 
 
-def _fill_chunk(
-    partial: Path, image_hw: tuple[int, int], rgb: bool, start: int, paths: list[str]
-) -> int:
+def _fill_chunk(partial: Path, decode: Decode, start: int, paths: list[str]) -> int:
     """Decodes some images to their places; returns how many."""
     array = np.lib.format.open_memmap(partial, mode="r+")
     for index, path in enumerate(paths, start):
-        array[index] = read_image(path, image_hw=image_hw, rgb=rgb)
+        array[index] = decode(path)
     return len(paths)
 
 

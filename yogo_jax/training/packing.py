@@ -7,6 +7,7 @@ from yogo_jax.config import DataConfig
 from yogo_jax.data.pack import (
     CannotPackError,
     PackedImages,
+    Tell,
     find_pack,
     make_pack,
     pack_bytes,
@@ -59,7 +60,14 @@ def open_pack(
                 f"packed they take {needed / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free "
                 "(--config.data.cache=disk packs them, where YOGO_JAX_CACHE says)"
             )
-        _make(packed, name, records, spec, data, tracker, check)
+        make_pack(
+            packed,
+            records.image_paths,
+            image_hw=spec.image_hw,
+            rgb=spec.rgb,
+            workers=data.workers,
+            tell=_telling(name, tracker, check),
+        )
     except CannotPackError as error:
         if data.cache == "disk":
             raise
@@ -68,15 +76,8 @@ def open_pack(
     return packed
 
 
-def _make(
-    packed: PackedImages,
-    name: str,
-    records: Records,
-    spec: ModelSpec,
-    data: DataConfig,
-    tracker: Tracker,
-    check: Callable[[], None],
-) -> None:
+def _telling(name: str, tracker: Tracker, check: Callable[[], None]) -> Tell:
+    """Moves the bar, and says a line from time to time."""
     told = time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -88,11 +89,4 @@ def _make(
             tracker.say(text)
             told = time.monotonic()
 
-    make_pack(
-        packed,
-        records.image_paths,
-        image_hw=spec.image_hw,
-        rgb=spec.rgb,
-        workers=data.workers,
-        tell=tell,
-    )
+    return tell

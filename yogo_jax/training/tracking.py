@@ -154,8 +154,12 @@ class Tracker:
         if kind != "train":
             # Before the checkpoint that says it is done: a kill between must not lose it.
             self._metrics.flush()
-        flat = {f"{kind}/{name}": value for name, value in scalars(values)}
-        self._to_wandb(lambda run: run.log({"step": step, **flat}))
+
+        def log_scalars(run: Any) -> None:
+            flat = {f"{kind}/{name}": value for name, value in scalars(values)}
+            run.log({"step": step, **flat})
+
+        self._to_wandb(log_scalars)
 
     def start(self, step: int, environment: Mapping[str, Any]) -> None:
         """Where and by what the run is computed from `step` on, until it stops."""
