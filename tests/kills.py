@@ -145,7 +145,7 @@ def assert_equals_a_run_in_peace(
     """Losses and final state of the run in `folder/run` against those of one that nobody killed."""
     done = run_command(train_command(definition, folder / "peace", **overrides), optimized=True)
     assert done.returncode == 0, done.stderr
-    assert "leaked" not in done.stderr  # shared memory of worker processes
+    assert "leaked" not in done.stderr, done.stderr
     assert_same_runs(folder / "run", folder / "peace", steps=steps)
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,6 +90,18 @@ def test_order_does_not_depend_on_workers_nor_on_where_a_run_was_cut(records, wo
     for found, expected in zip(rest, whole[1:], strict=True):
         for name in expected:
             np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_workers_leave_nothing_in_shared_memory(records):
+    def segments() -> set[str]:
+        return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+    order = EpochOrder(num_records=len(records), batch_size=2, seed=None)
+    before = segments()
+    with open_batches(make_source(records), order, epochs=50, workers=1) as batches:
+        for _ in range(3):
+            next(batches)
+            assert segments() <= before
 
 
 @pytest.mark.parametrize("workers", [0, 1])
