@@ -19,6 +19,8 @@ from pathlib import Path
 
 import jax
 
+from yogo_jax.huge_pages import use_huge_pages
+
 
 FLAGS = ("--config.data.image_hw=240,320", "--config.train.batch_size=8", "--config.data.workers=0")
 
@@ -74,4 +76,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    train_one_step() if sys.argv[1:2] == ["--train"] else main()
+    if sys.argv[1:2] == ["--train"]:
+        use_huge_pages()
+        train_one_step()
+    else:
+        main()

@@ -34,6 +34,7 @@ from yogo_jax.detector.backbones import ConvBackbone, get_backbone
 from yogo_jax.detector.grid import convolved_hw
 from yogo_jax.detector.losses import label_loss
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.huge_pages import TUNABLES, use_huge_pages
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
@@ -135,10 +136,15 @@ def matrix_rate(dtype: str) -> float:
 class Twin:
     """The PyTorch process."""
 
-    def __init__(self, python: str, job: dict) -> None:
+    def __init__(self, python: str, job: dict, *, huge_pages: bool) -> None:
         script = Path(__file__).with_name("torch_twin.py")
+        names = os.environ if huge_pages else os.environ.keys() - {TUNABLES}
         self._process = subprocess.Popen(
-            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, str(script)],
+            env={name: os.environ[name] for name in names},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._send(json.dumps(job))
         assert self._receive() == "ready"
@@ -183,7 +189,7 @@ def measure(args: argparse.Namespace) -> dict:
             "outputs": 12,
             "blocks": [dataclasses.asdict(block) for block in backbone.blocks],
         }
-        twin = Twin(args.torch_python, job)
+        twin = Twin(args.torch_python, job, huge_pages=args.huge_pages == "both")
     ours_seconds, loss_seconds, twin_seconds, ratios = [], [], [], []
     for _ in range(args.rounds):
         # Idle threads of the other process spin for a while before they sleep.
@@ -203,6 +209,7 @@ def measure(args: argparse.Namespace) -> dict:
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.devices()[0].device_kind}",
         "model": args.model,
+        "huge_pages": args.huge_pages,
         "batch": args.batch,
         "dtype": args.dtype,
         "image_hw": list(args.image_hw),
@@ -234,11 +241,19 @@ def main() -> None:
     parser.add_argument("--image-hw", type=int, nargs=2, default=(240, 320))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--boxes", type=int, default=30)
+    parser.add_argument(
+        "--huge-pages",
+        choices=("ours", "both", "neither"),
+        default="ours",
+        help="who has them; a training has them by itself (yogo_jax/huge_pages.py), PyTorch not",
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2, help="steps of each in a round")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each in a round")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between rounds")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
+    if args.huge_pages != "neither":
+        use_huge_pages()
     result = measure(args)
     for name, value in result.items():
         print(f"{name:<26}{value:.4g}" if isinstance(value, float) else f"{name:<26}{value}")

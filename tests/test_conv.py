@@ -3,14 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from yogo_jax.detector import conv
 from yogo_jax.detector.conv import conv3x3
 
 
+@pytest.mark.parametrize("block_bytes", [2_000_000, 7000, 1])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     "image_hw", [(12, 16), (13, 16), (12, 17), (13, 17), (5, 5)], ids=lambda hw: f"{hw[0]}x{hw[1]}"
 )
-def test_gradients_are_those_of_the_plain_convolution(stride, image_hw):
+def test_gradients_are_those_of_the_plain_convolution(stride, image_hw, block_bytes, monkeypatch):
+    monkeypatch.setattr(conv, "_BLOCK_BYTES", block_bytes)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, *image_hw, 4)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 4, 5)), jnp.float32)

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     },
     "cache": set(),
     "compilation": {"cache"},
+    "huge_pages": set(),
     # Knows the other entry points by name.
     "__main__": {"errors"},
     **{
@@ -42,6 +43,7 @@ MAY_IMPORT = {
             "config",
             "config_file",
             "compilation",
+            "huge_pages",
             "detector",
             "data",
             "output",

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.sweeping.claims import STALE_AFTER_S
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
@@ -162,4 +163,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

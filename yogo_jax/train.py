@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
 
@@ -121,4 +122,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

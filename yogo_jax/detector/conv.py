@@ -1,10 +1,12 @@
 """The 3x3 convolution of the backbones, with gradients that CPUs compute fast.
 
 XLA's own weight gradients, and its input gradients of strided layers, run on CPUs at a fraction of
-the forward pass's rate. There they are written as matrix products and as one plain convolution,
-equal but for rounding; accelerators keep the plain path. `benchmarks/step.py` measures the step.
+the forward pass's rate. There they are written as matrix products, equal but for rounding;
+accelerators keep the plain path. `benchmarks/step.py` measures the step.
 """
 
+import itertools
+import math
 from typing import Any
 
 import jax
@@ -16,6 +18,8 @@ from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PADDING = ((1, 1), (1, 1))
+# Copies of an image's taps that a matrix product reads; more would leave the processor's cache.
+_BLOCK_BYTES = 12_000_000
 
 
 def _plain_conv3x3(x: Array, kernel: Array, stride: int) -> Array:
@@ -31,29 +35,46 @@ def _plain_kernel_gradient(x: Array, grad: Array, stride: int) -> Array:
 
 
 def _kernel_gradient_by_products(x: Array, grad: Array, stride: int) -> Array:
-    """Image by image, the gradients times all that each of them saw: one matrix product each."""
+    """Some rows at a time, the gradients times all that each of them saw: one matrix product."""
     _, rows, columns, outputs = grad.shape
     channels = x.shape[-1]
-    padded = jnp.pad(x, ((0, 0), *_PADDING, (0, 0)))
+    blocks = min(rows, math.ceil(rows * columns * 9 * channels * 4 / _BLOCK_BYTES))
+    block_rows = math.ceil(rows / blocks)
+    more_rows = blocks * block_rows - rows
+    seen_rows = stride * (block_rows - 1) + 3
 
-    def seen_by(image: Array, row: int, column: int) -> Array:
-        last = (row + stride * (rows - 1) + 1, column + stride * (columns - 1) + 1)
-        return lax.slice(image, (row, column, 0), (*last, channels), (stride, stride, 1))
+    def taps_of(seen: Array) -> Array:
+        last = (stride * (block_rows - 1) + 1, stride * (columns - 1) + 1)
+        taps = [
+            lax.slice(seen, (i, j, 0), (i + last[0], j + last[1], channels), (stride, stride, 1))
+            for i in range(3)
+            for j in range(3)
+        ]
+        return jnp.concatenate(taps, axis=-1).reshape(block_rows * columns, 9 * channels)
 
     def add_image(total: Array, image_and_grad: tuple[Array, Array]) -> tuple[Array, None]:
-        image, image_grad = image_and_grad
-        taps = [seen_by(image, row, column) for row in range(3) for column in range(3)]
-        seen = jnp.concatenate(taps, axis=-1).reshape(rows * columns, 9 * channels)
-        flat_grad = image_grad.reshape(rows * columns, outputs)
-        product = lax.dot_general(
-            flat_grad, seen, (((0,), (0,)), ((), ())), preferred_element_type=total.dtype
-        )
-        return total + product, None
+        # Rows that fill the last block have no gradient.
+        image = jnp.pad(image_and_grad[0], ((1, 1 + stride * more_rows), (1, 1), (0, 0)))
+        image_grad = jnp.pad(image_and_grad[1], ((0, more_rows), (0, 0), (0, 0)))
 
-    # One image at a time: the copies of its taps stay in the processor's cache.
-    # The sum over them is float32 whatever they are.
+        def add_block(block: Array | int, total: Array) -> Array:
+            top = block * block_rows
+            seen = lax.dynamic_slice_in_dim(image, stride * top, seen_rows)
+            block_grad = lax.dynamic_slice_in_dim(image_grad, top, block_rows)
+            return total + lax.dot_general(
+                block_grad.reshape(block_rows * columns, outputs),
+                taps_of(seen),
+                (((0,), (0,)), ((), ())),
+                preferred_element_type=total.dtype,
+            )
+
+        if blocks == 1:
+            return add_block(0, total), None
+        return lax.fori_loop(0, blocks, add_block, total), None
+
+    # The sum is float32 whatever they are.
     zeros = jnp.zeros((outputs, 9 * channels), jnp.float32)
-    total, _ = lax.scan(add_image, zeros, (padded, grad))
+    total, _ = lax.scan(add_image, zeros, (x, grad))
     return total.T.reshape(3, 3, channels, outputs).astype(x.dtype)
 
 
@@ -81,26 +102,26 @@ def _plain_input_gradient(kernel: Array, grad: Array, stride: int, shape: tuple)
     return linear(grad)[0]
 
 
-def _input_gradient_by_parity(kernel: Array, grad: Array, shape: tuple) -> Array:
-    """At stride 2: the four kinds of pixels, by odd and even row and column, from one convolution.
+def _input_gradient_by_parity(kernel: Array, grad: Array, shape: tuple[int, ...]) -> Array:
+    """At stride 2: the four kinds of pixels, by even and odd row and column, each by a product.
 
     An even row was seen by the middle tap of one output row, an odd one by the last tap of that
     and the first tap of the next; columns alike.
     """
     batch, height, width, channels = shape
-    _, rows, columns, outputs = grad.shape
-    # Per axis, [output row or the next, even or odd pixel] -> tap.
-    taps = jnp.asarray([[[0, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 0, 0]]], kernel.dtype)
-    four = jnp.einsum("npr,mqs,rsco->nmopqc", taps, taps, kernel)
-    kinds = lax.conv_general_dilated(
-        grad,
-        four.reshape(2, 2, outputs, 4 * channels),
-        (1, 1),
-        ((0, 1), (0, 1)),
-        dimension_numbers=_LAYOUT,
-    )
-    kinds = kinds.reshape(batch, rows, columns, 2, 2, channels)
-    pixels = kinds.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, channels)
+    _, rows, columns, _ = grad.shape
+    # Of each parity: (output row from this one on, tap).
+    seers = (((0, 1),), ((0, 2), (1, 0)))
+    padded = jnp.pad(grad, ((0, 0), (0, 1), (0, 1), (0, 0)))
+
+    def kind(row_parity: int, column_parity: int) -> Array:
+        pairs = list(itertools.product(seers[row_parity], seers[column_parity]))
+        grads = [padded[:, i : i + rows, j : j + columns] for (i, _), (j, _) in pairs]
+        taps = [kernel[i, j].T for (_, i), (_, j) in pairs]
+        return jnp.concatenate(grads, axis=-1) @ jnp.concatenate(taps)
+
+    by_row = [jnp.stack([kind(row, 0), kind(row, 1)], axis=3) for row in (0, 1)]
+    pixels = jnp.stack(by_row, axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
     # Of an odd size the last row has no odd neighbour.
     return pixels[:, :height, :width]
 

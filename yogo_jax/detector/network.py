@@ -52,9 +52,10 @@ class BatchNorm(nn.Module):
         if train:
             weight = jnp.ones(x.shape[:1]) if image_valid is None else image_valid.astype(x.dtype)
             pixels = weight.sum() * (x.shape[1] * x.shape[2])
-            per_image = weight[:, None, None, None] / jnp.maximum(pixels, 1)
-            mean = (x * per_image).sum((0, 1, 2))
-            var = (jnp.square(x - mean.reshape(1, 1, 1, -1)) * per_image).sum((0, 1, 2))
+            per_image = weight[:, None] / jnp.maximum(pixels, 1)
+            mean = (x.sum((1, 2)) * per_image).sum(0)
+            squares = jnp.square(x - mean.reshape(1, 1, 1, -1))
+            var = (squares.sum((1, 2)) * per_image).sum(0)
             if not self.is_initializing():
                 unbiased = var * pixels / jnp.maximum(pixels - 1, 1)
                 keep = self.momentum
