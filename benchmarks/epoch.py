@@ -24,6 +24,7 @@ from configs import base
 from yogo_jax.config import Config, from_mapping
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.source import RecordSource
+from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.setup import prepare_data, prepare_spec
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--bare-steps", type=int, default=12)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
+    use_huge_pages()
     result = measure(args)
     for name, value in result.items():
         print(f"{name:<20}{value:.4g}" if isinstance(value, float) else f"{name:<20}{value}")

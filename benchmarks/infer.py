@@ -6,7 +6,9 @@ In rounds: the IR alone on frames in memory (the queue always full), the frames 
 alone by as many threads, and the whole of `infer` with counts and the table of detections, from
 the first frame to the last file. The ratio is to the slower of the two parts, of the same round.
 Where other work on the machine comes and goes, the CPU time of a frame tells more: it is measured
-too, and its ratio is that of the bare model to `infer`, on cores that are all busy the same.
+too, and its ratio is that of the bare model to `infer`, on cores that are all busy the same. Of the
+cores' time while `infer` runs, `cores_busy` is what anything takes and `network_share_of_cores` what
+the bare network would.
 Without `--model` a base_model of random weights is exported, and the objectness threshold set so
 that some 60 cells a frame are above it.
 
@@ -159,7 +161,7 @@ def measure_speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     source = open_images(str(folder / "frames"), rgb=False)
     images = [view_of(source.read(i), model.served).image for i in range(min(8, args.frames))]
     threshold = 0.5 if args.model else fitting_threshold(model, images[0])
-    rows = []
+    rows, cores = [], os.cpu_count() or 1
     for number in range(args.rounds):
         before = bare_cost(model, images)
         decoding = decoding_cost(folder / "frames", model, args.workers)
@@ -177,6 +179,8 @@ def measure_speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "cpu_ms_decoding": 1e3 * decoding.cpu_seconds,
             "cpu_ms_infer": 1e3 * whole.cpu_seconds,
             "cpu_ratio": bare.cpu_seconds / whole.cpu_seconds,
+            "cores_busy": whole.cpu_seconds / (cores * whole.seconds),
+            "network_share_of_cores": bare.cpu_seconds / (cores * whole.seconds),
         }
         rows.append(row)
         print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
