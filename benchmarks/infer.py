@@ -7,7 +7,7 @@ alone by as many threads, and the whole of `infer` with counts and the table of 
 the first frame to the last file. The ratio is to the slower of the two parts, of the same round.
 Where other work on the machine comes and goes, the CPU time of a frame tells more: it is measured
 too, and its ratio is that of the bare model to `infer`, on cores that are all busy the same. Of the
-cores' time while `infer` runs, `cores_busy` is what anything takes and `network_share_of_cores` what
+cores' time while `infer` runs, `cores_busy` is what anything takes, `network_share_of_cores` what
 the bare network would.
 Without `--model` a base_model of random weights is exported, and the objectness threshold set so
 that some 60 cells a frame are above it.
