@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import iou as plain_iou
+from yogo_jax.evaluation import matching
 from yogo_jax.evaluation.matching import match_boxes, pairwise_iou
 
 
@@ -132,3 +133,29 @@ def test_every_box_is_accounted_for_once(predictions, labels, min_iou):
     assert sorted(accounted) == list(range(len(labels)))
     if min_iou == 0:
         assert len(matches.label_index) == min(len(predictions), len(labels))
+
+
+@pytest.mark.parametrize("min_iou", [1e-9, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(10))
+def test_neighbours_alone_give_the_pairing_of_all(seed, min_iou, monkeypatch):
+    rng = np.random.default_rng(seed)
+    # Crowds of boxes on a few places, so that groups hold many; some boxes have no area.
+    places = rng.uniform(0, 1, (12, 2))
+    corners = [places[rng.integers(0, 12, n)] + rng.normal(0, 0.03, (n, 2)) for n in (90, 70)]
+    predictions, labels = (
+        np.concatenate([each, each + rng.uniform(-0.01, 0.2, each.shape)], 1) for each in corners
+    )
+    expected = match_boxes(predictions, labels, min_iou=min_iou)
+    monkeypatch.setattr(matching, "_MOST_PAIRS_AT_ONCE", 0)
+    found = match_boxes(predictions, labels, min_iou=min_iou)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("labels", [[FAR], [DOT], [FAR, UNIT, HALF]])
+def test_neighbours_of_few_boxes(labels, monkeypatch):
+    predictions, labels = boxes(UNIT, HALF, DOT), boxes(*labels)
+    expected = match_boxes(predictions, labels)
+    monkeypatch.setattr(matching, "_MOST_PAIRS_AT_ONCE", 0)
+    for ours, theirs in zip(match_boxes(predictions, labels), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
