@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from runs import ROOT
 from yogo_jax.huge_pages import with_huge_pages
 
 
@@ -59,3 +60,29 @@ def test_a_command_is_started_again_as_it_was(tmp_path):
     *starts, found = said.splitlines()
     assert starts == ["starts", "starts"]
     assert json.loads(found) == [arguments, 1, process.pid, ASKED]
+
+
+@pytest.mark.parametrize(
+    "command", [["-m", "yogo_jax.train"], ["-m", "yogo_jax", "train"]], ids=str
+)
+def test_commands_that_train_ask_for_huge_pages(command, tmp_path):
+    """Each of them, as it is called, sees the environment that was asked for."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "def told(file, argv, environment):\n"
+        "    print('again', argv[1:], environment['GLIBC_TUNABLES'])\n"
+        "    os._exit(0)\n"
+        "os.execve = told\n"
+        "from yogo_jax import huge_pages\n"
+        "huge_pages._libc = lambda: 'glibc 2.36'\n"
+        "huge_pages._SETTING = huge_pages.Path(os.environ['SETTING'])\n"
+    )
+    (tmp_path / "enabled").write_text(MADVISE)
+    environment = {key: each for key, each in os.environ.items() if key != "GLIBC_TUNABLES"}
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
+    environment |= {"SETTING": str(tmp_path / "enabled"), "PYTHONUNBUFFERED": "1"}
+    arguments = [*command, "--config", "x.py"]
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"again {arguments} {ASKED}\n", done.stderr

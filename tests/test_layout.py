@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "compilation": {"cache"},
     "huge_pages": set(),
     # Knows the other entry points by name.
-    "__main__": {"errors"},
+    "__main__": {"errors", "huge_pages"},
     **{
         entry: {
             "errors",
