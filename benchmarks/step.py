@@ -248,7 +248,7 @@ def main() -> None:
         help="who has them; a training has them by itself (yogo_jax/huge_pages.py), PyTorch not",
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=6, help="steps of each in a round")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each in a round")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between rounds")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
