@@ -54,6 +54,7 @@ def use_huge_pages() -> None:
     except OSError:
         return
     environment = with_huge_pages(os.environ, setting=setting, libc=_libc())
-    if environment is not None:
+    if environment is not None and sys.executable:
         sys.stdout.flush()
-        os.execve(sys.executable, sys.orig_argv, environment)
+        # Its own path: by the name in front of the arguments another Python might be found.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
