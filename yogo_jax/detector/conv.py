@@ -40,6 +40,7 @@ def _kernel_gradient_by_products(x: Array, grad: Array, stride: int) -> Array:
     channels = x.shape[-1]
     blocks = min(rows, math.ceil(rows * columns * 9 * channels * 4 / _BLOCK_BYTES))
     block_rows = math.ceil(rows / blocks)
+    blocks = math.ceil(rows / block_rows)
     more_rows = blocks * block_rows - rows
     seen_rows = stride * (block_rows - 1) + 3
 
