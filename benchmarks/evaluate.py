@@ -68,13 +68,12 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         paths.append(str(folder / f"{index:06d}.png"))
         Image.fromarray(frame.image.reshape(image_hw)).save(paths[-1])
         labels.append(Labels(frame.class_ids, frame.boxes_cxcywh))
-    names = CLASS_NAMES
-    records = records_of(names, paths, labels)
+    records = records_of(CLASS_NAMES, paths, labels)
     packed = find_pack(paths, image_hw=image_hw, rgb=False)
     make_pack(packed, paths, image_hw=image_hw, rgb=False, workers=0, tell=lambda done, total: None)
     spec = ModelSpec(
         architecture="base_model",
-        class_names=names,
+        class_names=CLASS_NAMES,
         image_hw=image_hw,
         anchor_wh=(0.06, 0.08),
         rgb=False,

@@ -51,8 +51,7 @@ def write_labels(folder: Path, frames: int, boxes: int) -> Path:
     images, labels = folder / "images", folder / "labels"
     images.mkdir()
     labels.mkdir()
-    Image.fromarray(np.zeros((24, 32), np.uint8)).save(folder / "frame.png")
-    texts = []
+    frame, texts = folder / "frame.png", []
     for _ in range(20):
         rows = [
             f"{i % CLASSES} {x:.6f} {y:.6f} {w:.6f} {h:.6f}"
@@ -60,11 +59,11 @@ def write_labels(folder: Path, frames: int, boxes: int) -> Path:
         ]
         texts.append("\n".join(rows) + "\n")
     for index in range(frames):
-        os.link(folder / "frame.png", images / f"{index:07d}.png")
+        if index % 50_000 == 0:  # a file has so many names at most
+            frame.unlink(missing_ok=True)
+            Image.fromarray(np.zeros((24, 32), np.uint8)).save(frame)
+        os.link(frame, images / f"{index:07d}.png")
         (labels / f"{index:07d}.txt").write_text(texts[index % len(texts)])
-        if index % 50_000 == 49_999:  # a file has so many names at most
-            (folder / "frame.png").unlink()
-            Image.fromarray(np.zeros((24, 32), np.uint8)).save(folder / "frame.png")
     definition = folder / "definition.yml"
     names = "".join(f"  - class_{index}\n" for index in range(CLASSES))
     definition.write_text(
@@ -119,52 +118,13 @@ def metrics(frames: int, boxes: int, classes: int) -> float:
 
 def step(boxes: int, classes: int, image_hw: tuple[int, int]) -> float:
     """Seconds of a training step, the median of five."""
-    import jax
+    from step import Ours
 
     from configs import base
     from yogo_jax.config import from_mapping
-    from yogo_jax.detector.spec import ModelSpec
-    from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-    from yogo_jax.training.state import create_state
-    from yogo_jax.training.step import make_train_step
 
-    config = from_mapping(base.get_config().to_dict())
-    spec = ModelSpec(
-        architecture=config.model.name,
-        class_names=tuple(f"class_{index}" for index in range(classes)),
-        image_hw=image_hw,
-        anchor_wh=(0.1, 0.1),
-        rgb=False,
-        normalize_images=True,
-    )
-    tx, batch_size = make_optimizer(config.optim, 1000), 4
-    train_step = jax.jit(
-        make_train_step(
-            spec,
-            tx,
-            learning_rate_schedule(config.optim, 1000),
-            loss=config.loss,
-            augment=config.augment,
-            seed=0,
-        ),
-        donate_argnums=0,
-    )
-    rng = np.random.default_rng(0)
-    frames = [random_boxes(rng, boxes).astype(np.float32) for _ in range(batch_size)]
-    batch = {
-        "image": rng.integers(0, 256, (batch_size, *image_hw, 1), np.uint8),
-        "boxes_cxcywh": np.stack(frames),
-        "class_ids": rng.integers(0, classes, (batch_size, boxes), np.int32),
-        "valid": np.ones((batch_size, boxes), bool),
-        "image_valid": np.ones(batch_size, bool),
-    }
-    state = create_state(spec, tx, seed=0)
-    times = []
-    for _ in range(6):
-        began = time.perf_counter()
-        state, _ = jax.block_until_ready(train_step(state, batch))
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    ours = Ours(from_mapping(base.get_config().to_dict()), 4, image_hw, boxes, classes)
+    return statistics.median(ours.step() for _ in range(5))
 
 
 KINDS: dict[str, Callable[..., float]] = {"startup": startup, "metrics": metrics, "step": step}

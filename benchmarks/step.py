@@ -40,13 +40,15 @@ from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
 
 
-def make_batch(batch: int, image_hw: tuple[int, int], boxes: int) -> dict[str, np.ndarray]:
+def make_batch(
+    batch: int, image_hw: tuple[int, int], boxes: int, classes: int
+) -> dict[str, np.ndarray]:
     """Random images with some boxes."""
     rng = np.random.default_rng(0)
     return {
         "image": rng.integers(0, 256, (batch, *image_hw, 1), np.uint8),
         "boxes_cxcywh": rng.uniform(0.1, 0.9, (batch, boxes, 4)).astype(np.float32),
-        "class_ids": rng.integers(0, 7, (batch, boxes), np.int32),
+        "class_ids": rng.integers(0, classes, (batch, boxes), np.int32),
         "valid": np.ones((batch, boxes), bool),
         "image_valid": np.ones(batch, bool),
     }
@@ -62,10 +64,12 @@ def timed(run: Callable[[], object]) -> float:
 class Ours:
     """The real training step, and its binning and loss alone."""
 
-    def __init__(self, config: Config, batch: int, image_hw: tuple[int, int], boxes: int) -> None:
+    def __init__(
+        self, config: Config, batch: int, image_hw: tuple[int, int], boxes: int, classes: int = 7
+    ) -> None:
         self.spec = ModelSpec(
             architecture=config.model.name,
-            class_names=tuple("abcdefg"),
+            class_names=tuple(f"class_{index}" for index in range(classes)),
             image_hw=image_hw,
             anchor_wh=(0.1, 0.1),
             rgb=False,
@@ -84,7 +88,7 @@ class Ours:
         )
         self._step = jax.jit(step, donate_argnums=0)
         self._state = create_state(self.spec, tx, seed=0)
-        self._batch = jax.device_put(make_batch(batch, image_hw, boxes))
+        self._batch = jax.device_put(make_batch(batch, image_hw, boxes, classes))
         image_loss = functools.partial(label_loss, weights=config.loss)
 
         def loss_of(raw: jax.Array, batch: dict) -> jax.Array:
@@ -92,7 +96,7 @@ class Ours:
             return jax.vmap(image_loss)(self.spec.decode(raw), *labels).total().mean()
 
         self._loss = jax.jit(jax.grad(loss_of))
-        self._raw = jax.numpy.zeros((batch, *self.spec.grid_hw, 12))
+        self._raw = jax.numpy.zeros((batch, *self.spec.grid_hw, 5 + classes))
         self.step()
         self.loss()
 

@@ -121,8 +121,6 @@ def _assign_neighbours(
             chosen.append((own_rows[kept_rows], own_columns[kept_columns]))
         else:
             chosen.append((rows[group], columns[group]))
-    if not chosen:
-        return rows, columns
     rows, columns = (np.concatenate(each) for each in zip(*chosen, strict=True))
     order = np.argsort(rows)
     return rows[order], columns[order]
