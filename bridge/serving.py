@@ -18,7 +18,7 @@ from bridge.fold import FoldedConv, fold_chain
 from yogo_jax.detector.backbones import ConvBackbone, get_backbone
 from yogo_jax.detector.decode import MAX_LOG_SIZE
 from yogo_jax.detector.grid import cell_origins
-from yogo_jax.detector.network import BOX_CHANNELS, LEAKY_SLOPE
+from yogo_jax.detector.network import BOX_CHANNELS
 from yogo_jax.detector.spec import ModelSpec
 
 
@@ -39,12 +39,13 @@ def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
     if isinstance(backbone, ConvBackbone):
         convs = fold_chain(backbone, variables)
         head = _with_prior_in_bias(convs[-1], spec)
-        activation = _silu if backbone.activation == "silu" else _leaky_relu
+        activation = _activation(backbone)
 
         def raw_channels(images: Array) -> Array:
             x = images
-            for conv in convs[:-1]:
-                x = activation(_conv(x, conv))
+            for conv, block in zip(convs[:-1], backbone.blocks, strict=True):
+                y = activation(_conv(x, conv))
+                x = x + y if block.residual else y
             return _conv(x, head)
 
     else:
@@ -71,13 +72,11 @@ def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
     return serve
 
 
-def _silu(x: Array) -> Array:
-    # Not `jax.nn.silu`: it is jitted, and the converter cannot look inside in newer JAX.
-    return x * jax.nn.sigmoid(x)
-
-
-def _leaky_relu(x: Array) -> Array:
-    return jax.nn.leaky_relu(x, LEAKY_SLOPE)
+def _activation(backbone: ConvBackbone) -> Callable[[Array], Array]:
+    if backbone.activation == "silu":
+        # Not `jax.nn.silu`: it is jitted, and the converter cannot look inside in newer JAX.
+        return lambda x: x * jax.nn.sigmoid(x)
+    return lambda x: jax.nn.leaky_relu(x, backbone.leaky_slope)
 
 
 def _conv(x: Array, conv: FoldedConv) -> Array:

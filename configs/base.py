@@ -50,6 +50,10 @@ def get_config() -> ConfigDict:
     # What the convolutions of the training compute in: "float32", or "bfloat16", which accelerators
     # have units for. Parameters, statistics and the loss, and every evaluation, are float32.
     model.dtype = "float32"
+    # What initial weights keep the variance of: "fan_out" of gradients, "fan_in" of features.
+    model.kernel_init = "fan_out"
+    # Objectness that every cell starts with, from a head of small weights; 0 draws the head as all.
+    model.objectness_prior = 0.0
 
     config.loss = loss = ConfigDict()
     # Weight of cells without an object in the objectness term (1 for cells with one).
@@ -60,6 +64,16 @@ def get_config() -> ConfigDict:
     loss.classify_weight = 1.0
     # Share of the class target that is spread over all classes.
     loss.label_smoothing = 0.01
+    # Form of the objectness term: "squared" error or "cross_entropy".
+    loss.objectness = "squared"
+    # Cells count in it by their error to this power, on top: easy ones less; 0 is off.
+    loss.focal_gamma = 0.0
+    # On top of no_object_weight, for the eight cells around one with an object.
+    loss.neighbour_weight = 1.0
+    # Of each class in the class term; empty is 1 for all.
+    loss.class_weights = ()
+    # Or from the training labels: the inverse of each class's share to this power; 0 is off.
+    loss.class_weight_power = 0.0
 
     config.optim = optim = ConfigDict()
     # Of AdamW at the first step.
@@ -70,6 +84,16 @@ def get_config() -> ConfigDict:
     optim.weight_decay = 0.05
     # Gradients are clamped to [-clip_value, clip_value], element by element.
     optim.clip_value = 1.0
+    # Then scaled down, all together, to a norm of at most this; 0 is off.
+    optim.clip_norm = 0.0
+    # Epochs in which the learning rate rises from 0; the cosine takes the rest.
+    optim.warmup_epochs = 0.0
+    # Share of a moving average of the weights that a step leaves; the average is what is validated,
+    # kept and exported. 0 is off.
+    optim.ema_decay = 0.0
+    # Parameters that stay as they are, by name, as "block_0" or "block_*/norm"; with
+    # train.from_pretrained.
+    optim.freeze = ()
 
     config.train = train = ConfigDict()
     # Times over the training images.
@@ -88,12 +112,43 @@ def get_config() -> ConfigDict:
     # "auto" continues what the workdir holds, "never" refuses a workdir in use, a checkpoint's
     # path continues that one in a new workdir.
     train.resume = "auto"
+    # Which validation is the best, whose checkpoint is tested and exported: the one with the lowest
+    # "loss", or with the highest "mAP50" or "mAP50_95".
+    train.keep_best = "loss"
+    # Training ends when the best validation lies so many epochs back; 0 never.
+    train.patience = 0
 
     config.augment = augment = ConfigDict()
     # Probability of exchanging left and right, drawn for each image on its own.
     augment.horizontal_flip = 0.5
     # Probability of exchanging top and bottom, likewise.
     augment.vertical_flip = 0.5
+    # Probability of a turn by 90 degrees, of square images.
+    augment.quarter_turns = 0.0
+    # Factors between which images are scaled about their middle.
+    augment.zoom = (1.0, 1.0)
+    # Largest shift along each axis, as a fraction of the image.
+    augment.translation = 0.0
+    # Most that is added to all pixels, or taken away, as a share of 255.
+    augment.brightness = 0.0
+    # The distance of pixels to their mean is multiplied or divided by up to 1 + contrast.
+    augment.contrast = 0.0
+    # The exponent of the light is multiplied or divided by up to 1 + gamma.
+    augment.gamma = 0.0
+    # Each colour on its own is multiplied or divided by up to 1 + colour.
+    augment.colour = 0.0
+    # Largest standard deviation of a Gaussian blur, in px.
+    augment.blur = 0.0
+    # Largest standard deviation of noise, as a share of 255.
+    augment.noise = 0.0
+    # Probability that an image becomes one quarter of four that are put together.
+    augment.mosaic = 0.0
+    # Probability that another image shines through.
+    augment.mixup = 0.0
+    # Probability of a hole.
+    augment.cutout = 0.0
+    # So many last epochs without the three of them.
+    augment.closed_epochs = 0
 
     config.track = track = ConfigDict()
     # Weights & Biases: "disabled", "offline", "online", or "auto" (online when logged in).

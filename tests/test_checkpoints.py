@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -39,10 +40,10 @@ def state() -> TrainState:
     return create_state(SPEC, TX, seed=0)
 
 
-def metadata(step: int, loss: float | None = None) -> Metadata:
+def metadata(step: int, loss: float | None = None, keep_best: str = "loss") -> Metadata:
     return Metadata(
         model=SPEC,
-        config=CONFIG.to_dict(),
+        config=tiny_config("d.yml", train__keep_best=keep_best).to_dict(),
         step=step,
         epoch=0,
         position=4 * step,
@@ -168,3 +169,34 @@ def test_weights_that_do_not_fit_their_description_are_refused(tmp_path, state):
     wider = ModelSpec(**{**SPEC.to_dict(), "architecture": "half_filters"})
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         restore_variables(tmp_path / "checkpoints" / "1", wider)
+
+
+def test_averages_are_the_model_and_the_run_goes_on_from_what_they_are_made_of(tmp_path, state):
+    averaging = create_state(SPEC, TX, seed=0, averages=True)
+    averaging = averaging.replace(params=jax.tree.map(lambda each: each + 1, averaging.params))
+    save(tmp_path, averaging, 7, loss=1.5)
+    folder = find_checkpoint(tmp_path)
+    restored = restore_state(folder, SPEC, TX, averages=True)
+    for part in ("params", "batch_stats", "opt_state", "averaged"):
+        found, expected = getattr(restored, part), getattr(averaging, part)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b)
+    variables = restore_variables(folder, SPEC)
+    for a, b in zip(
+        jax.tree.leaves(variables["params"]), jax.tree.leaves(state.params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_best_by_mean_ap_is_kept_and_found(tmp_path, state):
+    scores = [(0.2, 1.0), (0.6, 3.0), (None, 0.5), (0.4, 2.0)]
+    with CheckpointStore(tmp_path / "checkpoints", "mAP50") as store:
+        for step, (score, loss) in enumerate(scores, start=1):
+            of_step = metadata(step, keep_best="mAP50")
+            of_step = dataclasses.replace(of_step, validation={"loss": loss, "mAP50": score})
+            store.save(state.replace(step=jnp.asarray(step, jnp.int32)), of_step)
+            store.wait()
+        assert store.best_step == 2
+    assert steps_in(tmp_path) == [2, 4]
+    assert find_checkpoint(tmp_path).name == "2"

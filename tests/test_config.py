@@ -53,7 +53,9 @@ def test_every_field_of_base_has_a_comment():
 
 def test_defaults_for_old_checkpoints_are_those_of_base():
     config = from_mapping(importlib.import_module("configs.base").get_config().to_dict())
-    assert dataclasses.asdict(config.loss) == dataclasses.asdict(ORIGINAL_WEIGHTS)
+    original = dataclasses.asdict(ORIGINAL_WEIGHTS)
+    assert {name: getattr(config.loss, name) for name in original} == original
+    assert config.loss.for_classes([3, 1, 0]) == config.loss
     assert config.data.min_box_area == MIN_BOX_AREA
 
 
@@ -88,6 +90,25 @@ BAD = [
     ("train__checkpoint_every_minutes", 0.0, "checkpoint_every_minutes must be above 0"),
     ("train__resume", "", "train.resume must be 'auto'"),
     ("augment__vertical_flip", 1.5, "augment.vertical_flip must be a probability"),
+    ("model__kernel_init", "xavier", "model.kernel_init must be one of fan_out, fan_in"),
+    ("model__objectness_prior", 1.0, "model.objectness_prior must be in"),
+    ("loss__objectness", "hinge", "loss.objectness must be one of squared, cross_entropy"),
+    ("loss__focal_gamma", 0.5, "loss.focal_gamma must be 0 .off., or 1 or more"),
+    ("loss__neighbour_weight", -1.0, "loss.neighbour_weight must be 0 or more"),
+    ("loss__class_weights", (1.0, -1.0), "loss.class_weights must be empty, or"),
+    ("optim__warmup_epochs", -1.0, "optim.warmup_epochs must be 0"),
+    ("optim__clip_norm", -1.0, "optim.clip_norm must be 0"),
+    ("optim__ema_decay", 1.0, "optim.ema_decay must be in"),
+    ("optim__freeze", "head", "optim.freeze must be of type tuple"),
+    ("train__keep_best", "recall", "train.keep_best must be one of"),
+    ("train__patience", -1, "train.patience must be 0"),
+    ("augment__quarter_turns", 0.5, "augment.quarter_turns must be 0 unless data.image_hw is a"),
+    ("augment__zoom", (1.5, 0.5), "augment.zoom must be two factors LOW,HIGH"),
+    ("augment__zoom", (1.5,), "augment.zoom must be 2 values"),
+    ("augment__mosaic", 1.5, "augment.mosaic must be a probability"),
+    ("augment__translation", -0.5, "augment.translation must be a fraction"),
+    ("augment__gamma", -0.5, "augment.gamma must be 0"),
+    ("augment__blur", 5.0, "augment.blur must be in"),
     ("track__wandb_mode", "maybe", "track.wandb_mode must be one of"),
     ("seed", -1, "seed must be in"),
     ("data", 3, "config.data must be a group of fields"),

@@ -45,7 +45,8 @@ def train_records(workdir) -> list[dict]:
 def final_state(workdir, config):
     folder = committed_checkpoints(workdir / "checkpoints")[-1]
     tx = make_optimizer(config.optim, 9)
-    return restore_state(folder, read_metadata(folder).model, tx)
+    averages = config.optim.ema_decay > 0
+    return restore_state(folder, read_metadata(folder).model, tx, averages=averages)
 
 
 def assert_equal_trees(found, expected):
@@ -132,6 +133,70 @@ def test_a_run_that_was_cut_ends_bit_for_bit_as_one_that_was_not(
         k: v for k, v in metrics.items() if k != "checkpoint"
     }
     assert_equal_trees(final_state(tmp_path, config), final_state(workdir, config))
+
+
+STRONG = {
+    "optim__ema_decay": 0.9,
+    "optim__warmup_epochs": 1.0,
+    "optim__clip_norm": 5.0,
+    "train__keep_best": "mAP50",
+    "model__objectness_prior": 0.05,
+    "model__kernel_init": "fan_in",
+    "loss__objectness": "cross_entropy",
+    "loss__class_weight_power": 0.5,
+    "augment__mosaic": 0.5,
+    "augment__zoom": (0.8, 1.2),
+    "augment__brightness": 0.1,
+    "augment__closed_epochs": 1,
+}
+
+
+def test_a_strong_run_that_was_cut_goes_on_bit_for_bit(definition, tmp_path):
+    config = config_of(definition, **STRONG)
+    metrics = train_and_evaluate(config, tmp_path / "whole")
+
+    def cut(epoch, _):
+        if epoch == 1:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train_and_evaluate(config, tmp_path / "cut", on_validation=cut)
+    again = train_and_evaluate(config, tmp_path / "cut")
+    assert train_records(tmp_path / "cut") == train_records(tmp_path / "whole")
+    assert {**again, "checkpoint": None} == {**metrics, "checkpoint": None}
+    states = [final_state(tmp_path / name, config) for name in ("whole", "cut")]
+    assert_equal_trees(*states)
+    # What is evaluated is the average and not the latest.
+    assert any(
+        np.any(np.asarray(a) != np.asarray(b))
+        for a, b in zip(
+            jax.tree.leaves(states[0].variables), jax.tree.leaves(states[0].trained), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["in one go", "cut"])
+def test_a_run_that_gets_no_better_stops_early(definition, tmp_path, monkeypatch, capsys, cut):
+    config = config_of(definition, train__epochs=9, train__patience=2)
+    real_run = run.Validator.run
+
+    def worse_and_worse(self, state, done, *rest):
+        return {**real_run(self, state, done, *rest), "loss": 1.0 + done}
+
+    monkeypatch.setattr(run.Validator, "run", worse_and_worse)
+    if cut:
+
+        def end(epoch, _):
+            if epoch == 3:
+                raise Cut
+
+        with pytest.raises(Cut):
+            train_and_evaluate(config, tmp_path, on_validation=end)
+    metrics = train_and_evaluate(config, tmp_path)
+    assert "stopped early, after epoch 3: no better loss since epoch 1" in capsys.readouterr().out
+    assert [int(each.name) for each in committed_checkpoints(tmp_path / "checkpoints")] == [3, 9]
+    # The best is tested.
+    assert metrics["step"] == 3
 
 
 @pytest.mark.parametrize(
@@ -236,6 +301,8 @@ def test_a_run_from_before_a_field_existed_goes_on(whole_run, definition, tmp_pa
     for file in (tmp_path / "old" / "checkpoints").glob("*/metadata/metadata"):
         values = json.loads(file.read_text())
         del values["config"]["model"]["dtype"], values["config"]["data"]["cache"]
+        del values["config"]["augment"]["zoom"], values["config"]["optim"]["ema_decay"]
+        del values["config"]["optim"]["freeze"], values["config"]["loss"]["objectness"]
         file.write_text(json.dumps(values))
     again = train_and_evaluate(config_of(definition), tmp_path / "old")
     assert {**again, "checkpoint": None} == {**metrics, "checkpoint": None}

@@ -9,6 +9,8 @@ from parity import load
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.losses import LossTerms, LossWeights, yogo_loss
 from yogo_jax.detector.targets import Targets
+from yogo_jax.errors import UserError
+from yogo_jax.recipe import LossConfig
 
 
 DEFAULT = {
@@ -134,3 +136,82 @@ def test_vmap_is_a_loop():
     for index, case in enumerate(cases):
         for together, alone in zip(batched, loss_of(*case), strict=True):
             np.testing.assert_allclose(together[index], alone, rtol=1e-5)
+
+
+def neighbours_by_loop(is_object: np.ndarray) -> np.ndarray:
+    rows, columns = is_object.shape
+    near = np.zeros_like(is_object)
+    for i in range(rows):
+        for j in range(columns):
+            around = is_object[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
+            near[i, j] = around.any() and not is_object[i, j]
+    return near
+
+
+OBJECTNESS = {
+    "squared": {},
+    "cross entropy": {"objectness": "cross_entropy"},
+    "focal": {"objectness": "cross_entropy", "focal_gamma": 2.0},
+    "focal squared": {"focal_gamma": 1.0},
+    "neighbours ignored": {"neighbour_weight": 0.0},
+    "neighbours count less": {"objectness": "cross_entropy", "neighbour_weight": 0.3},
+}
+
+
+@pytest.mark.parametrize("objects", [0, 1, 40])
+@pytest.mark.parametrize("form", OBJECTNESS)
+def test_forms_of_objectness_against_numpy(form, objects):
+    predictions, targets = make_case(3, objects)
+    p = np.asarray(predictions.objectness, np.float64)
+    t = np.asarray(targets.objectness, np.float64)
+    options = OBJECTNESS[form]
+    if options.get("objectness") == "cross_entropy":
+        each = -t * np.log(p) - (1 - t) * np.log(1 - p)
+    else:
+        each = (p - t) ** 2
+    each = each * abs(p - t) ** options.get("focal_gamma", 0.0)
+    weights = np.where(t > 0, 1.0, 0.5)
+    weights[neighbours_by_loop(t > 0)] *= options.get("neighbour_weight", 1.0)
+    terms = yogo_loss(predictions, targets, LossWeights(**DEFAULT, **options))
+    assert float(terms.objectness) == pytest.approx((each * weights).sum(), rel=1e-5)
+    base = loss_of(predictions, targets)
+    assert float(terms.box) == float(base.box)
+    assert float(terms.classification) == float(base.classification)
+
+
+@pytest.mark.parametrize("form", OBJECTNESS)
+@pytest.mark.parametrize("certain", [0.0, 1.0])
+def test_forms_of_objectness_stay_finite_where_the_network_is_certain(form, certain):
+    predictions, targets = make_case(4, 9)
+    predictions = predictions._replace(objectness=jnp.full((12, 16), certain))
+    weights = LossWeights(**DEFAULT, **OBJECTNESS[form])
+    value, grad = jax.value_and_grad(lambda p: yogo_loss(p, targets, weights).total())(predictions)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grad))
+
+
+def test_class_weights_count_in_their_class_only():
+    predictions, targets = make_case(5, 30)
+    weights = tuple(float(k) for k in range(7))
+    terms = yogo_loss(predictions, targets, LossWeights(**DEFAULT, class_weights=weights))
+    alone = 0.0
+    for k in range(7):
+        of_class = (targets.objectness > 0) & (targets.class_ids == k)
+        masked = targets._replace(objectness=of_class.astype(jnp.float32))
+        alone += k * float(loss_of(predictions, masked).classification)
+    assert float(terms.classification) == pytest.approx(alone, rel=1e-5)
+    assert float(terms.objectness) == float(loss_of(predictions, targets).objectness)
+
+
+def test_weights_by_frequency_keep_the_mean():
+    loss = LossConfig(**DEFAULT, class_weight_power=0.5)
+    counts = [800, 50, 2, 0]
+    weights = loss.for_classes(counts).class_weights
+    ratios = [weights[1] / weights[0], weights[2] / weights[0]]
+    assert ratios == pytest.approx([4.0, 20.0])
+    # The class without a box counts as one box.
+    seen = [800, 50, 2, 1]
+    assert np.average(weights, weights=seen) == pytest.approx(1.0)
+    assert LossConfig(**DEFAULT).for_classes(counts).class_weights == ()
+    with pytest.raises(UserError, match=r"loss.class_weights must be empty or of 4 numbers"):
+        LossConfig(**DEFAULT, class_weights=(1.0, 2.0)).for_classes(counts)

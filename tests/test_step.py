@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from yogo_jax.config import AugmentConfig, LossConfig
 from yogo_jax.detector import backbones
 from yogo_jax.detector.backbones import ConvBackbone, ConvBlock, ConvNextBackbone
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.recipe import AugmentConfig, LossConfig
 from yogo_jax.training.checkpoints import CheckpointStore, find_checkpoint, restore_state
 from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.state import create_state

@@ -11,10 +11,10 @@ import pytest
 from bridge.torch_archive import read_torch_archive
 from bridge.weights import to_variables
 from parity import load, parity_file
-from yogo_jax.config import AugmentConfig, LossConfig, OptimConfig
 from yogo_jax.detector import backbones
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.recipe import AugmentConfig, LossConfig, OptimConfig
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step

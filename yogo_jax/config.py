@@ -1,28 +1,26 @@
 """The schema of a config: what every field is, which values it may take, and what to do if not.
 
-`configs/base.py` holds the values and explains them; here stand types and ranges. A `ConfigDict`
-passes `from_mapping` once, at the entry point; everything behind it sees these dataclasses.
+`configs/base.py` holds the values and explains them; here stand types and ranges, those of loss,
+optimizer and augmentation in `recipe.py`. A `ConfigDict` passes `from_mapping` once, at the entry
+point; everything behind it sees these dataclasses.
+
+A field that came later has a default, with which nothing changes: runs and config files from before
+go on as they were.
 """
 
 import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from yogo_jax.detector.backbones import get_backbone
-from yogo_jax.detector.losses import LossWeights
-from yogo_jax.errors import UserError
-from yogo_jax.schema import build
+from yogo_jax.recipe import AugmentConfig, LossConfig, OptimConfig
+from yogo_jax.schema import build, require
 
 
 # The definition whose frames are generated, at the size of the run.
 SYNTHETIC = "synthetic"
-
-
-def _require(ok: bool, field: str, expected: str, found: object) -> None:
-    if not ok:
-        raise UserError(f"config.{field} must be {expected}, got {found!r}: set --config.{field}=…")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,15 +39,15 @@ class DataConfig:
     on_bad_label: str
 
     def __post_init__(self) -> None:
-        _require(bool(self.definition), "data.definition", "a path or 'synthetic'", self.definition)
-        _require(
+        require(bool(self.definition), "data.definition", "a path or 'synthetic'", self.definition)
+        require(
             len(self.image_hw) == 2 and all(side >= 16 for side in self.image_hw),
             "data.image_hw",
             "two sides HEIGHT,WIDTH of at least 16 px",
             self.image_hw,
         )
         fractions = self.split_override
-        _require(
+        require(
             not fractions
             or (
                 len(fractions) == 3
@@ -60,12 +58,12 @@ class DataConfig:
             "empty or three fractions TRAIN,VAL,TEST in [0, 1] that sum to 1",
             fractions,
         )
-        _require(self.workers >= 0, "data.workers", "0 or more", self.workers)
+        require(self.workers >= 0, "data.workers", "0 or more", self.workers)
         caches = ("none", "disk", "device", "auto")
-        _require(self.cache in caches, "data.cache", f"one of {caches}", self.cache)
-        _require(self.max_boxes >= 0, "data.max_boxes", "0 (auto) or more", self.max_boxes)
-        _require(0 <= self.min_box_area < 1, "data.min_box_area", "in [0, 1)", self.min_box_area)
-        _require(
+        require(self.cache in caches, "data.cache", f"one of {caches}", self.cache)
+        require(self.max_boxes >= 0, "data.max_boxes", "0 (auto) or more", self.max_boxes)
+        require(0 <= self.min_box_area < 1, "data.min_box_area", "in [0, 1)", self.min_box_area)
+        require(
             self.on_bad_label in ("error", "skip"),
             "data.on_bad_label",
             "'error' or 'skip'",
@@ -79,12 +77,22 @@ class ModelConfig:
 
     name: str
     anchor: str
-    dtype: str
+    dtype: str = "float32"
+    kernel_init: Literal["fan_out", "fan_in"] = "fan_out"
+    objectness_prior: float = 0.0
 
     def __post_init__(self) -> None:
         get_backbone(self.name)
+        inits = ("fan_out", "fan_in")
+        require(self.kernel_init in inits, "model.kernel_init", f"one of {inits}", self.kernel_init)
+        require(
+            0 <= self.objectness_prior < 1,
+            "model.objectness_prior",
+            "in [0, 1)",
+            self.objectness_prior,
+        )
         dtypes = ("float32", "bfloat16")
-        _require(self.dtype in dtypes, "model.dtype", f"one of {dtypes}", self.dtype)
+        require(self.dtype in dtypes, "model.dtype", f"one of {dtypes}", self.dtype)
         if self.anchor != "auto":
             self.anchor_wh()
 
@@ -95,44 +103,13 @@ class ModelConfig:
             numbers = [float(part) for part in parts]
         except ValueError:
             numbers = []
-        _require(
+        require(
             len(numbers) == 2 and all(0 < number <= 1 for number in numbers),
             "model.anchor",
             "'auto' or two numbers W,H in (0, 1]",
             self.anchor,
         )
         return numbers[0], numbers[1]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig(LossWeights):
-    """Weights of the loss, with their ranges."""
-
-    def __post_init__(self) -> None:
-        for field in ("no_object_weight", "iou_weight", "classify_weight"):
-            value = getattr(self, field)
-            _require(value >= 0, f"loss.{field}", "0 or more", value)
-        _require(
-            0 <= self.label_smoothing < 1, "loss.label_smoothing", "in [0, 1)", self.label_smoothing
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW with a cosine schedule, see `training/optimizer.py`."""
-
-    learning_rate: float
-    lr_decay_factor: float
-    weight_decay: float
-    clip_value: float
-
-    def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optim.learning_rate", "above 0", self.learning_rate)
-        _require(
-            self.lr_decay_factor >= 1, "optim.lr_decay_factor", "1 or more", self.lr_decay_factor
-        )
-        _require(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
-        _require(self.clip_value > 0, "optim.clip_value", "above 0", self.clip_value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,28 +123,20 @@ class TrainConfig:
     max_hours: float
     from_pretrained: str
     resume: str
+    keep_best: str = "loss"
+    patience: int = 0
 
     def __post_init__(self) -> None:
+        metrics = ("loss", "mAP50", "mAP50_95")
+        require(self.keep_best in metrics, "train.keep_best", f"one of {metrics}", self.keep_best)
+        require(self.patience >= 0, "train.patience", "0 (off) or more", self.patience)
         for field in ("epochs", "batch_size", "eval_every_epochs"):
             value = getattr(self, field)
-            _require(value >= 1, f"train.{field}", "1 or more", value)
+            require(value >= 1, f"train.{field}", "1 or more", value)
         minutes = self.checkpoint_every_minutes
-        _require(minutes > 0, "train.checkpoint_every_minutes", "above 0", minutes)
-        _require(self.max_hours >= 0, "train.max_hours", "0 (no end) or more", self.max_hours)
-        _require(bool(self.resume), "train.resume", "'auto', 'never' or a checkpoint", self.resume)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """What happens to the training images, on the device."""
-
-    horizontal_flip: float
-    vertical_flip: float
-
-    def __post_init__(self) -> None:
-        for field in ("horizontal_flip", "vertical_flip"):
-            value = getattr(self, field)
-            _require(0 <= value <= 1, f"augment.{field}", "a probability in [0, 1]", value)
+        require(minutes > 0, "train.checkpoint_every_minutes", "above 0", minutes)
+        require(self.max_hours >= 0, "train.max_hours", "0 (no end) or more", self.max_hours)
+        require(bool(self.resume), "train.resume", "'auto', 'never' or a checkpoint", self.resume)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +152,7 @@ class TrackConfig:
 
     def __post_init__(self) -> None:
         modes = ("disabled", "auto", "online", "offline")
-        _require(self.wandb_mode in modes, "track.wandb_mode", f"one of {modes}", self.wandb_mode)
+        require(self.wandb_mode in modes, "track.wandb_mode", f"one of {modes}", self.wandb_mode)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,8 +169,15 @@ class Config:
     track: TrackConfig
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**32, "seed", "in [0, 2^32)", self.seed)
+        require(0 <= self.seed < 2**32, "seed", "in [0, 2^32)", self.seed)
         get_backbone(self.model.name).grid_hw(self.data.image_hw)
+        height, width = self.data.image_hw
+        require(
+            height == width or not self.augment.quarter_turns,
+            "augment.quarter_turns",
+            f"0 unless data.image_hw is a square, which {height}x{width} is not",
+            self.augment.quarter_turns,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as JSON would give them back (tuples are lists)."""
@@ -215,6 +191,23 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
       UserError: a field is unknown, missing, of the wrong type or out of range; it is named.
     """
     return build(Config, values, "config")
+
+
+def with_defaults(values: Mapping[str, Any], kind: Any = Config) -> dict[str, Any]:
+    """Values of a config as a run recorded them, with the fields that came later at their defaults.
+
+    Nothing is checked: fields that are unknown or lack a default stay as they are.
+    """
+    full = dict(values)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            if isinstance(group := values.get(field.name), Mapping):
+                full[field.name] = with_defaults(group, field.type)
+        elif field.default is not dataclasses.MISSING:
+            # As JSON gives it back.
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            full.setdefault(field.name, default)
+    return full
 
 
 def field_names(kind: Any = Config, prefix: str = "") -> list[str]:

@@ -11,12 +11,27 @@ from typing import Any
 from yogo_jax.errors import UserError
 
 
+def require(ok: bool, field: str, expected: str, found: object) -> None:
+    """Refuses the value of a field of a config.
+
+    Raises:
+      UserError: it is not `ok`.
+    """
+    if not ok:
+        raise UserError(f"config.{field} must be {expected}, got {found!r}: set --config.{field}=…")
+
+
 def checked(value: Any, kind: Any, path: str) -> Any:
     """`value` as a `kind`, with whole numbers accepted for floats and lists for tuples.
 
     Raises:
       UserError: it is of another type, or not finite; the message begins with `path`.
     """
+    if typing.get_origin(kind) is typing.Literal:
+        words = typing.get_args(kind)
+        if value not in words:
+            raise UserError(f"{path} must be one of {', '.join(words)}, got {value!r}")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
@@ -39,7 +54,7 @@ def checked(value: Any, kind: Any, path: str) -> Any:
 
 
 def build(kind: Any, values: Any, path: str) -> Any:
-    """A dataclass of a group of fields, with all of its types checked.
+    """A dataclass of a group of fields, with all of its types checked; fields may have defaults.
 
     Args:
       kind: the dataclass; its fields may be dataclasses, too.
@@ -54,12 +69,18 @@ def build(kind: Any, values: Any, path: str) -> Any:
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for name in sorted(values.keys() - fields.keys()):
         raise UserError(f"{path}.{name} is not a field of a config; {hint_for(str(name), fields)}")
-    missing = sorted(fields.keys() - values.keys())
-    if missing:
+    needed = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(needed - values.keys()):
         raise UserError(f"{path} lacks {', '.join(missing)}: add them as in configs/base.py")
     built = {}
     for name, field_kind in fields.items():
         here = f"{path}.{name}"
+        if name not in values:
+            continue
         if dataclasses.is_dataclass(field_kind):
             built[name] = build(field_kind, values[name], here)
         else:

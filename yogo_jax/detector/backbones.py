@@ -8,19 +8,27 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-from yogo_jax.detector.grid import convolved_hw
+from yogo_jax.detector.grid import convolved_hw, receptive_field
 from yogo_jax.errors import UserError
+
+
+# The original's.
+LEAKY_SLOPE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvBlock:
-    """3x3 convolution with padding 1, then batch norm if any, activation, channel dropout."""
+    """3x3 convolution with padding 1, then batch norm if any, activation, channel dropout.
+
+    A residual block adds its input to the result; it keeps resolution and channels.
+    """
 
     channels: int
     stride: int = 1
     bias: bool = True
     norm: bool = False
     dropout: float = 0.0
+    residual: bool = False
 
     def layers(self) -> Iterator[tuple[int, int, int]]:
         """(kernel, stride, padding) of its convolutions."""
@@ -33,10 +41,19 @@ class ConvBackbone:
 
     blocks: tuple[ConvBlock, ...]
     activation: Literal["leaky_relu", "silu"] = "leaky_relu"
+    leaky_slope: float = LEAKY_SLOPE
 
     def grid_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of the head for an image of `image_hw` pixels."""
-        return convolved_hw(image_hw, (layer for block in self.blocks for layer in block.layers()))
+        return convolved_hw(image_hw, self._layers())
+
+    @property
+    def receptive_field(self) -> int:
+        """Side in px of the part of the image that a cell sees."""
+        return receptive_field(self._layers())
+
+    def _layers(self) -> Iterator[tuple[int, int, int]]:
+        return (layer for block in self.blocks for layer in block.layers())
 
     def scaled(self, factor: float) -> "ConvBackbone":
         """The same chain with all channels times `factor`."""
@@ -63,6 +80,15 @@ class ConvNextBackbone:
         rows, columns = convolved_hw(image_hw, ((stride, stride, 0) for stride in strides))
         return rows * self.upsampling, columns * self.upsampling
 
+    @property
+    def receptive_field(self) -> int:
+        """Side in px of the part of the image that a cell sees."""
+        layers = []
+        for stage, depth in enumerate(self.depths):
+            stride = self.stem_stride if stage == 0 else 2
+            layers += [(stride, stride, 0), *[(7, 1, 3)] * depth]
+        return receptive_field(layers)
+
 
 Backbone = ConvBackbone | ConvNextBackbone
 
@@ -86,6 +112,17 @@ _BASE = ConvBackbone(
         _plain(128),
     )
 )
+
+
+def _yogo(*layers: tuple[int, int]) -> ConvBackbone:
+    """A network of ours, from (channels, stride) of each layer: all with batch norm, no dropout.
+
+    Most layers are at stride 8, where a pixel costs a 64th. The slope is one that half precision
+    holds exactly, so that the stick computes the activation together with its convolution.
+    """
+    blocks = (_normed(channels, stride) for channels, stride in layers)
+    return ConvBackbone(blocks=tuple(blocks), leaky_slope=1 / 8)
+
 
 BACKBONES: dict[str, Backbone] = {
     "base_model": _BASE,
@@ -136,6 +173,9 @@ BACKBONES: dict[str, Backbone] = {
             _plain(128),
         )
     ),
+    "yogo_n": _yogo((16, 2), (32, 2), (64, 2), *[(64, 1)] * 4),
+    "yogo_s": _yogo((16, 2), (32, 2), (64, 2), *[(96, 1)] * 4),
+    "yogo_m": _yogo((16, 2), (32, 2), (64, 2), *[(128, 1)] * 5),
     "convnext_small": ConvNextBackbone(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
 }
 

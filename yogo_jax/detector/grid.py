@@ -33,6 +33,20 @@ def convolved_hw(
     return height, width
 
 
+def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
+    """Side in px of what one cell sees through convolutions given as (kernel, stride, padding).
+
+    References:
+      Araujo et al. 2019, Computing Receptive Fields of Convolutional Neural Networks, Distill,
+      equation 2.
+    """
+    side, stride_so_far = 1, 1
+    for kernel, stride, _ in layers:
+        side += (kernel - 1) * stride_so_far
+        stride_so_far *= stride
+    return side
+
+
 def cell_origins(grid_hw: tuple[int, int]) -> Float[Array, "gh gw 2"]:
     """(x, y) of each cell's top left corner, as fractions of the image."""
     rows, columns = grid_hw

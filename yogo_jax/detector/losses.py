@@ -1,7 +1,7 @@
 """The loss of one image, term by term and unreduced over images."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,21 @@ class LossWeights:
       iou_weight: weight of the box term.
       classify_weight: weight of the class term.
       label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+      objectness: "squared" error, the original's, or "cross_entropy".
+      focal_gamma: cells count by their error to this power, on top; 0 is off.
+      neighbour_weight: on top of `no_object_weight`, for the eight cells around one with an object,
+        which see nearly the same.
+      class_weights: of each class in the class term; empty is 1 for all.
     """
 
     no_object_weight: float
     iou_weight: float
     classify_weight: float
     label_smoothing: float
+    objectness: Literal["squared", "cross_entropy"] = "squared"
+    focal_gamma: float = 0.0
+    neighbour_weight: float = 1.0
+    class_weights: tuple[float, ...] = ()
 
 
 # The original's, for checkpoints that do not say.
@@ -51,7 +60,8 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
     """Loss terms of one image.
 
     With t the target and p the predicted objectness:
-    `objectness = sum over cells of (p - t)^2 * (t * (1 - no_object_weight) + no_object_weight)`,
+    `objectness = sum over cells of (p - t)^2 * (t * (1 - no_object_weight) + no_object_weight)`
+    (or of the cross entropy of p and t, and times `|p - t|^focal_gamma`),
     `box = iou_weight * sum over object cells of CIoU loss`,
     `classification = classify_weight * sum over object cells of smoothed cross entropy`.
 
@@ -70,15 +80,57 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
     """
     t = targets.objectness
     cell_weights = t * (1 - weights.no_object_weight) + weights.no_object_weight
-    objectness = (jnp.square(predictions.objectness - t) * cell_weights).sum()
+    if weights.neighbour_weight != 1:
+        cell_weights = jnp.where(
+            is_neighbour(t > 0), cell_weights * weights.neighbour_weight, cell_weights
+        )
+    objectness = (objectness_loss(predictions.objectness, t, weights) * cell_weights).sum()
 
     box = box_loss(predictions.boxes_cxcywh, targets.boxes_xyxy, t > 0).sum()
     cross_entropy = class_loss(predictions.class_logits, targets.class_ids, weights.label_smoothing)
+    if weights.class_weights:
+        class_weights = jnp.asarray(weights.class_weights, cross_entropy.dtype)
+        cross_entropy = cross_entropy * class_weights[targets.class_ids]
     return LossTerms(
         objectness=objectness,
         box=weights.iou_weight * box,
         classification=weights.classify_weight * (cross_entropy * t).sum(),
     )
+
+
+def objectness_loss(
+    p: Float[Array, "*b"], t: Float[Array, "*b"], weights: LossWeights
+) -> Float[Array, "*b"]:
+    """Loss of each cell's objectness, not yet weighed.
+
+    Args:
+      p: predicted.
+      t: 1 with an object, 0 without.
+      weights: say in which form.
+
+    References:
+      Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002, section 3.
+    """
+    if weights.objectness == "squared":
+        loss = jnp.square(p - t)
+    else:
+        # Of what is nearer to 0 or 1 float32 knows too little for a logarithm.
+        p_cut = jnp.clip(p, 1e-6, 1 - 1e-6)
+        loss = -t * jnp.log(p_cut) - (1 - t) * jnp.log1p(-p_cut)
+    if weights.focal_gamma:
+        loss = loss * jnp.abs(p - t) ** weights.focal_gamma
+    return loss
+
+
+def is_neighbour(is_object: Bool[Array, "gh gw"]) -> Bool[Array, "gh gw"]:
+    """Cells without an object beside, or at a corner of, one with an object."""
+    rows, columns = is_object.shape
+    wide = jnp.pad(is_object, 1)
+    near = jnp.zeros_like(is_object)
+    for i in range(3):
+        for j in range(3):
+            near = near | wide[i : i + rows, j : j + columns]
+    return near & ~is_object
 
 
 def box_loss(

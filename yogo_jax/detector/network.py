@@ -3,10 +3,16 @@
 References:
   Ioffe and Szegedy 2015, Batch Normalization, arXiv:1502.03167.
   Tompson et al. 2015, Efficient Object Localization (dropout of channels), arXiv:1411.4280.
+  He et al. 2015, Delving Deep into Rectifiers (initial weights), arXiv:1502.01852.
+  Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002, section 4.1 (the head's
+  prior).
   Liu et al. 2022, A ConvNet for the 2020s, arXiv:2201.03545.
 """
 
+import dataclasses
 import functools
+import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -14,17 +20,59 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Num
 
-from yogo_jax.detector.backbones import ConvBackbone, ConvBlock, ConvNextBackbone
+from yogo_jax.detector.backbones import (
+    LEAKY_SLOPE,
+    ConvBackbone,
+    ConvBlock,
+    ConvNextBackbone,
+)
 from yogo_jax.detector.conv import flax_conv3x3
 
 
-LEAKY_SLOPE = 0.01
 BATCH_NORM_EPSILON = 1e-5
 # What a box takes of the head's channels; the classes follow.
 BOX_CHANNELS = 5
 
-# He et al. 2015 (arXiv:1502.01852) for the leaky slope, counted over the outputs.
-kaiming_normal = nn.initializers.variance_scaling(2 / (1 + LEAKY_SLOPE**2), "fan_out", "normal")
+# Standard deviation of the head's kernel if it starts from a prior.
+_HEAD_STD = 0.01
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Initialization:
+    """How the weights of a fresh network are drawn.
+
+    Attributes:
+      kernel_init: "fan_out", the original's, keeps the variance of the gradients, "fan_in" that of
+        the features (He et al. 2015).
+      objectness_prior: with what objectness every cell starts, from a head of small weights; 0
+        draws the head like the other layers.
+    """
+
+    kernel_init: Literal["fan_out", "fan_in"] = "fan_out"
+    objectness_prior: float = 0.0
+
+    def kernel(self, slope: float = LEAKY_SLOPE) -> nn.initializers.Initializer:
+        """Of a convolution before a leaky activation of that slope."""
+        return nn.initializers.variance_scaling(2 / (1 + slope**2), self.kernel_init, "normal")
+
+    def head_kernel(self) -> nn.initializers.Initializer:
+        """Of the head."""
+        return nn.initializers.normal(_HEAD_STD) if self.objectness_prior else self.kernel()
+
+    def head_bias(self) -> nn.initializers.Initializer:
+        """Of the head: 0, but for the objectness."""
+        if not self.objectness_prior:
+            return nn.initializers.zeros
+        prior = math.log(self.objectness_prior / (1 - self.objectness_prior))
+
+        def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+            del key
+            return jnp.zeros(shape, dtype).at[BOX_CHANNELS - 1].set(prior)
+
+        return draw
+
+
+ORIGINAL_INITIALIZATION = Initialization()
 
 
 class BatchNorm(nn.Module):
@@ -74,6 +122,8 @@ class ConvUnit(nn.Module):
 
     block: ConvBlock
     activation: str
+    leaky_slope: float
+    initialization: Initialization
     compute_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -81,7 +131,7 @@ class ConvUnit(nn.Module):
         self, x: Float[Array, "b h w c"], *, image_valid: Bool[Array, " b"] | None, train: bool
     ) -> Float[Array, "b oh ow oc"]:
         """Features of the next stage."""
-        block = self.block
+        block, given = self.block, x
         x = nn.Conv(
             block.channels,
             (3, 3),
@@ -90,21 +140,22 @@ class ConvUnit(nn.Module):
             use_bias=block.bias,
             dtype=self.compute_dtype,
             conv_general_dilated=flax_conv3x3,
-            kernel_init=kaiming_normal,
+            kernel_init=self.initialization.kernel(self.leaky_slope),
             name="conv",
         )(x)
         if block.norm:
             x = BatchNorm(name="norm")(x, image_valid=image_valid, train=train)
-        x = nn.silu(x) if self.activation == "silu" else nn.leaky_relu(x, LEAKY_SLOPE)
+        x = nn.silu(x) if self.activation == "silu" else nn.leaky_relu(x, self.leaky_slope)
         if block.dropout:
             x = nn.Dropout(block.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
-        return x
+        return x + given if block.residual else x
 
 
 class ConvNextUnit(nn.Module):
     """Depthwise 7x7, layer norm, two dense layers with GELU between, scaled and added."""
 
     layer_scale: float
+    kernel_init: nn.initializers.Initializer
     compute_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -118,7 +169,7 @@ class ConvNextUnit(nn.Module):
             padding=((3, 3), (3, 3)),
             feature_group_count=channels,
             dtype=self.compute_dtype,
-            kernel_init=kaiming_normal,
+            kernel_init=self.kernel_init,
             name="depthwise",
         )(x)
         y = nn.LayerNorm(epsilon=1e-6, name="norm")(y)
@@ -134,6 +185,7 @@ class ConvNextTrunk(nn.Module):
     """Stem and stages of a ConvNeXt; every further stage halves the resolution."""
 
     backbone: ConvNextBackbone
+    kernel_init: nn.initializers.Initializer
     compute_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -150,14 +202,18 @@ class ConvNextTrunk(nn.Module):
                 strides=stride,
                 padding="VALID",
                 dtype=self.compute_dtype,
-                kernel_init=kaiming_normal,
+                kernel_init=self.kernel_init,
                 name=f"downsample_{stage}",
             )(x)
             if stage == 0:
                 x = nn.LayerNorm(epsilon=1e-6, name="downsample_norm_0")(x)
             for unit in range(depth):
-                name = f"stage_{stage}_{unit}"
-                x = ConvNextUnit(self.backbone.layer_scale, self.compute_dtype, name=name)(x)
+                x = ConvNextUnit(
+                    self.backbone.layer_scale,
+                    self.kernel_init,
+                    self.compute_dtype,
+                    name=f"stage_{stage}_{unit}",
+                )(x)
         return x
 
 
@@ -170,12 +226,14 @@ class YogoNetwork(nn.Module):
       normalize_images: divide pixels by 255 first, as the checkpoint was trained.
       compute_dtype: of convolutions and what lies between them; norms compute in float32, and what
         comes out is float32.
+      initialization: how fresh weights are drawn.
     """
 
     backbone: ConvBackbone | ConvNextBackbone
     num_classes: int
     normalize_images: bool
     compute_dtype: DTypeLike = jnp.float32
+    initialization: Initialization = ORIGINAL_INITIALIZATION
 
     @nn.compact
     def __call__(
@@ -196,25 +254,35 @@ class YogoNetwork(nn.Module):
         if self.normalize_images:
             x = x / 255
         outputs = BOX_CHANNELS + self.num_classes
-        dtype = self.compute_dtype
-        head = nn.Conv(outputs, (1, 1), dtype=dtype, kernel_init=kaiming_normal, name="head")
-        if isinstance(self.backbone, ConvBackbone):
-            for index, block in enumerate(self.backbone.blocks):
-                unit = ConvUnit(block, self.backbone.activation, dtype, name=f"block_{index}")
+        dtype, backbone, drawn = self.compute_dtype, self.backbone, self.initialization
+        head = functools.partial(nn.Conv, outputs, (1, 1), dtype=dtype, name="head")
+        if isinstance(backbone, ConvBackbone):
+            for index, block in enumerate(backbone.blocks):
+                unit = ConvUnit(
+                    block,
+                    backbone.activation,
+                    backbone.leaky_slope,
+                    drawn,
+                    dtype,
+                    name=f"block_{index}",
+                )
                 x = unit(x, image_valid=image_valid, train=train)
-            return head(x).astype(jnp.float32)
-        factor = self.backbone.upsampling
+            x = head(kernel_init=drawn.head_kernel(), bias_init=drawn.head_bias())(x)
+            return x.astype(jnp.float32)
+        factor = backbone.upsampling
         upsample = nn.ConvTranspose(
             outputs,
             (factor, factor),
             strides=(factor, factor),
             padding="VALID",
             dtype=dtype,
-            kernel_init=kaiming_normal,
+            kernel_init=drawn.head_kernel(),
+            bias_init=drawn.head_bias(),
             name="upsample",
         )
-        trunk = ConvNextTrunk(self.backbone, dtype, name="trunk")
-        return upsample(head(trunk(x))).astype(jnp.float32)
+        trunk = ConvNextTrunk(backbone, drawn.kernel(), dtype, name="trunk")
+        x = head(kernel_init=drawn.kernel())(trunk(x))
+        return upsample(x).astype(jnp.float32)
 
 
 def init_variables(

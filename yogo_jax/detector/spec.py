@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from yogo_jax.detector.backbones import get_backbone
 from yogo_jax.detector.decode import Predictions, decode
-from yogo_jax.detector.network import YogoNetwork
+from yogo_jax.detector.network import ORIGINAL_INITIALIZATION, Initialization, YogoNetwork
 from yogo_jax.errors import UserError
 
 
@@ -53,13 +53,18 @@ class ModelSpec:
         multiplier_w, multiplier_h = self.size_multiplier_wh
         return whole_frame_hw(self.image_hw, (multiplier_w, multiplier_h))
 
-    def network(self, compute_dtype: DTypeLike = jnp.float32) -> YogoNetwork:
+    def network(
+        self,
+        compute_dtype: DTypeLike = jnp.float32,
+        initialization: Initialization = ORIGINAL_INITIALIZATION,
+    ) -> YogoNetwork:
         """The network, without weights."""
         return YogoNetwork(
             get_backbone(self.architecture),
             len(self.class_names),
             self.normalize_images,
             compute_dtype,
+            initialization,
         )
 
     def decode(self, raw: Float[Array, "b gh gw outputs"]) -> Predictions:

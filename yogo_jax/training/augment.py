@@ -1,30 +1,92 @@
-"""Random changes of one training image and its boxes, on the device."""
+"""What happens to a batch of training images and their boxes, on the device, before each step.
+
+The parts are functions of one image, or of the few that one is made of; here they are put together.
+Those that are off leave no trace in the step.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Num
+
+from yogo_jax.recipe import AugmentConfig
+from yogo_jax.training.augmentation.composition import cutout, mixup, mosaic, partners_of
+from yogo_jax.training.augmentation.geometry import quarter_turns, random_flips, zoom_and_shift
+from yogo_jax.training.augmentation.photometry import add_noise, blur, relight
 
 
-def random_flips(
-    key: Key[Array, ""],
-    image: Num[Array, "h w c"],
-    boxes_cxcywh: Float[Array, "n 4"],
+Labels = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def augment_batch(
+    key: jax.Array,
+    images: jax.Array,
+    labels: Labels,
+    image_valid: jax.Array,
+    augment: AugmentConfig,
     *,
-    horizontal: float,
-    vertical: float,
-) -> tuple[Num[Array, "h w c"], Float[Array, "n 4"]]:
-    """The image and its boxes, mirrored left-right and top-bottom with the given probabilities.
+    composing: jax.Array | bool = True,
+) -> tuple[jax.Array, Labels]:
+    """Images and labels as the network is trained on.
 
     Args:
-      key: one per image, so that each tosses its own coins.
-      image: pixels.
-      boxes_cxcywh: as fractions of the image; padding rows are mirrored too, which is harmless.
-      horizontal: probability of exchanging left and right.
-      vertical: probability of exchanging top and bottom.
+      key: of the step.
+      images: uint8 pixels, [b h w c].
+      labels: boxes_cxcywh [b n 4], class_ids [b n] and valid [b n].
+      image_valid: False on padding images [b], of which no other image takes a part.
+      augment: what happens, and how much.
+      composing: False in the last epochs, which see whole images (`augment.closed_epochs`).
+
+    Returns:
+      Pixels from 0 to 255, uint8 where nothing but their places has changed, and labels of the same
+      number, or of several times as many where images are put together.
     """
-    coins = jax.random.uniform(key, (2,)) < jnp.asarray((horizontal, vertical))
-    image = jnp.where(coins[0], image[:, ::-1], image)
-    image = jnp.where(coins[1], image[::-1], image)
-    centres = boxes_cxcywh[:, :2]
-    centres = jnp.where(coins.reshape(1, 2), 1 - centres, centres)
-    return image, jnp.concatenate([centres, boxes_cxcywh[:, 2:]], axis=1)
+    boxes, class_ids, valid = labels
+    count = images.shape[0]
+
+    def keys_of(part: int) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(key, part), count)
+
+    flip = functools.partial(
+        random_flips, horizontal=augment.horizontal_flip, vertical=augment.vertical_flip
+    )
+    images, boxes = jax.vmap(flip)(jax.random.split(key, count), images, boxes)
+    if augment.quarter_turns:
+        turn = functools.partial(quarter_turns, probability=augment.quarter_turns)
+        images, boxes = jax.vmap(turn)(keys_of(1), images, boxes)
+    if augment.keeps_values:
+        return images, (boxes, class_ids, valid)
+    images = images.astype(jnp.float32)
+    if augment.moves:
+        move = functools.partial(zoom_and_shift, zoom=augment.zoom, translation=augment.translation)
+        images, boxes, valid = jax.vmap(move)(keys_of(2), images, boxes, valid)
+    if augment.mosaic:
+        parts = partners_of(image_valid, count=4)
+        put_together = functools.partial(mosaic, probability=augment.mosaic * composing)
+        images, boxes, valid = jax.vmap(put_together)(
+            keys_of(3), images[parts], boxes[parts], valid[parts]
+        )
+        class_ids = class_ids[parts].reshape(count, -1)
+    if augment.mixup:
+        parts = partners_of(image_valid, count=2)
+        mix = functools.partial(mixup, probability=augment.mixup * composing)
+        images, valid = jax.vmap(mix)(keys_of(4), images[parts], valid[parts])
+        boxes = boxes[parts].reshape(count, -1, 4)
+        class_ids = class_ids[parts].reshape(count, -1)
+    if augment.cutout:
+        cut = functools.partial(cutout, probability=augment.cutout * composing)
+        images, valid = jax.vmap(cut)(keys_of(5), images, boxes, valid)
+    if augment.relights:
+        light = functools.partial(
+            relight,
+            brightness=augment.brightness,
+            contrast=augment.contrast,
+            gamma=augment.gamma,
+            colour=augment.colour,
+        )
+        images = jax.vmap(light)(keys_of(6), images)
+    if augment.blur:
+        images = jax.vmap(functools.partial(blur, sigma=augment.blur))(keys_of(7), images)
+    if augment.noise:
+        images = jax.vmap(functools.partial(add_noise, noise=augment.noise))(keys_of(8), images)
+    return images, (boxes, class_ids, valid)

@@ -1,7 +1,8 @@
 """Checkpoints: written by Orbax in the background, read only when committed, self-describing.
 
-A run keeps the latest checkpoint and the best by validation loss. A checkpoint is a folder with
-the items `model` (params and batch_stats), `optimizer` (its state and the step) and `metadata`.
+A run keeps the latest checkpoint and the best by validation (`train.keep_best`). A checkpoint is a
+folder with the items `model` (params and batch_stats: their averages, if the run keeps any),
+`optimizer` (its state, the step, and what the averages are made of) and `metadata`.
 """
 
 import functools
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
@@ -20,8 +20,9 @@ from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.output.files import write_json
+from yogo_jax.training.best import demerit, ranked_by, recorded_demerit
 from yogo_jax.training.metadata import Metadata
-from yogo_jax.training.state import TrainState
+from yogo_jax.training.state import TrainState, start_from
 
 
 # Orbax renames a superseded checkpoint into this folder, which is then emptied: a kill in the
@@ -33,23 +34,26 @@ class CheckpointStore:
     """The `checkpoints/` folder of a run that is being written.
 
     Use as a context manager: leaving it waits until what was saved is committed.
+
+    Args:
+      folder: of the checkpoints.
+      keep_best: the metric by which one of them is kept, see `best.demerit`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep_best: str = "loss") -> None:
         self._folder = folder.absolute()
+        self._keep_best = keep_best
         self._empty_superseded()
-        keep_best = checkpoint_managers.BestN(
-            # Orbax ranks ascending and keeps the end of the list: reversed, the lowest loss.
-            get_metric_fn=_validation_loss,
+        best = checkpoint_managers.BestN(
+            # Orbax ranks ascending and keeps the end of the list: reversed, the least demerit.
+            get_metric_fn=recorded_demerit,
             reverse=True,
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        keep = checkpoint_managers.AnyPreservationPolicy(
-            [checkpoint_managers.LatestN(1), keep_best]
-        )
+        keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(1), best])
         options = ocp.CheckpointManagerOptions(
-            best_fn=_validation_loss,
+            best_fn=recorded_demerit,
             best_mode="min",
             preservation_policy=keep,
             todelete_subdir=_SUPERSEDED,
@@ -77,11 +81,16 @@ class CheckpointStore:
             metadata.step,
             args=ocp.args.Composite(
                 model=ocp.args.StandardSave(state.variables),
-                optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
+                optimizer=ocp.args.StandardSave(_beside_the_model(state)),
                 metadata=ocp.args.JsonSave(metadata.to_dict()),
             ),
-            metrics=None if validation is None else {"loss": validation["loss"]},
+            metrics=None if validation is None else ranked_by(validation, self._keep_best),
         )
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best validated checkpoint, None if there is none."""
+        return self._manager.best_step()
 
     def wait(self) -> None:
         """Returns when everything saved is committed."""
@@ -109,14 +118,16 @@ def record_validation(folder: Path, metadata: Metadata) -> None:
     # For the choice of the best, in the form in which a store writes it.
     handler = ocp.JsonCheckpointHandler(filename=item.name)
     with ocp.Checkpointer(handler) as checkpointer:
-        loss = {"loss": metadata.validation["loss"]}
-        checkpointer.save(item, args=ocp.args.JsonSave(loss), force=True)
+        ranked = ranked_by(metadata.validation, metadata.keep_best)
+        checkpointer.save(item, args=ocp.args.JsonSave(ranked), force=True)
     if jax.process_index() == 0:
         write_json(folder / "metadata" / "metadata", metadata.to_dict())
 
 
-def _validation_loss(metrics: Mapping[str, float]) -> float:
-    return metrics["loss"]
+def _beside_the_model(state: TrainState) -> dict[str, Any]:
+    """What going on takes beside the variables that are evaluated."""
+    parts = {"opt_state": state.opt_state, "step": state.step}
+    return parts if state.averaged is None else {**parts, "trained": state.trained}
 
 
 def check_free(folder: Path, flag: str) -> None:
@@ -174,7 +185,8 @@ def read_metadata(folder: Path) -> Metadata:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that a path means: itself, or the best one of a run's workdir.
 
-    The best has the lowest validation loss; a run that never validated has its latest instead.
+    The best is that of the run's `train.keep_best`, by validation; a run that never validated has
+    its latest instead.
 
     Raises:
       UserError: neither a checkpoint nor a workdir that holds one.
@@ -189,7 +201,7 @@ def find_checkpoint(path: Path) -> Path:
             f"{found}"
         )
     validated = [
-        (metadata.validation["loss"], folder)
+        (demerit(metadata.validation, metadata.keep_best), folder)
         for folder in candidates
         if (metadata := read_metadata(folder)).validation is not None
     ]
@@ -218,6 +230,8 @@ def restore_state(
     spec: ModelSpec,
     tx: optax.GradientTransformation,
     place: jax.sharding.Sharding | None = None,
+    *,
+    averages: bool = False,
 ) -> TrainState:
     """The whole state of a run from one of its checkpoints, bit for bit.
 
@@ -226,25 +240,28 @@ def restore_state(
       spec: of its model.
       tx: of the run.
       place: where to; the first device of this process if None.
+      averages: whether the run keeps moving averages of its weights.
 
     Raises:
       UserError: it cannot be read, or does not fit the model or the optimizer.
     """
     variables = _abstract_variables(spec)
-    optimizer = {
-        "opt_state": jax.eval_shape(tx.init, variables["params"]),
-        "step": jax.ShapeDtypeStruct((), np.int32),
-    }
+    optimizer = jax.eval_shape(
+        lambda given: _beside_the_model(start_from(given, tx, averages=averages)), variables
+    )
     args = ocp.args.Composite(
         model=ocp.args.StandardRestore(_placed(variables, place)),
         optimizer=ocp.args.StandardRestore(_placed(optimizer, place)),
     )
     restored = _restore(folder, args)
+    beside, model = restored["optimizer"], restored["model"]
+    trained = beside["trained"] if averages else model
     return TrainState(
-        step=restored["optimizer"]["step"],
-        params=restored["model"]["params"],
-        batch_stats=restored["model"]["batch_stats"],
-        opt_state=restored["optimizer"]["opt_state"],
+        step=beside["step"],
+        params=trained["params"],
+        batch_stats=trained["batch_stats"],
+        opt_state=beside["opt_state"],
+        averaged=model if averages else None,
     )
 
 

@@ -86,7 +86,9 @@ def train_and_evaluate(
         else:
             step = start.metadata.step
             tracker.say(f"continuing {start.folder} at step {step} of {run.total_steps}")
-            state = restore_state(start.folder, spec, run.tx, devices.copied)
+            state = restore_state(
+                start.folder, spec, run.tx, devices.copied, averages=config.optim.ema_decay > 0
+            )
         if devices.first:
             record_config(config, workdir)
         run.train(devices.copy(state), start, tracker)

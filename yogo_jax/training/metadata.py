@@ -68,6 +68,11 @@ class Metadata:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
 
+    @property
+    def keep_best(self) -> str:
+        """By which metric of the validation the run keeps its best checkpoint."""
+        return self.config.get("train", {}).get("keep_best", "loss")
+
     def data_settings(self) -> DataSettings:
         """How the run read its data; defaults for fields that its version did not have."""
         return DataSettings.from_fields(self.config.get("data", {}))
@@ -76,9 +81,12 @@ class Metadata:
         """Weights of the run's loss; the original's for fields that its version did not have."""
         known = {field.name for field in dataclasses.fields(LossWeights)}
         loss = self.config.get("loss", {})
-        return dataclasses.replace(
-            ORIGINAL_WEIGHTS, **{name: loss[name] for name in known & loss.keys()}
-        )
+        # JSON has no tuples.
+        values: dict[str, Any] = {
+            name: tuple(loss[name]) if isinstance(loss[name], list) else loss[name]
+            for name in known & loss.keys()
+        }
+        return dataclasses.replace(ORIGINAL_WEIGHTS, **values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], folder: Path) -> "Metadata":

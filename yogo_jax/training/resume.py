@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yogo_jax.config import Config, differences
+from yogo_jax.config import Config, differences, with_defaults
 from yogo_jax.errors import UserError
 from yogo_jax.output.files import write_atomically, write_json
 from yogo_jax.training.checkpoints import committed_checkpoints, find_checkpoint, read_metadata
@@ -18,12 +18,9 @@ from yogo_jax.training.metadata import Metadata
 MAY_CHANGE = {
     # The fingerprint holds the data, wherever it lies.
     "data": {"workers", "cache", "definition"},
-    "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs", "max_hours"},
+    "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs", "max_hours", "patience"},
     "track": None,
 }
-
-# What fields that came later were in runs from before.
-FORMERLY = {"model": {"dtype": "float32"}}
 
 
 class Start(NamedTuple):
@@ -105,6 +102,7 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
         recorded = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); choose another --workdir") from error
+    recorded = with_defaults(recorded)
     different = differences(_that_must_agree(recorded), _that_must_agree(config.to_dict()))
     if different:
         raise UserError(
@@ -131,10 +129,7 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
             f"{folder} holds weights only, there is no run to continue: use "
             f"--config.train.from_pretrained={folder}"
         )
-    recorded = {
-        group: {**FORMERLY.get(group, {}), **fields} if isinstance(fields, Mapping) else fields
-        for group, fields in metadata.config.items()
-    }
+    recorded = with_defaults(metadata.config)
     different = differences(_that_must_agree(recorded), _that_must_agree(config.to_dict()))
     if different:
         raise UserError(

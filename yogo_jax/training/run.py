@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from yogo_jax.config import Config
 from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.pipeline import EpochOrder
@@ -12,7 +14,12 @@ from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.evaluation.evaluator import IMAGES_AT_A_TIME, Evaluator
-from yogo_jax.training.checkpoints import CheckpointStore, record_validation
+from yogo_jax.training.checkpoints import (
+    CheckpointStore,
+    find_checkpoint,
+    read_metadata,
+    record_validation,
+)
 from yogo_jax.training.distributed import compile_train_step
 from yogo_jax.training.feed import DeviceFeed, Feed, HostFeed, fits_on_device
 from yogo_jax.training.metadata import Metadata, git_revision
@@ -63,7 +70,9 @@ class Run:
             seed=config.seed,
         )
         self.total_steps = config.train.epochs * self.order.steps_per_epoch
-        self.tx = make_optimizer(config.optim, self.total_steps)
+        self.tx = make_optimizer(
+            config.optim, self.total_steps, steps_per_epoch=self.order.steps_per_epoch
+        )
         self.evaluator = Evaluator(
             spec,
             loss_weights=config.loss,
@@ -109,7 +118,9 @@ class Run:
         self._open_packs(tracker)
         if start is not None and self.lacks_validation(start):
             self._validate_start(state, start.metadata.step, tracker)
-        if start is None or start.metadata.step < self.total_steps:
+        done = 0 if start is None else start.metadata.step
+        best = read_metadata(find_checkpoint(self.workdir)).step if done else None
+        if done < self.total_steps and not self._lost_patience(done, best, tracker):
             self._take_steps(state, start, tracker)
 
     def _validate_start(self, state: TrainState, step: int, tracker: Tracker) -> None:
@@ -154,14 +165,25 @@ class Run:
     def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
         config, order = self.config, self.order
         devices = self.devices
+        composed_epochs = max(config.train.epochs - config.augment.closed_epochs, 0)
         train_step = make_train_step(
             self.spec,
             self.tx,
-            learning_rate_schedule(config.optim, self.total_steps),
-            loss=config.loss,
+            learning_rate_schedule(
+                config.optim, self.total_steps, steps_per_epoch=order.steps_per_epoch
+            ),
+            loss=config.loss.for_classes(
+                np.bincount(
+                    self.data.splits.train.class_ids, minlength=len(self.spec.class_names)
+                ).tolist()
+            ),
             augment=config.augment,
             seed=config.seed,
             compute_dtype=config.model.dtype,
+            ema_decay=config.optim.ema_decay,
+            composed_steps=composed_epochs * order.steps_per_epoch
+            if config.augment.closed_epochs
+            else None,
         )
         feed = self._make_feed()
         step_fn = self.stop.at_once_in_first_call(
@@ -175,7 +197,7 @@ class Run:
             image_paths=self.data.splits.train.image_paths,
         )
         with (
-            CheckpointStore(self.workdir / "checkpoints") as store,
+            CheckpointStore(self.workdir / "checkpoints", config.train.keep_best) as store,
             feed.open(first_step) as works,
             self.stop.held(),
         ):
@@ -208,7 +230,21 @@ class Run:
                         f"go on with --workdir {self.workdir}"
                     )
                     self.stop.leave()
+                if validates and self._lost_patience(done, store.best_step, tracker):
+                    break
                 meter.skip_time()
+
+    def _lost_patience(self, done: int, best_step: int | None, tracker: Tracker) -> bool:
+        """Whether `train.patience` epochs have gone by since the best validation."""
+        patience, spe = self.config.train.patience, self.order.steps_per_epoch
+        if not patience or best_step is None or done - best_step < patience * spe:
+            return False
+        tracker.say(
+            f"stopped early, after epoch {done // spe}: no better "
+            f"{self.config.train.keep_best} since epoch {best_step // spe} "
+            f"(train.patience is {patience})"
+        )
+        return True
 
     def test(self, tracker: Tracker) -> dict[str, Any]:
         """Metrics of the best checkpoint on the test split, written and printed by one process."""

@@ -14,11 +14,12 @@ from yogo_jax.data.records import Records
 from yogo_jax.data.source import boxes_to_pad_to
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.synthetic import ensure_synthetic
+from yogo_jax.detector.network import Initialization
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.metadata import DataSettings, Metadata
-from yogo_jax.training.state import TrainState, create_state
+from yogo_jax.training.state import TrainState, create_state, start_from
 
 
 Say = Callable[[str], None]
@@ -153,7 +154,16 @@ def initial_state(
     Raises:
       UserError: the other model has another architecture or other pixels.
     """
-    state = create_state(spec, tx, seed=config.seed)
+    averages = config.optim.ema_decay > 0
+    state = create_state(
+        spec,
+        tx,
+        seed=config.seed,
+        initialization=Initialization(
+            kernel_init=config.model.kernel_init, objectness_prior=config.model.objectness_prior
+        ),
+        averages=averages,
+    )
     if not config.train.from_pretrained:
         return state
     folder = find_checkpoint(Path(config.train.from_pretrained).expanduser())
@@ -179,14 +189,7 @@ def initial_state(
         )
     if other.anchor_wh != spec.anchor_wh:
         say(f"note: the anchor was {other.anchor_wh}, this run's is {spec.anchor_wh}")
-    return jax.device_put(
-        TrainState(
-            step=state.step,
-            params=params,
-            batch_stats=variables["batch_stats"],
-            opt_state=tx.init(params),
-        )
-    )
+    return jax.device_put(start_from({**variables, "params": params}, tx, averages=averages))
 
 
 def lines_of(data: RunData, spec: ModelSpec) -> list[str]:

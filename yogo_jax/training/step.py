@@ -1,5 +1,6 @@
 """One step of training or evaluation on a batch: pure functions, jitted by their callers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from yogo_jax.config import AugmentConfig, LossConfig
-from yogo_jax.detector.losses import LossTerms, label_loss
+from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.training.augment import random_flips
-from yogo_jax.training.state import TrainState
+from yogo_jax.recipe import AugmentConfig
+from yogo_jax.training.augment import augment_batch
+from yogo_jax.training.state import TrainState, moving_average
 
 
 Batch = dict[str, Any]
@@ -41,28 +42,44 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
-    loss: LossConfig,
+    loss: LossWeights,
     augment: AugmentConfig,
     seed: int,
     compute_dtype: DTypeLike = jnp.float32,
+    ema_decay: float = 0.0,
+    composed_steps: int | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The training step: augment, bin, forward, loss, update.
 
     Its randomness is drawn from (seed, step), so that a continued run draws the same. Convolutions
     compute in `compute_dtype`; parameters, statistics of batch norm, loss and update are float32.
+
+    Args:
+      spec: of the model.
+      tx: the optimizer.
+      schedule: its learning rate, to be reported.
+      loss: weights and forms of the terms.
+      augment: what happens to the images.
+      seed: of the run.
+      compute_dtype: of the convolutions.
+      ema_decay: of the moving averages of the weights, which the state then has; 0 is none.
+      composed_steps: so many first steps see images put together of several; None is all.
     """
     network = spec.network(compute_dtype)
     image_loss = functools.partial(label_loss, weights=loss)
-    flip = functools.partial(
-        random_flips, horizontal=augment.horizontal_flip, vertical=augment.vertical_flip
-    )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        flip_key, dropout_key = jax.random.split(step_key)
-        keys = jax.random.split(flip_key, batch["image"].shape[0])
-        images, boxes_cxcywh = jax.vmap(flip)(keys, batch["image"], batch["boxes_cxcywh"])
+        augment_key, dropout_key = jax.random.split(step_key)
         image_valid = batch["image_valid"]
+        images, labels = augment_batch(
+            augment_key,
+            batch["image"],
+            (batch["boxes_cxcywh"], batch["class_ids"], batch["valid"]),
+            image_valid,
+            augment,
+            composing=True if composed_steps is None else state.step < composed_steps,
+        )
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple[LossTerms, Any]]:
             raw, mutated = network.apply(
@@ -73,9 +90,7 @@ def make_train_step(
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
-            terms = jax.vmap(image_loss)(
-                spec.decode(raw), boxes_cxcywh, batch["class_ids"], batch["valid"]
-            )
+            terms = jax.vmap(image_loss)(spec.decode(raw), *labels)
             means = mean_over_images(terms, image_valid)
             return means.total(), (means, mutated.get("batch_stats", {}))
 
@@ -95,6 +110,11 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if ema_decay:
+            averaged = moving_average(
+                state.averaged, new_state.trained, state.step, decay=ema_decay
+            )
+            new_state = dataclasses.replace(new_state, averaged=averaged)
         return new_state, metrics
 
     return train_step

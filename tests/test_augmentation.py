@@ -1,0 +1,333 @@
+"""Augmentations move boxes with their pixels: a frame of marked squares, and NumPy oracles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from yogo_jax.recipe import AugmentConfig
+from yogo_jax.training.augment import augment_batch
+from yogo_jax.training.augmentation.composition import cutout, mixup, mosaic, partners_of
+from yogo_jax.training.augmentation.geometry import (
+    MIN_VISIBLE,
+    cut_boxes,
+    quarter_turns,
+    zoom_and_shift,
+)
+from yogo_jax.training.augmentation.photometry import add_noise, blur, relight
+
+
+HEIGHT, WIDTH = 60, 80
+# Corners in px of bright squares on a dark frame, far enough from each other and from the edges.
+SQUARES_PX = np.asarray([(20, 15, 32, 27), (50, 30, 66, 46)])
+
+
+def frame_of(squares_px, height=HEIGHT, width=WIDTH) -> np.ndarray:
+    image = np.full((height, width, 1), 20, np.float32)
+    for x1, y1, x2, y2 in squares_px:
+        image[y1:y2, x1:x2] = 220
+    return image
+
+
+def boxes_of(squares_px, height=HEIGHT, width=WIDTH) -> np.ndarray:
+    corners = np.asarray(squares_px, np.float32) / (width, height, width, height)
+    return np.concatenate(
+        [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1
+    )
+
+
+def corners_px(boxes_cxcywh, height=HEIGHT, width=WIDTH) -> np.ndarray:
+    boxes = np.asarray(boxes_cxcywh)
+    corners = np.concatenate(
+        [boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1
+    )
+    return corners * (width, height, width, height)
+
+
+def brightness_centre(image, corners) -> np.ndarray:
+    """Where the light within some px around a box has its centre, (x, y) in px."""
+    x1, y1, x2, y2 = (*np.round(corners).astype(int), -4, -4, 4, 4)
+    x1, y1 = max(x1, 0), max(y1, 0)
+    part = np.asarray(image)[y1:y2, x1:x2, 0] - 20
+    rows, columns = np.indices(part.shape)
+    return np.asarray(
+        [
+            (part * (columns + 0.5)).sum() / part.sum() + x1,
+            (part * (rows + 0.5)).sum() / part.sum() + y1,
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_zoom_and_shift_move_boxes_with_their_pixels(seed):
+    image, boxes, valid = zoom_and_shift(
+        jax.random.key(seed),
+        jnp.asarray(frame_of(SQUARES_PX)),
+        jnp.asarray(boxes_of(SQUARES_PX)),
+        jnp.ones(2, bool),
+        zoom=(0.7, 1.3),
+        translation=0.1,
+    )
+    corners = corners_px(boxes)
+    whole = (corners > 1).all(1) & (corners < (WIDTH - 1, HEIGHT - 1) * 2).all(1)
+    assert whole.any()
+    assert valid[whole].all()
+    for each in corners[whole]:
+        centre = (each[:2] + each[2:]) / 2
+        np.testing.assert_allclose(brightness_centre(image, each), centre, atol=0.5)
+        # As much light as the box has area.
+        x1, y1, x2, y2 = (*np.round(each).astype(int), -4, -4, 4, 4)
+        light = (np.asarray(image)[max(y1, 0) : y2, max(x1, 0) : x2, 0] - 20).sum() / 200
+        assert light == pytest.approx(np.prod(each[2:] - each[:2]), rel=0.12)
+
+
+def test_a_scale_of_one_changes_nothing():
+    image, boxes = jnp.asarray(frame_of(SQUARES_PX)), jnp.asarray(boxes_of(SQUARES_PX))
+    moved = zoom_and_shift(
+        jax.random.key(0), image, boxes, jnp.ones(2, bool), zoom=(1.0, 1.0), translation=0.0
+    )
+    np.testing.assert_allclose(moved[0], image, atol=1e-3)
+    np.testing.assert_allclose(moved[1], boxes, atol=1e-6)
+
+
+def test_what_comes_in_from_outside_has_the_mean_colour():
+    image = jnp.asarray(frame_of(SQUARES_PX))
+    moved, *_ = zoom_and_shift(
+        jax.random.key(0),
+        image,
+        jnp.zeros((1, 4)),
+        jnp.zeros(1, bool),
+        zoom=(0.5, 0.5),
+        translation=0.0,
+    )
+    np.testing.assert_allclose(moved[0], image.mean(), rtol=1e-4)
+
+
+def test_quarter_turns_exchange_the_axes():
+    image = jnp.arange(4 * 4, dtype=jnp.uint8).reshape(4, 4, 1)
+    boxes = jnp.asarray([(0.1, 0.7, 0.2, 0.4)])
+    turned, moved = quarter_turns(jax.random.key(0), image, boxes, probability=1.0)
+    np.testing.assert_array_equal(turned[..., 0], image[..., 0].T)
+    np.testing.assert_allclose(moved, [(0.7, 0.1, 0.4, 0.2)])
+    same, unmoved = quarter_turns(jax.random.key(0), image, boxes, probability=0.0)
+    np.testing.assert_array_equal(same, image)
+    np.testing.assert_array_equal(unmoved, boxes)
+
+
+CUTS = {
+    "inside": ((0.5, 0.5, 0.2, 0.2), (0.5, 0.5, 0.2, 0.2), True),
+    "three quarters seen": ((0.05, 0.5, 0.2, 0.2), (0.075, 0.5, 0.15, 0.2), True),
+    "exactly enough": ((-0.05, 0.5, 0.2, 0.2), (0.025, 0.5, 0.05, 0.2), True),
+    "a corner of it": ((0.0, 0.0, 0.1875, 0.1875), (0.046875, 0.046875, 0.09375, 0.09375), True),
+    "too little": ((-0.06, 0.5, 0.2, 0.2), None, False),
+    "outside": ((-0.5, 0.5, 0.2, 0.2), None, False),
+    "without area": ((0.5, 0.5, 0.0, 0.0), None, False),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_cut_boxes(case):
+    box, expected, seen = CUTS[case]
+    # A hair more than its limit, so that rounding does not decide the case that lies on it.
+    box = (*np.asarray([box], np.float32), 1e-06, 0, 0, 0)
+    cut, valid = cut_boxes(
+        jnp.asarray(box, jnp.float32), jnp.ones(1, bool), jnp.asarray((0.0, 0, 1, 1))
+    )
+    assert bool(valid[0]) == seen
+    if seen:
+        np.testing.assert_allclose(cut[0], expected, atol=2e-6)
+    padding = cut_boxes(
+        jnp.asarray(box, jnp.float32), jnp.zeros(1, bool), jnp.asarray((0.0, 0, 1, 1))
+    )
+    assert not padding[1].any()
+
+
+def test_a_mosaic_shows_each_image_in_its_quarter_with_its_boxes():
+    images = jnp.stack([jnp.full((HEIGHT, WIDTH, 1), 50.0 * k) for k in range(1, 5)])
+    grid = np.asarray([(x, y, x + 8, y + 6) for x in range(0, 80, 8) for y in range(0, 60, 6)])
+    boxes = jnp.broadcast_to(jnp.asarray(boxes_of(grid)), (4, 100, 4))
+    for seed in range(6):
+        image, cut, valid = mosaic(
+            jax.random.key(seed), images, boxes, jnp.ones((4, 100), bool), probability=1.0
+        )
+        of_image = np.asarray(image)[..., 0] / 50
+        assert set(np.unique(of_image)) == {1, 2, 3, 4}
+        corners = corners_px(cut).reshape(4, 100, 4)
+        for part in range(4):
+            own = of_image == part + 1
+            for box, given, ok in zip(
+                corners[part], grid, np.asarray(valid).reshape(4, 100)[part], strict=True
+            ):
+                x1, y1, x2, y2 = given
+                share = own[y1:y2, x1:x2].mean()
+                # Pixels are whole, boxes are not: near the limit either may be right.
+                if abs(share - MIN_VISIBLE) > 0.15:
+                    assert ok == (share > MIN_VISIBLE)
+                if ok:
+                    area = np.prod(box[2:] - box[:2])
+                    assert area == pytest.approx(own[y1:y2, x1:x2].sum(), abs=8)
+
+
+def test_without_a_mosaic_the_image_is_itself():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(0, 255, (4, 12, 16, 3)), jnp.float32)
+    boxes = jnp.asarray(rng.uniform(0.3, 0.4, (4, 5, 4)), jnp.float32)
+    image, cut, valid = mosaic(
+        jax.random.key(0), images, boxes, jnp.ones((4, 5), bool), probability=0.0
+    )
+    np.testing.assert_array_equal(image, images[0])
+    np.testing.assert_allclose(cut[:5], boxes[0], atol=1e-6)
+    np.testing.assert_array_equal(valid, [True] * 5 + [False] * 15)
+
+
+def test_mixup_keeps_both_labels_and_adds_up_to_the_light():
+    images = jnp.stack([jnp.full((4, 4, 1), 100.0), jnp.full((4, 4, 1), 200.0)])
+    valid = jnp.asarray([(True, False), (True, True)])
+    image, both = mixup(jax.random.key(0), images, valid, probability=1.0)
+    assert 110 < float(image.mean()) < 190
+    np.testing.assert_array_equal(both, [True, False, True, True])
+    image, one = mixup(jax.random.key(0), images, valid, probability=0.0)
+    np.testing.assert_array_equal(image, images[0])
+    np.testing.assert_array_equal(one, [True, False, False, False])
+
+
+def test_a_hole_hides_what_it_covers():
+    image = jnp.asarray(frame_of(SQUARES_PX))
+    grid = np.asarray([(x, y, x + 4, y + 4) for x in range(0, 80, 4) for y in range(0, 60, 4)])
+    boxes = jnp.asarray(boxes_of(grid))
+    hidden = 0
+    for seed in range(6):
+        holed, valid = cutout(
+            jax.random.key(seed), image + 5, boxes, jnp.ones(len(grid), bool), probability=1.0
+        )
+        hole = np.isclose(np.asarray(holed)[..., 0], float((image + 5).mean()), atol=1e-3)
+        for (x1, y1, x2, y2), ok in zip(grid, np.asarray(valid), strict=True):
+            covered = hole[y1:y2, x1:x2].mean()
+            if abs(covered - (1 - MIN_VISIBLE)) > 0.3:
+                assert ok == (covered < 1 - MIN_VISIBLE)
+            hidden += not ok
+    assert hidden
+    untouched, valid = cutout(
+        jax.random.key(0), image, boxes, jnp.ones(len(grid), bool), probability=0.0
+    )
+    np.testing.assert_array_equal(untouched, image)
+    assert valid.all()
+
+
+def test_partners_are_the_next_images_but_never_padding():
+    parts = partners_of(jnp.asarray([True, True, False, True]), count=3)
+    np.testing.assert_array_equal(parts, [(0, 1, 0), (1, 1, 3), (2, 3, 0), (3, 0, 1)])
+
+
+RAMP = jnp.linspace(0, 255, 8 * 8 * 3).reshape(8, 8, 3)
+NO_LIGHT = {"brightness": 0.0, "contrast": 0.0, "gamma": 0.0, "colour": 0.0}
+
+
+@pytest.mark.parametrize("field", NO_LIGHT)
+def test_light_changes_within_what_a_camera_gives(field):
+    strong = {**NO_LIGHT, field: 0.5}
+    means = []
+    for seed in range(20):
+        image = relight(jax.random.key(seed), RAMP, **strong)
+        assert float(image.min()) >= 0
+        assert float(image.max()) <= 255
+        assert not np.allclose(image, RAMP, atol=0.5) or seed
+        means.append(float(image.mean()))
+        if field != "colour":
+            # Brighter stays brighter.
+            assert (np.diff(np.asarray(image).reshape(-1)) >= -1e-3).all()
+    assert min(means) < max(means)
+    np.testing.assert_allclose(relight(jax.random.key(0), RAMP, **NO_LIGHT), RAMP, atol=1e-3)
+
+
+def test_gamma_against_numpy():
+    image = relight(jax.random.key(3), RAMP, **{**NO_LIGHT, "gamma": 0.5})
+    middle = np.asarray(image).reshape(-1)[50:150] / 255
+    given = np.asarray(RAMP).reshape(-1)[50:150] / 255
+    exponents = np.log(middle) / np.log(given)
+    np.testing.assert_allclose(exponents, exponents[0], rtol=1e-3)
+    assert 1 / 1.5 <= exponents[0] <= 1.5
+
+
+def test_blur_keeps_the_light_and_noise_its_size():
+    dot = jnp.zeros((15, 15, 1)).at[7, 7].set(100.0)
+    for seed in range(5):
+        soft = blur(jax.random.key(seed), dot, sigma=1.5)
+        assert float(soft.sum()) == pytest.approx(100, rel=1e-4)
+        assert float(soft.max()) <= 100
+    flat = jnp.full((64, 64, 1), 128.0)
+    stds = [float(add_noise(jax.random.key(seed), flat, noise=0.1).std()) for seed in range(20)]
+    assert min(stds) > 0
+    assert 15 < max(stds) <= 25.5 * 1.05
+
+
+ALL = {
+    "horizontal_flip": 0.5,
+    "vertical_flip": 0.5,
+    "zoom": (0.8, 1.2),
+    "translation": 0.1,
+    "mosaic": 1.0,
+    "mixup": 1.0,
+    "cutout": 1.0,
+    "brightness": 0.1,
+    "blur": 0.5,
+    "noise": 0.05,
+}
+
+
+def batch():
+    frames = np.stack([frame_of(SQUARES_PX)] * 3).astype(np.uint8)
+    boxes = np.stack([boxes_of(SQUARES_PX)] * 3)
+    return jnp.asarray(frames), (
+        jnp.asarray(boxes),
+        jnp.asarray([(0, 1), (2, 3), (4, 5)]),
+        jnp.ones((3, 2), bool),
+    )
+
+
+def test_all_together_keep_shapes_and_labels_together():
+    images, labels = batch()
+    image_valid = jnp.asarray([True, True, False])
+    found, (boxes, class_ids, valid) = augment_batch(
+        jax.random.key(0), images, labels, image_valid, AugmentConfig(**ALL)
+    )
+    assert found.shape == images.shape
+    assert found.dtype == jnp.float32
+    assert boxes.shape == (3, 16, 4)
+    assert class_ids.shape == valid.shape == (3, 16)
+    # Of a padding image no valid one takes a part.
+    assert set(np.asarray(class_ids)[:2].ravel()) <= {0, 1, 2, 3}
+
+
+def test_last_epochs_see_whole_images():
+    images, labels = batch()
+    fields = {
+        "horizontal_flip": 0.0,
+        "vertical_flip": 0.0,
+        "mosaic": 1.0,
+        "mixup": 1.0,
+        "cutout": 1.0,
+    }
+    found, (boxes, _, valid) = augment_batch(
+        jax.random.key(0),
+        images,
+        labels,
+        jnp.ones(3, bool),
+        AugmentConfig(**fields),
+        composing=jnp.asarray(False),
+    )
+    np.testing.assert_array_equal(found, images)
+    assert valid.sum() == 6
+    np.testing.assert_allclose(boxes[valid], labels[0].reshape(-1, 4), atol=1e-6)
+
+
+def test_off_is_the_recipe_of_base():
+    augment = base.get_config().augment.to_dict()
+    off = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5)
+    assert AugmentConfig(**augment) == off
+    images, labels = batch()
+    found, moved = augment_batch(jax.random.key(0), images, labels, jnp.ones(3, bool), off)
+    assert found.dtype == jnp.uint8
+    assert moved[1] is labels[1]
+    assert moved[2] is labels[2]

@@ -1,0 +1,105 @@
+"""Random moves of one training image, and its boxes with it."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, Num
+
+from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, xyxy_to_cxcywh
+
+
+# A box that was cut stays a label while so much of it can be seen. Of less nobody would say what it
+# is.
+MIN_VISIBLE = 0.25
+
+
+def random_flips(
+    key: Key[Array, ""],
+    image: Num[Array, "h w c"],
+    boxes_cxcywh: Float[Array, "n 4"],
+    *,
+    horizontal: float,
+    vertical: float,
+) -> tuple[Num[Array, "h w c"], Float[Array, "n 4"]]:
+    """The image and its boxes, mirrored left-right and top-bottom with the given probabilities.
+
+    Args:
+      key: one per image, so that each tosses its own coins.
+      image: pixels.
+      boxes_cxcywh: as fractions of the image; padding rows are mirrored too, which is harmless.
+      horizontal: probability of exchanging left and right.
+      vertical: probability of exchanging top and bottom.
+    """
+    coins = jax.random.uniform(key, (2,)) < jnp.asarray((horizontal, vertical))
+    image = jnp.where(coins[0], image[:, ::-1], image)
+    image = jnp.where(coins[1], image[::-1], image)
+    centres = boxes_cxcywh[:, :2]
+    centres = jnp.where(coins.reshape(1, 2), 1 - centres, centres)
+    return image, jnp.concatenate([centres, boxes_cxcywh[:, 2:]], axis=1)
+
+
+def quarter_turns(
+    key: Key[Array, ""],
+    image: Num[Array, "s s c"],
+    boxes_cxcywh: Float[Array, "n 4"],
+    *,
+    probability: float,
+) -> tuple[Num[Array, "s s c"], Float[Array, "n 4"]]:
+    """The square image and its boxes, turned by 90 degrees with that probability.
+
+    Together with flips it reaches all eight positions of a square.
+    """
+    turned = jax.random.uniform(key) < probability
+    x, y, w, h = boxes_cxcywh.T
+    boxes = jnp.where(turned, jnp.stack([y, x, h, w], axis=1), boxes_cxcywh)
+    return jnp.where(turned, image.transpose(1, 0, 2), image), boxes
+
+
+def zoom_and_shift(
+    key: Key[Array, ""],
+    image: Float[Array, "h w c"],
+    boxes_cxcywh: Float[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    *,
+    zoom: tuple[float, float],
+    translation: float,
+) -> tuple[Float[Array, "h w c"], Float[Array, "n 4"], Bool[Array, " n"]]:
+    """The image at another scale and another place; what comes in from outside has its mean colour.
+
+    Args:
+      key: of the image.
+      image: pixels.
+      boxes_cxcywh: as fractions of the image; they are cut at its edges.
+      valid: False on padding rows, and afterwards on boxes of which too little is left.
+      zoom: range of the scale, drawn evenly in its logarithm.
+      translation: largest shift of the centre along each axis, as a fraction of the image.
+    """
+    zoom_key, shift_key = jax.random.split(key)
+    low, high = zoom
+    scale = low * (high / low) ** jax.random.uniform(zoom_key)
+    shift_xy = jax.random.uniform(shift_key, (2,), minval=-translation, maxval=translation)
+    # Of a point x in [0, 1]: scale * x + offset.
+    offset_xy = 0.5 - 0.5 * scale + shift_xy
+    height, width, _ = image.shape
+    colour = image.mean((0, 1), keepdims=True)
+    moved = jax.image.scale_and_translate(
+        image - colour,
+        image.shape,
+        (0, 1),
+        jnp.stack([scale, scale]),
+        jnp.stack([offset_xy[1] * height, offset_xy[0] * width]),
+        method="linear",
+    )
+    centres = boxes_cxcywh[:, :2] * scale + offset_xy.reshape(1, 2)
+    boxes = jnp.concatenate([centres, boxes_cxcywh[:, 2:] * scale], axis=1)
+    return (moved + colour, *cut_boxes(boxes, valid, jnp.asarray((0.0, 0.0, 1.0, 1.0))))
+
+
+def cut_boxes(
+    boxes_cxcywh: Float[Array, "n 4"], valid: Bool[Array, " n"], window_xyxy: Float[Array, "4"]
+) -> tuple[Float[Array, "n 4"], Bool[Array, " n"]]:
+    """What a window shows of boxes, and whether that is `MIN_VISIBLE` of each."""
+    boxes = cxcywh_to_xyxy(boxes_cxcywh)
+    low, high = window_xyxy[:2].reshape(1, 2), window_xyxy[2:].reshape(1, 2)
+    cut = jnp.clip(boxes, jnp.concatenate([low, low], 1), jnp.concatenate([high, high], 1))
+    seen = area(cut) >= MIN_VISIBLE * area(boxes)
+    return xyxy_to_cxcywh(cut), valid & seen & (area(cut) > 0)
