@@ -174,7 +174,7 @@ def from_onnx(args: argparse.Namespace) -> None:
     from google.protobuf.message import DecodeError
 
     from bridge.checkpoint import describe, naming, split_names, write_converted
-    from yogo_jax.training.checkpoints import check_free
+    from yogo_jax.output.files import check_free
 
     check_free(args.output, "--output")
     try:

@@ -151,7 +151,7 @@ def from_torch(args: argparse.Namespace) -> None:
     """
     from bridge.checkpoint import describe, naming, split_names, write_converted
     from bridge.torch_archive import read_torch_archive
-    from yogo_jax.training.checkpoints import check_free
+    from yogo_jax.output.files import check_free
 
     check_free(args.output, "--output")
     saved = read_torch_archive(args.pth)

@@ -38,7 +38,7 @@ def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
     backbone = get_backbone(spec.architecture)
     if isinstance(backbone, ConvBackbone):
         convs = fold_chain(backbone, variables)
-        head = _with_prior_in_bias(convs[-1], spec)
+        head = _with_prior_and_temperature(convs[-1], spec)
         activation = _activation(backbone)
 
         def raw_channels(images: Array) -> Array:
@@ -49,7 +49,7 @@ def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
             return _conv(x, head)
 
     else:
-        bias = np.log(_prior_wh(spec))
+        bias, temperature = np.log(_prior_wh(spec)), np.float32(spec.class_temperature)
         # A network of other layers is exported as Flax writes it, between two transpositions.
         network = dataclasses.replace(spec, normalize_images=False).network()
 
@@ -58,7 +58,12 @@ def make_serving(spec: ModelSpec, variables: Mapping[str, Any]) -> Serve:
             assert isinstance(raw, jax.Array)
             shift = np.zeros((1, raw.shape[-1], 1, 1), np.float32)
             shift[0, 2:4, 0, 0] = bias
-            return raw.transpose(0, 3, 1, 2) + shift
+            moved = raw.transpose(0, 3, 1, 2) + shift
+            if temperature == 1:
+                return moved
+            scale = np.ones_like(shift)
+            scale[0, BOX_CHANNELS:] = 1 / temperature
+            return moved * scale
 
     # Computed here and not when traced: in the graph it is a constant.
     origins = np.asarray(cell_origins(spec.grid_hw)).transpose(2, 0, 1)[None]
@@ -95,11 +100,17 @@ def _prior_wh(spec: ModelSpec) -> np.ndarray:
     return np.asarray(spec.anchor_wh, np.float64) * np.asarray(spec.size_multiplier_wh, np.float64)
 
 
-def _with_prior_in_bias(head: FoldedConv, spec: ModelSpec) -> FoldedConv:
-    """The head with `exp(t) * prior = exp(t + log(prior))` made part of its bias."""
-    bias = head.bias.astype(np.float64)
+def _with_prior_and_temperature(head: FoldedConv, spec: ModelSpec) -> FoldedConv:
+    """The head with all that follows from its linear outputs made part of its weights.
+
+    `exp(t) * prior = exp(t + log(prior))` goes into the bias of the sizes; the temperature divides
+    kernel and bias of the classes.
+    """
+    kernel, bias = head.kernel.astype(np.float64), head.bias.astype(np.float64)
     bias[2:4] += np.log(_prior_wh(spec))
-    return head._replace(bias=bias.astype(np.float32))
+    kernel[BOX_CHANNELS:] /= spec.class_temperature
+    bias[BOX_CHANNELS:] /= spec.class_temperature
+    return head._replace(kernel=kernel.astype(np.float32), bias=bias.astype(np.float32))
 
 
 def _decode(raw: Array, origins: np.ndarray) -> Array:

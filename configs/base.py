@@ -74,6 +74,9 @@ def get_config() -> ConfigDict:
     loss.class_weights = ()
     # Or from the training labels: the inverse of each class's share to this power; 0 is off.
     loss.class_weight_power = 0.0
+    # Share of the loss that compares with what train.teacher says of an image, in place of its
+    # labels; 0 is off.
+    loss.imitation = 0.0
 
     config.optim = optim = ConfigDict()
     # Of AdamW at the first step.
@@ -109,6 +112,8 @@ def get_config() -> ConfigDict:
     train.max_hours = 0.0
     # A run or checkpoint whose weights are the start; empty draws them.
     train.from_pretrained = ""
+    # A run or checkpoint of a network that loss.imitation imitates, of the same grid and pixels.
+    train.teacher = ""
     # "auto" continues what the workdir holds, "never" refuses a workdir in use, a checkpoint's
     # path continues that one in a new workdir.
     train.resume = "auto"

@@ -28,6 +28,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Train and judge": {
         "train": Command("yogo_jax.train", "train a detector, or continue a run"),
         "evaluate": Command("yogo_jax.evaluate", "metrics and report of a checkpoint"),
+        "calibrate": Command(
+            "yogo_jax.calibrate", "make class probabilities say how sure they are"
+        ),
         "report": Command("yogo_jax.report", "a page on one run, or comparing several"),
         "sweep": Command("yogo_jax.sweep", "search for good settings, with many tasks at once"),
     },

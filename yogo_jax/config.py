@@ -123,6 +123,7 @@ class TrainConfig:
     max_hours: float
     from_pretrained: str
     resume: str
+    teacher: str = ""
     keep_best: str = "loss"
     patience: int = 0
 
@@ -171,6 +172,12 @@ class Config:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", "in [0, 2^32)", self.seed)
         get_backbone(self.model.name).grid_hw(self.data.image_hw)
+        require(
+            bool(self.train.teacher) == (self.loss.imitation > 0),
+            "train.teacher",
+            "set where loss.imitation is above 0, and only there",
+            self.train.teacher,
+        )
         height, width = self.data.image_hw
         require(
             height == width or not self.augment.quarter_turns,

@@ -178,13 +178,20 @@ def grid_chooser(
         return lambda _: Grid((rows, columns), None, None)
     if metadata is not None:
         model = metadata.model
-        return lambda _: Grid(model.grid_hw, model.image_hw, model.architecture)
+        return lambda _: Grid(
+            model.grid_hw,
+            model.image_hw,
+            model.architecture,
+            get_backbone(model.architecture).receptive_field,
+        )
     name = args.architecture or "base_model"
     backbone = get_backbone(name)
 
     def choose(usual_hw: tuple[int, int] | None) -> "Grid | None":
         image_hw = tuple(args.image_hw) if args.image_hw else usual_hw
-        return None if image_hw is None else Grid(backbone.grid_hw(image_hw), image_hw, name)
+        if image_hw is None:
+            return None
+        return Grid(backbone.grid_hw(image_hw), image_hw, name, backbone.receptive_field)
 
     return choose
 

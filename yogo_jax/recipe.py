@@ -12,6 +12,7 @@ class LossConfig(LossWeights):
     """Weights of the loss, with their ranges; those of the classes follow from the data."""
 
     class_weight_power: float = 0.0
+    imitation: float = 0.0
 
     def __post_init__(self) -> None:
         for field in ("no_object_weight", "iou_weight", "classify_weight"):
@@ -23,6 +24,7 @@ class LossConfig(LossWeights):
         gamma = self.focal_gamma
         # Below 1 the slope of |error|^gamma has no end at 0.
         require(gamma == 0 or gamma >= 1, "loss.focal_gamma", "0 (off), or 1 or more", gamma)
+        require(0 <= self.imitation <= 1, "loss.imitation", "in [0, 1], 0 is off", self.imitation)
         for field in ("neighbour_weight", "class_weight_power"):
             value = getattr(self, field)
             require(value >= 0, f"loss.{field}", "0 or more", value)

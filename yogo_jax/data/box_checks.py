@@ -18,11 +18,15 @@ EDGE_TOLERANCE = 1e-3
 
 
 class Grid(NamedTuple):
-    """The grid that boxes are binned on, and the images and the network that it belongs to."""
+    """The grid that boxes are binned on, and the images and the network that it belongs to.
+
+    A cell sees a square of `receptive_field` px of such an image.
+    """
 
     grid_hw: tuple[int, int]
     image_hw: tuple[int, int] | None
     architecture: str | None
+    receptive_field: int | None = None
 
     def __str__(self) -> str:
         grid = f"{self.grid_hw[0]}x{self.grid_hw[1]} cells"

@@ -82,6 +82,11 @@ KINDS = {
         "boxes that lose their cell of the grid",
         "Of two boxes in a cell the later one is learnt: choose a larger image size if many.",
     ),
+    "outgrown_field": Kind(
+        "classes larger than what a cell of the network sees",
+        "Train at the --config.data.image_hw that is named, or with a network that sees more "
+        "(--architecture): of what it sees a part of, it can only guess the size.",
+    ),
     "overhanging_box": Kind(
         "boxes that reach over the edge of the image",
         "Allowed, but predictions are cut at the edge: cut such boxes there for a better fit.",

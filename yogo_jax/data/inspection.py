@@ -95,6 +95,8 @@ def inspect_data(
         collector.add(finding, most=None)
     for finding in (*_unreadable(scanned), *_classes(definition.class_names, used)):
         collector.add(finding)
+    for finding in outgrown_fields(used["train"], grid):
+        collector.add(finding)
     for finding in duplicate_findings(data.splits, scanned, workers):
         collector.add(finding)
     for split in data.splits.values():
@@ -150,6 +152,42 @@ def _classes(class_names: tuple[str, ...], used: dict[str, Records]) -> Iterator
         for split in lacking:
             message = f"no box of the class {class_name!r} in the {split} split"
             yield Finding("class_missing_from_split", f"{split}/{class_name}", message)
+
+
+def outgrown_fields(train: Records, grid: Grid | None) -> Iterator[Finding]:
+    """Classes whose usual training box has a side that is larger than the receptive field.
+
+    The size that is recommended is the largest with the shape of the images at which the usual box
+    of every class is seen whole, in multiples of 8 px.
+    """
+    if grid is None or grid.image_hw is None or grid.receptive_field is None:
+        return
+    height, width = grid.image_hw
+    sides = (train.boxes_cxcywh[:, 2:] * (width, height)).max(1)
+    usual = {
+        name: float(np.median(sides[train.class_ids == class_id]))
+        for class_id, name in enumerate(train.class_names)
+        if (train.class_ids == class_id).any()
+    }
+    if not usual:
+        return
+    scale = grid.receptive_field / max(usual.values())
+    small_hw = [max(int(side * scale) // 8 * 8, 16) for side in grid.image_hw]
+    for name, side in usual.items():
+        if side > grid.receptive_field:
+            yield Finding(
+                "outgrown_field",
+                name,
+                f"half of the {name} boxes are larger than {side:.0f} px at {height}x{width}, and "
+                f"a cell of {grid.architecture} sees {grid.receptive_field} px: "
+                f"--config.data.image_hw={small_hw[0]},{small_hw[1]}",
+                values={
+                    "class": name,
+                    "median_side_px": side,
+                    "receptive_field_px": grid.receptive_field,
+                    "recommended_image_hw": small_hw,
+                },
+            )
 
 
 def boxes_by_class(records: Records) -> Int[np.ndarray, " k"]:

@@ -44,6 +44,10 @@ ORIGINAL_WEIGHTS = LossWeights(
 )
 
 
+# Boxes of cells that a teacher thinks less of are not imitated.
+_IMITATED_OBJECTNESS = 0.05
+
+
 class LossTerms(NamedTuple):
     """Weighted terms, each summed over the cells of one image; the loss is their sum."""
 
@@ -54,6 +58,12 @@ class LossTerms(NamedTuple):
     def total(self) -> Float[Array, "*b"]:
         """The loss."""
         return self.objectness + self.box + self.classification
+
+    def mixed(self, other: "LossTerms", share: float) -> "LossTerms":
+        """These terms and others, of which a share is taken."""
+        return LossTerms(
+            *((1 - share) * own + share * each for own, each in zip(self, other, strict=True))
+        )
 
 
 def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) -> LossTerms:
@@ -111,12 +121,7 @@ def objectness_loss(
     References:
       Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002, section 3.
     """
-    if weights.objectness == "squared":
-        loss = jnp.square(p - t)
-    else:
-        # Of what is nearer to 0 or 1 float32 knows too little for a logarithm.
-        p_cut = jnp.clip(p, 1e-6, 1 - 1e-6)
-        loss = -t * jnp.log(p_cut) - (1 - t) * jnp.log1p(-p_cut)
+    loss = jnp.square(p - t) if weights.objectness == "squared" else _cross_entropy(p, t)
     if weights.focal_gamma:
         loss = loss * jnp.abs(p - t) ** weights.focal_gamma
     return loss
@@ -183,3 +188,47 @@ def label_loss(
     grid_hw = predictions.objectness.shape
     targets = bin_targets(boxes_cxcywh, class_ids, valid, grid_hw=(grid_hw[0], grid_hw[1]))
     return yogo_loss(predictions, targets, weights)
+
+
+def imitation_loss(
+    predictions: Predictions, teacher: Predictions, weights: LossWeights
+) -> LossTerms:
+    """Loss terms of one image against what a teacher says of it, in place of labels.
+
+    Objectness is compared in every cell, by cross entropy; boxes and classes count as far as the
+    teacher sees an object. Cells that the teacher is sure are empty are many, and weigh
+    `no_object_weight` as those without a label do.
+
+    Args:
+      predictions: decoded predictions of the network in training, classes as logits.
+      teacher: of the same grid; no gradient goes there.
+      weights: of the terms.
+
+    References:
+      Hinton et al. 2015, Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
+      Mehta and Ozturk 2018, Object detection at 200 Frames Per Second, arXiv:1805.06361, section
+      3.3 (boxes and classes weighed by the teacher's objectness).
+    """
+    t = teacher.objectness
+    p = predictions.objectness
+    cell_weights = t * (1 - weights.no_object_weight) + weights.no_object_weight
+    # Less the teacher's own entropy, so that an imitation without a fault has no loss.
+    divergence = _cross_entropy(p, t) - _cross_entropy(t, t)
+    boxes_xyxy = jnp.clip(cxcywh_to_xyxy(teacher.boxes_cxcywh), 0, 1)
+    sizes = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    is_object = (t > _IMITATED_OBJECTNESS) & (sizes > 0).all(-1)
+    box = box_loss(predictions.boxes_cxcywh, boxes_xyxy, is_object)
+    log_probs = jax.nn.log_softmax(predictions.class_logits)
+    teacher_log_probs = jax.nn.log_softmax(teacher.class_logits)
+    kullback = (jnp.exp(teacher_log_probs) * (teacher_log_probs - log_probs)).sum(-1)
+    return LossTerms(
+        objectness=(divergence * cell_weights).sum(),
+        box=weights.iou_weight * (box * t).sum(),
+        classification=weights.classify_weight * (kullback * t).sum(),
+    )
+
+
+def _cross_entropy(p: Array, t: Array) -> Array:
+    # Of what is nearer to 0 or 1 float32 knows too little for a logarithm.
+    p = jnp.clip(p, 1e-6, 1 - 1e-6)
+    return -t * jnp.log(p) - (1 - t) * jnp.log1p(-p)

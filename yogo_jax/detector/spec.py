@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 from yogo_jax.detector.backbones import get_backbone
 from yogo_jax.detector.decode import Predictions, decode
@@ -27,6 +27,8 @@ class ModelSpec:
       rgb: three channels instead of one.
       normalize_images: whether pixels are divided by 255 inside.
       size_multiplier_wh: original size / cropped size of a network for a crop.
+      class_temperature: what class logits are divided by, so that their probabilities are as often
+        right as they say; see `evaluation/calibration.py`.
     """
 
     architecture: str
@@ -36,6 +38,7 @@ class ModelSpec:
     rgb: bool
     normalize_images: bool
     size_multiplier_wh: tuple[float, float] = (1.0, 1.0)
+    class_temperature: float = 1.0
 
     @property
     def channels(self) -> int:
@@ -75,12 +78,16 @@ class ModelSpec:
                 image_raw, anchor_wh=self.anchor_wh, size_multiplier_wh=self.size_multiplier_wh
             )
 
-        return jax.vmap(one)(raw)
+        predictions = jax.vmap(one)(raw)
+        if self.class_temperature == 1:
+            return predictions
+        class_logits = predictions.class_logits / self.class_temperature
+        return predictions._replace(class_logits=class_logits)
 
     def predict(
         self,
         variables: Mapping[str, Any],
-        images: UInt8[Array, "b h w c"],
+        images: Num[Array, "b h w c"],
         *,
         compute_dtype: DTypeLike = jnp.float32,
     ) -> Predictions:

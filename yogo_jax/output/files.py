@@ -23,6 +23,20 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def check_free(folder: Path, flag: str) -> None:
+    """Refuses to write over something.
+
+    Args:
+      folder: of what is to be written.
+      flag: what the user set it by, for the message.
+
+    Raises:
+      UserError: something is there.
+    """
+    if folder.exists():
+        raise UserError(f"{flag} {folder} exists: choose another, or delete it first")
+
+
 # The longest name that the usual file systems hold.
 MAX_NAME_BYTES = 255
 

@@ -121,27 +121,25 @@ def record_validation(folder: Path, metadata: Metadata) -> None:
         ranked = ranked_by(metadata.validation, metadata.keep_best)
         checkpointer.save(item, args=ocp.args.JsonSave(ranked), force=True)
     if jax.process_index() == 0:
+        rewrite_metadata(folder, metadata)
+
+
+def rewrite_metadata(folder: Path, metadata: Metadata) -> None:
+    """Says other things of the same weights.
+
+    Raises:
+      UserError: the place is not writable.
+    """
+    try:
         write_json(folder / "metadata" / "metadata", metadata.to_dict())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def _beside_the_model(state: TrainState) -> dict[str, Any]:
     """What going on takes beside the variables that are evaluated."""
     parts = {"opt_state": state.opt_state, "step": state.step}
     return parts if state.averaged is None else {**parts, "trained": state.trained}
-
-
-def check_free(folder: Path, flag: str) -> None:
-    """Refuses to write a checkpoint over something.
-
-    Args:
-      folder: of the checkpoint to be.
-      flag: what the user set it by, for the message.
-
-    Raises:
-      UserError: something is there.
-    """
-    if folder.exists():
-        raise UserError(f"{flag} {folder} exists: choose another, or delete it first")
 
 
 def write_weights(folder: Path, variables: Mapping[str, Any], metadata: Metadata) -> None:

@@ -20,6 +20,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.metadata import DataSettings, Metadata
 from yogo_jax.training.state import TrainState, create_state, start_from
+from yogo_jax.training.step import Teacher
 
 
 Say = Callable[[str], None]
@@ -190,6 +191,31 @@ def initial_state(
     if other.anchor_wh != spec.anchor_wh:
         say(f"note: the anchor was {other.anchor_wh}, this run's is {spec.anchor_wh}")
     return jax.device_put(start_from({**variables, "params": params}, tx, averages=averages))
+
+
+def load_teacher(config: Config, spec: ModelSpec, place: jax.sharding.Sharding) -> Teacher | None:
+    """The network that `train.teacher` names, None if it names none.
+
+    Args:
+      config: of the run.
+      spec: of the network in training.
+      place: where its weights go.
+
+    Raises:
+      UserError: it has another grid, other classes or other pixels.
+    """
+    if not config.train.teacher:
+        return None
+    folder = find_checkpoint(Path(config.train.teacher).expanduser())
+    teacher = read_metadata(folder).model
+    for field in ("class_names", "image_hw", "rgb", "grid_hw"):
+        ours, theirs = getattr(spec, field), getattr(teacher, field)
+        if ours != theirs:
+            raise UserError(
+                f"train.teacher: {folder} has {field} {theirs}, this run {ours}: they must be the "
+                "same"
+            )
+    return Teacher(teacher, restore_variables(folder, teacher, place))
 
 
 def lines_of(data: RunData, spec: ModelSpec) -> list[str]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
+from yogo_jax.detector.losses import LossTerms, LossWeights, imitation_loss, label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augment import augment_batch
@@ -28,6 +28,13 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array
     param_norm: jax.Array
     learning_rate: jax.Array
+
+
+class Teacher(NamedTuple):
+    """A trained network that another one imitates."""
+
+    spec: ModelSpec
+    variables: Any
 
 
 def mean_over_images(values: Any, image_valid: jax.Array) -> Any:
@@ -48,6 +55,8 @@ def make_train_step(
     compute_dtype: DTypeLike = jnp.float32,
     ema_decay: float = 0.0,
     composed_steps: int | None = None,
+    teacher: Teacher | None = None,
+    imitation: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The training step: augment, bin, forward, loss, update.
 
@@ -64,6 +73,8 @@ def make_train_step(
       compute_dtype: of the convolutions.
       ema_decay: of the moving averages of the weights, which the state then has; 0 is none.
       composed_steps: so many first steps see images put together of several; None is all.
+      teacher: whose predictions are imitated, of the same grid.
+      imitation: share of the loss that does so.
     """
     network = spec.network(compute_dtype)
     image_loss = functools.partial(label_loss, weights=loss)
@@ -81,6 +92,9 @@ def make_train_step(
             composing=True if composed_steps is None else state.step < composed_steps,
         )
 
+        # Outside of what is differentiated.
+        taught = None if teacher is None else teacher.spec.predict(teacher.variables, images)
+
         def loss_of(params: Any) -> tuple[jax.Array, tuple[LossTerms, Any]]:
             raw, mutated = network.apply(
                 {"params": params, "batch_stats": state.batch_stats},
@@ -90,7 +104,11 @@ def make_train_step(
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
-            terms = jax.vmap(image_loss)(spec.decode(raw), *labels)
+            predictions = spec.decode(raw)
+            terms = jax.vmap(image_loss)(predictions, *labels)
+            if taught is not None:
+                imitated = jax.vmap(functools.partial(imitation_loss, weights=loss))
+                terms = terms.mixed(imitated(predictions, taught), imitation)
             means = mean_over_images(terms, image_valid)
             return means.total(), (means, mutated.get("batch_stats", {}))
 

@@ -1,0 +1,180 @@
+"""Fits the temperature of a checkpoint's class probabilities, and keeps it in the checkpoint.
+
+    python -m yogo_jax.calibrate CHECKPOINT [--definition FILE.yml] [--precision 0.95]
+
+What is named the most probable class stays; how sure the network says it is becomes true on
+average. Everything that reads the checkpoint then uses the temperature; the export folds it into the
+head. Also prints, for each class, the confidence from which detections have a chosen precision.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from yogo_jax.errors import UserError, exit_on_user_error
+
+
+# With fewer matched boxes a temperature would say more of chance than of the network.
+FEWEST_PAIRS = 50
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yogo_jax.calibrate",
+        description="Fits the temperature of a checkpoint's class probabilities on labelled frames "
+        "that it was not trained on, and keeps it in the checkpoint.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a run's workdir (its best checkpoint) or one checkpoint")
+    add("--definition", metavar="FILE.yml", help="labelled frames; default: those of the run")
+    add(
+        "--split",
+        choices=("val", "test"),
+        default="val",
+        help="what to fit it on; default: %(default)s",
+    )
+    add(
+        "--precision",
+        type=float,
+        default=0.95,
+        help="of the thresholds that are printed; default: %(default)s",
+    )
+    add("--output", type=Path, metavar="FILE.json", help="where to write the figures as well")
+    add("--batch-size", type=int, default=8, help="images of a step; default: %(default)s")
+    add("--workers", type=int, default=0, help="processes that read images; default: %(default)s")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses values out of range.
+
+    Raises:
+      UserError: naming the flag, its range and what was given.
+    """
+    if not 0 < args.precision <= 1:
+        raise UserError(f"--precision must be in (0, 1], got {args.precision}")
+    for name, least in (("batch_size", 1), ("workers", 0)):
+        value = getattr(args, name)
+        if value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+    if args.output is not None and not args.output.absolute().parent.is_dir():
+        raise UserError(f"--output {args.output}: {args.output.parent} is no folder")
+
+
+def calibrate(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a calibration, which is kept in the checkpoint.
+
+    Raises:
+      UserError: checkpoint and data do not fit each other, or too few boxes are found.
+    """
+    # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.compilation import use_compilation_cache
+    from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.evaluation.calibration import (
+        Pairs,
+        at_temperature,
+        calibration_error,
+        fit_temperature,
+        matched_pairs,
+        threshold_at_precision,
+    )
+    from yogo_jax.evaluation.evaluator import Evaluator
+    from yogo_jax.training.checkpoints import (
+        find_checkpoint,
+        read_metadata,
+        restore_variables,
+        rewrite_metadata,
+    )
+    from yogo_jax.training.setup import evaluation_data
+
+    use_compilation_cache()
+    folder = find_checkpoint(args.checkpoint)
+    metadata = read_metadata(folder)
+    records = getattr(evaluation_data(metadata, args.definition, print), args.split)
+    if len(records) == 0:
+        raise UserError(f"the {args.split} split is empty: choose another by --split")
+    evaluator = Evaluator(
+        metadata.model,
+        loss_weights=metadata.loss_weights(),
+        batch_size=args.batch_size,
+        max_boxes=boxes_to_pad_to([records], 0),
+        workers=args.workers,
+    )
+    variables = restore_variables(folder, metadata.model)
+    images = evaluator.run(variables, records, keep_images=True).images
+    names = metadata.model.class_names
+    pairs = matched_pairs(images, len(names))
+    if len(pairs.class_ids) < FEWEST_PAIRS:
+        raise UserError(
+            f"{folder} finds {len(pairs.class_ids)} true boxes of the {args.split} split; a "
+            f"temperature takes {FEWEST_PAIRS}: give more labelled frames by --definition"
+        )
+    # On top of the one that the checkpoint has, if it was calibrated before.
+    change = fit_temperature(pairs)
+    after = Pairs(at_temperature(pairs.class_probs, change), pairs.class_ids)
+    spec = dataclasses.replace(
+        metadata.model, class_temperature=metadata.model.class_temperature * change
+    )
+    thresholds = {
+        name: threshold_at_precision(images, class_id, change, args.precision)
+        for class_id, name in enumerate(names)
+    }
+    rewrite_metadata(folder, dataclasses.replace(metadata, model=spec))
+    return {
+        "checkpoint": str(folder),
+        "split": args.split,
+        "images": len(records),
+        "matched_boxes": len(pairs.class_ids),
+        "class_temperature": spec.class_temperature,
+        "calibration_error_before": calibration_error(pairs),
+        "calibration_error": calibration_error(after),
+        "precision": args.precision,
+        "thresholds": {
+            name: None if each is None else each._asdict() for name, each in thresholds.items()
+        },
+    }
+
+
+def format_calibration(figures: dict[str, Any]) -> str:
+    """The figures as text."""
+    from yogo_jax.evaluation.tables import align
+
+    rows: list[list[object]] = [
+        [name, "-", "-", "-"]
+        if each is None
+        else [name, *(f"{each[key]:.3f}" for key in ("confidence", "precision", "recall"))]
+        for name, each in figures["thresholds"].items()
+    ]
+    header = [f"for precision {figures['precision']:g}", "confidence", "precision", "recall"]
+    return "\n".join(
+        [
+            f"{figures['matched_boxes']} matched boxes of {figures['images']} images "
+            f"({figures['split']} split)",
+            f"calibration error {figures['calibration_error_before']:.4f} before, "
+            f"{figures['calibration_error']:.4f} at class temperature "
+            f"{figures['class_temperature']:.3f}, kept in {figures['checkpoint']}",
+            "",
+            *align(header, rows),
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    args = make_parser().parse_args(argv)
+    with exit_on_user_error():
+        check(args)
+        figures = calibrate(args)
+        print(format_calibration(figures))
+        if args.output is not None:
+            try:
+                args.output.write_text(json.dumps(figures, indent=1) + "\n")
+            except OSError as error:
+                raise UserError(f"--output {args.output}: {error.strerror or error}") from error
+
+
+if __name__ == "__main__":
+    main()
