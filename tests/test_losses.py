@@ -7,7 +7,7 @@ import pytest
 
 from parity import load
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.losses import LossTerms, LossWeights, yogo_loss
+from yogo_jax.detector.losses import LossTerms, LossWeights, imitation_loss, yogo_loss
 from yogo_jax.detector.targets import Targets
 from yogo_jax.errors import UserError
 from yogo_jax.recipe import LossConfig
@@ -215,3 +215,42 @@ def test_weights_by_frequency_keep_the_mean():
     assert LossConfig(**DEFAULT).for_classes(counts).class_weights == ()
     with pytest.raises(UserError, match=r"loss.class_weights must be empty or of 4 numbers"):
         LossConfig(**DEFAULT, class_weights=(1.0, 2.0)).for_classes(counts)
+
+
+@pytest.mark.parametrize("objects", [1, 40])
+def test_an_imitation_without_a_fault_has_no_loss(objects):
+    teacher, _ = make_case(6, objects)
+    weights = LossWeights(**DEFAULT)
+    terms = imitation_loss(teacher, teacher, weights)
+    assert float(terms.objectness) == pytest.approx(0, abs=1e-3)
+    assert float(terms.classification) == pytest.approx(0, abs=1e-3)
+    # Boxes of this teacher reach over the edges, and are cut there.
+    assert float(terms.box) == pytest.approx(0, abs=1e-2)
+
+
+def test_imitation_against_numpy():
+    (predictions, _), (teacher, _) = make_case(7, 5), make_case(8, 5)
+    weights = LossWeights(**DEFAULT)
+    terms = imitation_loss(predictions, teacher, weights)
+    p, t = (np.asarray(each.objectness, np.float64) for each in (predictions, teacher))
+    kl = t * np.log(t / p) + (1 - t) * np.log((1 - t) / (1 - p))
+    assert float(terms.objectness) == pytest.approx((kl * (t * 0.5 + 0.5)).sum(), rel=1e-4)
+    p, q = (np.asarray(each.class_logits, np.float64) for each in (predictions, teacher))
+    p, q = (each - np.log(np.exp(each).sum(-1, keepdims=True)) for each in (p, q))
+    kl = (np.exp(q) * (q - p)).sum(-1)
+    assert float(terms.classification) == pytest.approx((kl * t).sum(), rel=1e-4)
+    assert float(terms.box) > 0
+
+
+def test_nothing_is_learnt_of_boxes_where_the_teacher_sees_nothing():
+    (predictions, _), (teacher, _) = make_case(9, 5), make_case(10, 5)
+    teacher = teacher._replace(objectness=jnp.full((12, 16), 0.01))
+    weights = LossWeights(**DEFAULT)
+    grads = jax.grad(lambda each: imitation_loss(each, teacher, weights).total())(predictions)
+    np.testing.assert_array_equal(grads.boxes_cxcywh, 0)
+    assert np.all(np.isfinite(grads.class_logits))
+
+
+def test_terms_are_mixed_by_their_share():
+    one, other = LossTerms(1.0, 2.0, 3.0), LossTerms(5.0, 6.0, 7.0)
+    assert one.mixed(other, 0.25) == LossTerms(2.0, 3.0, 4.0)

@@ -3,8 +3,8 @@
     python -m yogo_jax.calibrate CHECKPOINT [--definition FILE.yml] [--precision 0.95]
 
 What is named the most probable class stays; how sure the network says it is becomes true on
-average. Everything that reads the checkpoint then uses the temperature; the export folds it into the
-head. Also prints, for each class, the confidence from which detections have a chosen precision.
+average. Everything that reads the checkpoint then uses the temperature, the export folds it into
+its head. Also prints, by class, the confidence from which detections have a chosen precision.
 """
 
 import argparse
@@ -106,6 +106,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     variables = restore_variables(folder, metadata.model)
     images = evaluator.run(variables, records, keep_images=True).images
     names = metadata.model.class_names
+    if len(names) < 2:
+        raise UserError(f"{folder} knows one class only, of which it is always sure")
     pairs = matched_pairs(images, len(names))
     if len(pairs.class_ids) < FEWEST_PAIRS:
         raise UserError(

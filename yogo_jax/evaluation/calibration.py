@@ -2,6 +2,7 @@
 
 References:
   Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599, section 4.2.
+  Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2 (targets short of 1).
 """
 
 import math
@@ -59,16 +60,22 @@ def at_temperature(
 def fit_temperature(pairs: Pairs) -> float:
     """The temperature at which the true classes are likeliest, in [0.05, 20].
 
+    One pair more is taken to be wrong than is: n pairs without a mistake do not make a network
+    that never makes any.
+
     Raises:
-      ValueError: there is no pair.
+      ValueError: there is no pair, or there are no two classes.
     """
-    if len(pairs.class_ids) == 0:
-        raise ValueError("there is no matched box to fit a temperature to")
-    rows = np.arange(len(pairs.class_ids))
+    count, classes = pairs.class_probs.shape
+    if count == 0 or classes < 2:
+        raise ValueError("a temperature takes a matched box and two classes")
+    wrong = 1 / (count + 2)
+    targets = np.full((count, classes), wrong / (classes - 1))
+    targets[np.arange(count), pairs.class_ids] = 1 - wrong
 
     def surprise(log_temperature: float) -> float:
         probs = at_temperature(pairs.class_probs, math.exp(log_temperature))
-        return -np.log(np.maximum(probs[rows, pairs.class_ids], 1e-12)).mean()
+        return -(targets * np.log(np.maximum(probs, 1e-30))).sum(1).mean()
 
     bounds = (math.log(_LEAST), math.log(_MOST))
     return math.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x)

@@ -1,0 +1,202 @@
+"""Temperatures and thresholds against what drawn probabilities must give, and the command."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bridge.serving import make_serving
+from drawn_models import make_spec, random_variables
+from runs import run_command, tiny_config
+from tiny_data import write_dataset
+from yogo_jax import calibrate
+from yogo_jax.detector.found import Found
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.calibration import (
+    Pairs,
+    at_temperature,
+    calibration_error,
+    fit_temperature,
+    matched_pairs,
+    threshold_at_precision,
+)
+from yogo_jax.evaluation.evaluator import ImageResult
+from yogo_jax.evaluation.matching import Matches
+from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.training.loop import train_and_evaluate
+
+
+def drawn_pairs(temperature: float, count: int = 20_000) -> Pairs:
+    """Classes drawn from the softmax of logits / temperature, and the softmax of the logits."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2.5, (count, 4))
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    true = np.exp(logits / temperature)
+    true /= true.sum(1, keepdims=True)
+    class_ids = (rng.uniform(size=(count, 1)) > true.cumsum(1)).sum(1)
+    return Pairs(probs, np.minimum(class_ids, 3))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_was_drawn_is_found(temperature):
+    pairs = drawn_pairs(temperature)
+    found = fit_temperature(pairs)
+    assert found == pytest.approx(temperature, rel=0.05)
+    after = Pairs(at_temperature(pairs.class_probs, found), pairs.class_ids)
+    assert calibration_error(after) < 0.015
+    if temperature != 1:
+        assert calibration_error(after) < calibration_error(pairs) / 3
+
+
+def test_a_temperature_changes_no_order_and_keeps_certainty():
+    probs = np.asarray([(0.7, 0.2, 0.1), (1.0, 0.0, 0.0)], np.float32)
+    for temperature in (0.2, 1.0, 5.0):
+        after = at_temperature(probs, temperature)
+        np.testing.assert_allclose(after.sum(1), 1)
+        np.testing.assert_array_equal(np.argsort(after[0]), np.argsort(probs[0]))
+        np.testing.assert_array_equal(after[1], (1, 0, 0))
+    np.testing.assert_allclose(at_temperature(probs, 1.0), probs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "classes"), [(0, 3), (5, 1)])
+def test_nothing_to_fit_a_temperature_to(count, classes):
+    with pytest.raises(ValueError, match="a matched box and two classes"):
+        fit_temperature(Pairs(np.ones((count, classes)), np.zeros(count, np.int64)))
+
+
+def test_few_pairs_without_a_mistake_do_not_make_it_certain():
+    probs = np.tile((0.8, 0.15, 0.05), (30, 1))
+    temperature = fit_temperature(Pairs(probs, np.zeros(30, np.int64)))
+    assert at_temperature(probs, temperature)[0, 0] == pytest.approx(31 / 32, abs=0.01)
+
+
+def image_of(class_probs, label_class_ids, pairs) -> ImageResult:
+    probs = np.asarray(class_probs, np.float64)
+    predictions, labels = (np.asarray(each, np.int64) for each in zip(*pairs, strict=True))
+    found = Found(np.zeros((len(probs), 4)), np.ones(len(probs)), probs)
+    missed = np.setdiff1d(np.arange(len(label_class_ids)), labels)
+    extra = np.setdiff1d(np.arange(len(probs)), predictions)
+    matches = Matches(predictions, labels, missed, extra)
+    boxes = np.zeros((len(label_class_ids), 4))
+    return ImageResult(
+        "a.png", found, found, boxes, np.asarray(label_class_ids), matches, np.zeros(3)
+    )
+
+
+# Class 0 is named four times, with 0.9 (right), 0.8 (extra), 0.7 (right), 0.6 (a 1 in truth).
+IMAGE = image_of(
+    [(0.9, 0.1), (0.8, 0.2), (0.7, 0.3), (0.6, 0.4), (0.2, 0.8)],
+    [0, 0, 1, 1, 0],
+    [(0, 0), (2, 1), (3, 2), (4, 3)],
+)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        (1.0, (0.9, 1.0, 1 / 3)),
+        (0.6, (0.7, 2 / 3, 2 / 3)),
+        (0.5, (0.6, 0.5, 2 / 3)),
+    ],
+)
+def test_thresholds_at_a_precision(precision, expected):
+    found = threshold_at_precision([IMAGE], 0, 1.0, precision)
+    assert found == pytest.approx(expected)
+
+
+def test_a_precision_that_is_never_reached():
+    wrong = image_of([(0.9, 0.1)], [1], [(0, 0)])
+    assert threshold_at_precision([wrong], 0, 1.0, 0.5) is None
+    assert threshold_at_precision([wrong], 1, 1.0, 0.5) is None
+
+
+def test_equal_confidences_are_in_or_out_together():
+    image = image_of([(0.9, 0.1), (0.9, 0.1)], [0], [(0, 0)])
+    assert threshold_at_precision([image], 0, 1.0, 0.9) is None
+
+
+def test_pairs_of_images():
+    pairs = matched_pairs([IMAGE, IMAGE], 2)
+    assert pairs.class_probs.shape == (8, 2)
+    np.testing.assert_array_equal(pairs.class_ids, [0, 0, 1, 1] * 2)
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("name", ["quarter_filters", "yogo_n", "convnext_small"])
+def test_the_temperature_is_in_the_exported_head(name):
+    spec = dataclasses.replace(make_spec(name), image_hw=(64, 96), class_temperature=1.7)
+    variables = random_variables(spec)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, spec.channels)).astype(np.uint8)
+    expected = spec.outputs(variables, jnp.asarray(images))
+    serve = jax.jit(make_serving(spec, variables))
+    found = serve(jnp.asarray(images.transpose(0, 3, 1, 2), jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    plain = dataclasses.replace(spec, class_temperature=1.0).outputs(variables, jnp.asarray(images))
+    np.testing.assert_array_equal(plain[:, :5], expected[:, :5])
+    logits = jnp.log(plain[:, 5:])
+    np.testing.assert_allclose(jax.nn.softmax(logits / 1.7, axis=1), expected[:, 5:], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    definition = write_dataset(tmp_path_factory.mktemp("data"), images=20)
+    config = tiny_config(
+        definition,
+        train__epochs=25,
+        train__eval_every_epochs=25,
+        optim__learning_rate=5e-3,
+        loss__objectness="cross_entropy",
+        model__objectness_prior=0.1,
+        model__kernel_init="fan_in",
+    )
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train_and_evaluate(config, folder)
+    return folder
+
+
+def test_the_command_keeps_the_temperature(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(calibrate, "FEWEST_PAIRS", 1)
+    before = read_metadata(find_checkpoint(workdir))
+    weights = restore_variables(find_checkpoint(workdir), before.model)
+    calibrate.main([str(workdir), "--output", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    after = read_metadata(find_checkpoint(workdir))
+    assert after.model.class_temperature == pytest.approx(figures["class_temperature"])
+    assert after.model.class_temperature != 1
+    assert dataclasses.replace(after.model, class_temperature=1.0) == before.model
+    assert dataclasses.replace(after, model=before.model) == before
+    for a, b in zip(
+        jax.tree.leaves(restore_variables(find_checkpoint(workdir), after.model)),
+        jax.tree.leaves(weights),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert "calibration error" in capsys.readouterr().out
+    # Once more there is nothing left to change.
+    calibrate.main([str(workdir)])
+    again = read_metadata(find_checkpoint(workdir)).model.class_temperature
+    assert again == pytest.approx(after.model.class_temperature, rel=1e-2)
+
+
+def test_too_few_boxes_are_refused(workdir):
+    args = calibrate.make_parser().parse_args([str(workdir)])
+    with pytest.raises(UserError, match=r"true boxes of the val split; a temperature takes 50"):
+        calibrate.calibrate(args)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--precision", "0"], "--precision must be in (0, 1], got 0.0"),
+        (["--output", "nowhere/a.json"], "--output nowhere/a.json: nowhere is no folder"),
+        (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(flags, message):
+    done = run_command(["python", "-m", "yogo_jax.calibrate", "run", *flags])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
