@@ -83,12 +83,14 @@ def convert(model: Any, *, class_names: tuple[str, ...] = ()) -> tuple[Any, dict
 
 def _recognize(chain: Any) -> tuple[str, dict[str, Any]]:
     """The architecture that has these convolutions, and them as its variables."""
-    from yogo_jax.detector.backbones import BACKBONES, ConvBackbone
+    from yogo_jax.detector.backbones import BACKBONES, LEAKY_SLOPE, ConvBackbone
 
     found = [(conv.kernel.shape[0], conv.stride) for conv in chain.convs[:-1]]
     for name, backbone in BACKBONES.items():
         if (
             isinstance(backbone, ConvBackbone)
+            # Ours, with residual blocks, have another slope than those of the original.
+            and backbone.leaky_slope == LEAKY_SLOPE
             and [(block.channels, block.stride) for block in backbone.blocks] == found
             and set(chain.activations) == {backbone.activation}
         ):

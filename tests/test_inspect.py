@@ -97,6 +97,7 @@ def test_the_command_prints_what_it_wrote(printed, planted):
         "grid_hw": list(GRID_HW),
         "image_hw": list(IMAGE_HW),
         "architecture": "base_model",
+        "receptive_field": 59,
     }
 
 
@@ -391,6 +392,25 @@ def test_of_many_findings_some_are_listed_and_all_are_counted(tmp_path, monkeypa
     assert "boxes that lose their cell of the grid: 20" in text
     assert text.endswith("  - and 17 more")
     assert "The first 2 of 20" in render_inspection(found, top=2)
+
+
+def test_classes_that_outgrow_the_receptive_field(tmp_path, capsys):
+    # Boxes of a class are about 0.2 of an image's sides.
+    definition = write_dataset(tmp_path, images=4)
+    main([str(definition), "--image-hw", "400", "600"])
+    output = capsys.readouterr().out
+    assert "classes larger than what a cell of the network sees: 2" in output
+    size = output.split("--config.data.image_hw=")[1].split()[0]
+    rows, columns = map(int, size.split(","))
+    assert rows % 8 == columns % 8 == 0
+    assert (rows, columns) < (400, 600)
+    # At the size that is named, nothing is too large; with one more step it is.
+    main([str(definition), "--image-hw", str(rows), str(columns)])
+    assert "larger than what a cell" not in capsys.readouterr().out
+    main([str(definition), "--image-hw", str(rows * 11 // 10), str(columns * 11 // 10)])
+    assert "larger than what a cell" in capsys.readouterr().out
+    main([str(definition), "--image-hw", "400", "600", "--architecture", "convnext_small"])
+    assert "larger than what a cell" not in capsys.readouterr().out
 
 
 def test_the_grid_by_flags(tmp_path, capsys):

@@ -11,7 +11,12 @@ from bridge.weights import to_variables
 from parity import RECORDED_NAMES, load, parity_file
 from yogo_jax.detector.backbones import BACKBONES, get_backbone
 from yogo_jax.detector.decode import decode
-from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables
+from yogo_jax.detector.network import (
+    BatchNorm,
+    Initialization,
+    YogoNetwork,
+    init_variables,
+)
 from yogo_jax.errors import UserError
 
 
@@ -41,7 +46,44 @@ def num_params(params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+# Their receptive field by hand: 15 px after three strides of 2, then 16 px more with each layer.
 OUR_NAMES = ("yogo_n", "yogo_s", "yogo_m")
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("base_model", 59), ("depth_ver_0", 15), ("yogo_n", 79), ("yogo_s", 111), ("yogo_m", 111)],
+)
+def test_receptive_fields(name, side):
+    assert get_backbone(name).receptive_field == side
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("name", ["base_model", "yogo_n"])
+def test_a_cell_sees_its_receptive_field_and_no_more(name):
+    network = make_network(name, 2)
+    variables = init_variables(network, jax.random.key(1), image_hw=(64, 64), channels=1)
+    size = 8 * 21
+
+    def middle(image):
+        raw = network.apply(variables, image[None])
+        return raw[0, raw.shape[1] // 2, raw.shape[2] // 2, 4]
+
+    image = jax.random.uniform(jax.random.key(2), (size, size, 1), minval=50, maxval=200)
+    seen = np.argwhere(np.asarray(jax.jit(jax.grad(middle))(image))[..., 0])
+    assert (np.ptp(seen, axis=0) + 1).tolist() == [get_backbone(name).receptive_field] * 2
+
+
+def test_a_head_starts_from_its_prior():
+    drawn = Initialization(kernel_init="fan_in", objectness_prior=0.05)
+    network = YogoNetwork(get_backbone("yogo_n"), 7, True, initialization=drawn)
+    variables = init_variables(network, jax.random.key(0), image_hw=(64, 64), channels=3)
+    images = jax.random.randint(jax.random.key(1), (2, 64, 96, 3), 0, 256).astype(jnp.uint8)
+    objectness = jax.nn.sigmoid(network.apply(variables, images)[..., 4])
+    np.testing.assert_allclose(objectness, 0.05, atol=0.03)
+    kernel = variables["params"]["block_4"]["conv"]["kernel"]
+    expected = np.sqrt(2 / (1 + 1 / 64) / (9 * 64))
+    assert float(kernel.std()) == pytest.approx(expected, rel=0.02)
 
 
 def test_all_twelve_architectures_of_the_original_are_covered():

@@ -250,6 +250,13 @@ def test_epochs_of_a_history():
     assert history.best["step"] == 8
     training = [record for record in history.records if record["kind"] == "train"]
     assert History("run", training).steps_per_epoch == 4
+    scores = [0.3, 0.5, 0.4]
+    validations = [
+        {"kind": "validation", "step": step, "epoch": step, "loss": 3.0 - step, "mAP50": score}
+        for step, score in enumerate(scores)
+    ]
+    assert History("run", validations).best["step"] == 2
+    assert History("run", validations, "mAP50").best["step"] == 1
     assert History("run", training[:4]).steps_per_epoch is None
     assert History("run", training).best is None
 

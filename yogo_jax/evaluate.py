@@ -31,6 +31,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder for what it writes")
     add("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
     add(
+        "--image-hw",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="size of the frames, at the scale of those trained on, so that cells keep their size "
+        "in px; default: the size trained on, to which frames are resized",
+    )
+    add(
         "--batch-size",
         type=int,
         default=8,
@@ -75,6 +83,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
+    from yogo_jax.detector.spec import served_spec
     from yogo_jax.evaluation.devices import Devices
     from yogo_jax.evaluation.evaluator import Evaluator
     from yogo_jax.evaluation.report.page import Subject
@@ -94,11 +103,12 @@ def evaluate(args: argparse.Namespace) -> dict:
         print(line)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
+    spec = served_spec(metadata.model, image_hw=tuple(args.image_hw) if args.image_hw else None)
     devices = Devices()
     print(f"{folder} on {devices}")
     thresholds = Thresholds(args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)
     evaluator = Evaluator(
-        metadata.model,
+        spec,
         loss_weights=metadata.loss_weights(),
         batch_size=args.batch_size,
         max_boxes=boxes_to_pad_to([records], 0),
@@ -107,12 +117,12 @@ def evaluate(args: argparse.Namespace) -> dict:
         devices=devices,
     )
     variables = restore_variables(folder, metadata.model)
-    history = _history_of(folder)
+    history = _history_of(folder, metadata.keep_best)
     definition = args.definition or metadata.data_settings().definition
     subject = Subject(
         title=f"Evaluation of {folder.name if history is None else history.name}",
         subtitle=f"{folder}, {len(records)} images of the {args.split} split of {definition}",
-        spec=metadata.model,
+        spec=spec,
         thresholds=thresholds,
         config=metadata.config,
         history=history,
@@ -133,7 +143,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     return metrics
 
 
-def _history_of(checkpoint: Path) -> "History | None":
+def _history_of(checkpoint: Path, keep_best: str) -> "History | None":
     """What the run logged that the checkpoint lies in, if it lies in one."""
     from yogo_jax.evaluation.report.history import History
     from yogo_jax.training.tracking import read_metrics
@@ -142,7 +152,7 @@ def _history_of(checkpoint: Path) -> "History | None":
         return None
     workdir = checkpoint.absolute().parent.parent
     records = read_metrics(workdir / "metrics.jsonl")
-    return History(workdir.name, records) if records else None
+    return History(workdir.name, records, keep_best) if records else None
 
 
 def main(argv: list[str] | None = None) -> None:

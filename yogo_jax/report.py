@@ -90,8 +90,8 @@ def sections_of(runs: "Sequence[LoggedRun]", folder: Path) -> "list[Section]":
 def _metrics_table(runs: "Sequence[LoggedRun]") -> "Table":
     from yogo_jax.evaluation.pages import Table
 
-    header = ["run", "state", "steps", "best loss", "at step", "its mAP50", "last loss"]
-    header += ["last mAP50", "test mAP50"]
+    header = ["run", "state", "steps", "loss of the best", "at step", "its mAP50"]
+    header += ["last loss", "last mAP50", "test mAP50"]
     rows: list[list[object]] = []
     for run in runs:
         best = run.history.best or {}
@@ -107,7 +107,7 @@ def _metrics_table(runs: "Sequence[LoggedRun]") -> "Table":
             ]
         )
     caption = (
-        "Losses and mAP50 of the validation images; best: of the lowest loss, which is tested."
+        "Losses and mAP50 of the validation images; best: by train.keep_best, which is tested."
     )
     return Table(header, rows, caption)
 

@@ -114,14 +114,15 @@ _BASE = ConvBackbone(
 )
 
 
-def _yogo(*layers: tuple[int, int]) -> ConvBackbone:
-    """A network of ours, from (channels, stride) of each layer: all with batch norm, no dropout.
+def _yogo(channels: int, residuals: int) -> ConvBackbone:
+    """A network of ours: three strides, then residual blocks at stride 8, where pixels are few.
 
-    Most layers are at stride 8, where a pixel costs a 64th. The slope is one that half precision
-    holds exactly, so that the stick computes the activation together with its convolution.
+    The slope is one that half precision holds exactly, so that the stick computes the activation
+    together with its convolution.
     """
-    blocks = (_normed(channels, stride) for channels, stride in layers)
-    return ConvBackbone(blocks=tuple(blocks), leaky_slope=1 / 8)
+    block = dataclasses.replace(_normed(channels), residual=True)
+    strides = (_normed(16, 2), _normed(32, 2), _normed(channels, 2))
+    return ConvBackbone(blocks=(*strides, *[block] * residuals), leaky_slope=1 / 8)
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -173,9 +174,9 @@ BACKBONES: dict[str, Backbone] = {
             _plain(128),
         )
     ),
-    "yogo_n": _yogo((16, 2), (32, 2), (64, 2), *[(64, 1)] * 4),
-    "yogo_s": _yogo((16, 2), (32, 2), (64, 2), *[(96, 1)] * 4),
-    "yogo_m": _yogo((16, 2), (32, 2), (64, 2), *[(128, 1)] * 5),
+    "yogo_n": _yogo(64, 4),
+    "yogo_s": _yogo(64, 6),
+    "yogo_m": _yogo(96, 6),
     "convnext_small": ConvNextBackbone(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
 }
 

@@ -19,8 +19,8 @@ from orbax.checkpoint import checkpoint_managers
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.evaluation.best import demerit, ranked_by, recorded_demerit
 from yogo_jax.output.files import write_json
-from yogo_jax.training.best import demerit, ranked_by, recorded_demerit
 from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.state import TrainState, start_from
 

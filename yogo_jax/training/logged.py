@@ -61,7 +61,8 @@ def read_run(workdir: Path, name: str) -> LoggedRun:
     if not isinstance(config["train"], dict) or "epochs" not in config["train"]:
         raise UserError(f"{workdir / 'config.json'}: expected train.epochs; is it of a run?")
     records = read_metrics(workdir / "metrics.jsonl")
-    history = History(name, [each for each in records if _is_record(each)])
+    keep_best = config["train"].get("keep_best", "loss")
+    history = History(name, [each for each in records if _is_record(each)], keep_best)
     if len(history.records) < len(records):
         raise UserError(
             f"{workdir / 'metrics.jsonl'}: expected objects with 'kind', 'step' and 'epoch', found "

@@ -76,7 +76,7 @@ def write_test(tested: Tested, workdir: Path, images: int, tracker: Tracker) -> 
         spec=metadata.model,
         thresholds=Thresholds(),
         config=metadata.config,
-        history=History(workdir.name, read_metrics(workdir / "metrics.jsonl")),
+        history=History(workdir.name, read_metrics(workdir / "metrics.jsonl"), metadata.keep_best),
     )
     output = workdir / "test"
     metrics = write_results(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.evaluation import plots
+from yogo_jax.evaluation.best import demerit
 from yogo_jax.evaluation.pages import Figure
 
 
@@ -23,10 +24,12 @@ class History:
     Attributes:
       name: of the run.
       records: objects of its `metrics.jsonl`, with "kind" and "step".
+      keep_best: the metric of its best validation, `train.keep_best`.
     """
 
     name: str
     records: Records
+    keep_best: str = "loss"
 
     def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
         """The records of "train", "validation" or "test"."""
@@ -49,8 +52,12 @@ class History:
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """The validation of the lowest loss, whose checkpoint is tested."""
-        return min(self.of_kind("validation"), key=lambda record: record["loss"], default=None)
+        """The validation whose checkpoint is tested."""
+        return min(
+            self.of_kind("validation"),
+            key=lambda record: demerit(record, self.keep_best),
+            default=None,
+        )
 
 
 Points = tuple[np.ndarray, np.ndarray]
