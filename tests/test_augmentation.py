@@ -1,5 +1,7 @@
 """Augmentations move boxes with their pixels: a frame of marked squares, and NumPy oracles."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,7 @@ def corners_px(boxes_cxcywh, height=HEIGHT, width=WIDTH) -> np.ndarray:
 
 def brightness_centre(image, corners) -> np.ndarray:
     """Where the light within some px around a box has its centre, (x, y) in px."""
-    x1, y1, x2, y2 = (*np.round(corners).astype(int), -4, -4, 4, 4)
+    x1, y1, x2, y2 = np.add(np.round(corners).astype(int), (-4, -4, 4, 4))
     x1, y1 = max(x1, 0), max(y1, 0)
     part = np.asarray(image)[y1:y2, x1:x2, 0] - 20
     rows, columns = np.indices(part.shape)
@@ -77,7 +79,7 @@ def test_zoom_and_shift_move_boxes_with_their_pixels(seed):
         centre = (each[:2] + each[2:]) / 2
         np.testing.assert_allclose(brightness_centre(image, each), centre, atol=0.5)
         # As much light as the box has area.
-        x1, y1, x2, y2 = (*np.round(each).astype(int), -4, -4, 4, 4)
+        x1, y1, x2, y2 = np.add(np.round(each).astype(int), (-4, -4, 4, 4))
         light = (np.asarray(image)[max(y1, 0) : y2, max(x1, 0) : x2, 0] - 20).sum() / 200
         assert light == pytest.approx(np.prod(each[2:] - each[:2]), rel=0.12)
 
@@ -130,7 +132,7 @@ CUTS = {
 def test_cut_boxes(case):
     box, expected, seen = CUTS[case]
     # A hair more than its limit, so that rounding does not decide the case that lies on it.
-    box = (*np.asarray([box], np.float32), 1e-06, 0, 0, 0)
+    box = np.add(np.asarray([box], np.float32), (1e-6, 0, 0, 0))
     cut, valid = cut_boxes(
         jnp.asarray(box, jnp.float32), jnp.ones(1, bool), jnp.asarray((0.0, 0, 1, 1))
     )
@@ -289,9 +291,8 @@ def batch():
 def test_all_together_keep_shapes_and_labels_together():
     images, labels = batch()
     image_valid = jnp.asarray([True, True, False])
-    found, (boxes, class_ids, valid) = augment_batch(
-        jax.random.key(0), images, labels, image_valid, AugmentConfig(**ALL)
-    )
+    augment = jax.jit(functools.partial(augment_batch, augment=AugmentConfig(**ALL)))
+    found, (boxes, class_ids, valid) = augment(jax.random.key(0), images, labels, image_valid)
     assert found.shape == images.shape
     assert found.dtype == jnp.float32
     assert boxes.shape == (3, 16, 4)

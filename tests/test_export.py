@@ -66,7 +66,9 @@ def test_the_trunk_is_convolutions_and_activations_only(name):
     assert len(convs) == len(BACKBONES[name].blocks) + 1
     assert all(len(nodes[index].input) == 3 for index in convs)
     assert nodes[0].op_type == "Mul"  # the division by 255
-    assert {node.op_type for node in nodes[1 : convs[-1]]} - {"Conv"} <= ACTIVATIONS
+    trunk = [node.op_type for node in nodes[1 : convs[-1]]]
+    assert trunk.count("Add") == sum(block.residual for block in BACKBONES[name].blocks)
+    assert set(trunk) - {"Conv", "Add"} <= ACTIVATIONS
     assert {node.op_type for node in nodes[convs[-1] + 1 :]} <= DECODE
     assert len(nodes) - convs[-1] - 1 <= 9
     (given,), (output,) = model.graph.input, model.graph.output

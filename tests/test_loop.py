@@ -175,28 +175,33 @@ def test_a_strong_run_that_was_cut_goes_on_bit_for_bit(definition, tmp_path):
     )
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["in one go", "cut"])
-def test_a_run_that_gets_no_better_stops_early(definition, tmp_path, monkeypatch, capsys, cut):
+def test_a_run_that_gets_no_better_stops_early_also_when_it_was_cut(
+    definition, tmp_path, monkeypatch, capsys
+):
     config = config_of(definition, train__epochs=9, train__patience=2)
     real_run = run.Validator.run
 
     def worse_and_worse(self, state, done, *rest):
         return {**real_run(self, state, done, *rest), "loss": 1.0 + done}
 
+    def end(epoch, _):
+        if epoch == 3:
+            raise Cut
+
     monkeypatch.setattr(run.Validator, "run", worse_and_worse)
-    if cut:
-
-        def end(epoch, _):
-            if epoch == 3:
-                raise Cut
-
-        with pytest.raises(Cut):
-            train_and_evaluate(config, tmp_path, on_validation=end)
+    said = "stopped early, after epoch 3: no better loss since epoch 1"
+    with pytest.raises(Cut):
+        train_and_evaluate(config, tmp_path, on_validation=end)
+    assert said not in capsys.readouterr().out
+    # The checkpoint after which it would have stopped is the last, so no step is made.
     metrics = train_and_evaluate(config, tmp_path)
-    assert "stopped early, after epoch 3: no better loss since epoch 1" in capsys.readouterr().out
+    assert said in capsys.readouterr().out
     assert [int(each.name) for each in committed_checkpoints(tmp_path / "checkpoints")] == [3, 9]
     # The best is tested.
     assert metrics["step"] == 3
+    # With more patience it goes on, and stops where that ends.
+    train_and_evaluate(config_of(definition, train__epochs=9, train__patience=3), tmp_path)
+    assert "stopped early, after epoch 4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
