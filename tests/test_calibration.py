@@ -108,13 +108,20 @@ def test_thresholds_at_a_precision(precision, expected):
     assert found == pytest.approx(expected)
 
 
+def test_thresholds_are_of_objectness_times_probability():
+    found = IMAGE.found._replace(objectness=np.asarray((0.5, 1.0, 1.0, 1.0, 1.0)))
+    # Behind the extra box with 0.8 comes now the right one with 0.7, and only then that with 0.45.
+    threshold = threshold_at_precision([IMAGE._replace(found=found)], 0, 1.0, 0.5)
+    assert threshold == pytest.approx((0.45, 0.5, 2 / 3))
+
+
 def test_a_precision_that_is_never_reached():
     wrong = image_of([(0.9, 0.1)], [1], [(0, 0)])
     assert threshold_at_precision([wrong], 0, 1.0, 0.5) is None
     assert threshold_at_precision([wrong], 1, 1.0, 0.5) is None
 
 
-def test_equal_confidences_are_in_or_out_together():
+def test_equal_scores_are_in_or_out_together():
     image = image_of([(0.9, 0.1), (0.9, 0.1)], [0], [(0, 0)])
     assert threshold_at_precision([image], 0, 1.0, 0.9) is None
 

@@ -4,7 +4,8 @@
 
 What is named the most probable class stays; how sure the network says it is becomes true on
 average. Everything that reads the checkpoint then uses the temperature, the export folds it into
-its head. Also prints, by class, the confidence from which detections have a chosen precision.
+its head. Also prints, by class, the score (objectness times class probability) from which
+detections have a chosen precision.
 """
 
 import argparse
@@ -147,10 +148,10 @@ def format_calibration(figures: dict[str, Any]) -> str:
     rows: list[list[object]] = [
         [name, "-", "-", "-"]
         if each is None
-        else [name, *(f"{each[key]:.3f}" for key in ("confidence", "precision", "recall"))]
+        else [name, *(f"{each[key]:.3f}" for key in ("score", "precision", "recall"))]
         for name, each in figures["thresholds"].items()
     ]
-    header = [f"for precision {figures['precision']:g}", "confidence", "precision", "recall"]
+    header = [f"for precision {figures['precision']:g}", "score", "precision", "recall"]
     return "\n".join(
         [
             f"{figures['matched_boxes']} matched boxes of {figures['images']} images "

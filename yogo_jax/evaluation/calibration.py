@@ -29,9 +29,9 @@ class Pairs(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """The least confidence at which detections of a class are precise enough."""
+    """The least score, objectness times class probability, from which a class is precise enough."""
 
-    confidence: float
+    score: float
     precision: float
     recall: float
 
@@ -92,47 +92,46 @@ def calibration_error(pairs: Pairs) -> float | None:
 def threshold_at_precision(
     images: Sequence[ImageResult], class_id: int, temperature: float, precision: float
 ) -> Threshold | None:
-    """The least confidence from which detections of a class are right often enough.
+    """The least score from which detections of a class are right often enough.
 
     A detection is right if it is matched with a box of its class.
 
     Args:
       images: of an evaluation.
       class_id: whose detections.
-      temperature: that confidences are taken at.
-      precision: share of right ones among those of at least that confidence.
+      temperature: of the probability in the score, which is objectness * probability.
+      precision: share of right ones among those of at least that score.
 
     Returns:
-      The threshold; None where no confidence gives that precision.
+      The threshold; None where no score gives that precision.
     """
-    confidences, rights, labels = [], [], 0
+    scores, rights, labels = [], [], 0
     for image in images:
         probs, named = at_temperature(image.found.class_probs, temperature), image.found.class_ids
         right = np.zeros(len(named), bool)
         true = image.label_class_ids[image.matches.label_index]
         right[image.matches.prediction_index] = true == named[image.matches.prediction_index]
         own = named == class_id
-        confidences.append(probs.max(1, initial=0.0)[own])
+        scores.append((image.found.objectness * probs.max(1, initial=0.0))[own])
         rights.append(right[own])
         labels += int((image.label_class_ids == class_id).sum())
-    confidence, is_right = np.concatenate(confidences), np.concatenate(rights)
-    return _least_precise(confidence, is_right, labels, precision)
+    return _least_precise(np.concatenate(scores), np.concatenate(rights), labels, precision)
 
 
 def _least_precise(
-    confidence: Float[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"],
     is_right: Bool[np.ndarray, " n"],
     labels: int,
     precision: float,
 ) -> Threshold | None:
-    order = np.argsort(-confidence, kind="stable")
+    order = np.argsort(-scores, kind="stable")
     right = np.cumsum(is_right[order])
     reached = right / np.arange(1, len(order) + 1)
-    # Of equal confidences all are in or none.
-    ends = np.append(np.diff(confidence[order]) != 0, True)[: len(order)]
+    # Of equal scores all are in or none.
+    ends = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
     enough = np.flatnonzero(ends & (reached >= precision))
     if not len(enough):
         return None
     last = int(enough[-1])
     recall = float(right[last] / labels) if labels else 0.0
-    return Threshold(float(confidence[order[last]]), float(reached[last]), recall)
+    return Threshold(float(scores[order[last]]), float(reached[last]), recall)
