@@ -27,7 +27,8 @@ from yogo_jax.data.source import RecordSource
 from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.setup import prepare_data, prepare_spec
+from yogo_jax.training.run_data import prepare_data
+from yogo_jax.training.setup import prepare_spec
 from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
 from yogo_jax.training.tracking import read_metrics

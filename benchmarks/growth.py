@@ -77,7 +77,7 @@ def startup(definition: str) -> float:
     """Seconds to read a definition."""
     from configs import base
     from yogo_jax.config import from_mapping
-    from yogo_jax.training.setup import prepare_data
+    from yogo_jax.training.run_data import prepare_data
 
     values = base.get_config().to_dict()
     values["data"].update(definition=definition, min_box_area=0.0)

@@ -19,7 +19,7 @@ from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.evaluation.evaluator import Evaluator, ImageResult
 from yogo_jax.evaluation.matching import match_boxes
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.training.setup import evaluation_data
+from yogo_jax.training.run_data import evaluation_data
 
 
 def count(image: ImageResult, left_out: int) -> tuple[int, int, int]:

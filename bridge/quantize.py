@@ -12,7 +12,7 @@ from bridge.to_ir import WITH_KERNEL
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.metadata import Metadata
-from yogo_jax.training.setup import evaluation_data
+from yogo_jax.training.run_data import evaluation_data
 
 
 # Evenly spaced ones of a larger split: ranges of activations change little after some hundreds.

@@ -154,6 +154,12 @@ def get_config() -> ConfigDict:
     augment.cutout = 0.0
     # So many last epochs without the three of them.
     augment.closed_epochs = 0
+    # Probability that cut-out cells of the definition's thumbnail_augmentation are pasted in.
+    augment.thumbnails = 0.0
+    # So many places are tried in each of those images; one is free if no box lies there.
+    augment.thumbnails_tried = 16
+    # Share of those images in which the pasted cells lie on a plain ground, and nothing else.
+    augment.thumbnails_plain = 0.0
 
     config.track = track = ConfigDict()
     # Weights & Biases: "disabled", "offline", "online", or "auto" (online when logged in).

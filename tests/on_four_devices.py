@@ -29,7 +29,8 @@ from yogo_jax.evaluation.devices import Devices
 from yogo_jax.training.distributed import compile_train_step
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.setup import prepare_data, prepare_spec
+from yogo_jax.training.run_data import prepare_data
+from yogo_jax.training.setup import prepare_spec
 from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
 

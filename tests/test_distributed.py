@@ -27,7 +27,7 @@ from yogo_jax.training.distributed import (
     own_gpu,
 )
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.setup import prepare_data
+from yogo_jax.training.run_data import prepare_data
 
 
 OVERRIDES = {

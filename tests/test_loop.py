@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runs import tiny_config
-from tiny_data import write_dataset
+from tiny_data import add_thumbnails, write_dataset
 from yogo_jax.errors import UserError
 from yogo_jax.training import packing, run
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
@@ -148,10 +148,14 @@ STRONG = {
     "augment__zoom": (0.8, 1.2),
     "augment__brightness": 0.1,
     "augment__closed_epochs": 1,
+    "augment__thumbnails": 0.7,
+    "augment__thumbnails_tried": 3,
 }
 
 
-def test_a_strong_run_that_was_cut_goes_on_bit_for_bit(definition, tmp_path):
+def test_a_strong_run_that_was_cut_goes_on_bit_for_bit(tmp_path):
+    definition = write_dataset(tmp_path / "data")
+    add_thumbnails(definition)
     config = config_of(definition, **STRONG)
     metrics = train_and_evaluate(config, tmp_path / "whole")
 
@@ -161,6 +165,11 @@ def test_a_strong_run_that_was_cut_goes_on_bit_for_bit(definition, tmp_path):
 
     with pytest.raises(Cut):
         train_and_evaluate(config, tmp_path / "cut", on_validation=cut)
+    lost = next((tmp_path / "data" / "thumbnails" / "ring").iterdir())
+    kept = lost.rename(tmp_path / lost.name)
+    with pytest.raises(UserError, match="trained on other data"):
+        train_and_evaluate(config, tmp_path / "cut")
+    kept.rename(lost)
     again = train_and_evaluate(config, tmp_path / "cut")
     assert train_records(tmp_path / "cut") == train_records(tmp_path / "whole")
     assert {**again, "checkpoint": None} == {**metrics, "checkpoint": None}

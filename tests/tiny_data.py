@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
 
@@ -41,6 +42,26 @@ def write_dataset(
     path = folder / "definition.yml"
     path.write_text(_definition(class_names, tuple(splits)))
     return path
+
+
+def add_thumbnails(definition: Path) -> None:
+    """Cuts the cells of the first four images out, a folder a class, and names these folders."""
+    folder = definition.parent
+    class_names = yaml.safe_load(definition.read_text())["class_names"]
+    for path in sorted(folder.glob("images/*/*.png"))[:4]:
+        pixels = Image.open(path)
+        width, height = pixels.size
+        rows = (folder / "labels" / path.parent.name / f"{path.stem}.txt").read_text().splitlines()
+        for i, row in enumerate(rows):
+            name, x, y, w, h = row.split()
+            box = [(float(x) - float(w) / 2) * width, (float(y) - float(h) / 2) * height]
+            box += [box[0] + float(w) * width, box[1] + float(h) * height]
+            cells = folder / "thumbnails" / class_names[int(name)]
+            cells.mkdir(parents=True, exist_ok=True)
+            pixels.crop([round(side) for side in box]).save(cells / f"{path.stem}_{i}.png")
+    lines = [f"  {name}: thumbnails/{name}" for name in class_names]
+    with definition.open("a") as file:
+        file.write("\n".join(["thumbnail_augmentation:", *lines]) + "\n")
 
 
 def _image(

@@ -89,7 +89,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         restore_variables,
         rewrite_metadata,
     )
-    from yogo_jax.training.setup import evaluation_data
+    from yogo_jax.training.run_data import evaluation_data
 
     use_compilation_cache()
     folder = find_checkpoint(args.checkpoint)

@@ -91,7 +91,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.evaluation.tables import format_metrics
     from yogo_jax.output.files import make_folder
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-    from yogo_jax.training.setup import evaluation_data
+    from yogo_jax.training.run_data import evaluation_data
 
     use_compilation_cache()
     make_folder(args.output, "--output")

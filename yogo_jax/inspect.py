@@ -119,7 +119,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
     from yogo_jax.output.files import make_folder
     from yogo_jax.output.progress import progress_bar
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
-    from yogo_jax.training.setup import definition_path
+    from yogo_jax.training.run_data import definition_path
 
     folder = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
     metadata = None if folder is None else read_metadata(folder)

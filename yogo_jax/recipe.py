@@ -110,10 +110,20 @@ class AugmentConfig:
     mixup: float = 0.0
     cutout: float = 0.0
     closed_epochs: int = 0
+    thumbnails: float = 0.0
+    thumbnails_tried: int = 16
+    thumbnails_plain: float = 0.0
 
     def __post_init__(self) -> None:
         probabilities = ("horizontal_flip", "vertical_flip", "quarter_turns")
-        for field in (*probabilities, "mosaic", "mixup", "cutout"):
+        for field in (
+            *probabilities,
+            "mosaic",
+            "mixup",
+            "cutout",
+            "thumbnails",
+            "thumbnails_plain",
+        ):
             value = getattr(self, field)
             require(0 <= value <= 1, f"augment.{field}", "a probability in [0, 1]", value)
         for field in ("translation", "brightness", "noise"):
@@ -122,6 +132,8 @@ class AugmentConfig:
         for field in ("contrast", "gamma", "colour", "closed_epochs"):
             value = getattr(self, field)
             require(value >= 0, f"augment.{field}", "0 (off) or more", value)
+        tried = self.thumbnails_tried
+        require(tried >= 1, "augment.thumbnails_tried", "1 or more", tried)
         low, high = self.zoom
         require(0 < low <= high, "augment.zoom", "two factors LOW,HIGH above 0", self.zoom)
         # The taps of the blur reach three pixels.
@@ -139,8 +151,8 @@ class AugmentConfig:
 
     @property
     def composes(self) -> bool:
-        """Whether images are put together, or get holes."""
-        return any((self.mosaic, self.mixup, self.cutout))
+        """Whether images are put together, have something pasted in, or get holes."""
+        return any((self.mosaic, self.mixup, self.cutout, self.thumbnails))
 
     @property
     def keeps_values(self) -> bool:

@@ -36,7 +36,7 @@ from yogo_jax.sweeping.sampler import TrialSeededSampler
 from yogo_jax.sweeping.space import SearchSpace
 from yogo_jax.sweeping.space_rules import read_space
 from yogo_jax.training.checkpoints import committed_checkpoints
-from yogo_jax.training.setup import with_absolute_paths
+from yogo_jax.training.run_data import with_absolute_paths
 
 
 STUDY_NAME = "sweep"

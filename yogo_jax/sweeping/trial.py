@@ -20,7 +20,7 @@ from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restor
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.meter import NotFiniteError
 from yogo_jax.training.preemption import Stop
-from yogo_jax.training.setup import load_data
+from yogo_jax.training.run_data import load_data
 
 
 LONGEST_WAIT_S = 30.0

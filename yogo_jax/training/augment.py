@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augmentation.composition import cutout, mixup, mosaic, partners_of
 from yogo_jax.training.augmentation.geometry import quarter_turns, random_flips, zoom_and_shift
+from yogo_jax.training.augmentation.pasting import DeviceThumbnails, paste
 from yogo_jax.training.augmentation.photometry import add_noise, blur, relight
 
 
@@ -26,6 +27,7 @@ def augment_batch(
     augment: AugmentConfig,
     *,
     composing: jax.Array | bool = True,
+    thumbnails: DeviceThumbnails | None = None,
 ) -> tuple[jax.Array, Labels]:
     """Images and labels as the network is trained on.
 
@@ -36,6 +38,7 @@ def augment_batch(
       image_valid: False on padding images [b], of which no other image takes a part.
       augment: what happens, and how much.
       composing: False in the last epochs, which see whole images (`augment.closed_epochs`).
+      thumbnails: what `augment.thumbnails` pastes.
 
     Returns:
       Pixels from 0 to 255, uint8 where nothing but their places has changed, and labels of the same
@@ -47,6 +50,18 @@ def augment_batch(
     def keys_of(part: int) -> jax.Array:
         return jax.random.split(jax.random.fold_in(key, part), count)
 
+    if thumbnails is not None:
+        stick = functools.partial(
+            paste,
+            thumbnails=thumbnails,
+            probability=augment.thumbnails,
+            plain=augment.thumbnails_plain,
+            tries=augment.thumbnails_tried,
+            flips=(augment.horizontal_flip, augment.vertical_flip),
+        )
+        images, boxes, class_ids, valid = jax.vmap(stick)(
+            keys_of(9), images.astype(jnp.float32), boxes, class_ids, valid
+        )
     flip = functools.partial(
         random_flips, horizontal=augment.horizontal_flip, vertical=augment.vertical_flip
     )

@@ -18,12 +18,11 @@ from yogo_jax.training.environment import environment
 from yogo_jax.training.preemption import Stop
 from yogo_jax.training.resume import adopt, find_start, record_config
 from yogo_jax.training.run import OnValidation, Run
+from yogo_jax.training.run_data import prepare_data, with_absolute_paths
 from yogo_jax.training.setup import (
     initial_state,
     lines_of,
-    prepare_data,
     prepare_spec,
-    with_absolute_paths,
 )
 
 
@@ -58,7 +57,7 @@ def train_and_evaluate(
     check_batch_size(config.train.batch_size, devices)
     config = with_absolute_paths(config)
     # ---- data ----
-    data = prepare_data(config.data)
+    data = prepare_data(config.data, config.augment)
     make_folder(workdir, "--workdir")
     # ---- model ----
     spec = prepare_spec(config, data.splits.train)

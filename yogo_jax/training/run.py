@@ -29,7 +29,8 @@ from yogo_jax.training.pace import Pace
 from yogo_jax.training.packing import open_pack
 from yogo_jax.training.preemption import Stop, Stopped
 from yogo_jax.training.resume import Start
-from yogo_jax.training.setup import RunData, load_teacher
+from yogo_jax.training.run_data import RunData
+from yogo_jax.training.setup import load_teacher
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step
 from yogo_jax.training.testing import evaluate_best, log_test, write_test
@@ -186,6 +187,7 @@ class Run:
             else None,
             teacher=load_teacher(config, self.spec, self.devices.copied),
             imitation=config.loss.imitation,
+            thumbnails=self.data.thumbnails,
         )
         feed = self._make_feed()
         step_fn = self.stop.at_once_in_first_call(

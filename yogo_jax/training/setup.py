@@ -1,120 +1,23 @@
-"""What a run works with, from its config: records, model, and where its weights come from."""
+"""The model of a run, from its config, and where its weights come from."""
 
-import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import optax
 
-from yogo_jax.config import SYNTHETIC, Config, DataConfig
-from yogo_jax.data.definition import load_definition
+from yogo_jax.config import Config
 from yogo_jax.data.records import Records
-from yogo_jax.data.source import boxes_to_pad_to
-from yogo_jax.data.splits import Splits, load_splits
-from yogo_jax.data.synthetic import ensure_synthetic
 from yogo_jax.detector.network import Initialization
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.training.metadata import DataSettings, Metadata
+from yogo_jax.training.run_data import RunData
 from yogo_jax.training.state import TrainState, create_state, start_from
 from yogo_jax.training.step import Teacher
 
 
 Say = Callable[[str], None]
-
-
-def definition_path(definition: str, image_hw: tuple[int, int]) -> Path:
-    """The absolute path of a definition file; the synthetic one is written first if need be."""
-    if definition == SYNTHETIC:
-        return ensure_synthetic(image_hw).resolve()
-    return Path(definition).expanduser().resolve()
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """The config with a definition that means the same from any folder."""
-    if config.data.definition == SYNTHETIC:
-        return config
-    path = definition_path(config.data.definition, config.data.image_hw)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, definition=str(path)))
-
-
-def load_data(data: DataConfig) -> Splits:
-    """The splits of a run.
-
-    Raises:
-      UserError: the definition, a label or an image file does not fit.
-    """
-    return _read_splits(definition_path(data.definition, data.image_hw), data, require_train=True)
-
-
-def _read_splits(path: Path, data: DataConfig | DataSettings, *, require_train: bool) -> Splits:
-    override = data.split_override
-    return load_splits(
-        load_definition(path),
-        min_box_area=data.min_box_area,
-        on_bad_label=data.on_bad_label,
-        split_override=(override[0], override[1], override[2]) if override else None,
-        require_train=require_train,
-    )
-
-
-def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Splits:
-    """The splits to evaluate a checkpoint on, read as its run read them.
-
-    Args:
-      metadata: of the checkpoint.
-      definition: a definition file, or None for the one the run was trained on.
-      say: takes a line if the run's split is not used.
-
-    Raises:
-      UserError: the data has other classes than the checkpoint, or cannot be read.
-    """
-    data = metadata.data_settings()
-    path = data.definition if definition is None else definition
-    if not path:
-        raise UserError("this checkpoint does not say what data it saw: add --definition FILE.yml")
-    given = definition_path(path, metadata.model.image_hw)
-    override = data.split_override
-    if override and given != definition_path(data.definition, metadata.model.image_hw):
-        # The fractions of the run were meant for its own data set.
-        say(f"data.split_override={override} of the run is left out: {path} is another data set")
-        data = dataclasses.replace(data, split_override=())
-    splits = _read_splits(given, data, require_train=False)
-    if splits.train.class_names != metadata.model.class_names:
-        raise UserError(
-            f"{path} has the classes {', '.join(splits.train.class_names)}, but the "
-            f"checkpoint was trained on {', '.join(metadata.model.class_names)}: they must be the "
-            "same, in the same order"
-        )
-    return splits
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunData:
-    """The records of a run, and what follows from all of them together."""
-
-    splits: Splits
-    max_boxes: int
-    fingerprint: str
-
-
-def prepare_data(data: DataConfig) -> RunData:
-    """Splits, the rows their boxes are padded to, and a fingerprint of all of it."""
-    splits = load_data(data)
-    every = [splits.train, splits.val, splits.test]
-    # Images of validation and test are read late, after hours perhaps: a broken one must be open to
-    # mending without barring the run from going on.
-    prints = [splits.train.fingerprint()]
-    prints += [records.fingerprint(with_image_sizes=False) for records in every[1:]]
-    digest = hashlib.sha256("".join(prints).encode())
-    return RunData(
-        splits=splits,
-        max_boxes=boxes_to_pad_to(every, data.max_boxes),
-        fingerprint=digest.hexdigest(),
-    )
 
 
 def mean_anchor(records: Records) -> tuple[float, float]:
@@ -224,7 +127,7 @@ def lines_of(data: RunData, spec: ModelSpec) -> list[str]:
     counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "val", "test"))
     rows, columns = spec.grid_hw
     return [
-        *splits.report.lines(),
+        *data.lines,
         f"images: {counts}; {spec.architecture} on {spec.image_hw[0]}x{spec.image_hw[1]} px, grid "
         f"{rows}x{columns}, anchor {spec.anchor_wh[0]:.4f},{spec.anchor_wh[1]:.4f}, up to "
         f"{data.max_boxes} boxes an image",

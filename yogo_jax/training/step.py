@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
+from yogo_jax.data.thumbnails import Thumbnails
 from yogo_jax.detector.losses import LossTerms, LossWeights, imitation_loss, label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augment import augment_batch
+from yogo_jax.training.augmentation.pasting import on_device
 from yogo_jax.training.state import TrainState, moving_average
 
 
@@ -57,6 +59,7 @@ def make_train_step(
     composed_steps: int | None = None,
     teacher: Teacher | None = None,
     imitation: float = 0.0,
+    thumbnails: Thumbnails | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The training step: augment, bin, forward, loss, update.
 
@@ -75,8 +78,10 @@ def make_train_step(
       composed_steps: so many first steps see images put together of several; None is all.
       teacher: whose predictions are imitated, of the same grid.
       imitation: share of the loss that does so.
+      thumbnails: what is pasted into the images, if anything is.
     """
     network = spec.network(compute_dtype)
+    pasted = None if thumbnails is None else on_device(thumbnails)
     image_loss = functools.partial(label_loss, weights=loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -90,6 +95,7 @@ def make_train_step(
             image_valid,
             augment,
             composing=True if composed_steps is None else state.step < composed_steps,
+            thumbnails=pasted,
         )
 
         # Outside of what is differentiated.
