@@ -209,6 +209,7 @@ def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.training.metadata import git_revision
 
+    thresholds = Thresholds()
     values = {
         "architecture": spec.architecture,
         "class_names": list(spec.class_names),
@@ -218,7 +219,11 @@ def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
         "size_multiplier_wh": list(spec.size_multiplier_wh),
         "rgb": spec.rgb,
         "normalize_images": spec.normalize_images,
-        "thresholds": Thresholds()._asdict(),
+        "thresholds": {
+            "objectness": thresholds.objectness,
+            "iou": thresholds.iou,
+            "min_class_confidence": thresholds.min_class_confidence,
+        },
         "checkpoint": str(folder),
         "checkpoint_step": metadata.step,
         "checkpoint_git_revision": metadata.git_revision,

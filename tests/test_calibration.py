@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from bridge.serving import make_serving
 from drawn_models import make_spec, random_variables
 from runs import run_command, tiny_config
 from tiny_data import write_dataset
-from yogo_jax import calibrate
+from yogo_jax import calibrate, evaluate, infer
 from yogo_jax.detector.backbones import BACKBONES, ConvNextBackbone
 from yogo_jax.detector.found import Found
 from yogo_jax.errors import UserError
@@ -22,12 +23,14 @@ from yogo_jax.evaluation.calibration import (
     calibration_error,
     fit_temperature,
     matched_pairs,
+    read_min_scores,
     threshold_at_precision,
 )
 from yogo_jax.evaluation.evaluator import ImageResult
 from yogo_jax.evaluation.matching import Matches
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.run_data import evaluation_data
 
 
 def drawn_pairs(temperature: float, count: int = 20_000) -> Pairs:
@@ -105,14 +108,14 @@ IMAGE = image_of(
 )
 def test_thresholds_at_a_precision(precision, expected):
     found = threshold_at_precision([IMAGE], 0, 1.0, precision)
-    assert found == pytest.approx(expected)
+    assert found == pytest.approx(expected, abs=2e-6)
 
 
 def test_thresholds_are_of_objectness_times_probability():
     found = IMAGE.found._replace(objectness=np.asarray((0.5, 1.0, 1.0, 1.0, 1.0)))
     # Behind the extra box with 0.8 comes now the right one with 0.7, and only then that with 0.45.
     threshold = threshold_at_precision([IMAGE._replace(found=found)], 0, 1.0, 0.5)
-    assert threshold == pytest.approx((0.45, 0.5, 2 / 3))
+    assert threshold == pytest.approx((0.45, 0.5, 2 / 3), abs=2e-6)
 
 
 def test_a_precision_that_is_never_reached():
@@ -190,6 +193,68 @@ def test_the_command_keeps_the_temperature(workdir, tmp_path, monkeypatch, capsy
     calibrate.main([str(workdir)])
     again = read_metadata(find_checkpoint(workdir)).model.class_temperature
     assert again == pytest.approx(after.model.class_temperature, rel=1e-2)
+
+
+def test_score_thresholds_hold_their_precision(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(calibrate, "FEWEST_PAIRS", 1)
+    file = tmp_path / "thresholds.json"
+    calibrate.main([str(workdir), "--precision", "0.7", "--output", str(file)])
+    thresholds = json.loads(file.read_text())["thresholds"]
+    assert any(each is not None for each in thresholds.values())
+    given = ["--score-thresholds", str(file)]
+    evaluate.main(
+        [str(workdir), "--split", "val", "--output", str(tmp_path / "val"), "--pictures=0", *given]
+    )
+    metrics = json.loads((tmp_path / "val" / "metrics.json").read_text())
+    names = metrics["confusion"]["class_names"]
+    matrix = np.asarray(metrics["confusion"]["matrix"])
+    for name, each in thresholds.items():
+        if each is not None:
+            at = names.index(name)
+            assert matrix[at, at] / matrix[:, at].sum() == pytest.approx(each["precision"])
+            assert matrix[at, at] / matrix[at].sum() == pytest.approx(each["recall"])
+    # The same boxes are counted by the other command.
+    splits = evaluation_data(read_metadata(find_checkpoint(workdir)), None, print)
+    (tmp_path / "frames").mkdir()
+    for path in splits.val.image_paths:
+        (tmp_path / "frames" / Path(path).name).symlink_to(path)
+    frames = ["--images", str(tmp_path / "frames")]
+    infer.main([str(workdir), *frames, "--output", str(tmp_path / "found"), *given])
+    counts = json.loads((tmp_path / "found" / "counts.json").read_text())
+    for name in thresholds:
+        assert counts["by_class"][name] == matrix[:, names.index(name)].sum()
+
+
+def test_min_scores_are_in_the_order_of_the_classes(tmp_path):
+    file = tmp_path / "thresholds.json"
+    file.write_text('{"thresholds": {"b": null, "a": {"score": 0.25, "recall": 1}}}')
+    said = []
+    assert read_min_scores(file, ("a", "b"), said.append) == (0.25, 0.0)
+    assert said == [f"{file}: no score makes b precise enough; all its boxes count"]
+    assert read_min_scores(None, ("a", "b"), said.append) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file or directory; expected a file to read"),
+        ("{", "expected `thresholds`"),
+        ("[]", "expected `thresholds`"),
+        ('{"thresholds": {"a": 0.5, "b": null}}', "expected `thresholds`"),
+        ('{"thresholds": {"a": null}}', "has the classes a, the network a, b"),
+        (
+            '{"thresholds": {"a": {"score": 2}, "b": null}}',
+            r"score of a must be in \[0, 1\], got 2",
+        ),
+    ],
+    ids=["missing", "no_json", "list", "number", "classes", "range"],
+)
+def test_files_of_thresholds_that_are_none(text, message, tmp_path):
+    file = tmp_path / "thresholds.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_min_scores(file, ("a", "b"), print)
 
 
 def test_too_few_boxes_are_refused(workdir):

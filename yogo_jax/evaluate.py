@@ -54,6 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=0.0,
         help="probability that the best class of a box must exceed, if above 0",
     )
+    add(
+        "--score-thresholds",
+        type=Path,
+        metavar="FILE.json",
+        help="least scores by class, as `yogo_jax.calibrate --output` writes them",
+    )
     return parser
 
 
@@ -84,6 +90,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
+    from yogo_jax.evaluation.calibration import read_min_scores
     from yogo_jax.evaluation.devices import Devices
     from yogo_jax.evaluation.evaluator import Evaluator
     from yogo_jax.evaluation.report.page import Subject
@@ -106,7 +113,12 @@ def evaluate(args: argparse.Namespace) -> dict:
     spec = served_spec(metadata.model, image_hw=tuple(args.image_hw) if args.image_hw else None)
     devices = Devices()
     print(f"{folder} on {devices}")
-    thresholds = Thresholds(args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)
+    thresholds = Thresholds(
+        args.obj_thresh,
+        args.iou_thresh,
+        args.min_class_confidence_threshold,
+        read_min_scores(args.score_thresholds, spec.class_names, print),
+    )
     evaluator = Evaluator(
         spec,
         loss_weights=metadata.loss_weights(),

@@ -33,7 +33,7 @@ def infer(args: argparse.Namespace) -> None:
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.compilation import use_compilation_cache
-    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.evaluation.calibration import read_min_scores
     from yogo_jax.inference.models import ModelOptions, load_model
     from yogo_jax.inference.run import Running, format_summary, infer_frames
 
@@ -49,12 +49,14 @@ def infer(args: argparse.Namespace) -> None:
     )
     model = load_model(args.model, options)
     print(model.describe())
-    given = (args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)
-    thresholds = Thresholds(
-        *(
-            own if flag is None else flag
-            for own, flag in zip(model.served.thresholds, given, strict=True)
-        )
+    given = {
+        "objectness": args.obj_thresh,
+        "iou": args.iou_thresh,
+        "min_class_confidence": args.min_class_confidence_threshold,
+    }
+    thresholds = model.served.thresholds._replace(
+        **{name: value for name, value in given.items() if value is not None},
+        min_scores=read_min_scores(args.score_thresholds, model.served.class_names, print),
     )
     source = open_source(args, model.served)
     cores = os.cpu_count() or 1

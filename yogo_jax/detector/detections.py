@@ -29,6 +29,7 @@ def detect(
     objectness_threshold: float,
     iou_threshold: float | None,
     min_class_confidence: float = 0.0,
+    min_scores: tuple[float, ...] = (),
     max_detections: int,
 ) -> Detections:
     """Detections of one image from its decoded predictions, see `select`."""
@@ -41,6 +42,7 @@ def detect(
         objectness_threshold=objectness_threshold,
         iou_threshold=iou_threshold,
         min_class_confidence=min_class_confidence,
+        min_scores=min_scores,
         max_detections=max_detections,
     )
 
@@ -53,6 +55,7 @@ def select(
     objectness_threshold: float,
     iou_threshold: float | None,
     min_class_confidence: float = 0.0,
+    min_scores: tuple[float, ...] = (),
     max_detections: int,
 ) -> Detections:
     """Detections of one image: threshold, then NMS over all classes together, then classes.
@@ -66,6 +69,8 @@ def select(
         the result is then in descending order of that score. None is no NMS: row-major cells.
       min_class_confidence: the largest class probability must lie above it, if it is over 0;
         asked after the NMS, so such a box still suppresses others.
+      min_scores: by class, the least score of a box whose most probable class it is; asked after
+        the NMS, too. Empty is none.
       max_detections: n, the fixed size of the result; without NMS it is at most the cells.
 
     Returns:
@@ -87,6 +92,9 @@ def select(
         )
     if min_class_confidence > 0:
         valid = valid & (confidence[chosen] > min_class_confidence)
+    if min_scores:
+        least = jnp.asarray(min_scores, confidence.dtype)[class_probs[chosen].argmax(-1)]
+        valid = valid & ((objectness * confidence)[chosen] >= least)
     return Detections(
         boxes_xyxy=boxes_xyxy[chosen],
         objectness=objectness[chosen],

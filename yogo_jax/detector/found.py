@@ -22,11 +22,19 @@ _FEWEST_CANDIDATES = 64
 
 
 class Thresholds(NamedTuple):
-    """When a box counts as a detection; the class confidence is a probability."""
+    """When a box counts as a detection.
+
+    Attributes:
+      objectness: a box lies above it.
+      iou: of the NMS.
+      min_class_confidence: probability that the most probable class exceeds, if it is above 0.
+      min_scores: least score, objectness times that probability, by class; empty is none.
+    """
 
     objectness: float = 0.5
     iou: float = 0.5
     min_class_confidence: float = 0.0
+    min_scores: tuple[float, ...] = ()
 
 
 class Found(NamedTuple):
@@ -68,19 +76,18 @@ def detections_of(
     # An objectness of 0 is above no threshold, so padding is never a candidate.
     padded = np.zeros((size, rows.shape[1]), np.float32)
     padded[: len(rows)] = rows
-    return on_host(_select(padded, *map(float, thresholds)))
+    return on_host(_select(padded, thresholds))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _select(
-    rows: Float[Array, "n outputs"], objectness: float, iou: float, min_class_confidence: float
-) -> Detections:
+@functools.partial(jax.jit, static_argnums=1)
+def _select(rows: Float[Array, "n outputs"], thresholds: Thresholds) -> Detections:
     return select(
         cxcywh_to_xyxy(jnp.asarray(rows)[:, :4]),
         rows[:, BOX_CHANNELS - 1],
         rows[:, BOX_CHANNELS:],
-        objectness_threshold=objectness,
-        iou_threshold=iou,
-        min_class_confidence=min_class_confidence,
+        objectness_threshold=thresholds.objectness,
+        iou_threshold=thresholds.iou,
+        min_class_confidence=thresholds.min_class_confidence,
+        min_scores=thresholds.min_scores,
         max_detections=len(rows),
     )

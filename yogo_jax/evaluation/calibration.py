@@ -5,14 +5,17 @@ References:
   Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2 (targets short of 1).
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize_scalar
 
+from yogo_jax.errors import UserError
 from yogo_jax.evaluation.evaluator import ImageResult
 from yogo_jax.evaluation.metrics import Calibration
 
@@ -118,6 +121,46 @@ def threshold_at_precision(
     return _least_precise(np.concatenate(scores), np.concatenate(rights), labels, precision)
 
 
+def read_min_scores(
+    path: Path | None, class_names: Sequence[str], say: Callable[[str], None]
+) -> tuple[float, ...]:
+    """The thresholds of a calibration's file, in the order of the classes; empty without a file.
+
+    Of a class for which no score gives the precision every box counts.
+
+    Args:
+      path: of the file, with the scores by name under `thresholds`.
+      class_names: of the network.
+      say: is told of such classes.
+
+    Raises:
+      UserError: the file cannot be read, has other classes, or a score is none.
+    """
+    if path is None:
+        return ()
+    try:
+        thresholds = json.loads(path.read_text())["thresholds"]
+        given = {name: each and float(each["score"]) for name, each in thresholds.items()}
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; expected a file to read") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: expected `thresholds` (class name: null or {{score: number}}), as "
+            "`python -m yogo_jax.calibrate --output` writes them"
+        ) from error
+    if sorted(given) != sorted(class_names):
+        raise UserError(
+            f"{path} has the classes {', '.join(given)}, the network {', '.join(class_names)}: "
+            "take the file of its own calibration"
+        )
+    for name, score in given.items():
+        if score is None:
+            say(f"{path}: no score makes {name} precise enough; all its boxes count")
+        elif not 0 <= score <= 1:
+            raise UserError(f"{path}: the score of {name} must be in [0, 1], got {score}")
+    return tuple(given[name] or 0.0 for name in class_names)
+
+
 def _least_precise(
     scores: Float[np.ndarray, " n"],
     is_right: Bool[np.ndarray, " n"],
@@ -134,4 +177,6 @@ def _least_precise(
         return None
     last = int(enough[-1])
     recall = float(right[last] / labels) if labels else 0.0
-    return Threshold(float(scores[order[last]]), float(reached[last]), recall)
+    # Downwards, so that no other rounding of the same score falls short of it.
+    score = math.floor(scores[order[last]] * 1e6) / 1e6
+    return Threshold(score, float(reached[last]), recall)

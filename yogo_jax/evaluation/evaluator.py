@@ -53,6 +53,7 @@ def make_eval_step(
         find,
         objectness_threshold=thresholds.objectness,
         min_class_confidence=thresholds.min_class_confidence,
+        min_scores=thresholds.min_scores,
     )
     rank = functools.partial(find, objectness_threshold=MEAN_AP_OBJECTNESS)
     image_loss = functools.partial(label_loss, weights=loss_weights)

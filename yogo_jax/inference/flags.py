@@ -138,6 +138,12 @@ def _add_detection_flags(group: argparse._ArgumentGroup) -> None:
         type=float,
         help=f"probability that the best class of a box must exceed, if above 0{default} 0",
     )
+    add(
+        "--score-thresholds",
+        type=Path,
+        metavar="FILE.json",
+        help="least scores by class, as `yogo_jax.calibrate --output` writes them",
+    )
 
 
 def _add_running_flags(group: argparse._ArgumentGroup) -> None:

@@ -157,6 +157,7 @@ def _settings(
         "obj_thresh": thresholds.objectness,
         "iou_thresh": thresholds.iou,
         "min_class_confidence_threshold": thresholds.min_class_confidence,
+        "score_thresholds": list(thresholds.min_scores),
         **{f"output {name}": value for name, value in dataclasses.asdict(wanted).items()},
     }
 

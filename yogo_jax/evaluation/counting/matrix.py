@@ -28,6 +28,7 @@ class CountedAt(NamedTuple):
 
     objectness: float
     min_class_confidence: float
+    min_scores: tuple[float, ...] = ()
 
 
 class Validation(NamedTuple):
@@ -62,7 +63,9 @@ def read_validation(path: Path) -> Validation:
         images = int(values["images"])
         thresholds = values.get("thresholds")
         counted_at = thresholds and CountedAt(
-            float(thresholds["objectness"]), float(thresholds["min_class_confidence"])
+            float(thresholds["objectness"]),
+            float(thresholds["min_class_confidence"]),
+            tuple(map(float, thresholds.get("min_scores", ()))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
