@@ -134,6 +134,9 @@ def get_config() -> ConfigDict:
     augment.zoom = (1.0, 1.0)
     # Largest shift along each axis, as a fraction of the image.
     augment.translation = 0.0
+    # Height of the strip that is cut out of each image at a random place, as a fraction of it; 1 is
+    # the whole image. The instrument looks at strips of 0.25.
+    augment.vertical_crop = 1.0
     # Most that is added to all pixels, or taken away, as a share of 255.
     augment.brightness = 0.0
     # The distance of pixels to their mean is multiplied or divided by up to 1 + contrast.

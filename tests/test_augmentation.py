@@ -15,6 +15,7 @@ from yogo_jax.training.augmentation.geometry import (
     MIN_VISIBLE,
     cut_boxes,
     quarter_turns,
+    random_strip,
     zoom_and_shift,
 )
 from yogo_jax.training.augmentation.photometry import add_noise, blur, relight
@@ -143,6 +144,34 @@ def test_cut_boxes(case):
         jnp.asarray(box, jnp.float32), jnp.zeros(1, bool), jnp.asarray((0.0, 0, 1, 1))
     )
     assert not padding[1].any()
+
+
+def test_a_strip_shows_its_rows_and_what_lies_in_them():
+    frame = frame_of(SQUARES_PX)
+    tops = set()
+    for seed in range(60):
+        strip, boxes, valid = random_strip(
+            jax.random.key(seed),
+            jnp.asarray(frame),
+            jnp.asarray(boxes_of(SQUARES_PX)),
+            jnp.ones(2, bool),
+            rows=24,
+        )
+        assert strip.shape == (24, WIDTH, 1)
+        (top,) = [y for y in range(HEIGHT - 23) if np.array_equal(frame[y : y + 24], strip)][:1]
+        tops.add(top)
+        for (x1, y1, x2, y2), box, is_valid in zip(
+            SQUARES_PX, corners_px(boxes, height=24), valid, strict=True
+        ):
+            low, high = np.clip([y1 - top, y2 - top], 0, 24)
+            share = (high - low) / (y2 - y1)
+            # Several tops show an empty strip, or the same part of one square.
+            if share != pytest.approx(MIN_VISIBLE) and len(np.unique(strip)) == 2:
+                assert is_valid == (share > MIN_VISIBLE)
+            if is_valid:
+                rows = np.flatnonzero(np.asarray(strip)[:, (x1 + x2) // 2, 0] > 100)
+                np.testing.assert_allclose(box, (x1, rows[0], x2, rows[-1] + 1), atol=1e-3)
+    assert len(tops) > 15
 
 
 def test_a_mosaic_shows_each_image_in_its_quarter_with_its_boxes():

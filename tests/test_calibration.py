@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -272,7 +273,7 @@ def test_too_few_boxes_are_refused(workdir):
     ],
 )
 def test_mistakes_are_told_without_a_traceback(flags, message):
-    done = run_command(["python", "-m", "yogo_jax.calibrate", "run", *flags])
+    done = run_command([sys.executable, "-m", "yogo_jax.calibrate", "run", *flags])
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

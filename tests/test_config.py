@@ -106,6 +106,7 @@ BAD = [
     ("augment__zoom", (1.5, 0.5), "augment.zoom must be two factors LOW,HIGH"),
     ("augment__zoom", (1.5,), "augment.zoom must be 2 values"),
     ("augment__mosaic", 1.5, "augment.mosaic must be a probability"),
+    ("augment__vertical_crop", 0.0, "augment.vertical_crop must be in .0, 1."),
     ("augment__thumbnails", 2.0, "augment.thumbnails must be a probability"),
     ("augment__thumbnails_plain", -1.0, "augment.thumbnails_plain must be a probability"),
     ("augment__thumbnails_tried", 0, "augment.thumbnails_tried must be 1"),

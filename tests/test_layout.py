@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "yogo_jax"
 ENTRY_POINTS = {
-    *("train", "evaluate", "calibrate", "anchors", "infer", "report", "counts", "inspect", "sweep")
+    *("train", "learning_rate", "evaluate", "calibrate", "anchors", "infer", "report", "counts"),
+    *("inspect", "sweep"),
 }
 # Groups of modules, each with the groups that it may import.
 MAY_IMPORT = {

@@ -149,6 +149,7 @@ STRONG = {
     "augment__brightness": 0.1,
     "augment__closed_epochs": 1,
     "augment__thumbnails": 0.7,
+    "augment__vertical_crop": 0.5,
     "augment__thumbnails_tried": 3,
 }
 

@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Train and judge": {
         "train": Command("yogo_jax.train", "train a detector, or continue a run"),
+        "learning-rate": Command("yogo_jax.learning_rate", "look for a learning rate"),
         "evaluate": Command("yogo_jax.evaluate", "metrics and report of a checkpoint"),
         "calibrate": Command(
             "yogo_jax.calibrate", "make class probabilities say how sure they are"
@@ -73,7 +74,7 @@ def format_help() -> str:
     ]
     for title, group in GROUPS.items():
         lines += ["", f"{title}:"]
-        lines += [f"  {name:<12}{command.summary}" for name, command in group.items()]
+        lines += [f"  {name:<15}{command.summary}" for name, command in group.items()]
     lines += ["", "Other:", "  completion  completion of these commands, for a shell"]
     lines += ["  --version   the version of yogo_jax", "", EXAMPLES]
     return "\n".join(lines)

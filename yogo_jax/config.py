@@ -179,6 +179,8 @@ class Config:
             self.train.teacher,
         )
         height, width = self.data.image_hw
+        strip = round(self.augment.vertical_crop * height)
+        get_backbone(self.model.name).grid_hw((strip, width))
         require(
             height == width or not self.augment.quarter_turns,
             "augment.quarter_turns",

@@ -100,6 +100,7 @@ class AugmentConfig:
     quarter_turns: float = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
     translation: float = 0.0
+    vertical_crop: float = 1.0
     brightness: float = 0.0
     contrast: float = 0.0
     gamma: float = 0.0
@@ -129,6 +130,8 @@ class AugmentConfig:
         for field in ("translation", "brightness", "noise"):
             value = getattr(self, field)
             require(0 <= value <= 1, f"augment.{field}", "a fraction in [0, 1]", value)
+        crop = self.vertical_crop
+        require(0 < crop <= 1, "augment.vertical_crop", "in (0, 1], 1 is whole images", crop)
         for field in ("contrast", "gamma", "colour", "closed_epochs"):
             value = getattr(self, field)
             require(value >= 0, f"augment.{field}", "0 (off) or more", value)

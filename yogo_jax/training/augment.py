@@ -11,7 +11,12 @@ import jax.numpy as jnp
 
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augmentation.composition import cutout, mixup, mosaic, partners_of
-from yogo_jax.training.augmentation.geometry import quarter_turns, random_flips, zoom_and_shift
+from yogo_jax.training.augmentation.geometry import (
+    quarter_turns,
+    random_flips,
+    random_strip,
+    zoom_and_shift,
+)
 from yogo_jax.training.augmentation.pasting import DeviceThumbnails, paste
 from yogo_jax.training.augmentation.photometry import add_noise, blur, relight
 
@@ -41,8 +46,9 @@ def augment_batch(
       thumbnails: what `augment.thumbnails` pastes.
 
     Returns:
-      Pixels from 0 to 255, uint8 where nothing but their places has changed, and labels of the same
-      number, or of several times as many where images are put together.
+      Pixels from 0 to 255, uint8 where nothing but their places has changed, of fewer rows with
+      `augment.vertical_crop`; and labels of the same number, or of several times as many where
+      images are put together.
     """
     boxes, class_ids, valid = labels
     count = images.shape[0]
@@ -69,9 +75,8 @@ def augment_batch(
     if augment.quarter_turns:
         turn = functools.partial(quarter_turns, probability=augment.quarter_turns)
         images, boxes = jax.vmap(turn)(keys_of(1), images, boxes)
-    if augment.keeps_values:
-        return images, (boxes, class_ids, valid)
-    images = images.astype(jnp.float32)
+    if not augment.keeps_values:
+        images = images.astype(jnp.float32)
     if augment.moves:
         move = functools.partial(zoom_and_shift, zoom=augment.zoom, translation=augment.translation)
         images, boxes, valid = jax.vmap(move)(keys_of(2), images, boxes, valid)
@@ -91,6 +96,10 @@ def augment_batch(
     if augment.cutout:
         cut = functools.partial(cutout, probability=augment.cutout * composing)
         images, valid = jax.vmap(cut)(keys_of(5), images, boxes, valid)
+    if augment.vertical_crop < 1:
+        rows = round(augment.vertical_crop * images.shape[1])
+        crop = functools.partial(random_strip, rows=rows)
+        images, boxes, valid = jax.vmap(crop)(keys_of(10), images, boxes, valid)
     if augment.relights:
         light = functools.partial(
             relight,

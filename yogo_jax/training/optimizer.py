@@ -38,7 +38,11 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    optim: OptimConfig, total_steps: int, *, steps_per_epoch: int = 1
+    optim: OptimConfig,
+    total_steps: int,
+    *,
+    steps_per_epoch: int = 1,
+    schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
     """Clamp of the gradients, by element and by norm, then AdamW on what is not frozen.
 
@@ -46,8 +50,10 @@ def make_optimizer(
       optim: see `configs/base.py`.
       total_steps: of the run.
       steps_per_epoch: as `learning_rate_schedule` takes it.
+      schedule: of the learning rate; None takes that of `learning_rate_schedule`.
     """
-    schedule = learning_rate_schedule(optim, total_steps, steps_per_epoch=steps_per_epoch)
+    if schedule is None:
+        schedule = learning_rate_schedule(optim, total_steps, steps_per_epoch=steps_per_epoch)
     parts = [optax.clip(optim.clip_value)]
     if optim.clip_norm:
         parts.append(optax.clip_by_global_norm(optim.clip_norm))

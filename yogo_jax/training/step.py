@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from yogo_jax.data.thumbnails import Thumbnails
 from yogo_jax.detector.losses import LossTerms, LossWeights, imitation_loss, label_loss
-from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.spec import ModelSpec, served_spec
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augment import augment_batch
 from yogo_jax.training.augmentation.pasting import on_device
@@ -81,6 +81,12 @@ def make_train_step(
       thumbnails: what is pasted into the images, if anything is.
     """
     network = spec.network(compute_dtype)
+    if augment.vertical_crop < 1:
+        spec = served_spec(spec, crop_height=augment.vertical_crop)
+        if teacher is not None:
+            teacher = teacher._replace(
+                spec=served_spec(teacher.spec, crop_height=augment.vertical_crop)
+            )
     pasted = None if thumbnails is None else on_device(thumbnails)
     image_loss = functools.partial(label_loss, weights=loss)
 

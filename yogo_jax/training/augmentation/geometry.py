@@ -94,6 +94,33 @@ def zoom_and_shift(
     return (moved + colour, *cut_boxes(boxes, valid, jnp.asarray((0.0, 0.0, 1.0, 1.0))))
 
 
+def random_strip(
+    key: Key[Array, ""],
+    image: Num[Array, "h w c"],
+    boxes_cxcywh: Float[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    *,
+    rows: int,
+) -> tuple[Num[Array, "rows w c"], Float[Array, "n 4"], Bool[Array, " n"]]:
+    """So many rows of the image from a random height on, and the boxes as fractions of them.
+
+    Args:
+      key: of the image.
+      image: pixels.
+      boxes_cxcywh: as fractions of the image; they are cut at the edges of the strip.
+      valid: False on padding rows, and afterwards on boxes of which too little is left.
+      rows: of the strip, at most the image's.
+    """
+    height, width, channels = image.shape
+    top = jax.random.randint(key, (), 0, height - rows + 1)
+    strip = jax.lax.dynamic_slice(image, (top, 0, 0), (rows, width, channels))
+    # Of a point y in [0, 1]: scale * y - offset.
+    scale, offset = height / rows, top / rows
+    x, y, w, h = boxes_cxcywh.T
+    boxes = jnp.stack([x, y * scale - offset, w, h * scale], axis=1)
+    return (strip, *cut_boxes(boxes, valid, jnp.asarray((0.0, 0.0, 1.0, 1.0))))
+
+
 def cut_boxes(
     boxes_cxcywh: Float[Array, "n 4"], valid: Bool[Array, " n"], window_xyxy: Float[Array, "4"]
 ) -> tuple[Float[Array, "n 4"], Bool[Array, " n"]]:
