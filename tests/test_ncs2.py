@@ -91,7 +91,7 @@ def test_the_instrument_finds_the_recorded_cells(release, exported, strips, tmp_
         np.testing.assert_array_equal(array[6], boxes[matched, 5:].argmax(-1))
 
 
-@pytest.mark.parametrize("model", ["elated smoke", "base_model", "silu_model"])
+@pytest.mark.parametrize("model", ["elated smoke", "base_model", "silu_model", "yogo_s"])
 def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
     if model == "elated smoke":
         folder = request.getfixturevalue("exported")

@@ -75,8 +75,8 @@ def format_help() -> str:
     for title, group in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:<15}{command.summary}" for name, command in group.items()]
-    lines += ["", "Other:", "  completion  completion of these commands, for a shell"]
-    lines += ["  --version   the version of yogo_jax", "", EXAMPLES]
+    lines += ["", "Other:", "  completion     completion of these commands, for a shell"]
+    lines += ["  --version      the version of yogo_jax", "", EXAMPLES]
     return "\n".join(lines)
 
 
