@@ -149,20 +149,16 @@ def get_config() -> ConfigDict:
     augment.blur = 0.0
     # Largest standard deviation of noise, as a share of 255.
     augment.noise = 0.0
-    # Probability that an image becomes one quarter of four that are put together.
-    augment.mosaic = 0.0
-    # Probability that another image shines through.
-    augment.mixup = 0.0
     # Probability of a hole.
     augment.cutout = 0.0
-    # So many last epochs without the three of them.
-    augment.closed_epochs = 0
     # Probability that cut-out cells of the definition's thumbnail_augmentation are pasted in.
     augment.thumbnails = 0.0
     # So many places are tried in each of those images; one is free if no box lies there.
     augment.thumbnails_tried = 16
     # Share of those images in which the pasted cells lie on a plain ground, and nothing else.
     augment.thumbnails_plain = 0.0
+    # So many last epochs without holes and pasted cells.
+    augment.closed_epochs = 0
 
     config.track = track = ConfigDict()
     # Weights & Biases: "disabled", "offline", "online", or "auto" (online when logged in).

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs import base
+from yogo_jax.data.thumbnails import Thumbnails
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augment import augment_batch
-from yogo_jax.training.augmentation.composition import cutout, mixup, mosaic, partners_of
 from yogo_jax.training.augmentation.geometry import (
     MIN_VISIBLE,
     cut_boxes,
@@ -18,6 +18,8 @@ from yogo_jax.training.augmentation.geometry import (
     random_strip,
     zoom_and_shift,
 )
+from yogo_jax.training.augmentation.holes import cutout
+from yogo_jax.training.augmentation.pasting import DeviceThumbnails, on_device
 from yogo_jax.training.augmentation.photometry import add_noise, blur, relight
 
 
@@ -107,12 +109,12 @@ def test_what_comes_in_from_outside_has_the_mean_colour():
     np.testing.assert_allclose(moved[0], image.mean(), rtol=1e-4)
 
 
-def test_quarter_turns_exchange_the_axes():
+def test_quarter_turns_turn():
     image = jnp.arange(4 * 4, dtype=jnp.uint8).reshape(4, 4, 1)
     boxes = jnp.asarray([(0.1, 0.7, 0.2, 0.4)])
     turned, moved = quarter_turns(jax.random.key(0), image, boxes, probability=1.0)
-    np.testing.assert_array_equal(turned[..., 0], image[..., 0].T)
-    np.testing.assert_allclose(moved, [(0.7, 0.1, 0.4, 0.2)])
+    np.testing.assert_array_equal(turned[..., 0], np.rot90(image[..., 0]))
+    np.testing.assert_allclose(moved, [(0.7, 0.9, 0.4, 0.2)])
     same, unmoved = quarter_turns(jax.random.key(0), image, boxes, probability=0.0)
     np.testing.assert_array_equal(same, image)
     np.testing.assert_array_equal(unmoved, boxes)
@@ -174,55 +176,6 @@ def test_a_strip_shows_its_rows_and_what_lies_in_them():
     assert len(tops) > 15
 
 
-def test_a_mosaic_shows_each_image_in_its_quarter_with_its_boxes():
-    images = jnp.stack([jnp.full((HEIGHT, WIDTH, 1), 50.0 * k) for k in range(1, 5)])
-    grid = np.asarray([(x, y, x + 8, y + 6) for x in range(0, 80, 8) for y in range(0, 60, 6)])
-    boxes = jnp.broadcast_to(jnp.asarray(boxes_of(grid)), (4, 100, 4))
-    for seed in range(6):
-        image, cut, valid = mosaic(
-            jax.random.key(seed), images, boxes, jnp.ones((4, 100), bool), probability=1.0
-        )
-        of_image = np.asarray(image)[..., 0] / 50
-        assert set(np.unique(of_image)) == {1, 2, 3, 4}
-        corners = corners_px(cut).reshape(4, 100, 4)
-        for part in range(4):
-            own = of_image == part + 1
-            for box, given, ok in zip(
-                corners[part], grid, np.asarray(valid).reshape(4, 100)[part], strict=True
-            ):
-                x1, y1, x2, y2 = given
-                share = own[y1:y2, x1:x2].mean()
-                # Pixels are whole, boxes are not: near the limit either may be right.
-                if abs(share - MIN_VISIBLE) > 0.15:
-                    assert ok == (share > MIN_VISIBLE)
-                if ok:
-                    area = np.prod(box[2:] - box[:2])
-                    assert area == pytest.approx(own[y1:y2, x1:x2].sum(), abs=8)
-
-
-def test_without_a_mosaic_the_image_is_itself():
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.uniform(0, 255, (4, 12, 16, 3)), jnp.float32)
-    boxes = jnp.asarray(rng.uniform(0.3, 0.4, (4, 5, 4)), jnp.float32)
-    image, cut, valid = mosaic(
-        jax.random.key(0), images, boxes, jnp.ones((4, 5), bool), probability=0.0
-    )
-    np.testing.assert_array_equal(image, images[0])
-    np.testing.assert_allclose(cut[:5], boxes[0], atol=1e-6)
-    np.testing.assert_array_equal(valid, [True] * 5 + [False] * 15)
-
-
-def test_mixup_keeps_both_labels_and_adds_up_to_the_light():
-    images = jnp.stack([jnp.full((4, 4, 1), 100.0), jnp.full((4, 4, 1), 200.0)])
-    valid = jnp.asarray([(True, False), (True, True)])
-    image, both = mixup(jax.random.key(0), images, valid, probability=1.0)
-    assert 110 < float(image.mean()) < 190
-    np.testing.assert_array_equal(both, [True, False, True, True])
-    image, one = mixup(jax.random.key(0), images, valid, probability=0.0)
-    np.testing.assert_array_equal(image, images[0])
-    np.testing.assert_array_equal(one, [True, False, False, False])
-
-
 def test_a_hole_hides_what_it_covers():
     image = jnp.asarray(frame_of(SQUARES_PX))
     grid = np.asarray([(x, y, x + 4, y + 4) for x in range(0, 80, 4) for y in range(0, 60, 4)])
@@ -244,11 +197,6 @@ def test_a_hole_hides_what_it_covers():
     )
     np.testing.assert_array_equal(untouched, image)
     assert valid.all()
-
-
-def test_partners_are_the_next_images_but_never_padding():
-    parts = partners_of(jnp.asarray([True, True, False, True]), count=3)
-    np.testing.assert_array_equal(parts, [(0, 1, 0), (1, 1, 3), (2, 3, 0), (3, 0, 1)])
 
 
 RAMP = jnp.linspace(0, 255, 8 * 8 * 3).reshape(8, 8, 3)
@@ -298,8 +246,9 @@ ALL = {
     "vertical_flip": 0.5,
     "zoom": (0.8, 1.2),
     "translation": 0.1,
-    "mosaic": 1.0,
-    "mixup": 1.0,
+    "vertical_crop": 0.5,
+    "thumbnails": 1.0,
+    "thumbnails_tried": 2,
     "cutout": 1.0,
     "brightness": 0.1,
     "blur": 0.5,
@@ -317,17 +266,27 @@ def batch():
     )
 
 
+def thumbnails() -> DeviceThumbnails:
+    """One, white on gray, of class 7."""
+    cell = np.full((1, 8, 8, 1), 100, np.uint8)
+    cell[0, 2:6, 2:6] = 255
+    sizes = np.asarray([(8, 8)], np.int32)
+    return on_device(Thumbnails(cell, sizes, np.asarray([7], np.int32), 0))
+
+
 def test_all_together_keep_shapes_and_labels_together():
     images, labels = batch()
-    image_valid = jnp.asarray([True, True, False])
     augment = jax.jit(functools.partial(augment_batch, augment=AugmentConfig(**ALL)))
-    found, (boxes, class_ids, valid) = augment(jax.random.key(0), images, labels, image_valid)
-    assert found.shape == images.shape
+    found, (boxes, class_ids, valid) = augment(
+        jax.random.key(0), images, labels, thumbnails=thumbnails()
+    )
+    assert found.shape == (3, HEIGHT // 2, WIDTH, 1)
     assert found.dtype == jnp.float32
-    assert boxes.shape == (3, 16, 4)
-    assert class_ids.shape == valid.shape == (3, 16)
-    # Of a padding image no valid one takes a part.
-    assert set(np.asarray(class_ids)[:2].ravel()) <= {0, 1, 2, 3}
+    assert boxes.shape == (3, 4, 4)
+    assert class_ids.shape == valid.shape == (3, 4)
+    for own, all_ids in zip(labels[1], class_ids, strict=True):
+        np.testing.assert_array_equal(all_ids[:2], own)
+    assert set(np.asarray(class_ids)[:, 2:].ravel()) <= {0, 7}
 
 
 def test_last_epochs_see_whole_images():
@@ -335,17 +294,16 @@ def test_last_epochs_see_whole_images():
     fields = {
         "horizontal_flip": 0.0,
         "vertical_flip": 0.0,
-        "mosaic": 1.0,
-        "mixup": 1.0,
+        "thumbnails": 1.0,
         "cutout": 1.0,
     }
     found, (boxes, _, valid) = augment_batch(
         jax.random.key(0),
         images,
         labels,
-        jnp.ones(3, bool),
         AugmentConfig(**fields),
         composing=jnp.asarray(False),
+        thumbnails=thumbnails(),
     )
     np.testing.assert_array_equal(found, images)
     assert valid.sum() == 6
@@ -357,7 +315,7 @@ def test_off_is_the_recipe_of_base():
     off = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5)
     assert AugmentConfig(**augment) == off
     images, labels = batch()
-    found, moved = augment_batch(jax.random.key(0), images, labels, jnp.ones(3, bool), off)
+    found, moved = augment_batch(jax.random.key(0), images, labels, off)
     assert found.dtype == jnp.uint8
     assert moved[1] is labels[1]
     assert moved[2] is labels[2]

@@ -16,7 +16,7 @@ from runs import run_command, tiny_config
 from tiny_data import write_dataset
 from yogo_jax import calibrate, evaluate, infer
 from yogo_jax.detector.backbones import BACKBONES, ConvNextBackbone
-from yogo_jax.detector.found import Found
+from yogo_jax.detector.found import Found, Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.calibration import (
     Pairs,
@@ -226,36 +226,48 @@ def test_score_thresholds_hold_their_precision(workdir, tmp_path, monkeypatch, c
         assert counts["by_class"][name] == matrix[:, names.index(name)].sum()
 
 
+MEASURED_AT = {"objectness": 0.5, "iou": 0.5}
+
+
 def test_min_scores_are_in_the_order_of_the_classes(tmp_path):
     file = tmp_path / "thresholds.json"
-    file.write_text('{"thresholds": {"b": null, "a": {"score": 0.25, "recall": 1}}}')
+    given = {"b": None, "a": {"score": 0.25, "recall": 1}}
+    file.write_text(json.dumps({"thresholds": given, "measured_at": MEASURED_AT}))
     said = []
-    assert read_min_scores(file, ("a", "b"), said.append) == (0.25, 0.0)
+    assert read_min_scores(file, ("a", "b"), Thresholds(), said.append) == (0.25, 0.0)
     assert said == [f"{file}: no score makes b precise enough; all its boxes count"]
-    assert read_min_scores(None, ("a", "b"), said.append) == ()
+    assert read_min_scores(None, ("a", "b"), Thresholds(), said.append) == ()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "No such file or directory; expected a file to read"),
-        ("{", "expected `thresholds`"),
-        ("[]", "expected `thresholds`"),
-        ('{"thresholds": {"a": 0.5, "b": null}}', "expected `thresholds`"),
-        ('{"thresholds": {"a": null}}', "has the classes a, the network a, b"),
-        (
-            '{"thresholds": {"a": {"score": 2}, "b": null}}',
-            r"score of a must be in \[0, 1\], got 2",
-        ),
-    ],
-    ids=["missing", "no_json", "list", "number", "classes", "range"],
-)
-def test_files_of_thresholds_that_are_none(text, message, tmp_path):
+FILES = {
+    "missing": (None, "No such file or directory; expected a file to read"),
+    "no_json": ("{", "expected `thresholds`"),
+    "list": ([], "expected `thresholds`"),
+    "number": ({"thresholds": {"a": 0.5, "b": None}, "measured_at": MEASURED_AT}, "expected `thr"),
+    "not measured": ({"thresholds": {"a": None, "b": None}}, "expected `thr"),
+    "classes": (
+        {"thresholds": {"a": None}, "measured_at": MEASURED_AT},
+        "has the classes a, the network a, b",
+    ),
+    "range": (
+        {"thresholds": {"a": {"score": 2}, "b": None}, "measured_at": MEASURED_AT},
+        r"score of a must be in \[0, 1\], got 2",
+    ),
+    "elsewhere": (
+        {"thresholds": {"a": None, "b": None}, "measured_at": {"objectness": 0.3, "iou": 0.5}},
+        r"was measured at objectness 0\.3 and IoU 0\.5, this is 0\.5 and 0\.5: .*Add --obj-thresh",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_of_thresholds_that_are_none(case, tmp_path):
+    values, message = FILES[case]
     file = tmp_path / "thresholds.json"
-    if text is not None:
-        file.write_text(text)
+    if values is not None:
+        file.write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(UserError, match=message):
-        read_min_scores(file, ("a", "b"), print)
+        read_min_scores(file, ("a", "b"), Thresholds(), print)
 
 
 def test_too_few_boxes_are_refused(workdir):

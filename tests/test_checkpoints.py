@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from runs import tiny_config
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.evaluation.report.history import History
 from yogo_jax.training.checkpoints import (
     CheckpointStore,
     committed_checkpoints,
@@ -160,8 +162,20 @@ def test_another_format_is_refused(tmp_path, state):
     file = tmp_path / "checkpoints" / "1" / "metadata" / "metadata"
     values = json.loads(file.read_text())
     file.write_text(json.dumps({**values, "format_version": FORMAT_VERSION + 1}))
-    with pytest.raises(UserError, match="checkpoint format 2, but this version"):
+    with pytest.raises(UserError, match="checkpoint format 3, but this version"):
         read_metadata(tmp_path / "checkpoints" / "1")
+
+
+def test_a_checkpoint_says_the_least_format_that_it_takes():
+    plain = metadata(1).to_dict()
+    assert plain["format_version"] == 1
+    # As code before there was a temperature reads it.
+    assert "class_temperature" not in plain["model"]
+    warm = dataclasses.replace(metadata(1), model=dataclasses.replace(SPEC, class_temperature=1.5))
+    assert warm.to_dict()["format_version"] == 2
+    for each in (metadata(1), warm):
+        again = Metadata.from_dict(json.loads(json.dumps(each.to_dict())), Path("a"))
+        assert again.to_dict() == each.to_dict()
 
 
 def test_weights_that_do_not_fit_their_description_are_refused(tmp_path, state):
@@ -200,3 +214,18 @@ def test_the_best_by_mean_ap_is_kept_and_found(tmp_path, state):
         assert store.best_step == 2
     assert steps_in(tmp_path) == [2, 4]
     assert find_checkpoint(tmp_path).name == "2"
+
+
+def test_of_equal_checkpoints_the_first_is_the_best(tmp_path, state):
+    records = []
+    with CheckpointStore(tmp_path / "checkpoints", "mAP50") as store:
+        for step in (9, 10, 11):
+            of_step = metadata(step, keep_best="mAP50")
+            of_step = dataclasses.replace(of_step, validation={"loss": 2.0, "mAP50": 0.0})
+            records.append({"kind": "validation", "step": step, "loss": 2.0, "mAP50": 0.0})
+            store.save(state.replace(step=jnp.asarray(step, jnp.int32)), of_step)
+            store.wait()
+            assert store.best_step == 9
+    assert steps_in(tmp_path) == [9, 11]
+    assert find_checkpoint(tmp_path).name == "9"
+    assert History("run", records, "mAP50").best["step"] == 9

@@ -1,8 +1,10 @@
 """Whole runs on tiny data: files of a workdir, and a run that was cut equals one that was not."""
 
+import dataclasses
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +14,14 @@ from runs import tiny_config
 from tiny_data import add_thumbnails, write_dataset
 from yogo_jax.errors import UserError
 from yogo_jax.training import packing, run
-from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
+from yogo_jax.training.checkpoints import (
+    committed_checkpoints,
+    find_checkpoint,
+    read_metadata,
+    restore_state,
+    restore_variables,
+    rewrite_metadata,
+)
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import make_optimizer
 from yogo_jax.training.step import make_train_step
@@ -103,27 +112,32 @@ def test_the_last_checkpoint_describes_itself(whole_run, definition):
     assert metadata.validation["loss"] > 0
 
 
-@pytest.mark.parametrize("cut_after", [1, 3, 8], ids=lambda step: f"after step {step}")
-def test_a_run_that_was_cut_ends_bit_for_bit_as_one_that_was_not(
-    whole_run, definition, tmp_path, monkeypatch, cut_after
-):
-    workdir, metrics = whole_run
-    config = config_of(definition, train__checkpoint_every_minutes=1e-9)
+def train_until_cut(config, workdir: Path, *, steps: int) -> None:
+    """A run that ends, as if killed, where it has made so many steps."""
     calls = 0
     real_add = run.Meter.add
 
     def counting(*args):
         nonlocal calls
         calls += 1
-        if calls > cut_after:
+        if calls > steps:
             raise Cut
         return real_add(*args)
 
-    monkeypatch.setattr(run.Meter, "add", counting)
-    with pytest.raises(Cut):
-        train_and_evaluate(config, tmp_path)
-    monkeypatch.undo()
-    assert int(committed_checkpoints(tmp_path / "checkpoints")[-1].name) == cut_after
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Meter, "add", counting)
+        with pytest.raises(Cut):
+            train_and_evaluate(config, workdir)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8], ids=lambda step: f"after step {step}")
+def test_a_run_that_was_cut_ends_bit_for_bit_as_one_that_was_not(
+    whole_run, definition, tmp_path, steps
+):
+    workdir, metrics = whole_run
+    config = config_of(definition, train__checkpoint_every_minutes=1e-9)
+    train_until_cut(config, tmp_path, steps=steps)
+    assert int(committed_checkpoints(tmp_path / "checkpoints")[-1].name) == steps
 
     # Other workers, another cadence and images from files may take over; the numbers stay.
     continued = config_of(definition, data__workers=1, data__cache="none")
@@ -144,7 +158,7 @@ STRONG = {
     "model__kernel_init": "fan_in",
     "loss__objectness": "cross_entropy",
     "loss__class_weight_power": 0.5,
-    "augment__mosaic": 0.5,
+    "augment__cutout": 0.5,
     "augment__zoom": (0.8, 1.2),
     "augment__brightness": 0.1,
     "augment__closed_epochs": 1,
@@ -185,33 +199,81 @@ def test_a_strong_run_that_was_cut_goes_on_bit_for_bit(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss__class_weights": (1.0, 2.0, 3.0)}, "loss.class_weights must be empty or of 2"),
+        (
+            {"train__teacher": "nowhere", "loss__imitation": 0.5},
+            "nowhere: expected a run's workdir",
+        ),
+    ],
+    ids=["class weights", "teacher"],
+)
+def test_a_mistake_leaves_the_workdir_free(definition, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(config_of(definition, **fields), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_student_goes_on_with_the_same_teacher_and_what_is_frozen_stays(
+    whole_run, definition, tmp_path
+):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(whole_run[0] / "checkpoints" / "9", teacher)
+    config = config_of(
+        definition,
+        train__epochs=2,
+        train__teacher=str(teacher),
+        train__from_pretrained=str(whole_run[0]),
+        loss__imitation=0.5,
+        optim__freeze=("block_0", "block_*/norm"),
+        train__checkpoint_every_minutes=1e-9,
+    )
+    train_and_evaluate(config, tmp_path / "whole")
+    train_until_cut(config, tmp_path / "cut", steps=2)
+    # A calibration changes what the teacher says.
+    metadata = read_metadata(teacher)
+    hotter = dataclasses.replace(metadata.model, class_temperature=2.0)
+    rewrite_metadata(teacher, dataclasses.replace(metadata, model=hotter))
+    with pytest.raises(UserError, match=r"trained on other data: .* or train\.teacher"):
+        train_and_evaluate(config, tmp_path / "cut")
+    rewrite_metadata(teacher, metadata)
+    train_and_evaluate(config, tmp_path / "cut")
+    assert train_records(tmp_path / "cut") == train_records(tmp_path / "whole")
+    before = restore_variables(find_checkpoint(whole_run[0]), metadata.model)["params"]
+    after = final_state(tmp_path / "cut", config).params
+    assert_equal_trees(before["block_0"], after["block_0"])
+    assert not np.array_equal(before["head"]["kernel"], after["head"]["kernel"])
+
+
 def test_a_run_that_gets_no_better_stops_early_also_when_it_was_cut(
     definition, tmp_path, monkeypatch, capsys
 ):
-    config = config_of(definition, train__epochs=9, train__patience=2)
+    fields = {"train__epochs": 9, "train__eval_every_epochs": 2}
+    config = config_of(
+        definition, train__patience=3, train__checkpoint_every_minutes=1e-9, **fields
+    )
     real_run = run.Validator.run
 
     def worse_and_worse(self, state, done, *rest):
         return {**real_run(self, state, done, *rest), "loss": 1.0 + done}
 
-    def end(epoch, _):
-        if epoch == 3:
-            raise Cut
-
     monkeypatch.setattr(run.Validator, "run", worse_and_worse)
-    said = "stopped early, after epoch 3: no better loss since epoch 1"
-    with pytest.raises(Cut):
-        train_and_evaluate(config, tmp_path, on_validation=end)
+    said = "stopped early, after epoch 6: no better loss since epoch 2"
+    # Cut between two validations, as long after the best as the patience reaches: one that was not
+    # cut is not asked there.
+    train_until_cut(config, tmp_path, steps=15)
+    assert [int(each.name) for each in committed_checkpoints(tmp_path / "checkpoints")] == [6, 15]
     assert said not in capsys.readouterr().out
-    # The checkpoint after which it would have stopped is the last, so no step is made.
     metrics = train_and_evaluate(config, tmp_path)
     assert said in capsys.readouterr().out
-    assert [int(each.name) for each in committed_checkpoints(tmp_path / "checkpoints")] == [3, 9]
+    assert [int(each.name) for each in committed_checkpoints(tmp_path / "checkpoints")] == [6, 18]
     # The best is tested.
-    assert metrics["step"] == 3
+    assert metrics["step"] == 6
     # With more patience it goes on, and stops where that ends.
-    train_and_evaluate(config_of(definition, train__epochs=9, train__patience=3), tmp_path)
-    assert "stopped early, after epoch 4" in capsys.readouterr().out
+    train_and_evaluate(config_of(definition, train__patience=5, **fields), tmp_path)
+    assert "stopped early, after epoch 8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ import pytest
 
 from parity import load
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.losses import LossTerms, LossWeights, imitation_loss, yogo_loss
+from yogo_jax.detector.losses import (
+    LossTerms,
+    LossWeights,
+    imitation_loss,
+    objectness_loss,
+    yogo_loss,
+)
 from yogo_jax.detector.targets import Targets
 from yogo_jax.errors import UserError
 from yogo_jax.recipe import LossConfig
@@ -188,6 +194,13 @@ def test_forms_of_objectness_stay_finite_where_the_network_is_certain(form, cert
     value, grad = jax.value_and_grad(lambda p: yogo_loss(p, targets, weights).total())(predictions)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grad))
+
+
+@pytest.mark.parametrize(("logit", "t"), [(-60.0, 1.0), (-20.0, 1.0), (-14.0, 1.0), (16.0, 0.0)])
+def test_cross_entropy_keeps_its_slope_where_the_network_is_wrong_and_sure(logit, t):
+    weights = LossWeights(**DEFAULT, objectness="cross_entropy")
+    slope = jax.grad(lambda x: objectness_loss(jax.nn.sigmoid(x), jnp.asarray(t), weights))(logit)
+    assert float(slope) == pytest.approx(1 if t == 0 else -1, rel=0.2)
 
 
 def test_class_weights_count_in_their_class_only():

@@ -291,7 +291,6 @@ def test_pasted_cells_move_with_their_images():
         jax.random.key(0),
         frames,
         labels,
-        jnp.ones(4, bool),
         AugmentConfig(**fields, thumbnails_tried=3),
         thumbnails=on_device(drawn_thumbnails()),
     )

@@ -74,6 +74,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.detector.found import Thresholds
     from yogo_jax.evaluation.calibration import (
         Pairs,
         at_temperature,
@@ -97,12 +98,14 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     records = getattr(evaluation_data(metadata, args.definition, print), args.split)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
+    at = Thresholds()
     evaluator = Evaluator(
         metadata.model,
         loss_weights=metadata.loss_weights(),
         batch_size=args.batch_size,
         max_boxes=boxes_to_pad_to([records], 0),
         workers=args.workers,
+        thresholds=at,
     )
     variables = restore_variables(folder, metadata.model)
     images = evaluator.run(variables, records, keep_images=True).images
@@ -135,6 +138,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         "calibration_error_before": calibration_error(pairs),
         "calibration_error": calibration_error(after),
         "precision": args.precision,
+        "measured_at": {"objectness": at.objectness, "iou": at.iou},
         "thresholds": {
             name: None if each is None else each._asdict() for name, each in thresholds.items()
         },

@@ -178,6 +178,12 @@ class Config:
             "set where loss.imitation is above 0, and only there",
             self.train.teacher,
         )
+        require(
+            bool(self.train.from_pretrained) or not self.optim.freeze,
+            "optim.freeze",
+            "empty unless train.from_pretrained says whose weights stay",
+            self.optim.freeze,
+        )
         height, width = self.data.image_hw
         strip = round(self.augment.vertical_crop * height)
         get_backbone(self.model.name).grid_hw((strip, width))

@@ -113,11 +113,9 @@ def evaluate(args: argparse.Namespace) -> dict:
     spec = served_spec(metadata.model, image_hw=tuple(args.image_hw) if args.image_hw else None)
     devices = Devices()
     print(f"{folder} on {devices}")
-    thresholds = Thresholds(
-        args.obj_thresh,
-        args.iou_thresh,
-        args.min_class_confidence_threshold,
-        read_min_scores(args.score_thresholds, spec.class_names, print),
+    thresholds = Thresholds(args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)
+    thresholds = thresholds._replace(
+        min_scores=read_min_scores(args.score_thresholds, spec.class_names, thresholds, print)
     )
     evaluator = Evaluator(
         spec,

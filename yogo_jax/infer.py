@@ -55,8 +55,11 @@ def infer(args: argparse.Namespace) -> None:
         "min_class_confidence": args.min_class_confidence_threshold,
     }
     thresholds = model.served.thresholds._replace(
-        **{name: value for name, value in given.items() if value is not None},
-        min_scores=read_min_scores(args.score_thresholds, model.served.class_names, print),
+        **{name: value for name, value in given.items() if value is not None}
+    )
+    names_of_model = model.served.class_names
+    thresholds = thresholds._replace(
+        min_scores=read_min_scores(args.score_thresholds, names_of_model, thresholds, print)
     )
     source = open_source(args, model.served)
     cores = os.cpu_count() or 1

@@ -107,8 +107,6 @@ class AugmentConfig:
     colour: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
-    mosaic: float = 0.0
-    mixup: float = 0.0
     cutout: float = 0.0
     closed_epochs: int = 0
     thumbnails: float = 0.0
@@ -116,15 +114,8 @@ class AugmentConfig:
     thumbnails_plain: float = 0.0
 
     def __post_init__(self) -> None:
-        probabilities = ("horizontal_flip", "vertical_flip", "quarter_turns")
-        for field in (
-            *probabilities,
-            "mosaic",
-            "mixup",
-            "cutout",
-            "thumbnails",
-            "thumbnails_plain",
-        ):
+        flips = ("horizontal_flip", "vertical_flip", "quarter_turns")
+        for field in (*flips, "cutout", "thumbnails", "thumbnails_plain"):
             value = getattr(self, field)
             require(0 <= value <= 1, f"augment.{field}", "a probability in [0, 1]", value)
         for field in ("translation", "brightness", "noise"):
@@ -154,8 +145,8 @@ class AugmentConfig:
 
     @property
     def composes(self) -> bool:
-        """Whether images are put together, have something pasted in, or get holes."""
-        return any((self.mosaic, self.mixup, self.cutout, self.thumbnails))
+        """Whether images have something pasted in, or get holes."""
+        return any((self.cutout, self.thumbnails))
 
     @property
     def keeps_values(self) -> bool:

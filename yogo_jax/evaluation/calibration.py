@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize_scalar
 
+from yogo_jax.detector.found import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.evaluator import ImageResult
 from yogo_jax.evaluation.metrics import Calibration
@@ -122,7 +123,7 @@ def threshold_at_precision(
 
 
 def read_min_scores(
-    path: Path | None, class_names: Sequence[str], say: Callable[[str], None]
+    path: Path | None, class_names: Sequence[str], at: Thresholds, say: Callable[[str], None]
 ) -> tuple[float, ...]:
     """The thresholds of a calibration's file, in the order of the classes; empty without a file.
 
@@ -131,27 +132,38 @@ def read_min_scores(
     Args:
       path: of the file, with the scores by name under `thresholds`.
       class_names: of the network.
+      at: the other thresholds, which must be those that the scores were measured at.
       say: is told of such classes.
 
     Raises:
-      UserError: the file cannot be read, has other classes, or a score is none.
+      UserError: the file cannot be read, has other classes, was measured at other thresholds, or a
+        score is none.
     """
     if path is None:
         return ()
     try:
-        thresholds = json.loads(path.read_text())["thresholds"]
-        given = {name: each and float(each["score"]) for name, each in thresholds.items()}
+        values = json.loads(path.read_text())
+        given = {name: each and float(each["score"]) for name, each in values["thresholds"].items()}
+        measured_at = {name: float(values["measured_at"][name]) for name in ("objectness", "iou")}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; expected a file to read") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: expected `thresholds` (class name: null or {{score: number}}), as "
+            f"{path}: expected `thresholds` (class name: null or {{score: number}}) and "
+            "`measured_at` (objectness, iou), as "
             "`python -m yogo_jax.calibrate --output` writes them"
         ) from error
     if sorted(given) != sorted(class_names):
         raise UserError(
             f"{path} has the classes {', '.join(given)}, the network {', '.join(class_names)}: "
             "take the file of its own calibration"
+        )
+    if measured_at != {"objectness": at.objectness, "iou": at.iou}:
+        raise UserError(
+            f"{path} was measured at objectness {measured_at['objectness']:g} and IoU "
+            f"{measured_at['iou']:g}, this is {at.objectness:g} and {at.iou:g}: its precision "
+            f"would not hold. Add --obj-thresh {measured_at['objectness']:g} --iou-thresh "
+            f"{measured_at['iou']:g}"
         )
     for name, score in given.items():
         if score is None:

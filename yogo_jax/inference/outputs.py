@@ -158,6 +158,7 @@ def _array_notes(settings: dict[str, Any], served: Served) -> dict[str, Any]:
         "class_names": list(served.class_names),
         "obj_thresh": settings["obj_thresh"],
         "iou_thresh": settings["iou_thresh"],
+        "score_thresholds": settings["score_thresholds"],
         "vertical_crop_height_px": rows if is_crop else None,
         "write_date": datetime.datetime.now().isoformat(timespec="seconds"),
     }

@@ -1,6 +1,6 @@
 """What happens to a batch of training images and their boxes, on the device, before each step.
 
-The parts are functions of one image, or of the few that one is made of; here they are put together.
+The parts are functions of one image; here they are put together.
 Those that are off leave no trace in the step.
 """
 
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from yogo_jax.recipe import AugmentConfig
-from yogo_jax.training.augmentation.composition import cutout, mixup, mosaic, partners_of
 from yogo_jax.training.augmentation.geometry import (
     quarter_turns,
     random_flips,
     random_strip,
     zoom_and_shift,
 )
+from yogo_jax.training.augmentation.holes import cutout
 from yogo_jax.training.augmentation.pasting import DeviceThumbnails, paste
 from yogo_jax.training.augmentation.photometry import add_noise, blur, relight
 
@@ -28,7 +28,6 @@ def augment_batch(
     key: jax.Array,
     images: jax.Array,
     labels: Labels,
-    image_valid: jax.Array,
     augment: AugmentConfig,
     *,
     composing: jax.Array | bool = True,
@@ -40,15 +39,14 @@ def augment_batch(
       key: of the step.
       images: uint8 pixels, [b h w c].
       labels: boxes_cxcywh [b n 4], class_ids [b n] and valid [b n].
-      image_valid: False on padding images [b], of which no other image takes a part.
       augment: what happens, and how much.
-      composing: False in the last epochs, which see whole images (`augment.closed_epochs`).
+      composing: False in the last epochs, without holes and pasted cells
+        (`augment.closed_epochs`).
       thumbnails: what `augment.thumbnails` pastes.
 
     Returns:
       Pixels from 0 to 255, uint8 where nothing but their places has changed, of fewer rows with
-      `augment.vertical_crop`; and labels of the same number, or of several times as many where
-      images are put together.
+      `augment.vertical_crop`; and as many labels, or more where cells are pasted in.
     """
     boxes, class_ids, valid = labels
     count = images.shape[0]
@@ -60,7 +58,7 @@ def augment_batch(
         stick = functools.partial(
             paste,
             thumbnails=thumbnails,
-            probability=augment.thumbnails,
+            probability=augment.thumbnails * composing,
             plain=augment.thumbnails_plain,
             tries=augment.thumbnails_tried,
             flips=(augment.horizontal_flip, augment.vertical_flip),
@@ -80,19 +78,6 @@ def augment_batch(
     if augment.moves:
         move = functools.partial(zoom_and_shift, zoom=augment.zoom, translation=augment.translation)
         images, boxes, valid = jax.vmap(move)(keys_of(2), images, boxes, valid)
-    if augment.mosaic:
-        parts = partners_of(image_valid, count=4)
-        put_together = functools.partial(mosaic, probability=augment.mosaic * composing)
-        images, boxes, valid = jax.vmap(put_together)(
-            keys_of(3), images[parts], boxes[parts], valid[parts]
-        )
-        class_ids = class_ids[parts].reshape(count, -1)
-    if augment.mixup:
-        parts = partners_of(image_valid, count=2)
-        mix = functools.partial(mixup, probability=augment.mixup * composing)
-        images, valid = jax.vmap(mix)(keys_of(4), images[parts], valid[parts])
-        boxes = boxes[parts].reshape(count, -1, 4)
-        class_ids = class_ids[parts].reshape(count, -1)
     if augment.cutout:
         cut = functools.partial(cutout, probability=augment.cutout * composing)
         images, valid = jax.vmap(cut)(keys_of(5), images, boxes, valid)

@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.best import demerit, ranked_by, recorded_demerit
+from yogo_jax.evaluation.best import rank, ranked_by, recorded_rank
 from yogo_jax.output.files import write_json
 from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.state import TrainState, start_from
@@ -37,7 +37,7 @@ class CheckpointStore:
 
     Args:
       folder: of the checkpoints.
-      keep_best: the metric by which one of them is kept, see `best.demerit`.
+      keep_best: the metric by which one of them is kept, see `evaluation/best.py`.
     """
 
     def __init__(self, folder: Path, keep_best: str = "loss") -> None:
@@ -46,14 +46,14 @@ class CheckpointStore:
         self._empty_superseded()
         best = checkpoint_managers.BestN(
             # Orbax ranks ascending and keeps the end of the list: reversed, the least demerit.
-            get_metric_fn=recorded_demerit,
+            get_metric_fn=recorded_rank,
             reverse=True,
             n=1,
             keep_checkpoints_without_metrics=False,
         )
         keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(1), best])
         options = ocp.CheckpointManagerOptions(
-            best_fn=recorded_demerit,
+            best_fn=recorded_rank,
             best_mode="min",
             preservation_policy=keep,
             todelete_subdir=_SUPERSEDED,
@@ -77,6 +77,7 @@ class CheckpointStore:
         """Starts to write a checkpoint; returns once the arrays are safe from later changes."""
         self.wait()
         validation = metadata.validation
+        metrics = validation and ranked_by(validation, self._keep_best, metadata.step)
         self._manager.save(
             metadata.step,
             args=ocp.args.Composite(
@@ -84,7 +85,7 @@ class CheckpointStore:
                 optimizer=ocp.args.StandardSave(_beside_the_model(state)),
                 metadata=ocp.args.JsonSave(metadata.to_dict()),
             ),
-            metrics=None if validation is None else ranked_by(validation, self._keep_best),
+            metrics=metrics,
         )
 
     @property
@@ -118,7 +119,7 @@ def record_validation(folder: Path, metadata: Metadata) -> None:
     # For the choice of the best, in the form in which a store writes it.
     handler = ocp.JsonCheckpointHandler(filename=item.name)
     with ocp.Checkpointer(handler) as checkpointer:
-        ranked = ranked_by(metadata.validation, metadata.keep_best)
+        ranked = ranked_by(metadata.validation, metadata.keep_best, metadata.step)
         checkpointer.save(item, args=ocp.args.JsonSave(ranked), force=True)
     if jax.process_index() == 0:
         rewrite_metadata(folder, metadata)
@@ -199,7 +200,7 @@ def find_checkpoint(path: Path) -> Path:
             f"{found}"
         )
     validated = [
-        (demerit(metadata.validation, metadata.keep_best), folder)
+        (rank(metadata.validation, metadata.keep_best, metadata.step), folder)
         for folder in candidates
         if (metadata := read_metadata(folder)).validation is not None
     ]

@@ -22,7 +22,9 @@ from yogo_jax.training.run_data import prepare_data, with_absolute_paths
 from yogo_jax.training.setup import (
     initial_state,
     lines_of,
+    load_teacher,
     prepare_spec,
+    taught_by,
 )
 
 
@@ -61,9 +63,11 @@ def train_and_evaluate(
     make_folder(workdir, "--workdir")
     # ---- model ----
     spec = prepare_spec(config, data.splits.train)
+    teacher = load_teacher(config, spec, devices.copied)
+    data = taught_by(data, teacher)
     # ---- where to start ----
     start = find_start(config, workdir, data.fingerprint)
-    run = Run(config, workdir, spec, data, stop, devices, on_validation)
+    run = Run(config, workdir, spec, data, stop, devices, on_validation, teacher)
     # All processes have looked before the first one changes anything.
     seen = {"config": config, "data": data.fingerprint, "checkpoint": start and start.folder}
     check_same_everywhere(devices, {**seen, "workdir": workdir})

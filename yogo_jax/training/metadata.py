@@ -13,8 +13,9 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 
 
-# Raised whenever older code could not read a checkpoint, or would read it wrongly.
-FORMAT_VERSION = 1
+# Raised whenever older code could not read a checkpoint, or would read it wrongly. A checkpoint
+# says the least version that its own content takes: 2 is for a class temperature.
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,6 @@ class Metadata:
       validation: metrics of the validation that this checkpoint belongs to, if any.
       git_revision: of the code that wrote it.
       source: file that the weights were converted from; empty for those of a run.
-      format_version: see `FORMAT_VERSION`.
     """
 
     model: ModelSpec
@@ -62,11 +62,15 @@ class Metadata:
     validation: dict[str, Any] | None
     git_revision: str
     source: str = ""
-    format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values for JSON, with the format version that they take."""
+        values = dataclasses.asdict(self)
+        version = FORMAT_VERSION
+        if self.model.class_temperature == 1:
+            del values["model"]["class_temperature"]
+            version = 1
+        return {**values, "format_version": version}
 
     @property
     def keep_best(self) -> str:
@@ -78,8 +82,11 @@ class Metadata:
         return DataSettings.from_fields(self.config.get("data", {}))
 
     def loss_weights(self) -> LossWeights:
-        """Weights of the run's loss; the original's for fields that its version did not have."""
-        known = {field.name for field in dataclasses.fields(LossWeights)}
+        """Weights of the run's loss in evaluations, which weigh all classes alike.
+
+        Fields that the run's version did not have are the original's.
+        """
+        known = {field.name for field in dataclasses.fields(LossWeights)} - {"class_weights"}
         loss = self.config.get("loss", {})
         # JSON has no tuples.
         values: dict[str, Any] = {
@@ -97,11 +104,12 @@ class Metadata:
         """
         if not isinstance(values, Mapping):
             raise UserError(f"{folder}: its metadata is no mapping, so it is no checkpoint of ours")
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
+        values = dict(values)
+        version = values.pop("format_version", None)
+        if version not in range(1, FORMAT_VERSION + 1):
             raise UserError(
                 f"{folder}: checkpoint format {version!r}, but this version of yogo_jax reads "
-                f"format {FORMAT_VERSION}: use the version that wrote it"
+                f"formats up to {FORMAT_VERSION}: use the version that wrote it"
             )
         try:
             return cls(**{**values, "model": ModelSpec.from_dict(values["model"])})

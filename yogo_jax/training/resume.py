@@ -139,8 +139,8 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
     if metadata.data_fingerprint != data_fingerprint:
         raise UserError(
             f"{folder} was trained on other data: images, labels or thumbnails of "
-            f"{config.data.definition} have changed since. Restore them to continue it, or choose "
-            "another --workdir"
+            f"{config.data.definition}, or train.teacher, have changed since. Restore them to "
+            "continue it, or choose another --workdir"
         )
 
 

@@ -1,5 +1,6 @@
 """What stays the same during a run, and its phases: steps, validations, checkpoints, test."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,9 +31,8 @@ from yogo_jax.training.packing import open_pack
 from yogo_jax.training.preemption import Stop, Stopped
 from yogo_jax.training.resume import Start
 from yogo_jax.training.run_data import RunData
-from yogo_jax.training.setup import load_teacher
 from yogo_jax.training.state import TrainState
-from yogo_jax.training.step import make_train_step
+from yogo_jax.training.step import Teacher, make_train_step
 from yogo_jax.training.testing import evaluate_best, log_test, write_test
 from yogo_jax.training.tracking import SilentTracker, Tracker
 from yogo_jax.training.validation import Validator
@@ -57,6 +57,7 @@ class Run:
         stop: Stop,
         devices: Devices,
         on_validation: OnValidation | None,
+        teacher: Teacher | None,
     ) -> None:
         self.config = config
         self.workdir = workdir
@@ -65,6 +66,9 @@ class Run:
         self.stop = stop
         self.devices = devices
         self.on_validation = on_validation
+        self.teacher = teacher
+        counts = np.bincount(data.splits.train.class_ids, minlength=len(spec.class_names))
+        self.loss = config.loss.for_classes(counts.tolist())
         self.order = EpochOrder(
             num_records=len(data.splits.train),
             batch_size=config.train.batch_size,
@@ -74,14 +78,7 @@ class Run:
         self.tx = make_optimizer(
             config.optim, self.total_steps, steps_per_epoch=self.order.steps_per_epoch
         )
-        self.evaluator = Evaluator(
-            spec,
-            loss_weights=config.loss,
-            batch_size=min(config.train.batch_size, IMAGES_AT_A_TIME),
-            max_boxes=data.max_boxes,
-            workers=config.data.workers,
-            devices=devices,
-        )
+        self.evaluator = self._make_evaluator(spec)
         self.validator = Validator(
             self.evaluator,
             data.splits.val,
@@ -91,6 +88,21 @@ class Run:
         )
         self.packs: dict[str, PackedImages | None] = {}
         self._revision = git_revision()
+
+    def _make_evaluator(self, spec: ModelSpec) -> Evaluator:
+        config = self.config
+        return Evaluator(
+            spec,
+            loss_weights=dataclasses.replace(config.loss, class_weights=()),
+            batch_size=min(config.train.batch_size, IMAGES_AT_A_TIME),
+            max_boxes=self.data.max_boxes,
+            workers=config.data.workers,
+            devices=self.devices,
+        )
+
+    def _evaluator_of(self, spec: ModelSpec) -> Evaluator:
+        """The run's own, unless the model is another: a checkpoint that was calibrated since."""
+        return self.evaluator if spec == self.spec else self._make_evaluator(spec)
 
     def lacks_validation(self, start: Start | None) -> bool:
         """Whether the run stopped before the validation of this checkpoint was over."""
@@ -120,8 +132,15 @@ class Run:
         if start is not None and self.lacks_validation(start):
             self._validate_start(state, start.metadata.step, tracker)
         done = 0 if start is None else start.metadata.step
-        best = read_metadata(find_checkpoint(self.workdir)).step if done else None
-        if done < self.total_steps and not self._lost_patience(done, best, tracker):
+        # Asked where a run that was not stopped asks: after a validation.
+        ends = (
+            start is not None
+            and self.validator.is_due(done)
+            and self._lost_patience(
+                done, read_metadata(find_checkpoint(self.workdir)).step, tracker
+            )
+        )
+        if done < self.total_steps and not ends:
             self._take_steps(state, start, tracker)
 
     def _validate_start(self, state: TrainState, step: int, tracker: Tracker) -> None:
@@ -158,34 +177,26 @@ class Run:
         )
         order, devices, data = self.order, self.devices, self.config.data
         epochs = self.config.train.epochs
-        automatic = data.cache == "auto" and fits_on_device(source, devices)
-        if data.cache == "device" or automatic:
+        if data.cache == "device" or (data.cache == "auto" and fits_on_device(source, devices)):
             return DeviceFeed(source, order, epochs=epochs, devices=devices)
         return HostFeed(source, order, epochs=epochs, workers=data.workers, devices=devices)
 
     def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
-        config, order = self.config, self.order
-        devices = self.devices
-        composed_epochs = max(config.train.epochs - config.augment.closed_epochs, 0)
+        config, order, devices = self.config, self.order, self.devices
+        closed_steps = config.augment.closed_epochs * order.steps_per_epoch
         train_step = make_train_step(
             self.spec,
             self.tx,
             learning_rate_schedule(
                 config.optim, self.total_steps, steps_per_epoch=order.steps_per_epoch
             ),
-            loss=config.loss.for_classes(
-                np.bincount(
-                    self.data.splits.train.class_ids, minlength=len(self.spec.class_names)
-                ).tolist()
-            ),
+            loss=self.loss,
             augment=config.augment,
             seed=config.seed,
             compute_dtype=config.model.dtype,
             ema_decay=config.optim.ema_decay,
-            composed_steps=composed_epochs * order.steps_per_epoch
-            if config.augment.closed_epochs
-            else None,
-            teacher=load_teacher(config, self.spec, self.devices.copied),
+            composed_steps=self.total_steps - closed_steps,
+            teacher=self.teacher,
             imitation=config.loss.imitation,
             thumbnails=self.data.thumbnails,
         )
@@ -193,7 +204,7 @@ class Run:
         step_fn = self.stop.at_once_in_first_call(
             compile_train_step(feed.steps_of(train_step), devices, feed.shardings)
         )
-        first_step = 0 if start is None else start.metadata.step
+        done = first_step = 0 if start is None else start.metadata.step
         meter = Meter(
             order,
             tracker,
@@ -207,7 +218,6 @@ class Run:
         ):
             save_every = config.train.checkpoint_every_minutes * 60
             pace = Pace(self.stop, devices, save_every=save_every)
-            done = first_step
             for work in works:
                 state, metrics, wishes = step_fn(state, work.inputs, pace.wishes())
                 meter.add(done, work.steps, metrics)
@@ -257,7 +267,7 @@ class Run:
             tracker.say("no test split in this data set: nothing is tested")
             return {}
         with self.stop.held():
-            found = evaluate_best(self.evaluator, self.workdir, records, self.check)
+            found = evaluate_best(self._evaluator_of, self.workdir, records, self.check)
         if not self.devices.first:
             return {}
         with self.stop.released():

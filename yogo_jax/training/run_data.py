@@ -30,11 +30,15 @@ def definition_path(definition: str, image_hw: tuple[int, int]) -> Path:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The config with a definition that means the same from any folder."""
-    if config.data.definition == SYNTHETIC:
-        return config
-    path = definition_path(config.data.definition, config.data.image_hw)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, definition=str(path)))
+    """The config with a definition and a teacher that mean the same from any folder."""
+    data, train = config.data, config.train
+    if data.definition != SYNTHETIC:
+        path = definition_path(data.definition, data.image_hw)
+        data = dataclasses.replace(data, definition=str(path))
+    if train.teacher:
+        path = Path(train.teacher).expanduser().resolve()
+        train = dataclasses.replace(train, teacher=str(path))
+    return dataclasses.replace(config, data=data, train=train)
 
 
 def load_data(data: DataConfig) -> Splits:

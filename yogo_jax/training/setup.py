@@ -1,5 +1,7 @@
 """The model of a run, from its config, and where its weights come from."""
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +121,14 @@ def load_teacher(config: Config, spec: ModelSpec, place: jax.sharding.Sharding) 
                 "same"
             )
     return Teacher(teacher, restore_variables(folder, teacher, place))
+
+
+def taught_by(data: RunData, teacher: Teacher | None) -> RunData:
+    """The data with a fingerprint that holds the teacher, too: a run goes on with the same one."""
+    if teacher is None:
+        return data
+    both = f"{data.fingerprint}{teacher.fingerprint()}".encode()
+    return dataclasses.replace(data, fingerprint=hashlib.sha256(both).hexdigest())
 
 
 def lines_of(data: RunData, spec: ModelSpec) -> list[str]:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -37,6 +39,13 @@ class Teacher(NamedTuple):
 
     spec: ModelSpec
     variables: Any
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that its predictions follow from."""
+        digest = hashlib.sha256(repr(self.spec).encode())
+        for leaf in jax.tree.leaves(self.variables):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
 
 
 def mean_over_images(values: Any, image_valid: jax.Array) -> Any:
@@ -75,7 +84,7 @@ def make_train_step(
       seed: of the run.
       compute_dtype: of the convolutions.
       ema_decay: of the moving averages of the weights, which the state then has; 0 is none.
-      composed_steps: so many first steps see images put together of several; None is all.
+      composed_steps: so many first steps see images with holes and pasted cells; None is all.
       teacher: whose predictions are imitated, of the same grid.
       imitation: share of the loss that does so.
       thumbnails: what is pasted into the images, if anything is.
@@ -98,7 +107,6 @@ def make_train_step(
             augment_key,
             batch["image"],
             (batch["boxes_cxcywh"], batch["class_ids"], batch["valid"]),
-            image_valid,
             augment,
             composing=True if composed_steps is None else state.step < composed_steps,
             thumbnails=pasted,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from yogo_jax.data.records import Records
 from yogo_jax.detector.found import Thresholds
+from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import Evaluation, Evaluator
 from yogo_jax.evaluation.report.history import History
 from yogo_jax.evaluation.tables import format_metrics
@@ -29,12 +30,16 @@ class Tested(NamedTuple):
 
 
 def evaluate_best(
-    evaluator: Evaluator, workdir: Path, records: Records, before_batch: Callable[[], None]
+    evaluator_of: Callable[[ModelSpec], Evaluator],
+    workdir: Path,
+    records: Records,
+    before_batch: Callable[[], None],
 ) -> Tested:
     """Evaluates the best checkpoint; all processes of a run do it together.
 
     Args:
-      evaluator: of the run's model, with the default thresholds.
+      evaluator_of: an evaluator of a model, with the default thresholds; what the best checkpoint
+        says of itself may differ from the run's by a temperature.
       workdir: of the run.
       records: at least one image.
       before_batch: called before each batch; what it raises ends the evaluation.
@@ -44,6 +49,7 @@ def evaluate_best(
     """
     folder = find_checkpoint(workdir)
     metadata = read_metadata(folder)
+    evaluator = evaluator_of(metadata.model)
     variables = restore_variables(folder, metadata.model, evaluator.devices.copied)
     evaluation = evaluator.run(variables, records, keep_images=True, before_batch=before_batch)
     return Tested(folder, metadata, evaluation)

@@ -215,13 +215,10 @@ def _sample(
         sample = files.read_counts(args.counts)
         return files.reordered(sample, names) if names else sample
     run = files.read_run_array(args.counts, args.class_names, expected=names)
+    # By which boxes are in the array, and not here.
+    counted_at = counted_at._replace(min_scores=run.min_scores)
     if validation and validation.counted_at not in (None, counted_at):
         there = validation.counted_at
-        if there and there.min_scores:
-            raise UserError(
-                f"the validation was made at {_flags(there)}, by which boxes of a .npy cannot be "
-                "counted here: give the counts.json of `yogo_jax.infer --count --score-thresholds`"
-            )
         raise UserError(
             f"the validation was made at {_flags(there)}, the boxes would be counted at "
             f"{_flags(counted_at)}: give the same to both, here or to `yogo_jax.evaluate`"
@@ -237,7 +234,8 @@ def _sample(
 def _flags(at: CountedAt) -> str:
     return (
         f"--obj-thresh {at.objectness:g} --min-class-confidence-threshold "
-        f"{at.min_class_confidence:g}" + (" and --score-thresholds" if at.min_scores else "")
+        f"{at.min_class_confidence:g}"
+        + (f" --score-thresholds {list(at.min_scores)}" if at.min_scores else "")
     )
 
 

@@ -37,11 +37,12 @@ class Sample(NamedTuple):
 
 
 class RunArray(NamedTuple):
-    """The instrument's `15 x N` array of a run."""
+    """The instrument's `15 x N` array of a run; `min_scores` decided which boxes are in it."""
 
     path: Path
     class_names: tuple[str, ...]
     array: Float[np.ndarray, "rows n"]
+    min_scores: tuple[float, ...] = ()
 
     @property
     def class_probs(self) -> Float[np.ndarray, "k n"]:
@@ -73,14 +74,16 @@ def read_run_array(
             f"them, found {array.dtype} {list(array.shape)}"
         )
     classes = array.shape[0] - ARRAY_HEAD
-    names = tuple(class_names or _names_beside(path) or expected or INSTRUMENT_CLASSES)
+    said = _said_beside(path)
+    names = tuple(class_names or _names_in(said) or expected or INSTRUMENT_CLASSES)
     if len(names) != classes:
         raise UserError(
             f"{path}: {classes} classes, but {len(names)} names ({', '.join(names)}): give all of "
             "them in order by --class-names"
         )
     _check_probabilities(path, array)
-    return RunArray(path, names, array)
+    scores = said.get("score_thresholds") or ()
+    return RunArray(path, names, array, tuple(map(float, scores)))
 
 
 def count_run(run: RunArray, *, objectness_threshold: float, min_class_confidence: float) -> Sample:
@@ -225,12 +228,15 @@ def _count(path: Path, what: str, value: Any) -> float:
     return number
 
 
-def _names_beside(path: Path) -> list[str] | None:
+def _said_beside(path: Path) -> dict[str, Any]:
+    """What the JSON beside an array says of it, if there is one."""
     sidecar = path.with_suffix(".json")
-    if not sidecar.is_file():
-        return None
-    values = read_json(sidecar)
-    names = values.get("class_names") if isinstance(values, dict) else None
+    values = read_json(sidecar) if sidecar.is_file() else None
+    return values if isinstance(values, dict) else {}
+
+
+def _names_in(said: dict[str, Any]) -> list[str] | None:
+    names = said.get("class_names")
     return names if names and all(isinstance(name, str) for name in names) else None
 
 

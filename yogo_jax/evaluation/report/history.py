@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.evaluation import plots
-from yogo_jax.evaluation.best import demerit
+from yogo_jax.evaluation.best import rank
 from yogo_jax.evaluation.pages import Figure
 
 
@@ -55,7 +55,7 @@ class History:
         """The validation whose checkpoint is tested."""
         return min(
             self.of_kind("validation"),
-            key=lambda record: demerit(record, self.keep_best),
+            key=lambda record: rank(record, self.keep_best, record["step"]),
             default=None,
         )
 

@@ -42,7 +42,10 @@ def write_results(
         "test_loss": evaluation.metrics["loss"],
         "intervals": bootstrap_intervals(images, spec.image_hw, spec.class_names),
         **_more(images, curves, spec.class_names),
-        "thresholds": dict(subject.thresholds._asdict()),
+        "thresholds": {
+            **subject.thresholds._asdict(),
+            "min_scores": list(subject.thresholds.min_scores),
+        },
         "checkpoint": str(checkpoint),
         "step": step,
     }

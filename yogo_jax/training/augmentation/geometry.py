@@ -44,14 +44,14 @@ def quarter_turns(
     *,
     probability: float,
 ) -> tuple[Num[Array, "s s c"], Float[Array, "n 4"]]:
-    """The square image and its boxes, turned by 90 degrees with that probability.
+    """The square image and its boxes, turned left by 90 degrees with that probability.
 
     Together with flips it reaches all eight positions of a square.
     """
     turned = jax.random.uniform(key) < probability
     x, y, w, h = boxes_cxcywh.T
-    boxes = jnp.where(turned, jnp.stack([y, x, h, w], axis=1), boxes_cxcywh)
-    return jnp.where(turned, image.transpose(1, 0, 2), image), boxes
+    boxes = jnp.where(turned, jnp.stack([y, 1 - x, h, w], axis=1), boxes_cxcywh)
+    return jnp.where(turned, image.transpose(1, 0, 2)[::-1], image), boxes
 
 
 def zoom_and_shift(

@@ -50,7 +50,7 @@ def paste(
     valid: Bool[Array, " n"],
     thumbnails: DeviceThumbnails,
     *,
-    probability: float,
+    probability: float | Array,
     plain: float,
     tries: int,
     flips: tuple[float, float],

@@ -1,0 +1,45 @@
+"""Holes in training images, and the boxes that they hide."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection
+from yogo_jax.training.augmentation.geometry import MIN_VISIBLE
+
+
+def cutout(
+    key: Key[Array, ""],
+    image: Float[Array, "h w c"],
+    boxes_cxcywh: Float[Array, "n 4"],
+    valid: Bool[Array, " n"],
+    *,
+    probability: float | Array,
+    largest: float = 0.25,
+) -> tuple[Float[Array, "h w c"], Bool[Array, " n"]]:
+    """The image with a hole of its mean colour, and which boxes can still be seen.
+
+    Args:
+      key: of the image.
+      image: pixels.
+      boxes_cxcywh: as fractions of the image; they keep their size.
+      valid: False on padding rows, and afterwards on boxes that the hole covers.
+      probability: of a hole.
+      largest: its longest sides, as fractions of the image's.
+
+    References:
+      DeVries and Taylor 2017, Cutout, arXiv:1708.04552.
+    """
+    coin_key, centre_key, size_key = jax.random.split(key, 3)
+    centre = jax.random.uniform(centre_key, (2,))
+    size = jax.random.uniform(size_key, (2,), minval=0.2 * largest, maxval=largest)
+    size = jnp.where(jax.random.uniform(coin_key) < probability, size, 0.0)
+    hole = jnp.concatenate([centre - size / 2, centre + size / 2])
+    height, width, _ = image.shape
+    x = ((jnp.arange(width) + 0.5) / width).reshape(1, width, 1)
+    y = ((jnp.arange(height) + 0.5) / height).reshape(height, 1, 1)
+    inside = (hole[0] <= x) & (x < hole[2]) & (hole[1] <= y) & (y < hole[3])
+    image = jnp.where(inside, image.mean((0, 1), keepdims=True), image)
+    boxes = cxcywh_to_xyxy(boxes_cxcywh)
+    covered = intersection(boxes, hole.reshape(1, 4))
+    return image, valid & (covered <= (1 - MIN_VISIBLE) * area(boxes))
