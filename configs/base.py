@@ -66,10 +66,13 @@ def get_config() -> ConfigDict:
     loss.label_smoothing = 0.01
     # Form of the objectness term: "squared" error or "cross_entropy".
     loss.objectness = "squared"
-    # Cells count in it by their error to this power, on top: easy ones less; 0 is off.
-    loss.focal_gamma = 0.0
     # On top of no_object_weight, for the eight cells around one with an object.
     loss.neighbour_weight = 1.0
+    # no_object_weight is that of images with so many objects, and of others in proportion, from a
+    # quarter to four times of it; 0 is the same for all.
+    loss.usual_objects = 0.0
+    # The mean number of boxes of the training images for it.
+    loss.by_fullness = False
     # Of each class in the class term; empty is 1 for all.
     loss.class_weights = ()
     # Or from the training labels: the inverse of each class's share to this power; 0 is off.

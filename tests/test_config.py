@@ -55,7 +55,7 @@ def test_defaults_for_old_checkpoints_are_those_of_base():
     config = from_mapping(importlib.import_module("configs.base").get_config().to_dict())
     original = dataclasses.asdict(ORIGINAL_WEIGHTS)
     assert {name: getattr(config.loss, name) for name in original} == original
-    assert config.loss.for_classes([3, 1, 0]) == config.loss
+    assert config.loss.for_data([3, 1, 0], 2) == config.loss
     assert config.data.min_box_area == MIN_BOX_AREA
 
 
@@ -93,8 +93,8 @@ BAD = [
     ("model__kernel_init", "xavier", "model.kernel_init must be one of fan_out, fan_in"),
     ("model__objectness_prior", 1.0, "model.objectness_prior must be in"),
     ("loss__objectness", "hinge", "loss.objectness must be one of squared, cross_entropy"),
-    ("loss__focal_gamma", 0.5, "loss.focal_gamma must be 0 .off., or 1 or more"),
     ("loss__neighbour_weight", -1.0, "loss.neighbour_weight must be 0 or more"),
+    ("loss__usual_objects", -1.0, "loss.usual_objects must be 0 or more"),
     ("loss__class_weights", (1.0, -1.0), "loss.class_weights must be empty, or"),
     ("optim__warmup_epochs", -1.0, "optim.warmup_epochs must be 0"),
     ("optim__clip_norm", -1.0, "optim.clip_norm must be 0"),

@@ -157,14 +157,13 @@ def neighbours_by_loop(is_object: np.ndarray) -> np.ndarray:
 OBJECTNESS = {
     "squared": {},
     "cross entropy": {"objectness": "cross_entropy"},
-    "focal": {"objectness": "cross_entropy", "focal_gamma": 2.0},
-    "focal squared": {"focal_gamma": 1.0},
     "neighbours ignored": {"neighbour_weight": 0.0},
+    "by fullness": {"objectness": "cross_entropy", "usual_objects": 20.0},
     "neighbours count less": {"objectness": "cross_entropy", "neighbour_weight": 0.3},
 }
 
 
-@pytest.mark.parametrize("objects", [0, 1, 40])
+@pytest.mark.parametrize("objects", [0, 1, 40, 100])
 @pytest.mark.parametrize("form", OBJECTNESS)
 def test_forms_of_objectness_against_numpy(form, objects):
     predictions, targets = make_case(3, objects)
@@ -175,9 +174,10 @@ def test_forms_of_objectness_against_numpy(form, objects):
         each = -t * np.log(p) - (1 - t) * np.log(1 - p)
     else:
         each = (p - t) ** 2
-    each = each * abs(p - t) ** options.get("focal_gamma", 0.0)
     weights = np.where(t > 0, 1.0, 0.5)
     weights[neighbours_by_loop(t > 0)] *= options.get("neighbour_weight", 1.0)
+    if "usual_objects" in options:
+        weights[t == 0] *= {0: 0.25, 1: 0.25, 40: 2.0, 100: 4.0}[objects]
     terms = yogo_loss(predictions, targets, LossWeights(**DEFAULT, **options))
     assert float(terms.objectness) == pytest.approx((each * weights).sum(), rel=1e-5)
     base = loss_of(predictions, targets)
@@ -219,15 +219,25 @@ def test_class_weights_count_in_their_class_only():
 def test_weights_by_frequency_keep_the_mean():
     loss = LossConfig(**DEFAULT, class_weight_power=0.5)
     counts = [800, 50, 2, 0]
-    weights = loss.for_classes(counts).class_weights
+    weights = loss.for_data(counts, 10).class_weights
     ratios = [weights[1] / weights[0], weights[2] / weights[0]]
     assert ratios == pytest.approx([4.0, 20.0])
     # The class without a box counts as one box.
     seen = [800, 50, 2, 1]
     assert np.average(weights, weights=seen) == pytest.approx(1.0)
-    assert LossConfig(**DEFAULT).for_classes(counts).class_weights == ()
+    assert LossConfig(**DEFAULT).for_data(counts, 10).class_weights == ()
     with pytest.raises(UserError, match=r"loss.class_weights must be empty or of 4 numbers"):
-        LossConfig(**DEFAULT, class_weights=(1.0, 2.0)).for_classes(counts)
+        LossConfig(**DEFAULT, class_weights=(1.0, 2.0)).for_data(counts, 10)
+
+
+def test_the_usual_number_of_objects_is_the_mean_of_the_training_images():
+    loss = LossConfig(**DEFAULT, by_fullness=True)
+    assert loss.for_data([30, 10, 0], 8).usual_objects == 5
+    assert LossConfig(**DEFAULT, usual_objects=3.0).for_data([30, 10], 8).usual_objects == 3
+    # Evaluations of whatever data are measured alike.
+    assert loss.for_data([30, 10, 0], 8).for_evaluation().usual_objects == 0
+    with pytest.raises(UserError, match=r"loss.by_fullness must be False where"):
+        LossConfig(**DEFAULT, by_fullness=True, usual_objects=3.0)
 
 
 @pytest.mark.parametrize("objects", [1, 40])

@@ -11,6 +11,7 @@ from yogo_jax.schema import require
 class LossConfig(LossWeights):
     """Weights of the loss, with their ranges; those of the classes follow from the data."""
 
+    by_fullness: bool = False
     class_weight_power: float = 0.0
     imitation: float = 0.0
 
@@ -21,13 +22,16 @@ class LossConfig(LossWeights):
         require(
             0 <= self.label_smoothing < 1, "loss.label_smoothing", "in [0, 1)", self.label_smoothing
         )
-        gamma = self.focal_gamma
-        # Below 1 the slope of |error|^gamma has no end at 0.
-        require(gamma == 0 or gamma >= 1, "loss.focal_gamma", "0 (off), or 1 or more", gamma)
         require(0 <= self.imitation <= 1, "loss.imitation", "in [0, 1], 0 is off", self.imitation)
-        for field in ("neighbour_weight", "class_weight_power"):
+        for field in ("neighbour_weight", "class_weight_power", "usual_objects"):
             value = getattr(self, field)
             require(value >= 0, f"loss.{field}", "0 or more", value)
+        require(
+            not (self.usual_objects and self.by_fullness),
+            "loss.by_fullness",
+            "False where loss.usual_objects says the number",
+            self.by_fullness,
+        )
         require(
             all(weight >= 0 for weight in self.class_weights),
             "loss.class_weights",
@@ -41,28 +45,38 @@ class LossConfig(LossWeights):
             self.class_weight_power,
         )
 
-    def for_classes(self, counts: Sequence[int]) -> LossWeights:
+    def for_data(self, boxes_by_class: Sequence[int], images: int) -> LossWeights:
         """The weights of a training, given how many boxes it has of each class.
 
-        Of a class with the n-th part of the boxes it is n^class_weight_power, times what makes the
-        mean over all boxes 1. Classes without a box count as if they had one.
+        A class with the n-th part of the boxes has the weight n^class_weight_power, times what
+        makes the mean over all boxes 1. Classes without a box count as if they had one.
+
+        Args:
+          boxes_by_class: of the training images.
+          images: how many they are.
 
         Raises:
           UserError: `class_weights` are of another number than the classes.
         """
+        usual = sum(boxes_by_class) / images if self.by_fullness else self.usual_objects
         if not self.class_weight_power:
             require(
-                len(self.class_weights) in (0, len(counts)),
+                len(self.class_weights) in (0, len(boxes_by_class)),
                 "loss.class_weights",
-                f"empty or of {len(counts)} numbers, one for each class",
+                f"empty or of {len(boxes_by_class)} numbers, one for each class",
                 self.class_weights,
             )
-            return self
-        seen = [max(count, 1) for count in counts]
+            return dataclasses.replace(self, usual_objects=usual, by_fullness=False)
+        seen = [max(count, 1) for count in boxes_by_class]
         raw = [count**-self.class_weight_power for count in seen]
         mean = sum(count * weight for count, weight in zip(seen, raw, strict=True)) / sum(seen)
-        weights = tuple(weight / mean for weight in raw)
-        return dataclasses.replace(self, class_weights=weights, class_weight_power=0.0)
+        return dataclasses.replace(
+            self,
+            class_weights=tuple(weight / mean for weight in raw),
+            class_weight_power=0.0,
+            usual_objects=usual,
+            by_fullness=False,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

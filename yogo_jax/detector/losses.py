@@ -22,9 +22,10 @@ class LossWeights:
       classify_weight: weight of the class term.
       label_smoothing: share of the target spread evenly over the classes, in [0, 1).
       objectness: "squared" error, the original's, or "cross_entropy".
-      focal_gamma: cells count by their error to this power, on top; 0 is off.
       neighbour_weight: on top of `no_object_weight`, for the eight cells around one with an object,
         which see nearly the same.
+      usual_objects: `no_object_weight` is that of an image with so many objects, and of others in
+        proportion, from a quarter to four times of it; 0 is the same for all.
       class_weights: of each class in the class term; empty is 1 for all.
     """
 
@@ -33,9 +34,13 @@ class LossWeights:
     classify_weight: float
     label_smoothing: float
     objectness: Literal["squared", "cross_entropy"] = "squared"
-    focal_gamma: float = 0.0
     neighbour_weight: float = 1.0
+    usual_objects: float = 0.0
     class_weights: tuple[float, ...] = ()
+
+    def for_evaluation(self) -> "LossWeights":
+        """All classes and all images alike, whatever the training made of them."""
+        return dataclasses.replace(self, class_weights=(), usual_objects=0.0)
 
 
 # The original's, for checkpoints that do not say.
@@ -43,6 +48,9 @@ ORIGINAL_WEIGHTS = LossWeights(
     no_object_weight=0.5, iou_weight=5.0, classify_weight=1.0, label_smoothing=0.01
 )
 
+
+# Least and most factor of `usual_objects`: an image without an object tells something, too.
+_FULLNESS = (0.25, 4.0)
 
 # Boxes of cells that a teacher thinks less of are not imitated.
 _IMITATED_OBJECTNESS = 0.05
@@ -71,7 +79,7 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
 
     With t the target and p the predicted objectness:
     `objectness = sum over cells of (p - t)^2 * (t * (1 - no_object_weight) + no_object_weight)`
-    (or of the cross entropy of p and t, and times `|p - t|^focal_gamma`),
+    (or of the cross entropy of p and t),
     `box = iou_weight * sum over object cells of CIoU loss`,
     `classification = classify_weight * sum over object cells of smoothed cross entropy`.
 
@@ -94,6 +102,9 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
         cell_weights = jnp.where(
             is_neighbour(t > 0), cell_weights * weights.neighbour_weight, cell_weights
         )
+    if weights.usual_objects:
+        fullness = jnp.clip(t.sum() / weights.usual_objects, *_FULLNESS)
+        cell_weights = jnp.where(t > 0, cell_weights, cell_weights * fullness)
     objectness = (objectness_loss(predictions.objectness, t, weights) * cell_weights).sum()
 
     box = box_loss(predictions.boxes_cxcywh, targets.boxes_xyxy, t > 0).sum()
@@ -117,14 +128,8 @@ def objectness_loss(
       p: predicted.
       t: 1 with an object, 0 without.
       weights: say in which form.
-
-    References:
-      Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002, section 3.
     """
-    loss = jnp.square(p - t) if weights.objectness == "squared" else _cross_entropy(p, t)
-    if weights.focal_gamma:
-        loss = loss * jnp.abs(p - t) ** weights.focal_gamma
-    return loss
+    return jnp.square(p - t) if weights.objectness == "squared" else _cross_entropy(p, t)
 
 
 def is_neighbour(is_object: Bool[Array, "gh gw"]) -> Bool[Array, "gh gw"]:

@@ -82,18 +82,18 @@ class Metadata:
         return DataSettings.from_fields(self.config.get("data", {}))
 
     def loss_weights(self) -> LossWeights:
-        """Weights of the run's loss in evaluations, which weigh all classes alike.
+        """Weights of the run's loss in evaluations.
 
         Fields that the run's version did not have are the original's.
         """
-        known = {field.name for field in dataclasses.fields(LossWeights)} - {"class_weights"}
+        known = {field.name for field in dataclasses.fields(LossWeights)}
         loss = self.config.get("loss", {})
         # JSON has no tuples.
         values: dict[str, Any] = {
             name: tuple(loss[name]) if isinstance(loss[name], list) else loss[name]
             for name in known & loss.keys()
         }
-        return dataclasses.replace(ORIGINAL_WEIGHTS, **values)
+        return dataclasses.replace(ORIGINAL_WEIGHTS, **values).for_evaluation()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], folder: Path) -> "Metadata":

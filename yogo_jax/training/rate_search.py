@@ -71,7 +71,7 @@ def try_rates(config: Config, rates: Sequence[float], say: Say) -> list[Tried]:
         spec,
         tx,
         schedule,
-        loss=config.loss.for_classes(counts.tolist()),
+        loss=config.loss.for_data(counts.tolist(), len(data.splits.train)),
         augment=config.augment,
         seed=config.seed,
         compute_dtype=config.model.dtype,

@@ -1,6 +1,5 @@
 """What stays the same during a run, and its phases: steps, validations, checkpoints, test."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -68,7 +67,7 @@ class Run:
         self.on_validation = on_validation
         self.teacher = teacher
         counts = np.bincount(data.splits.train.class_ids, minlength=len(spec.class_names))
-        self.loss = config.loss.for_classes(counts.tolist())
+        self.loss = config.loss.for_data(counts.tolist(), len(data.splits.train))
         self.order = EpochOrder(
             num_records=len(data.splits.train),
             batch_size=config.train.batch_size,
@@ -93,7 +92,7 @@ class Run:
         config = self.config
         return Evaluator(
             spec,
-            loss_weights=dataclasses.replace(config.loss, class_weights=()),
+            loss_weights=config.loss.for_evaluation(),
             batch_size=min(config.train.batch_size, IMAGES_AT_A_TIME),
             max_boxes=self.data.max_boxes,
             workers=config.data.workers,
