@@ -196,6 +196,20 @@ def test_thresholds_of_the_validation_are_compared(folder, capsys):
     assert "only if counts and validation" not in capsys.readouterr().out
 
 
+def test_scores_that_boxes_were_left_out_by_are_compared_too(folder, capsys):
+    plain = {"objectness": 0.5, "iou": 0.5, "min_class_confidence": 0.0}
+    scores = [0.25] * 7
+    write(folder / "plain.json", metrics(thresholds=plain))
+    write(folder / "scores.json", metrics(thresholds={**plain, "min_scores": scores}))
+    assert "--score-thresholds [0.25" in refusal(
+        "estimate run.npy --validation scores.json", capsys
+    )
+    # What `infer --save-npy --score-thresholds` says of its array.
+    write(folder / "run.json", {"score_thresholds": scores})
+    assert "--score-thresholds [0.25" in refusal("estimate run.npy --validation plain.json", capsys)
+    run("estimate run.npy --validation scores.json")
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

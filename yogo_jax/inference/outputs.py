@@ -152,13 +152,15 @@ def _array_notes(settings: dict[str, Any], served: Served) -> dict[str, Any]:
     """What the instrument's own software writes beside its array."""
     rows = served.image_hw[0]
     is_crop = served.frame_hw is not None and served.frame_hw[0] != rows
+    # The instrument knows no such thing: said only where it acted.
+    scores = settings["score_thresholds"]
     return {
+        **({"score_thresholds": scores} if scores else {}),
         "run_name": settings["run"],
         "model_name": settings["model_name"],
         "class_names": list(served.class_names),
         "obj_thresh": settings["obj_thresh"],
         "iou_thresh": settings["iou_thresh"],
-        "score_thresholds": settings["score_thresholds"],
         "vertical_crop_height_px": rows if is_crop else None,
         "write_date": datetime.datetime.now().isoformat(timespec="seconds"),
     }
