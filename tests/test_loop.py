@@ -13,7 +13,7 @@ import pytest
 from runs import tiny_config
 from tiny_data import add_thumbnails, write_dataset
 from yogo_jax.errors import UserError
-from yogo_jax.training import packing, run
+from yogo_jax.training import packing, run, setup
 from yogo_jax.training.checkpoints import (
     committed_checkpoints,
     find_checkpoint,
@@ -346,7 +346,7 @@ def test_a_cache_that_cannot_be_written(definition, tmp_path, monkeypatch, capsy
 def test_a_finished_run_is_only_tested_again(whole_run, definition, monkeypatch):
     workdir, metrics = whole_run
     (workdir / "test" / "metrics.json").unlink()
-    monkeypatch.setattr(run, "make_train_step", None)
+    monkeypatch.setattr(setup, "make_train_step", None)
     assert train_and_evaluate(config_of(definition), workdir) == metrics
     assert (workdir / "test" / "metrics.json").exists()
 
@@ -455,7 +455,7 @@ def test_a_loss_that_is_not_finite_names_term_and_batch(definition, tmp_path, mo
 
         return train_step
 
-    monkeypatch.setattr(run, "make_train_step", poisoned)
+    monkeypatch.setattr(setup, "make_train_step", poisoned)
     with pytest.raises(UserError, match=r"the box loss is not finite at step 5 .*all_\d+\.png"):
         train_and_evaluate(config_of(definition), tmp_path)
     assert [folder.name for folder in committed_checkpoints(tmp_path / "checkpoints")] == ["3"]

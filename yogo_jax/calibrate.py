@@ -10,11 +10,11 @@ detections have a chosen precision.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.output.files import write_json
 
 
 # With fewer matched boxes a temperature would say more of chance than of the network.
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         print(format_calibration(figures))
         if args.output is not None:
             try:
-                args.output.write_text(json.dumps(figures, indent=1) + "\n")
+                write_json(args.output, figures)
             except OSError as error:
                 raise UserError(f"--output {args.output}: {error.strerror or error}") from error
 

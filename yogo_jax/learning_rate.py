@@ -7,7 +7,6 @@ the config are those of `yogo_jax.train`, and the answer is for these.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from absl import logging as absl_logging
 from yogo_jax.config import field_names, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.output.files import write_json
 
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _run(argv: list[str]) -> None:
         if given.output is not None:
             found = {"fastest": best._asdict(), "tried": [each._asdict() for each in tried]}
             try:
-                Path(given.output).write_text(json.dumps(found, indent=1) + "\n")
+                write_json(Path(given.output), found)
             except OSError as error:
                 raise UserError(f"--output {given.output}: {error.strerror or error}") from error
 

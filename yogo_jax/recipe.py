@@ -58,23 +58,23 @@ class LossConfig(LossWeights):
         Raises:
           UserError: `class_weights` are of another number than the classes.
         """
-        usual = sum(boxes_by_class) / images if self.by_fullness else self.usual_objects
-        if not self.class_weight_power:
-            require(
-                len(self.class_weights) in (0, len(boxes_by_class)),
-                "loss.class_weights",
-                f"empty or of {len(boxes_by_class)} numbers, one for each class",
-                self.class_weights,
-            )
-            return dataclasses.replace(self, usual_objects=usual, by_fullness=False)
-        seen = [max(count, 1) for count in boxes_by_class]
-        raw = [count**-self.class_weight_power for count in seen]
-        mean = sum(count * weight for count, weight in zip(seen, raw, strict=True)) / sum(seen)
+        require(
+            len(self.class_weights) in (0, len(boxes_by_class)),
+            "loss.class_weights",
+            f"empty or of {len(boxes_by_class)} numbers, one for each class",
+            self.class_weights,
+        )
+        class_weights = self.class_weights
+        if self.class_weight_power:
+            seen = [max(count, 1) for count in boxes_by_class]
+            raw = [count**-self.class_weight_power for count in seen]
+            mean = sum(count * weight for count, weight in zip(seen, raw, strict=True)) / sum(seen)
+            class_weights = tuple(weight / mean for weight in raw)
         return dataclasses.replace(
             self,
-            class_weights=tuple(weight / mean for weight in raw),
+            class_weights=class_weights,
             class_weight_power=0.0,
-            usual_objects=usual,
+            usual_objects=sum(boxes_by_class) / images if self.by_fullness else self.usual_objects,
             by_fullness=False,
         )
 

@@ -1,7 +1,7 @@
 """What happens to a batch of training images and their boxes, on the device, before each step.
 
-The parts are functions of one image; here they are put together.
-Those that are off leave no trace in the step.
+The parts are functions of one image; here they are put together. Those that are off leave no trace
+in the step.
 """
 
 import functools

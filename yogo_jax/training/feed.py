@@ -20,7 +20,7 @@ from yogo_jax.data.source import RecordSource
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.training.state import TrainState
-from yogo_jax.training.step import Batch, StepMetrics
+from yogo_jax.training.step import Batch, StepMetrics, TrainStep
 
 
 # Steps of one call when the images are on the device: enough that the host's part does not count,
@@ -29,7 +29,6 @@ STEPS_PER_CALL = 8
 # Of a device's memory, what images may take; the rest is for the network.
 SHARE_OF_MEMORY = 0.4
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 # As many of them as a call takes; of their metrics each has an axis of steps in front.
 Steps = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
 

@@ -17,9 +17,14 @@ from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.source import RecordSource
 from yogo_jax.errors import UserError
 from yogo_jax.training.optimizer import make_optimizer
-from yogo_jax.training.run_data import prepare_data
-from yogo_jax.training.setup import Say, initial_state, load_teacher, prepare_spec
-from yogo_jax.training.step import make_train_step
+from yogo_jax.training.run_data import Say, prepare_data
+from yogo_jax.training.setup import (
+    initial_state,
+    load_teacher,
+    prepare_loss,
+    prepare_spec,
+    prepare_train_step,
+)
 
 
 # Of a running mean, so that single batches do not decide.
@@ -66,19 +71,14 @@ def try_rates(config: Config, rates: Sequence[float], say: Say) -> list[Tried]:
 
     tx = make_optimizer(config.optim, len(rates), schedule=schedule)
     state = initial_state(config, spec, tx, say)
-    counts = np.bincount(data.splits.train.class_ids, minlength=len(spec.class_names))
-    train_step = make_train_step(
+    train_step = prepare_train_step(
+        config,
         spec,
+        data,
         tx,
         schedule,
-        loss=config.loss.for_data(counts.tolist(), len(data.splits.train)),
-        augment=config.augment,
-        seed=config.seed,
-        compute_dtype=config.model.dtype,
-        ema_decay=config.optim.ema_decay,
-        teacher=load_teacher(config, spec, jax.sharding.SingleDeviceSharding(jax.devices()[0])),
-        imitation=config.loss.imitation,
-        thumbnails=data.thumbnails,
+        loss=prepare_loss(config, data.splits.train),
+        teacher=load_teacher(config, spec),
     )
     order = EpochOrder(
         num_records=len(data.splits.train), batch_size=config.train.batch_size, seed=config.seed
@@ -123,7 +123,8 @@ def fastest(tried: Sequence[Tried]) -> Tried:
     if len(tried) < FEWEST_STEPS or least < FEWEST_STEPS // 2:
         raise UserError(
             f"the loss did not fall over the first of {len(tried)} learning rates; expected a fall "
-            "and then a rise: start --from a lower rate, or look at the data (`yogo_jax.inspect`)"
+            "and then a rise: start at a lower rate by --lowest, or look at the data "
+            "(`yogo_jax.inspect`)"
         )
     logs = np.log([each.learning_rate for each in tried[: least + 1]])
     losses = np.log([each.loss for each in tried[: least + 1]])

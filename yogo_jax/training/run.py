@@ -5,8 +5,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from yogo_jax.config import Config
 from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.pipeline import EpochOrder
@@ -30,8 +28,9 @@ from yogo_jax.training.packing import open_pack
 from yogo_jax.training.preemption import Stop, Stopped
 from yogo_jax.training.resume import Start
 from yogo_jax.training.run_data import RunData
+from yogo_jax.training.setup import prepare_loss, prepare_train_step
 from yogo_jax.training.state import TrainState
-from yogo_jax.training.step import Teacher, make_train_step
+from yogo_jax.training.step import Teacher
 from yogo_jax.training.testing import evaluate_best, log_test, write_test
 from yogo_jax.training.tracking import SilentTracker, Tracker
 from yogo_jax.training.validation import Validator
@@ -66,8 +65,7 @@ class Run:
         self.devices = devices
         self.on_validation = on_validation
         self.teacher = teacher
-        counts = np.bincount(data.splits.train.class_ids, minlength=len(spec.class_names))
-        self.loss = config.loss.for_data(counts.tolist(), len(data.splits.train))
+        self.loss = prepare_loss(config, data.splits.train)
         self.order = EpochOrder(
             num_records=len(data.splits.train),
             batch_size=config.train.batch_size,
@@ -183,21 +181,17 @@ class Run:
     def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
         config, order, devices = self.config, self.order, self.devices
         closed_steps = config.augment.closed_epochs * order.steps_per_epoch
-        train_step = make_train_step(
+        train_step = prepare_train_step(
+            config,
             self.spec,
+            self.data,
             self.tx,
             learning_rate_schedule(
                 config.optim, self.total_steps, steps_per_epoch=order.steps_per_epoch
             ),
             loss=self.loss,
-            augment=config.augment,
-            seed=config.seed,
-            compute_dtype=config.model.dtype,
-            ema_decay=config.optim.ema_decay,
-            composed_steps=self.total_steps - closed_steps,
             teacher=self.teacher,
-            imitation=config.loss.imitation,
-            thumbnails=self.data.thumbnails,
+            composed_steps=self.total_steps - closed_steps,
         )
         feed = self._make_feed()
         step_fn = self.stop.at_once_in_first_call(

@@ -2,24 +2,22 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 
 from yogo_jax.config import Config
 from yogo_jax.data.records import Records
+from yogo_jax.detector.losses import LossWeights
 from yogo_jax.detector.network import Initialization
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.training.run_data import RunData
+from yogo_jax.training.run_data import RunData, Say
 from yogo_jax.training.state import TrainState, create_state, start_from
-from yogo_jax.training.step import Teacher
-
-
-Say = Callable[[str], None]
+from yogo_jax.training.step import Teacher, TrainStep, make_train_step
 
 
 def mean_anchor(records: Records) -> tuple[float, float]:
@@ -98,13 +96,15 @@ def initial_state(
     return jax.device_put(start_from({**variables, "params": params}, tx, averages=averages))
 
 
-def load_teacher(config: Config, spec: ModelSpec, place: jax.sharding.Sharding) -> Teacher | None:
+def load_teacher(
+    config: Config, spec: ModelSpec, place: jax.sharding.Sharding | None = None
+) -> Teacher | None:
     """The network that `train.teacher` names, None if it names none.
 
     Args:
       config: of the run.
       spec: of the network in training.
-      place: where its weights go.
+      place: where its weights go; the first device of this process if None.
 
     Raises:
       UserError: it has another grid, other classes or other pixels.
@@ -129,6 +129,44 @@ def taught_by(data: RunData, teacher: Teacher | None) -> RunData:
         return data
     both = f"{data.fingerprint}{teacher.fingerprint()}".encode()
     return dataclasses.replace(data, fingerprint=hashlib.sha256(both).hexdigest())
+
+
+def prepare_loss(config: Config, train: Records) -> LossWeights:
+    """The weights of a run's loss.
+
+    Raises:
+      UserError: they do not fit the classes of its data.
+    """
+    counts = np.bincount(train.class_ids, minlength=len(train.class_names))
+    return config.loss.for_data(counts.tolist(), len(train))
+
+
+def prepare_train_step(
+    config: Config,
+    spec: ModelSpec,
+    data: RunData,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    loss: LossWeights,
+    teacher: Teacher | None,
+    composed_steps: int | None = None,
+) -> TrainStep:
+    """The training step of a run, see `make_train_step`."""
+    return make_train_step(
+        spec,
+        tx,
+        schedule,
+        loss=loss,
+        augment=config.augment,
+        seed=config.seed,
+        compute_dtype=config.model.dtype,
+        ema_decay=config.optim.ema_decay,
+        composed_steps=composed_steps,
+        teacher=teacher,
+        imitation=config.loss.imitation,
+        thumbnails=data.thumbnails,
+    )
 
 
 def lines_of(data: RunData, spec: ModelSpec) -> list[str]:

@@ -34,6 +34,9 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
 
 
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
 class Teacher(NamedTuple):
     """A trained network that another one imitates."""
 
@@ -69,7 +72,7 @@ def make_train_step(
     teacher: Teacher | None = None,
     imitation: float = 0.0,
     thumbnails: Thumbnails | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+) -> TrainStep:
     """The training step: augment, bin, forward, loss, update.
 
     Its randomness is drawn from (seed, step), so that a continued run draws the same. Convolutions
