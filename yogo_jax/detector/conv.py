@@ -1,12 +1,15 @@
-"""The 3x3 convolution of the backbones, with gradients that CPUs compute fast.
+"""The 3x3 convolution of the backbones, which CPUs train fast.
 
 XLA's own weight gradients, and its input gradients of strided layers, run on CPUs at a fraction of
-the forward pass's rate. There they are written as matrix products, equal but for rounding;
-accelerators keep the plain path. `benchmarks/step.py` measures the step.
+the forward pass's rate. There they are written as matrix products, equal but for rounding, and
+wide layers of stride 1 are trained with fewer multiplications (`winograd.py`). Accelerators, and
+whatever takes no gradients, keep the plain path. `benchmarks/step.py` measures the step.
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +18,15 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from yogo_jax.detector import winograd
+
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PADDING = ((1, 1), (1, 1))
 # Copies of an image's taps that a matrix product reads; more would leave the processor's cache.
 _BLOCK_BYTES = 12_000_000
+# Channels in and out from which on fewer products are worth more sums: 16 to 32 lose by them.
+_WIDE = 64
 
 
 def _plain_conv3x3(x: Array, kernel: Array, stride: int) -> Array:
@@ -79,24 +86,6 @@ def _kernel_gradient_by_products(x: Array, grad: Array, stride: int) -> Array:
     return total.T.reshape(3, 3, channels, outputs).astype(x.dtype)
 
 
-def _kernel_gradient_on_devices(x: Array, grad: Array, stride: int) -> Array:
-    """The same for images spread over devices: each sums over its own, then all together.
-
-    Left to itself the compiler would bring all images to every device, for the loop over them.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return _kernel_gradient_by_products(x, grad, stride)
-    by_image, copied = PartitionSpec(mesh.axis_names), PartitionSpec()
-
-    def of_own_images(x: Array, grad: Array) -> Array:
-        return lax.psum(_kernel_gradient_by_products(x, grad, stride), mesh.axis_names)
-
-    return jax.shard_map(
-        of_own_images, in_specs=(by_image, by_image), out_specs=copied, check_vma=False
-    )(x, grad)
-
-
 def _plain_input_gradient(kernel: Array, grad: Array, stride: int, shape: tuple) -> Array:
     image = jax.ShapeDtypeStruct(shape, grad.dtype)
     linear = jax.linear_transpose(lambda each: _plain_conv3x3(each, kernel, stride), image)
@@ -109,7 +98,7 @@ def _input_gradient_by_parity(kernel: Array, grad: Array, shape: tuple[int, ...]
     An even row was seen by the middle tap of one output row, an odd one by the last tap of that
     and the first tap of the next; columns alike.
     """
-    batch, height, width, channels = shape
+    _, height, width, _ = shape
     _, rows, columns, _ = grad.shape
     # Of each parity: (output row from this one on, tap).
     seers = (((0, 1),), ((0, 2), (1, 0)))
@@ -121,30 +110,69 @@ def _input_gradient_by_parity(kernel: Array, grad: Array, shape: tuple[int, ...]
         taps = [kernel[i, j].T for (_, i), (_, j) in pairs]
         return jnp.concatenate(grads, axis=-1) @ jnp.concatenate(taps)
 
-    by_row = [jnp.stack([kind(row, 0), kind(row, 1)], axis=3) for row in (0, 1)]
-    pixels = jnp.stack(by_row, axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
     # Of an odd size the last row has no odd neighbour.
-    return pixels[:, :height, :width]
+    kinds = [[kind(row, 0), kind(row, 1)] for row in (0, 1)]
+    return winograd.interleaved(kinds, height, width)
+
+
+def _is_wide(kernel: Array, stride: int) -> bool:
+    return stride == 1 and min(kernel.shape[2:]) >= _WIDE
+
+
+def _cpu_gradients(stride: int, x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+    if _is_wide(kernel, stride):
+        return winograd.gradients(x, kernel, grad)
+    if stride == 2:
+        of_images = _input_gradient_by_parity(kernel, grad, x.shape)
+    else:
+        of_images = _plain_input_gradient(kernel, grad, stride, x.shape)
+    return of_images, _kernel_gradient_by_products(x, grad, stride)
+
+
+def _device_axes() -> tuple[str, ...]:
+    """Axes of the mesh that images are spread over, none on one device.
+
+    Left to itself the compiler would bring all images to every device, for the loops over them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if mesh.empty or mesh.size == 1 else mesh.axis_names
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _plain_conv3x3(x, kernel, stride), (x, kernel)
+    """What is computed where gradients will be asked for."""
+    plain = functools.partial(_plain_conv3x3, stride=stride)
+    if not _is_wide(kernel, stride):
+        return plain(x, kernel), (x, kernel)
+    on_cpu = winograd.convolved
+    if axes := _device_axes():
+        by_image, copied = PartitionSpec(axes), PartitionSpec()
+        on_cpu = jax.shard_map(
+            on_cpu, in_specs=(by_image, copied), out_specs=by_image, check_vma=False
+        )
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
 
 
 def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
 
     def plain(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        image_gradient = _plain_input_gradient(kernel, grad, stride, x.shape)
-        return image_gradient, _plain_kernel_gradient(x, grad, stride)
+        of_images = _plain_input_gradient(kernel, grad, stride, x.shape)
+        return of_images, _plain_kernel_gradient(x, grad, stride)
 
-    def on_cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        if stride == 2:
-            image_gradient = _input_gradient_by_parity(kernel, grad, x.shape)
-        else:
-            image_gradient = _plain_input_gradient(kernel, grad, stride, x.shape)
-        return image_gradient, _kernel_gradient_on_devices(x, grad, stride)
+    on_cpu: Callable[..., tuple[Array, Array]] = functools.partial(_cpu_gradients, stride)
+    if axes := _device_axes():
+        by_image, copied = PartitionSpec(axes), PartitionSpec()
 
+        def of_own_images(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+            of_images, of_kernel = _cpu_gradients(stride, x, kernel, grad)
+            return of_images, lax.psum(of_kernel, axes)
+
+        on_cpu = jax.shard_map(
+            of_own_images,
+            in_specs=(by_image, copied, by_image),
+            out_specs=(by_image, copied),
+            check_vma=False,
+        )
     return lax.platform_dependent(x, kernel, grad, cpu=on_cpu, default=plain)
 
 
