@@ -42,7 +42,15 @@ class BareStep:
         spec = prepare_spec(config, data.splits.train)
         tx = make_optimizer(config.optim, 1000)
         schedule = learning_rate_schedule(config.optim, 1000)
-        step = make_train_step(spec, tx, schedule, loss=config.loss, augment=config.augment, seed=0)
+        step = make_train_step(
+            spec,
+            tx,
+            schedule,
+            loss=config.loss,
+            augment=config.augment,
+            seed=0,
+            compute_dtype=config.model.dtype,
+        )
         self._step = jax.jit(step, donate_argnums=0)
         self._state = create_state(spec, tx, seed=0)
         train = data.splits.train
@@ -88,8 +96,9 @@ def measure(args: argparse.Namespace) -> dict:
         image_hw=tuple(args.image_hw),
         normalize_images=True,
         workers=args.workers,
+        cache=args.cache,
     )
-    values["model"].update(name=args.model, anchor="auto")
+    values["model"].update(name=args.model, anchor="auto", dtype=args.dtype)
     values["train"].update(
         epochs=args.epochs,
         batch_size=args.batch,
@@ -132,6 +141,8 @@ def main() -> None:
     parser.add_argument("--model", default="base_model")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-hw", type=int, nargs=2, default=(240, 320))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--cache", choices=("auto", "none", "disk", "device"), default="auto")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--checkpoint-every-minutes", type=float, default=0.25)

@@ -32,6 +32,7 @@ from configs import base
 from yogo_jax.config import Config, from_mapping
 from yogo_jax.detector.backbones import ConvBackbone, get_backbone
 from yogo_jax.detector.grid import convolved_hw
+from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.losses import label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.huge_pages import TUNABLES, use_huge_pages
@@ -95,10 +96,15 @@ class Ours:
             labels = (batch["boxes_cxcywh"], batch["class_ids"], batch["valid"])
             return jax.vmap(image_loss)(self.spec.decode(raw), *labels).total().mean()
 
+        def predictions_of(variables: dict, images: jax.Array) -> Predictions:
+            return self.spec.predict(variables, images, compute_dtype=config.model.dtype)
+
         self._loss = jax.jit(jax.grad(loss_of))
+        self._inference = jax.jit(predictions_of)
         self._raw = jax.numpy.zeros((batch, *self.spec.grid_hw, 5 + classes))
         self.step()
         self.loss()
+        self.inference()
 
     def step(self) -> float:
         """Seconds of one step."""
@@ -112,6 +118,11 @@ class Ours:
     def loss(self) -> float:
         """Seconds of decoding, binning, loss and its gradient."""
         return timed(lambda: self._loss(self._raw, self._batch))
+
+    def inference(self) -> float:
+        """Seconds of network and decoding of the same images."""
+        images = self._batch["image"]
+        return timed(lambda: self._inference(self._state.variables, images))
 
 
 def operations(spec: ModelSpec) -> float:
@@ -194,13 +205,14 @@ def measure(args: argparse.Namespace) -> dict:
             "blocks": [dataclasses.asdict(block) for block in backbone.blocks],
         }
         twin = Twin(args.torch_python, job, huge_pages=args.huge_pages == "both")
-    ours_seconds, loss_seconds, twin_seconds, ratios = [], [], [], []
+    ours_seconds, loss_seconds, inference_seconds, twin_seconds, ratios = [], [], [], [], []
     for _ in range(args.rounds):
         # Idle threads of the other process spin for a while before they sleep.
         time.sleep(args.pause)
         round_seconds = [ours.step() for _ in range(args.steps)]
         ours_seconds += round_seconds
         loss_seconds += [ours.loss() for _ in range(args.steps)]
+        inference_seconds += [ours.inference() for _ in range(args.steps)]
         if twin is not None:
             time.sleep(args.pause)
             twin_round = twin.steps(args.steps)
@@ -208,6 +220,10 @@ def measure(args: argparse.Namespace) -> dict:
             ratios.append(statistics.median(round_seconds) / statistics.median(twin_round))
     if twin is not None:
         twin.close()
+    if args.trace:
+        with jax.profiler.trace(args.trace):
+            for _ in range(args.steps):
+                ours.step()
     step, loss = statistics.median(ours_seconds), statistics.median(loss_seconds)
     rate = matrix_rate(args.dtype)
     result = {
@@ -223,6 +239,7 @@ def measure(args: argparse.Namespace) -> dict:
         "step_images_per_second": args.batch / step,
         "binning_and_loss_seconds": loss,
         "binning_and_loss_share": loss / step,
+        "inference_images_per_second": args.batch / statistics.median(inference_seconds),
     }
     if ratios:
         result |= {
@@ -254,13 +271,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=12, help="steps of each in a round")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between rounds")
+    parser.add_argument(
+        "--trace", type=Path, help="also write a profile of some steps here, for xprof"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     if args.huge_pages != "neither":
         use_huge_pages()
     result = measure(args)
     for name, value in result.items():
-        print(f"{name:<26}{value:.4g}" if isinstance(value, float) else f"{name:<26}{value}")
+        print(f"{name:<34}{value:.4g}" if isinstance(value, float) else f"{name:<34}{value}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
