@@ -31,8 +31,8 @@ import numpy as np
 from configs import base
 from yogo_jax.config import Config, from_mapping
 from yogo_jax.detector.backbones import ConvBackbone, get_backbone
-from yogo_jax.detector.grid import convolved_hw
 from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.grid import convolved_hw
 from yogo_jax.detector.losses import label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.huge_pages import TUNABLES, use_huge_pages
