@@ -28,9 +28,8 @@ from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.run_data import prepare_data
-from yogo_jax.training.setup import prepare_spec
+from yogo_jax.training.setup import prepare_loss, prepare_spec, prepare_train_step
 from yogo_jax.training.state import create_state
-from yogo_jax.training.step import make_train_step
 from yogo_jax.training.tracking import read_metrics
 
 
@@ -42,14 +41,14 @@ class BareStep:
         spec = prepare_spec(config, data.splits.train)
         tx = make_optimizer(config.optim, 1000)
         schedule = learning_rate_schedule(config.optim, 1000)
-        step = make_train_step(
+        step = prepare_train_step(
+            config,
             spec,
+            data,
             tx,
             schedule,
-            loss=config.loss,
-            augment=config.augment,
-            seed=0,
-            compute_dtype=config.model.dtype,
+            loss=prepare_loss(config, data.splits.train),
+            teacher=None,
         )
         self._step = jax.jit(step, donate_argnums=0)
         self._state = create_state(spec, tx, seed=0)

@@ -117,15 +117,17 @@ def _group(x: Array, outputs: int) -> int:
     )
 
 
+def _tile_sums(x: Array) -> Parts:
+    return _transform(_B_TRANSPOSED, _tiles(x))
+
+
+def _tap_sums(kernel: Array) -> Parts:
+    return _transform(_G, [list(row) for row in kernel])
+
+
 def _convolved(x: Array, kernel: Array) -> Array:
-    products = _pairs(
-        _transform(_B_TRANSPOSED, _tiles(x)), _transform(_G, _taps(kernel)), operator.matmul
-    )
+    products = _pairs(_tile_sums(x), _tap_sums(kernel), operator.matmul)
     return interleaved(_transform(_A_TRANSPOSED, products), *x.shape[1:3])
-
-
-def _taps(kernel: Array) -> Parts:
-    return [list(row) for row in kernel]
 
 
 def _gradients(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
@@ -139,16 +141,14 @@ def _gradients(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
     grad = jnp.pad(grad, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
     of_results = [[grad[:, i::2, j::2] for j in range(2)] for i in range(2)]
     of_products = flat(_transform(_transposed(_A_TRANSPOSED), of_results))
-    of_taps = _transform(
-        _transposed(_G),
-        _pairs(flat(_transform(_B_TRANSPOSED, _tiles(x))), of_products, lambda v, d: v.T @ d),
-    )
-    of_sums = _pairs(
+    of_tap_sums = _pairs(flat(_tile_sums(x)), of_products, lambda v, d: v.T @ d)
+    of_taps = _transform(_transposed(_G), of_tap_sums)
+    of_tile_sums = _pairs(
         of_products,
-        _transform(_G, _taps(kernel)),
+        _tap_sums(kernel),
         lambda d, u: (d @ u.T).reshape(images, rows, columns, channels),
     )
-    of_pixels = _tiles_transposed(_transform(_transposed(_B_TRANSPOSED), of_sums))
+    of_pixels = _tiles_transposed(_transform(_transposed(_B_TRANSPOSED), of_tile_sums))
     return interleaved(of_pixels, height, width), jnp.stack([jnp.stack(row) for row in of_taps])
 
 
