@@ -37,6 +37,15 @@ BOX_CHANNELS = 5
 _HEAD_STD = 0.01
 
 
+def _drawn_flat(initializer: nn.initializers.Initializer) -> nn.initializers.Initializer:
+    """The same numbers: what draws of four axes take to compile is most of it their indices'."""
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return initializer(key, (math.prod(shape),), dtype).reshape(shape)
+
+    return draw
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Initialization:
     """How the weights of a fresh network are drawn.
@@ -53,11 +62,20 @@ class Initialization:
 
     def kernel(self, slope: float = LEAKY_SLOPE) -> nn.initializers.Initializer:
         """Of a convolution before a leaky activation of that slope."""
-        return nn.initializers.variance_scaling(2 / (1 + slope**2), self.kernel_init, "normal")
+        counted = -2 if self.kernel_init == "fan_in" else -1
+
+        def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+            fan = math.prod(shape[:-2]) * shape[counted]
+            std = jnp.sqrt(jnp.asarray(2 / (1 + slope**2) / fan, dtype))
+            return _drawn_flat(nn.initializers.normal(std))(key, shape, dtype)
+
+        return draw
 
     def head_kernel(self) -> nn.initializers.Initializer:
         """Of the head."""
-        return nn.initializers.normal(_HEAD_STD) if self.objectness_prior else self.kernel()
+        if not self.objectness_prior:
+            return self.kernel()
+        return _drawn_flat(nn.initializers.normal(_HEAD_STD))
 
     def head_bias(self) -> nn.initializers.Initializer:
         """Of the head: 0, but for the objectness."""
@@ -173,7 +191,7 @@ class ConvNextUnit(nn.Module):
             name="depthwise",
         )(x)
         y = nn.LayerNorm(epsilon=1e-6, name="norm")(y)
-        dense_init = nn.initializers.truncated_normal(0.02)
+        dense_init = _drawn_flat(nn.initializers.truncated_normal(0.02))
         dense = functools.partial(nn.Dense, dtype=self.compute_dtype, kernel_init=dense_init)
         y = dense(4 * channels, name="expand")(y)
         y = nn.gelu(y, approximate=False)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize_scalar
 
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.errors import UserError
@@ -70,6 +69,9 @@ def fit_temperature(pairs: Pairs) -> float:
     Raises:
       ValueError: there is no pair, or there are no two classes.
     """
+    # Late: evaluation and inference only read what was fitted.
+    from scipy.optimize import minimize_scalar
+
     count, classes = pairs.class_probs.shape
     if count == 0 or classes < 2:
         raise ValueError("a temperature takes a matched box and two classes")

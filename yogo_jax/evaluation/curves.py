@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from yogo_jax.evaluation.evaluator import ImageResult
 from yogo_jax.evaluation.ranking import Ranking
@@ -50,6 +49,9 @@ def precision_recall(ranking: Ranking) -> PrecisionRecall | None:
     Returns:
       The curve, empty without a detection; None without a true box.
     """
+    # Late: a training that has not come to its first evaluation has no need of it.
+    from sklearn.metrics import precision_recall_curve
+
     objects, found = int(ranking.objects.sum()), ranking.is_true[:, 0]
     if not objects:
         return None
@@ -130,6 +132,8 @@ def roc(images: Sequence[ImageResult], class_id: int) -> Roc | None:
     It tells how well boxes that were found are told apart; missed boxes and false alarms are not in
     it. None if no pair, or every pair, is of the class.
     """
+    from sklearn.metrics import auc, roc_curve
+
     probabilities = [
         image.found.class_probs[image.matches.prediction_index, class_id] for image in images
     ]

@@ -4,9 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 
 # Up to so many pairs all of them are looked at; beyond, only those of neighbours, which grow with
@@ -89,6 +86,9 @@ def _assign_all(
 def _assign(
     iou: Float[np.ndarray, "n m"], min_iou: float
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
+    # Late: a training that has not come to its first evaluation has no need of it.
+    from scipy.optimize import linear_sum_assignment
+
     allowed = iou >= min_iou
     # Forbidden pairs are priced before the assignment, not struck out after it: else two useless
     # overlaps of 0.4 would be preferred to one good one of 0.7, and then be thrown away.
@@ -101,6 +101,9 @@ def _assign_neighbours(
     predictions: Float[np.ndarray, "n 4"], labels: Float[np.ndarray, "m 4"], min_iou: float
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
     """The same for a floor above 0: group by group of boxes that allowed pairs hold together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     rows, columns = _side_by_side(predictions, labels)
     iou = _iou(predictions[rows], labels[columns])
     allowed = iou >= min_iou
