@@ -7,7 +7,6 @@ whatever the size of the frame.
 from collections.abc import Callable
 
 import numpy as np
-from scipy import ndimage
 
 from yogo_jax.data.sprites import (
     Patch,
@@ -135,6 +134,9 @@ def _schizont(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
 
 def _gametocyte(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     """A banana: long, bent, with grains of pigment in its middle and pale ends."""
+    # Late: frames that were drawn before are only read.
+    from scipy import ndimage
+
     bend, width = rng.uniform(0.2, 0.4), radius * rng.uniform(0.33, 0.4)
     along, straight = turned(plane, rng.uniform(0, 2 * np.pi))
     across = straight - np.float32(bend) * (np.square(along) / np.float32(radius) - radius / 3)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
-from scipy import ndimage
 
 
 Patch = Float32[np.ndarray, "p q"]
@@ -38,6 +37,9 @@ def plane_around(half: int, offset_yx: tuple[float, float]) -> Plane:
 
 def blurred(sprite: Sprite, sigma: float) -> Sprite:
     """The sprite out of focus by `sigma` pixels."""
+    # Late: frames that were drawn before are only read.
+    from scipy import ndimage
+
     density, coverage = ndimage.gaussian_filter(np.stack(sprite), (0, sigma, sigma), truncate=3)
     return Sprite(density, coverage)
 
@@ -49,6 +51,9 @@ def bump(distance: Patch, width: float) -> Patch:
 
 def texture(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> Patch:
     """Random texture of mean 0 and standard deviation about 1, with grains of `scale` pixels."""
+    # Late: frames that were drawn before are only read.
+    from scipy import ndimage
+
     noise = rng.standard_normal(shape, dtype=np.float32)
     # Smoothing white noise by a Gaussian divides its standard deviation by 2 sqrt(pi) sigma.
     return ndimage.gaussian_filter(noise, scale) * np.float32(2 * np.sqrt(np.pi) * scale)

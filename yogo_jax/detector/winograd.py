@@ -35,12 +35,16 @@ def _transposed(rows: Sequence[Sequence[float]]) -> list[list[float]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
+def _times(factor: float, part: Array) -> Array:
+    return part if factor == 1 else -part if factor == -1 else factor * part
+
+
 def _sums(matrix: Sequence[Sequence[float]], parts: Sequence[Array]) -> list[Array]:
     """`matrix` times the vector of arrays, without what is multiplied by zero."""
     return [
         functools.reduce(
             operator.add,
-            (factor * part for factor, part in zip(row, parts, strict=True) if factor),
+            (_times(factor, part) for factor, part in zip(row, parts, strict=True) if factor),
         )
         for row in matrix
     ]
@@ -106,9 +110,7 @@ def _pixels_transposed(of_sums: Sequence[Array], axis: int) -> Array:
     return jnp.stack([taps[1] + moved(taps[3], 1), taps[2] + moved(taps[0], -1)], axis + 1)
 
 
-def _image(
-    pixels: Float[Array, "n r 2 k 2 c"], height: int, width: int
-) -> Float[Array, "n h w c"]:
+def _image(pixels: Float[Array, "n r 2 k 2 c"], height: int, width: int) -> Float[Array, "n h w c"]:
     """The image of blocks of 2x2 pixels, cut to its size."""
     images, rows, _, columns, _, channels = pixels.shape
     return pixels.reshape(images, 2 * rows, 2 * columns, channels)[:, :height, :width]
