@@ -44,7 +44,7 @@ def convert(model: Any, *, class_names: tuple[str, ...] = ()) -> tuple[Any, dict
     """
     from bridge.onnx_graph import OnnxGraph
     from yogo_jax.data.cells import CLASS_NAMES
-    from yogo_jax.detector.network import BOX_CHANNELS
+    from yogo_jax.detector.decode import BOX_CHANNELS
     from yogo_jax.detector.spec import ModelSpec
 
     graph = OnnxGraph(model)

@@ -58,7 +58,7 @@ def convert(
       UserError: something of it is missing, unknown, or does not fit the rest.
     """
     from bridge.weights import recognize_architecture, to_variables
-    from yogo_jax.detector.network import BOX_CHANNELS
+    from yogo_jax.detector.decode import BOX_CHANNELS
     from yogo_jax.detector.spec import ModelSpec
 
     weights = saved.get("model_state_dict") if isinstance(saved, Mapping) else None

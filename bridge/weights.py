@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from yogo_jax.detector.backbones import BACKBONES, ConvNextBackbone, get_backbone
-from yogo_jax.detector.network import BOX_CHANNELS, YogoNetwork, init_variables
+from yogo_jax.detector.decode import BOX_CHANNELS
+from yogo_jax.detector.network import YogoNetwork, init_variables
 from yogo_jax.errors import UserError
 
 

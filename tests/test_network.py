@@ -1,6 +1,7 @@
 import functools
 import zlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +12,8 @@ from bridge.weights import to_variables
 from parity import RECORDED_NAMES, load, parity_file
 from yogo_jax.detector.backbones import BACKBONES, get_backbone
 from yogo_jax.detector.decode import decode
-from yogo_jax.detector.network import (
-    BatchNorm,
-    Initialization,
-    YogoNetwork,
-    init_variables,
-)
+from yogo_jax.detector.initialization import Initialization
+from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables
 from yogo_jax.errors import UserError
 
 
@@ -245,3 +242,12 @@ def test_dropout_drops_whole_channels_of_single_images():
     assert not np.asarray(features == 0)[
         ~np.broadcast_to(dropped[:, None, None], features.shape)
     ].any()
+
+
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
+@pytest.mark.parametrize("shape", [(3, 3, 1, 16), (1, 1, 64, 12), (7, 7, 1, 8)], ids=str)
+def test_kernels_are_the_draws_of_variance_scaling(mode, shape):
+    key, slope = jax.random.key(3), 0.125
+    library = nn.initializers.variance_scaling(2 / (1 + slope**2), mode, "normal")
+    drawn = Initialization(kernel_init=mode).kernel(slope)(key, shape)
+    np.testing.assert_array_equal(drawn, library(key, shape, jnp.float32))

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 from yogo_jax.detector.grid import cell_origins
 
 
+# What a box takes of the raw channels; the classes follow.
+BOX_CHANNELS = 5
 # exp(80) is still finite in float32; the original cuts there as well.
 MAX_LOG_SIZE = 80.0
 
@@ -48,6 +50,6 @@ def decode(
     sizes = jnp.exp(jnp.minimum(raw[..., 2:4], MAX_LOG_SIZE)) * prior.reshape(1, 1, 2)
     return Predictions(
         boxes_cxcywh=jnp.concatenate([centres, sizes], axis=-1),
-        objectness=jax.nn.sigmoid(raw[..., 4]),
-        class_logits=raw[..., 5:],
+        objectness=jax.nn.sigmoid(raw[..., BOX_CHANNELS - 1]),
+        class_logits=raw[..., BOX_CHANNELS:],
     )

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
+from yogo_jax.detector.decode import BOX_CHANNELS
 from yogo_jax.detector.detections import Detections, select
-from yogo_jax.detector.network import BOX_CHANNELS
 
 
 # Candidates are padded to powers of two, at least this many, so that few sizes are compiled.

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Num, UInt8
 
 from yogo_jax.detector.backbones import get_backbone
 from yogo_jax.detector.decode import Predictions, decode
-from yogo_jax.detector.network import ORIGINAL_INITIALIZATION, Initialization, YogoNetwork
+from yogo_jax.detector.initialization import ORIGINAL_INITIALIZATION, Initialization
+from yogo_jax.detector.network import YogoNetwork
 from yogo_jax.errors import UserError
 
 
