@@ -16,8 +16,7 @@ from jaxtyping import Array, Float
 
 from bridge.fold import FoldedConv, fold_chain
 from yogo_jax.detector.backbones import ConvBackbone, get_backbone
-from yogo_jax.detector.decode import BOX_CHANNELS, MAX_LOG_SIZE
-from yogo_jax.detector.grid import cell_origins
+from yogo_jax.detector.decode import BOX_CHANNELS, MAX_LOG_SIZE, cell_origins
 from yogo_jax.detector.spec import ModelSpec
 
 

@@ -18,7 +18,7 @@ from yogo_jax.data.definition import PathPair
 from yogo_jax.data.records import load_records
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.found import Thresholds
-from yogo_jax.detector.losses import LossWeights
+from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.evaluation.report.pictures import write_pictures

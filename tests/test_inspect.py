@@ -22,7 +22,7 @@ from yogo_jax.data.definition import load_definition
 from yogo_jax.data.images import decode_file
 from yogo_jax.data.inspection import inspect_data
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.losses import ORIGINAL_WEIGHTS
+from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.inspection.page import render_inspection
 from yogo_jax.evaluation.inspection.suspect_search import find_suspects

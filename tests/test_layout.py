@@ -1,6 +1,8 @@
 """Who may import whom, how long files may be, and which words a library may not know."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,12 @@ def test_the_data_side_does_not_import_jax(path):
 def test_only_the_bridge_knows_other_frameworks(path):
     roots = {name.split(".")[0] for name in imported_modules(path)}
     assert not roots & {"torch", "onnx", "jax2onnx", "openvino", "nncf", "bridge"}
+
+
+def test_commands_do_not_wait_for_jax_before_they_look_at_their_flags():
+    imports = "; ".join(f"import yogo_jax.{name}" for name in sorted(ENTRY_POINTS))
+    script = f"{imports}; import sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
 def test_no_drawer_for_odds_and_ends():

@@ -7,13 +7,8 @@ import pytest
 
 from parity import load
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.losses import (
-    LossTerms,
-    LossWeights,
-    imitation_loss,
-    objectness_loss,
-    yogo_loss,
-)
+from yogo_jax.detector.loss_weights import LossWeights
+from yogo_jax.detector.losses import LossTerms, imitation_loss, objectness_loss, yogo_loss
 from yogo_jax.detector.targets import Targets
 from yogo_jax.errors import UserError
 from yogo_jax.recipe import LossConfig

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from yogo_jax.detector.losses import LossWeights
+from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.schema import require
 
 

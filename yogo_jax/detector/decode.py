@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from yogo_jax.detector.grid import cell_origins
-
 
 # What a box takes of the raw channels; the classes follow.
 BOX_CHANNELS = 5
@@ -21,6 +19,14 @@ class Predictions(NamedTuple):
     boxes_cxcywh: Float[Array, "gh gw 4"]
     objectness: Float[Array, "gh gw"]
     class_logits: Float[Array, "gh gw k"]
+
+
+def cell_origins(grid_hw: tuple[int, int]) -> Float[Array, "gh gw 2"]:
+    """(x, y) of each cell's top left corner, as fractions of the image."""
+    rows, columns = grid_hw
+    x = jnp.arange(columns, dtype=jnp.float32) / columns
+    y = jnp.arange(rows, dtype=jnp.float32) / rows
+    return jnp.stack(jnp.meshgrid(x, y), axis=-1)
 
 
 def decode(

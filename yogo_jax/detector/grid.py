@@ -1,9 +1,6 @@
-"""The arithmetic between image sizes and grids, and where the cells of a grid lie."""
+"""The arithmetic between image sizes and grids, without JAX."""
 
 from collections.abc import Iterable
-
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from yogo_jax.errors import UserError
 
@@ -45,11 +42,3 @@ def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
         side += (kernel - 1) * stride_so_far
         stride_so_far *= stride
     return side
-
-
-def cell_origins(grid_hw: tuple[int, int]) -> Float[Array, "gh gw 2"]:
-    """(x, y) of each cell's top left corner, as fractions of the image."""
-    rows, columns = grid_hw
-    x = jnp.arange(columns, dtype=jnp.float32) / columns
-    y = jnp.arange(rows, dtype=jnp.float32) / rows
-    return jnp.stack(jnp.meshgrid(x, y), axis=-1)

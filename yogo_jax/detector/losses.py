@@ -1,7 +1,6 @@
 """The loss of one image, term by term and unreduced over images."""
 
-import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,44 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from yogo_jax.detector.boxes import ciou_loss, cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.targets import Targets, bin_targets
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """How the terms are weighed.
-
-    Attributes:
-      no_object_weight: weight of the cells without an object, against 1 for those with one.
-      iou_weight: weight of the box term.
-      classify_weight: weight of the class term.
-      label_smoothing: share of the target spread evenly over the classes, in [0, 1).
-      objectness: "squared" error, the original's, or "cross_entropy".
-      neighbour_weight: on top of `no_object_weight`, for the eight cells around one with an object,
-        which see nearly the same.
-      usual_objects: `no_object_weight` is that of an image with so many objects, and of others in
-        proportion, from a quarter to four times of it; 0 is the same for all.
-      class_weights: of each class in the class term; empty is 1 for all.
-    """
-
-    no_object_weight: float
-    iou_weight: float
-    classify_weight: float
-    label_smoothing: float
-    objectness: Literal["squared", "cross_entropy"] = "squared"
-    neighbour_weight: float = 1.0
-    usual_objects: float = 0.0
-    class_weights: tuple[float, ...] = ()
-
-    def for_evaluation(self) -> "LossWeights":
-        """All classes and all images alike, whatever the training made of them."""
-        return dataclasses.replace(self, class_weights=(), usual_objects=0.0)
-
-
-# The original's, for checkpoints that do not say.
-ORIGINAL_WEIGHTS = LossWeights(
-    no_object_weight=0.5, iou_weight=5.0, classify_weight=1.0, label_smoothing=0.01
-)
 
 
 # Least and most factor of `usual_objects`: an image without an object tells something, too.

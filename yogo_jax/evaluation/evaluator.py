@@ -19,7 +19,8 @@ from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.detections import Detections, detect
 from yogo_jax.detector.found import Found, Thresholds, on_host
-from yogo_jax.detector.losses import LossTerms, LossWeights, label_loss
+from yogo_jax.detector.loss_weights import LossWeights
+from yogo_jax.detector.losses import LossTerms, label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.evaluation.matching import Matches

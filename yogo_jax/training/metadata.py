@@ -8,7 +8,7 @@ from typing import Any
 
 import yogo_jax
 from yogo_jax.data.records import MIN_BOX_AREA
-from yogo_jax.detector.losses import ORIGINAL_WEIGHTS, LossWeights
+from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS, LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 

@@ -11,7 +11,7 @@ import optax
 from yogo_jax.config import Config
 from yogo_jax.data.records import Records
 from yogo_jax.detector.initialization import Initialization
-from yogo_jax.detector.losses import LossWeights
+from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables

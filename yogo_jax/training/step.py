@@ -13,7 +13,8 @@ import optax
 from jax.typing import DTypeLike
 
 from yogo_jax.data.thumbnails import Thumbnails
-from yogo_jax.detector.losses import LossTerms, LossWeights, imitation_loss, label_loss
+from yogo_jax.detector.loss_weights import LossWeights
+from yogo_jax.detector.losses import LossTerms, imitation_loss, label_loss
 from yogo_jax.detector.spec import ModelSpec, served_spec
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augment import augment_batch

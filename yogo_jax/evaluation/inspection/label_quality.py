@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import Detections, detect
-from yogo_jax.detector.losses import LossTerms, LossWeights, box_loss, class_loss
+from yogo_jax.detector.loss_weights import LossWeights
+from yogo_jax.detector.losses import LossTerms, box_loss, class_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.detector.targets import cells_of_boxes, winners_by_cell
 

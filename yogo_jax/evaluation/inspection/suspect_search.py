@@ -14,7 +14,7 @@ from yogo_jax.data.inspection import MOST_LISTED, Inspection
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import large_enough
 from yogo_jax.data.source import RecordSource, boxes_to_pad_to
-from yogo_jax.detector.losses import LossWeights
+from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.inspection.doubts import Doubt, doubts_of_image
 from yogo_jax.evaluation.inspection.label_quality import Opinions, make_opinion_step
