@@ -13,6 +13,8 @@ import pytest
 from runs import tiny_config
 from tiny_data import add_thumbnails, write_dataset
 from yogo_jax.errors import UserError
+from yogo_jax.evaluation.report import results
+from yogo_jax.evaluation.report.page import evaluation_page
 from yogo_jax.training import packing, run, setup
 from yogo_jax.training.checkpoints import (
     committed_checkpoints,
@@ -66,9 +68,17 @@ def assert_equal_trees(found, expected):
 
 @pytest.fixture(scope="module")
 def whole_run(definition, tmp_path_factory):
+    """With the page of its test, which the other runs here do without: its figures take seconds."""
     workdir = tmp_path_factory.mktemp("whole")
-    metrics = train_and_evaluate(config_of(definition), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "evaluation_page", evaluation_page)
+        metrics = train_and_evaluate(config_of(definition), workdir)
     return workdir, metrics
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    monkeypatch.setattr(results, "evaluation_page", lambda *_: "")
 
 
 def test_a_workdir_holds_what_it_promises(whole_run, definition):
