@@ -14,7 +14,6 @@ from runs import tiny_config
 from tiny_data import add_thumbnails, write_dataset
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.report import results
-from yogo_jax.evaluation.report.page import evaluation_page
 from yogo_jax.training import packing, run, setup
 from yogo_jax.training.checkpoints import (
     committed_checkpoints,
@@ -68,16 +67,14 @@ def assert_equal_trees(found, expected):
 
 @pytest.fixture(scope="module")
 def whole_run(definition, tmp_path_factory):
-    """With the page of its test, which the other runs here do without: its figures take seconds."""
     workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "evaluation_page", evaluation_page)
-        metrics = train_and_evaluate(config_of(definition), workdir)
+    metrics = train_and_evaluate(config_of(definition), workdir)
     return workdir, metrics
 
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
+    """Its figures take seconds; `whole_run`, of wider scope, has drawn them once."""
     monkeypatch.setattr(results, "evaluation_page", lambda *_: "")
 
 

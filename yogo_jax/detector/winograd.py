@@ -15,7 +15,7 @@ References:
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -70,40 +70,49 @@ def _tile_pixels(x: Array, axis: int) -> list[Array]:
     ]
 
 
+def _transformed(
+    matrix: Sequence[Sequence[float]],
+    x: Array,
+    axes: tuple[int, int],
+    parts_along: Callable[[Array, int], list[Array]] = _unstacked,
+) -> Array:
+    """`matrix` times the parts of `x` times `matrix` transposed, both stacked in front.
+
+    Args:
+      matrix: makes sums of parts.
+      x: what is taken apart.
+      axes: that of the rows, and that of the columns where sums of rows are stacked in front.
+      parts_along: takes an array apart along an axis.
+    """
+    by_row = jnp.stack(_sums(matrix, parts_along(x, axes[0])))
+    return jnp.stack(_sums(matrix, parts_along(by_row, axes[1])), 1)
+
+
 def _tile_sums(x: Float[Array, "n h w c"]) -> Float[Array, "16 tiles c"]:
     _, height, width, channels = x.shape
     rows, columns = _tile_counts(x)
     # One pixel around the image, and another where its size is odd.
     x = jnp.pad(x, ((0, 0), (1, 1 + 2 * rows - height), (1, 1 + 2 * columns - width), (0, 0)))
-    by_row = jnp.stack(_sums(_B_TRANSPOSED, _tile_pixels(x, 1)))
-    return jnp.stack(_sums(_B_TRANSPOSED, _tile_pixels(by_row, 3)), 1).reshape(16, -1, channels)
+    return _transformed(_B_TRANSPOSED, x, (1, 3), _tile_pixels).reshape(16, -1, channels)
 
 
 def _tap_sums(kernel: Float[Array, "3 3 c oc"]) -> Float[Array, "16 c oc"]:
-    by_row = jnp.stack(_sums(_G, _unstacked(kernel, 0)))
-    return jnp.stack(_sums(_G, _unstacked(by_row, 1)), 1).reshape(16, *kernel.shape[2:])
+    return _transformed(_G, kernel, (0, 1)).reshape(16, *kernel.shape[2:])
 
 
-def _tap_sums_transposed(of_sums: Float[Array, "16 c oc"]) -> Float[Array, "3 3 c oc"]:
-    of_sums = of_sums.reshape(4, 4, *of_sums.shape[1:])
-    by_row = jnp.stack(_sums(_transposed(_G), _unstacked(of_sums, 0)))
-    return jnp.stack(_sums(_transposed(_G), _unstacked(by_row, 1)), 1)
-
-
-def _pixels_transposed(of_sums: Sequence[Array], axis: int) -> Array:
+def _pixels_transposed(of_sums: Array, axis: int) -> Array:
     """What the two pixels in each tile's middle get along an axis, stacked behind it.
 
     Args:
-      of_sums: what the four sums of a tile get.
-      axis: along the tiles.
+      of_sums: what the four sums of a tile get, stacked in front.
+      axis: along the tiles, without the one in front.
     """
-    taps = _sums(_transposed(_B_TRANSPOSED), of_sums)
-    length = taps[0].shape[axis]
+    taps = _sums(_transposed(_B_TRANSPOSED), _unstacked(of_sums, 0))
 
-    def moved(tap: Array, to: int) -> Array:
-        pad = [(0, 0)] * tap.ndim
-        pad[axis] = (max(to, 0), max(-to, 0))
-        return lax.slice_in_dim(jnp.pad(tap, pad), max(-to, 0), length + max(-to, 0), axis=axis)
+    def moved(tap: Array, by: int) -> Array:
+        padding = [(0, 0, 0)] * tap.ndim
+        padding[axis] = (by, -by, 0)
+        return lax.pad(tap, jnp.zeros((), tap.dtype), padding)
 
     # Tap 1 is the middle's first pixel, and so is tap 3 of the tile before; tap 2 is its second,
     # and so is tap 0 of the tile behind.
@@ -147,14 +156,12 @@ def _gradients(x: Array, tap_sums: Array, grad: Array) -> tuple[Array, Array]:
     rows, columns = _tile_counts(x)
     grad = jnp.pad(grad, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
     blocks = grad.reshape(images, rows, 2, columns, 2, -1)
-    a = _transposed(_A_TRANSPOSED)
-    by_row = jnp.stack(_sums(a, _unstacked(blocks, 2)))
-    of_products = jnp.stack(_sums(a, _unstacked(by_row, 4)), 1).reshape(16, -1, grad.shape[-1])
+    of_products = _transformed(_transposed(_A_TRANSPOSED), blocks, (2, 4))
+    of_products = of_products.reshape(16, -1, grad.shape[-1])
     of_tap_sums = jnp.einsum("atc,ato->aco", _tile_sums(x), of_products)
     of_tile_sums = jnp.einsum("ato,aco->atc", of_products, tap_sums)
     of_tile_sums = of_tile_sums.reshape(4, 4, images, rows, columns, channels)
-    of_columns = _pixels_transposed(_unstacked(of_tile_sums, 0), 2)
-    of_pixels = _pixels_transposed(_unstacked(of_columns, 0), 3)
+    of_pixels = _pixels_transposed(_pixels_transposed(of_tile_sums, 2), 3)
     return _image(of_pixels, height, width), of_tap_sums
 
 
@@ -185,5 +192,7 @@ def gradients(
 
     groups = tuple(each.reshape(images // size, size, *each.shape[1:]) for each in (x, grad))
     of_tap_sums, of_images = lax.scan(add_group, jnp.zeros_like(tap_sums), groups)
-    of_kernel = _tap_sums_transposed(of_tap_sums)
+    of_kernel = _transformed(
+        _transposed(_G), of_tap_sums.reshape(4, 4, *of_tap_sums.shape[1:]), (0, 1)
+    )
     return of_images.reshape(x.shape).astype(x.dtype), of_kernel.astype(kernel.dtype)
