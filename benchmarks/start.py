@@ -28,6 +28,10 @@ FLAGS = ("--config.data.image_hw=240,320", "--config.train.batch_size=8", "--con
 def train_one_step() -> None:
     """The command `train`, which leaves after a step."""
     from yogo_jax import train
+    from yogo_jax.startup import start_jax
+
+    # Before the import of what it is to act on, as the command does.
+    start_jax()
     from yogo_jax.training import run
 
     def leave(_meter: object, _step: int, _steps: int, metrics: object) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from bridge.limits import DEFAULT_OPSET, MAX_MAP_LOSS
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.startup import start_jax
 
 
 MAX_OPSET = 21  # that the converter writes
@@ -101,6 +102,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: an input cannot be used, the folder cannot be written, or a model did not pass.
     """
+    start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
     import numpy as np
 
@@ -109,12 +111,10 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     from bridge.memory import give_back_freed_memory
     from bridge.quantize import quantization_strips, require_nncf
     from bridge.verify import verify_files
-    from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.output.files import make_folder, write_json
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 
-    use_compilation_cache()
     make_folder(args.output, "--output")
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from parity import REMOSCOPE
 from slurm_here import Slurm, slurm_here, why_not
-from yogo_jax.compilation import use_compilation_cache
+from yogo_jax.startup import start_jax
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "YOGO_JAX_CACHE" not in os.environ:
         os.environ["YOGO_JAX_CACHE"] = tempfile.mkdtemp(prefix="yogo_jax_tests_")
         config.add_cleanup(lambda: shutil.rmtree(os.environ["YOGO_JAX_CACHE"], ignore_errors=True))
-    use_compilation_cache()
+    start_jax()
 
 
 @pytest.fixture

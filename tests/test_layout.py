@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "sweeping",
     },
     "cache": set(),
-    "compilation": {"cache"},
+    "startup": {"cache"},
     "huge_pages": set(),
     # Knows the other entry points by name.
     "__main__": {"errors", "huge_pages"},
@@ -57,7 +57,7 @@ MAY_IMPORT = {
             "errors",
             "config",
             "config_file",
-            "compilation",
+            "startup",
             "huge_pages",
             "detector",
             "data",

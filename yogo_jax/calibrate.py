@@ -15,6 +15,7 @@ from typing import Any
 
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.output.files import write_json
+from yogo_jax.startup import start_jax
 
 
 # With fewer matched boxes a temperature would say more of chance than of the network.
@@ -71,8 +72,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: checkpoint and data do not fit each other, or too few boxes are found.
     """
+    start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.evaluation.calibration import (
@@ -92,7 +93,6 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     )
     from yogo_jax.training.run_data import evaluation_data
 
-    use_compilation_cache()
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)
     records = getattr(evaluation_data(metadata, args.definition, print), args.split)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def evaluate(args: argparse.Namespace) -> dict:
     Raises:
       UserError: checkpoint and data do not fit each other, or either cannot be read.
     """
+    start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
@@ -100,7 +101,6 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.training.run_data import evaluation_data
 
-    use_compilation_cache()
     make_folder(args.output, "--output")
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.inference.flags import check, make_parser
+from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
@@ -31,13 +32,12 @@ def infer(args: argparse.Namespace) -> None:
       UserError: model or frames cannot be used, none of them can be read, or the folder is not
         free.
     """
+    start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.evaluation.calibration import read_min_scores
     from yogo_jax.inference.models import ModelOptions, load_model
     from yogo_jax.inference.run import Running, format_summary, infer_frames
 
-    use_compilation_cache()
     parts = [part for each in args.class_names or () for part in each.split(",")]
     names = [name for part in parts if (name := part.strip())]
     options = ModelOptions(

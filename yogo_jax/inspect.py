@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from yogo_jax.data.scan import default_workers
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
     Raises:
       UserError: the definition or the checkpoint cannot be used.
     """
+    start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.data.definition import load_definition
     from yogo_jax.data.inspection import inspect_data
@@ -202,13 +204,11 @@ def question(
     """The labels that a checkpoint contradicts, printed."""
     import jax
 
-    from yogo_jax.compilation import use_compilation_cache
     from yogo_jax.evaluation.inspection.suspect_search import find_suspects
     from yogo_jax.evaluation.inspection.suspects import SUSPECT_KINDS
     from yogo_jax.output.progress import progress_bar
     from yogo_jax.training.checkpoints import restore_variables
 
-    use_compilation_cache()
     device = jax.devices()[0]
     print(f"\n{folder} on {device.platform} ({device.device_kind})")
     with progress_bar("labels") as on_start:

@@ -7,19 +7,18 @@ the config are those of `yogo_jax.train`, and the answer is for these.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import app, flags
-from absl import logging as absl_logging
 
 from yogo_jax.config import field_names, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.output.files import write_json
+from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
@@ -105,13 +104,9 @@ def _run(argv: list[str]) -> None:
         given = flags.FLAGS
         steps, lowest, highest = given.steps, given.lowest, given.highest
         check(steps, lowest, highest, given.output)
-        # Orbax and Grain report every file at these levels.
-        absl_logging.set_verbosity(absl_logging.ERROR)
-        logging.getLogger("jax").setLevel(logging.WARNING)
-        from yogo_jax.compilation import use_compilation_cache
+        start_jax()
         from yogo_jax.training.rate_search import fastest, rates_between, try_rates
 
-        use_compilation_cache()
         tried = try_rates(config, rates_between(lowest, highest, steps), print)
         best = fastest(tried)
         print(format_rates(tried, best, steps))

@@ -9,12 +9,12 @@ planned, and takes up those whose task has died. The second writes DIR/report.ht
 
 import argparse
 import functools
-import logging
 import sys
 from pathlib import Path
 
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.huge_pages import use_huge_pages
+from yogo_jax.startup import start_jax
 from yogo_jax.sweeping.claims import STALE_AFTER_S
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
@@ -92,7 +92,6 @@ def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from absl import flags
-    from absl import logging as absl_logging
 
     from yogo_jax.config import field_names
     from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
@@ -109,15 +108,12 @@ def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
         values["sweep"]["trials"] = args.trials
     space = read_space(values)
 
-    from yogo_jax.compilation import use_compilation_cache
+    start_jax()
     from yogo_jax.sweeping.study import open_study
     from yogo_jax.sweeping.trial import check_data, run_task
 
     # Grain's worker processes take over absl's flags, which must have been parsed for it.
     flags.FLAGS.mark_as_parsed()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    use_compilation_cache()
     check_data(space)
     study = open_study(args.study, space, stale_after=args.stale_after)
     run_task(study, one=args.one, say=functools.partial(print, flush=True), stop=stop)

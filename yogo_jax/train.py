@@ -6,19 +6,18 @@ and `train.max_hours` stop it: it saves, and exits with status 75.
 
 import argparse
 import functools
-import logging
 import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 from absl import app, flags
-from absl import logging as absl_logging
 
 from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.huge_pages import use_huge_pages
+from yogo_jax.startup import start_jax
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
 
@@ -79,11 +78,8 @@ def _run(argv: list[str], stop: Stop) -> None:
         values, name = config_values(flags.FLAGS)
         config = from_mapping(values)
         workdir = flags.FLAGS.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        # Orbax and Grain report every file at these levels.
-        absl_logging.set_verbosity(absl_logging.ERROR)
-        logging.getLogger("jax").setLevel(logging.WARNING)
+        start_jax()
         # Imported late: a mistake in a flag is told without waiting for JAX.
-        from yogo_jax.compilation import use_compilation_cache
         from yogo_jax.training.distributed import (
             Coordinates,
             are_several,
@@ -92,7 +88,6 @@ def _run(argv: list[str], stop: Stop) -> None:
         )
         from yogo_jax.training.loop import train_and_evaluate
 
-        use_compilation_cache()
         given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
         several = are_several(given)
         # SLURM sends signals to all processes of a run; by hand one of them may get it alone.

@@ -8,7 +8,6 @@ from yogo_jax.data.records import Records
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import Evaluation, Evaluator
-from yogo_jax.evaluation.report.history import History
 from yogo_jax.evaluation.tables import format_metrics
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.metadata import Metadata
@@ -71,6 +70,7 @@ def write_test(tested: Tested, workdir: Path, images: int, tracker: Tracker) -> 
       UserError: an image can no longer be read.
     """
     # Imported late: scikit-learn takes a second, which the start of a training need not wait for.
+    from yogo_jax.evaluation.report.history import History
     from yogo_jax.evaluation.report.page import Subject
     from yogo_jax.evaluation.report.results import write_results
 

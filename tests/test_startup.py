@@ -1,0 +1,46 @@
+"""What commands do before they import the parts that compute."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from yogo_jax.startup import OBJECTS_BETWEEN_COLLECTIONS, cpu_fingerprint
+
+
+LOOK = """
+import gc, logging, sys
+from yogo_jax.startup import start_jax
+assert "jax" not in sys.modules
+start_jax()
+import jax
+print(gc.get_threshold()[0], logging.getLogger("jax").level == logging.WARNING)
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def looked_at(**environment: str) -> list[str]:
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", LOOK]
+    result = subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, check=True
+    )
+    return result.stdout.split("\n")
+
+
+def test_collections_are_rare_and_libraries_quiet(tmp_path):
+    assert looked_at(YOGO_JAX_CACHE=str(tmp_path))[0] == f"{OBJECTS_BETWEEN_COLLECTIONS} True"
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["our folder", "the user's folder"])
+def test_compilations_are_kept_apart_for_each_cpu_unless_the_user_says_where(own, tmp_path):
+    environment = {"YOGO_JAX_CACHE": str(tmp_path)}
+    if not own:
+        environment["JAX_COMPILATION_CACHE_DIR"] = "/elsewhere"
+    folder = looked_at(**environment)[1]
+    if own:
+        assert folder.startswith(str(tmp_path / "compilations"))
+        assert folder.endswith(cpu_fingerprint())
+    else:
+        assert folder == "/elsewhere"
