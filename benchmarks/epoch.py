@@ -2,12 +2,13 @@
 
     python benchmarks/epoch.py --definition FILE.yml [--json FILE]
 
-Trains for a few epochs as the command does, with input, logs and checkpoints. The bare step is
-timed on one batch that stays on the device, before and after the run, and the share is
-`steps * bare step / time of the epoch`; the first epoch, which compiles, is left out.
+Trains for a few epochs as the command does, with input, logs and checkpoints. The bare step, on one
+batch that stays on the device, is timed before and after each of them, and the share of an epoch is
+`bare step / time from step to step`. The first epoch, which compiles, is left out.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import re
@@ -16,9 +17,9 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
 from configs import base
 from yogo_jax.config import Config, from_mapping
@@ -39,8 +40,8 @@ class BareStep:
     def __init__(self, config: Config) -> None:
         data = prepare_data(config.data)
         spec = prepare_spec(config, data.splits.train)
-        tx = make_optimizer(config.optim, 1000)
         schedule = learning_rate_schedule(config.optim, 1000)
+        tx = make_optimizer(config.optim, schedule)
         step = prepare_train_step(
             config,
             spec,
@@ -63,14 +64,12 @@ class BareStep:
         self.seconds(1)
 
     def seconds(self, count: int) -> float:
-        """Median seconds of `count` steps."""
-        times = []
+        """Mean seconds of `count` steps, as an epoch's are a mean."""
+        began = time.perf_counter()
         for _ in range(count):
-            began = time.perf_counter()
             self._state, metrics = self._step(self._state, self._batch)
             jax.block_until_ready((self._state, metrics))
-            times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        return (time.perf_counter() - began) / count
 
 
 class CompilationCounter(logging.Handler):
@@ -87,8 +86,20 @@ class CompilationCounter(logging.Handler):
             self.counts[found[1]] = self.counts.get(found[1], 0) + 1
 
 
-def measure(args: argparse.Namespace) -> dict:
-    """One run between two timings of the bare step."""
+def seconds_by_epoch(records: list[dict[str, Any]]) -> list[float]:
+    """Of each epoch the mean seconds from one step to the next, from its first to its last.
+
+    The first step is left out: it waits for the validation and the bare steps before it.
+    """
+    ends: dict[int, list[float]] = {}
+    for record in records:
+        if record["kind"] == "train":
+            ends.setdefault(record["epoch"], []).append(record["seconds"])
+    return [(of[-1] - of[0]) / (len(of) - 1) for _, of in sorted(ends.items())]
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """One run, and bare steps between its epochs."""
     values = base.get_config().to_dict()
     values["data"].update(
         definition=args.definition,
@@ -101,31 +112,34 @@ def measure(args: argparse.Namespace) -> dict:
     values["train"].update(
         epochs=args.epochs,
         batch_size=args.batch,
-        eval_every_epochs=args.epochs,
+        eval_every_epochs=1,
         checkpoint_every_minutes=args.checkpoint_every_minutes,
     )
     config = from_mapping(values)
     bare = BareStep(config)
-    before = bare.seconds(args.bare_steps)
+    times = []
+
+    def take_bare_steps(_epoch: int, _validation: object) -> None:
+        times.append(bare.seconds(args.bare_steps))
+
     counter = CompilationCounter()
     logger = logging.getLogger("jax")
     logger.addHandler(counter)
     logger.propagate = False
     with tempfile.TemporaryDirectory() as folder, jax.log_compiles():
-        train_and_evaluate(config, Path(folder))
+        train_and_evaluate(config, Path(folder), on_validation=take_bare_steps)
         records = read_metrics(Path(folder) / "metrics.jsonl")
-    after = bare.seconds(args.bare_steps)
-    ends = {}
-    for record in records:
-        if record["kind"] == "train":
-            ends[record["epoch"]] = record["seconds"]
-    epoch_seconds = np.diff([ends[epoch] for epoch in sorted(ends)])
-    step = (before + after) / 2
+    # Those before and after each epoch but the first.
+    bare_steps = [(before + after) / 2 for before, after in itertools.pairwise(times)]
+    steps = seconds_by_epoch(records)[1:]
+    shares = [bare_step / step for bare_step, step in zip(bare_steps, steps, strict=True)]
     return {
-        "epoch_seconds": float(np.median(epoch_seconds)),
+        "epoch_seconds": bare.steps_per_epoch * statistics.median(steps),
         "steps_per_epoch": bare.steps_per_epoch,
-        "bare_step_seconds": step,
-        "share_in_step": float(bare.steps_per_epoch * step / np.median(epoch_seconds)),
+        "bare_step_seconds": statistics.median(bare_steps),
+        "share_in_step": statistics.median(shares),
+        "share_lowest": min(shares),
+        "share_highest": max(shares),
         "compilations": {name: counter.counts.get(name, 0) for name in ("train_step", "eval_step")},
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
@@ -142,9 +156,9 @@ def main() -> None:
     parser.add_argument("--image-hw", type=int, nargs=2, default=(240, 320))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--cache", choices=("auto", "none", "disk", "device"), default="auto")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--checkpoint-every-minutes", type=float, default=0.25)
+    parser.add_argument("--checkpoint-every-minutes", type=float, default=10.0)
     parser.add_argument("--bare-steps", type=int, default=12)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ its input does, less grows slower.
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -92,6 +93,9 @@ def metrics(frames: int, boxes: int, classes: int) -> float:
     from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
     from yogo_jax.evaluation.metrics import DetectionMetrics
 
+    # Imported by whoever matches first; not what grows.
+    importlib.import_module("scipy.optimize")
+    importlib.import_module("scipy.sparse.csgraph")
     names = tuple(f"class_{index}" for index in range(classes))
     counts, mean_ap = DetectionMetrics(names), MeanAveragePrecision(names, (772, 1032))
     rng = np.random.default_rng(0)

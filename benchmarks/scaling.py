@@ -75,7 +75,8 @@ def compiled_step(model: str) -> tuple[str, int, int]:
         rgb=False,
         normalize_images=True,
     )
-    tx, schedule = make_optimizer(config.optim, 10), learning_rate_schedule(config.optim, 10)
+    schedule = learning_rate_schedule(config.optim, 10)
+    tx = make_optimizer(config.optim, schedule)
     step = make_train_step(spec, tx, schedule, loss=config.loss, augment=config.augment, seed=0)
     devices = Devices()
     n = devices.count

@@ -76,8 +76,8 @@ class Ours:
             rgb=False,
             normalize_images=True,
         )
-        tx = make_optimizer(config.optim, 1000)
         schedule = learning_rate_schedule(config.optim, 1000)
+        tx = make_optimizer(config.optim, schedule)
         step = make_train_step(
             self.spec,
             tx,

@@ -15,7 +15,9 @@ from runs import ROOT, environment, run_command, train_command
 from yogo_jax.config import from_mapping
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
-from yogo_jax.training.optimizer import make_optimizer
+from yogo_jax.training.metadata import Metadata
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.state import TrainState
 from yogo_jax.training.tracking import read_metrics
 
 
@@ -54,13 +56,19 @@ def assert_nothing_survives(mark: str) -> None:
     assert not processes_with(mark), "processes outlive the run that started them"
 
 
+def state_of(folder: Path, metadata: Metadata) -> TrainState:
+    """The whole state in a checkpoint; no length of the schedule is part of it."""
+    optim = from_mapping(metadata.config).optim
+    tx = make_optimizer(optim, learning_rate_schedule(optim, 1))
+    return restore_state(folder, metadata.model, tx)
+
+
 def readable_steps(workdir: Path) -> list[int]:
     """Steps of the committed checkpoints, every one of which is read in full."""
     steps = []
     for folder in committed_checkpoints(workdir / "checkpoints"):
         metadata = read_metadata(folder)
-        config = from_mapping(metadata.config)
-        state = restore_state(folder, metadata.model, make_optimizer(config.optim, 1))
+        state = state_of(folder, metadata)
         assert int(state.step) == metadata.step == int(folder.name)
         steps.append(metadata.step)
     return steps
@@ -160,8 +168,7 @@ def assert_same_runs(*workdirs: Path, steps: int) -> None:
         logged.append([(r["step"], r["loss"]) for r in records if r["kind"] == "train"])
         last = committed_checkpoints(workdir / "checkpoints")[-1]
         metadata = read_metadata(last)
-        tx = make_optimizer(from_mapping(metadata.config).optim, 1)
-        states.append(jax.tree.leaves(restore_state(last, metadata.model, tx)))
+        states.append(jax.tree.leaves(state_of(last, metadata)))
     assert [step for step, _ in logged[0]] == list(range(1, steps + 1))
     assert logged[0] == logged[1]
     for found, expected in zip(*states, strict=True):

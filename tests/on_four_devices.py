@@ -39,8 +39,8 @@ def messages(config):
     """Kinds of messages between devices in the compiled step, and bytes beside the expected."""
     data = prepare_data(config.data)
     spec = prepare_spec(config, data.splits.train)
-    tx = make_optimizer(config.optim, 10)
     schedule = learning_rate_schedule(config.optim, 10)
+    tx = make_optimizer(config.optim, schedule)
     step = make_train_step(spec, tx, schedule, loss=config.loss, augment=config.augment, seed=0)
     source = RecordSource(data.splits.train, image_hw=spec.image_hw, rgb=False, max_boxes=6)
     batch = {

@@ -21,7 +21,7 @@ from yogo_jax.training.checkpoints import (
     restore_variables,
 )
 from yogo_jax.training.metadata import FORMAT_VERSION, Metadata
-from yogo_jax.training.optimizer import make_optimizer
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.state import TrainState, create_state
 
 
@@ -34,7 +34,7 @@ SPEC = ModelSpec(
     normalize_images=True,
 )
 CONFIG = tiny_config("d.yml")
-TX = make_optimizer(CONFIG.optim, 10)
+TX = make_optimizer(CONFIG.optim, learning_rate_schedule(CONFIG.optim, 10))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from yogo_jax.training.checkpoints import (
     rewrite_metadata,
 )
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.optimizer import make_optimizer
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.step import make_train_step
 from yogo_jax.training.tracking import read_metrics
 
@@ -54,7 +54,7 @@ def train_records(workdir) -> list[dict]:
 
 def final_state(workdir, config):
     folder = committed_checkpoints(workdir / "checkpoints")[-1]
-    tx = make_optimizer(config.optim, 9)
+    tx = make_optimizer(config.optim, learning_rate_schedule(config.optim, 9))
     averages = config.optim.ema_decay > 0
     return restore_state(folder, read_metadata(folder).model, tx, averages=averages)
 

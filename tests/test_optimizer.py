@@ -69,7 +69,7 @@ PARAMS = {
 )
 def test_frozen_parameters_stay(patterns, frozen):
     # Decay would move them as well.
-    tx = make_optimizer(optim_of(freeze=patterns, weight_decay=0.1), 10)
+    tx = make_optimizer(optim_of(freeze=patterns, weight_decay=0.1), optax.constant_schedule(3e-4))
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     still = {
@@ -81,14 +81,14 @@ def test_frozen_parameters_stay(patterns, frozen):
 
 
 def test_a_pattern_that_names_nothing_is_refused():
-    tx = make_optimizer(optim_of(freeze=("block_7",)), 10)
+    tx = make_optimizer(optim_of(freeze=("block_7",)), optax.constant_schedule(3e-4))
     with pytest.raises(UserError, match=r"'block_7' names no parameter; there are block_0, block"):
         tx.init(PARAMS)
 
 
 def test_the_norm_is_clipped_after_the_elements():
     # Without momentum: the first update of Adam is the sign alone, so its moment is looked at.
-    tx = make_optimizer(optim_of(clip_value=3.0, clip_norm=1.0), 10)
+    tx = make_optimizer(optim_of(clip_value=3.0, clip_norm=1.0), optax.constant_schedule(3e-4))
     params = {"w": jnp.zeros(2)}
     _, state = tx.update({"w": jnp.asarray([30.0, 4.0])}, tx.init(params), params)
     (adam,) = filter(_has_moment, jax.tree.leaves(state, is_leaf=_has_moment))

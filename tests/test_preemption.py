@@ -20,7 +20,7 @@ from yogo_jax.training.checkpoints import (
     restore_state,
 )
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.optimizer import make_optimizer
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.preemption import SIGNALS, Stop, Stopped, exit_when_stopped
 from yogo_jax.training.tracking import read_metrics
 
@@ -159,9 +159,9 @@ def logged(workdir):
 
 
 def state_of(folder):
-    return restore_state(
-        folder, read_metadata(folder).model, make_optimizer(config_of("d.yml").optim, 6)
-    )
+    optim = config_of("d.yml").optim
+    tx = make_optimizer(optim, learning_rate_schedule(optim, 6))
+    return restore_state(folder, read_metadata(folder).model, tx)
 
 
 class Moments:

@@ -56,8 +56,8 @@ def test_twelve_recorded_steps():
         weight_decay=0.05,
         clip_value=1.0,
     )
-    tx = make_optimizer(optim, STEPS)
     schedule = learning_rate_schedule(optim, STEPS)
+    tx = make_optimizer(optim, schedule)
     spec = ModelSpec(
         architecture="half_filters",
         class_names=tuple("abcdefg"),

@@ -37,23 +37,13 @@ def learning_rate_schedule(
     )
 
 
-def make_optimizer(
-    optim: OptimConfig,
-    total_steps: int,
-    *,
-    steps_per_epoch: int = 1,
-    schedule: optax.Schedule | None = None,
-) -> optax.GradientTransformation:
+def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clamp of the gradients, by element and by norm, then AdamW on what is not frozen.
 
     Args:
       optim: see `configs/base.py`.
-      total_steps: of the run.
-      steps_per_epoch: as `learning_rate_schedule` takes it.
-      schedule: of the learning rate; None takes that of `learning_rate_schedule`.
+      schedule: of the learning rate.
     """
-    if schedule is None:
-        schedule = learning_rate_schedule(optim, total_steps, steps_per_epoch=steps_per_epoch)
     parts = [optax.clip(optim.clip_value)]
     if optim.clip_norm:
         parts.append(optax.clip_by_global_norm(optim.clip_norm))

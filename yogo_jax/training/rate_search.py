@@ -69,7 +69,7 @@ def try_rates(config: Config, rates: Sequence[float], say: Say) -> list[Tried]:
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return table[count]
 
-    tx = make_optimizer(config.optim, len(rates), schedule=schedule)
+    tx = make_optimizer(config.optim, schedule)
     state = initial_state(config, spec, tx, say)
     train_step = prepare_train_step(
         config,

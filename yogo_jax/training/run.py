@@ -72,9 +72,10 @@ class Run:
             seed=config.seed,
         )
         self.total_steps = config.train.epochs * self.order.steps_per_epoch
-        self.tx = make_optimizer(
+        self.schedule = learning_rate_schedule(
             config.optim, self.total_steps, steps_per_epoch=self.order.steps_per_epoch
         )
+        self.tx = make_optimizer(config.optim, self.schedule)
         self.evaluator = self._make_evaluator(spec)
         self.validator = Validator(
             self.evaluator,
@@ -186,9 +187,7 @@ class Run:
             self.spec,
             self.data,
             self.tx,
-            learning_rate_schedule(
-                config.optim, self.total_steps, steps_per_epoch=order.steps_per_epoch
-            ),
+            self.schedule,
             loss=self.loss,
             teacher=self.teacher,
             composed_steps=self.total_steps - closed_steps,
