@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
-
 from yogo_jax.huge_pages import use_huge_pages
 
 
@@ -32,6 +30,8 @@ def train_one_step() -> None:
 
     # Before the import of what it is to act on, as the command does.
     start_jax()
+    import jax
+
     from yogo_jax.training import run
 
     def leave(_meter: object, _step: int, _steps: int, metrics: object) -> None:
