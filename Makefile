@@ -45,7 +45,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 15
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --durations 15
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff format .
