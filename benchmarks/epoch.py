@@ -4,7 +4,8 @@
 
 Trains for a few epochs as the command does, with input, logs and checkpoints. The bare step, on one
 batch that stays on the device, is timed before and after each of them, and the share of an epoch is
-`bare step / time from step to step`. The first epoch, which compiles, is left out.
+`bare step / time from step to step`. Left out are the first epoch, which compiles, of each of the
+others its first call, and what comes between two epochs: validation, and the bare steps.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import logging
 import re
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ from yogo_jax.config import Config, from_mapping
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.source import RecordSource
 from yogo_jax.huge_pages import use_huge_pages
+from yogo_jax.startup import start_jax
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.run_data import prepare_data
@@ -34,11 +37,17 @@ from yogo_jax.training.state import create_state
 from yogo_jax.training.tracking import read_metrics
 
 
+# Bare steps before those that are timed: a checkpoint is written and batches are read beside them.
+WARM_UP_STEPS = 6
+
+
 class BareStep:
     """The training step on one real batch that stays on the device."""
 
     def __init__(self, config: Config) -> None:
         data = prepare_data(config.data)
+        if len(data.splits.val) == 0:
+            sys.exit("error: the bare step is timed after validations, and no image is for those")
         spec = prepare_spec(config, data.splits.train)
         schedule = learning_rate_schedule(config.optim, 1000)
         tx = make_optimizer(config.optim, schedule)
@@ -87,15 +96,25 @@ class CompilationCounter(logging.Handler):
 
 
 def seconds_by_epoch(records: list[dict[str, Any]]) -> list[float]:
-    """Of each epoch the mean seconds from one step to the next, from its first to its last.
+    """Of each epoch the mean seconds of a step, from the end of its first call to that of its last.
 
-    The first step is left out: it waits for the validation and the bare steps before it.
+    The steps of a call are recorded when it ends, at one time. What the first one waits for is the
+    validation and the bare steps before it.
+
+    Raises:
+      SystemExit: an epoch is a single call.
     """
     ends: dict[int, list[float]] = {}
     for record in records:
         if record["kind"] == "train":
             ends.setdefault(record["epoch"], []).append(record["seconds"])
-    return [(of[-1] - of[0]) / (len(of) - 1) for _, of in sorted(ends.items())]
+    means = []
+    for epoch, seconds in sorted(ends.items()):
+        later = sum(each > seconds[0] for each in seconds)
+        if not later:
+            sys.exit(f"error: epoch {epoch} is a single call of the host: more images are needed")
+        means.append((seconds[-1] - seconds[0]) / later)
+    return means
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -120,6 +139,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     times = []
 
     def take_bare_steps(_epoch: int, _validation: object) -> None:
+        bare.seconds(WARM_UP_STEPS)
         times.append(bare.seconds(args.bare_steps))
 
     counter = CompilationCounter()
@@ -158,11 +178,14 @@ def main() -> None:
     parser.add_argument("--cache", choices=("auto", "none", "disk", "device"), default="auto")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--checkpoint-every-minutes", type=float, default=10.0)
+    parser.add_argument("--checkpoint-every-minutes", type=float, default=0.1)
     parser.add_argument("--bare-steps", type=int, default=12)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
+    if args.epochs < 2:
+        parser.error("--epochs: the first one is left out, so at least 2 are needed")
     use_huge_pages()
+    start_jax()
     result = measure(args)
     for name, value in result.items():
         print(f"{name:<20}{value:.4g}" if isinstance(value, float) else f"{name:<20}{value}")

@@ -31,6 +31,7 @@ from yogo_jax.data.synthetic import CLASS_PROPORTIONS
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import IMAGES_AT_A_TIME, Evaluator
+from yogo_jax.startup import start_jax
 
 
 # Standard deviation of the logits of objectness.
@@ -50,6 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["YOGO_JAX_CACHE"] = scratch
+        # As the command does, which reads where compilations are kept from this.
+        start_jax()
         result = measure(args, Path(scratch))
     for name, value in result.items():
         print(f"{name:<26}{value:.4g}" if isinstance(value, float) else f"{name:<26}{value}")

@@ -4,7 +4,7 @@
         [--labels 200000] [--rounds 3] [--json FILE]
 
 Each figure comes from a process of its own, the median of rounds; its peak memory is that of the
-whole process, so what Python and its libraries take alone is printed as "nothing".
+whole process, so what Python, JAX and other libraries take alone is printed as "nothing".
 
 startup   reads a definition with that many label files, as every run does before its first step.
 metrics   matches simulated detections with true boxes and computes mean AP, as validations do.
@@ -31,6 +31,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from yogo_jax.startup import start_jax
 
 
 FRAMES, BOXES, CLASSES, IMAGE_HW = 1000, 40, 7, (240, 320)
@@ -150,6 +152,8 @@ def measure_one(kind: str, size: dict[str, Any]) -> None:
     """Prints the seconds and the peak memory of this process."""
     if "image_hw" in size:
         size["image_hw"] = tuple(size["image_hw"])
+    # As commands do.
+    start_jax()
     seconds = KINDS[kind](**size) if kind in KINDS else 0.0
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 

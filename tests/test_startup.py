@@ -11,11 +11,13 @@ from yogo_jax.startup import OBJECTS_BETWEEN_COLLECTIONS, cpu_fingerprint
 
 LOOK = """
 import gc, logging, sys
+import absl.logging
 from yogo_jax.startup import start_jax
 assert "jax" not in sys.modules
 start_jax()
 import jax
 print(gc.get_threshold()[0], logging.getLogger("jax").level == logging.WARNING)
+print(absl.logging.get_verbosity() == absl.logging.ERROR)
 print(jax.config.jax_compilation_cache_dir)
 """
 
@@ -30,7 +32,9 @@ def looked_at(**environment: str) -> list[str]:
 
 
 def test_collections_are_rare_and_libraries_quiet(tmp_path):
-    assert looked_at(YOGO_JAX_CACHE=str(tmp_path))[0] == f"{OBJECTS_BETWEEN_COLLECTIONS} True"
+    collections, absl_errors_alone = looked_at(YOGO_JAX_CACHE=str(tmp_path))[:2]
+    assert collections == f"{OBJECTS_BETWEEN_COLLECTIONS} True"
+    assert absl_errors_alone == "True"
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["our folder", "the user's folder"])
@@ -38,7 +42,7 @@ def test_compilations_are_kept_apart_for_each_cpu_unless_the_user_says_where(own
     environment = {"YOGO_JAX_CACHE": str(tmp_path)}
     if not own:
         environment["JAX_COMPILATION_CACHE_DIR"] = "/elsewhere"
-    folder = looked_at(**environment)[1]
+    folder = looked_at(**environment)[2]
     if own:
         assert folder.startswith(str(tmp_path / "compilations"))
         assert folder.endswith(cpu_fingerprint())

@@ -14,14 +14,15 @@ from yogo_jax.cache import cache_folder
 
 # Objects made, and not freed, before Python looks for garbage that refers to itself. Importing JAX
 # and tracing a step make some hundred thousand that all stay: looking through them every 700
-# objects, Python's default, takes a tenth of a start.
+# objects, as Python 3.11 does, takes a twentieth of a start (docs/performance.md).
 OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
 
 def start_jax() -> None:
-    """Imports JAX and sets it up as all commands want it; call it before other modules import it.
+    """Imports JAX and sets it up; to be called before other modules import it.
 
-    Garbage is collected less often, libraries report errors alone, and compilations are kept.
+    Garbage is collected less often, compilations are kept, and what libraries say of their progress
+    is left out: warnings of JAX remain, of Orbax and Grain errors alone.
     """
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     # Orbax and Grain report every file at lower levels.

@@ -1,6 +1,7 @@
 """One trial: a training in the trial's folder, reported to Optuna as it validates."""
 
 import dataclasses
+import gc
 import math
 import statistics
 import time
@@ -123,8 +124,10 @@ def run_trial(
         say(f"trial {number} failed: {reason}")
     else:
         say(f"trial {number} complete: {study.space.settings.objective} {value:.4f}")
-    # What one trial has compiled is of no use to the next, which has other shapes.
+    # What one trial has compiled is of no use to the next, which has other shapes; and what refers
+    # to itself must not keep its arrays on the device beside those of the next.
     jax.clear_caches()
+    gc.collect()
 
 
 def _named(config: Config, study: SweepStudy, number: int) -> Config:
