@@ -3,8 +3,8 @@
     python benchmarks/start.py [--rounds 3] [--json FILE]
 
 Each start is a process of its own that trains base_model on frames of 240x320, batch 8, and ends
-after one step. The first of a round compiles everything, the second finds it compiled. The frames
-are drawn before.
+after one step. The first of a round traces and compiles everything, the second finds it done. The
+frames are drawn before.
 """
 
 import argparse
@@ -70,7 +70,8 @@ def main() -> None:
         folder, cache = Path(scratch), Path(scratch) / "cache"
         seconds_to_first_step(folder, cache)  # draws the frames
         for _ in range(args.rounds):
-            subprocess.run(["rm", "-r", str(cache / "compilations")], check=True)
+            for made in ("compilations", "traces"):
+                subprocess.run(["rm", "-r", str(cache / made)], check=True)
             for each in times.values():
                 each.append(seconds_to_first_step(folder, cache))
     for name, each in times.items():

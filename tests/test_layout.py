@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "output": {"errors", "detector", "output"},
     "evaluation": {"errors", "detector", "data", "output", "evaluation"},
     "training": {
+        "cache",
+        "sources",
         "errors",
         "config",
         "recipe",
@@ -48,6 +50,7 @@ MAY_IMPORT = {
         "sweeping",
     },
     "cache": set(),
+    "sources": set(),
     "startup": {"cache"},
     "huge_pages": set(),
     # Knows the other entry points by name.
@@ -57,6 +60,7 @@ MAY_IMPORT = {
             "errors",
             "config",
             "config_file",
+            "sources",
             "startup",
             "huge_pages",
             "detector",

@@ -34,6 +34,7 @@ def train_and_evaluate(
     *,
     stop: Stop | None = None,
     on_validation: OnValidation | None = None,
+    sources: str | None = None,
 ) -> dict[str, Any]:
     """Trains, or continues what the workdir holds, and tests the best checkpoint.
 
@@ -43,6 +44,8 @@ def train_and_evaluate(
       stop: asks the run to stop early; what it has done is saved first.
       on_validation: called after each validation with the epochs done and its metrics; what it
         raises ends the run, after the checkpoint of that validation is written.
+      sources: `source_digest` before the package was imported: the traced step is kept for the
+        next start with the same; None keeps nothing, for a process that replaces functions.
 
     Returns:
       The metrics of the test split, as in test/metrics.json; empty without a test split, and in all
@@ -67,7 +70,7 @@ def train_and_evaluate(
     data = taught_by(data, teacher)
     # ---- where to start ----
     start = find_start(config, workdir, data.fingerprint)
-    run = Run(config, workdir, spec, data, stop, devices, on_validation, teacher)
+    run = Run(config, workdir, spec, data, stop, devices, on_validation, teacher, sources)
     # All processes have looked before the first one changes anything.
     seen = {"config": config, "data": data.fingerprint, "checkpoint": start and start.folder}
     check_same_everywhere(devices, {**seen, "workdir": workdir})

@@ -32,15 +32,12 @@ from yogo_jax.training.setup import prepare_loss, prepare_train_step
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import Teacher
 from yogo_jax.training.testing import evaluate_best, log_test, write_test
+from yogo_jax.training.traces import keep_trace
 from yogo_jax.training.tracking import SilentTracker, Tracker
 from yogo_jax.training.validation import Validator
 
 
 OnValidation = Callable[[int, Mapping[str, Any]], None]
-
-
-def _nothing() -> None:
-    pass
 
 
 class Run:
@@ -56,6 +53,7 @@ class Run:
         devices: Devices,
         on_validation: OnValidation | None,
         teacher: Teacher | None,
+        sources: str | None,
     ) -> None:
         self.config = config
         self.workdir = workdir
@@ -65,6 +63,9 @@ class Run:
         self.devices = devices
         self.on_validation = on_validation
         self.teacher = teacher
+        # Kept are traces for one device without weights and images from elsewhere in them.
+        alone = devices.count == 1 and teacher is None and data.thumbnails is None
+        self.sources = sources if alone else None
         self.loss = prepare_loss(config, data.splits.train)
         self.order = EpochOrder(
             num_records=len(data.splits.train),
@@ -160,7 +161,7 @@ class Run:
         with at_once:
             for name in ("train", "val"):
                 records = getattr(self.data.splits, name)
-                check = self.check if alone else _nothing
+                check = self.check if alone else lambda: None
                 self.packs[name] = open_pack(
                     name, records, self.spec, self.config.data, tracker, check
                 )
@@ -193,8 +194,12 @@ class Run:
             composed_steps=self.total_steps - closed_steps,
         )
         feed = self._make_feed()
+        steps = feed.steps_of(train_step)
+        if self.sources is not None:
+            made_of = (config, self.spec, self.loss, order, type(feed))
+            steps = keep_trace(steps, self.sources, made_of, tracker.say)
         step_fn = self.stop.at_once_in_first_call(
-            compile_train_step(feed.steps_of(train_step), devices, feed.shardings)
+            compile_train_step(steps, devices, feed.shardings)
         )
         done = first_step = 0 if start is None else start.metadata.step
         meter = Meter(

@@ -1,0 +1,323 @@
+"""Traced steps that are kept: the same step, traced once, and never another one's."""
+
+import importlib
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import export
+
+from runs import logged_losses, tiny_config
+from tiny_data import add_thumbnails, write_dataset
+from yogo_jax.config import from_mapping
+from yogo_jax.detector.losses import LossTerms
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.sources import source_digest
+from yogo_jax.training import run, setup, traces
+from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_variables
+from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.state import TrainState, create_state
+from yogo_jax.training.step import StepMetrics, make_train_step
+from yogo_jax.training.traces import keep_trace
+
+
+SOURCES = source_digest()
+TX = optax.adam(0.1)
+
+
+class Step:
+    """A small step that counts how often it is traced."""
+
+    def __init__(self) -> None:
+        self.traced = 0
+
+    def __call__(self, state, inputs):
+        self.traced += 1
+        loss = (state.params["w"] * inputs["x"]).sum()
+        updates, opt_state = TX.update({"w": inputs["x"]}, state.opt_state)
+        params = optax.apply_updates(state.params, updates)
+        zero = jnp.zeros(())
+        metrics = StepMetrics(loss, LossTerms(loss, zero, zero), zero, zero, zero)
+        return TrainState(state.step + 1, params, {}, opt_state), metrics
+
+
+def a_state():
+    params = {"w": jnp.arange(3.0)}
+    return TrainState(jnp.zeros((), jnp.int32), params, {}, TX.init(params))
+
+
+def inputs_of(size=3, dtype=np.float32):
+    return {"x": np.linspace(1, 2, size, dtype=dtype)}
+
+
+def times_traced(inputs=None, *, made_of="a step", sources=SOURCES, say=pytest.fail):
+    """Of one start."""
+    step = Step()
+    inputs = inputs_of() if inputs is None else inputs
+    jax.jit(keep_trace(step, sources, made_of, say)).trace(a_state(), inputs)
+    return step.traced
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "traces"
+
+
+def test_the_second_start_does_not_trace(folder):
+    assert [times_traced() for _ in range(3)] == [1, 0, 0]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_results_are_those_of_the_step():
+    expected = jax.jit(Step())(a_state(), inputs_of())
+    for traced in (1, 0):
+        step = Step()
+        found = jax.jit(keep_trace(step, SOURCES, "a step", pytest.fail))(a_state(), inputs_of())
+        assert step.traced == traced
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"made_of": "another step"},
+        {"inputs": inputs_of(size=1)},
+        {"inputs": inputs_of(dtype=np.int32)},
+    ],
+    ids=["made of something else", "other shapes", "other types"],
+)
+def test_another_step_is_traced(folder, other):
+    assert times_traced() == 1
+    assert times_traced(**other) == 1
+    assert [times_traced(), times_traced(**other)] == [0, 0]
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("library", [jax, flax, optax, np], ids=lambda each: each.__name__)
+def test_another_version_of_a_library_traces(library, monkeypatch):
+    assert times_traced() == 1
+    monkeypatch.setattr(library, "__version__", "0.0.1")
+    assert times_traced() == 1
+
+
+def test_another_setting_of_jax_traces():
+    assert times_traced() == 1
+    with_another = jax.config.jax_threefry_partitionable
+    jax.config.update("jax_threefry_partitionable", not with_another)
+    try:
+        assert times_traced() == 1
+    finally:
+        jax.config.update("jax_threefry_partitionable", with_another)
+    assert times_traced() == 0
+
+
+def test_other_sources_trace(monkeypatch):
+    assert times_traced() == 1
+    monkeypatch.setattr(traces, "source_digest", lambda: "another")
+    assert times_traced(sources="another") == 1
+
+
+def test_sources_that_change_under_a_start_keep_nothing(folder):
+    # What was imported is neither what lies there now nor, for certain, what lay there before.
+    said = []
+    assert times_traced(sources="before", say=said.append) == 1
+    assert said == ["note: sources changed since this start: its traced step is not kept"]
+    assert not folder.exists()
+
+
+def test_the_digest_is_that_of_every_source(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    (package / "part").mkdir(parents=True)
+    (package / "sources.py").write_text("x = 1\n")
+    (package / "part" / "code.py").write_text("y = 1\n")
+    monkeypatch.setattr("yogo_jax.sources.__file__", str(package / "sources.py"))
+    seen = {source_digest()}
+    for change in (
+        lambda: (package / "part" / "code.py").write_text("y = 2\n"),
+        lambda: (package / "part" / "code.py").rename(package / "part" / "renamed.py"),
+        lambda: (package / "part" / "more.py").write_text(""),
+        lambda: (package / "sources.py").unlink(),
+    ):
+        change()
+        assert source_digest() not in seen
+        seen.add(source_digest())
+    (package / "notes.txt").write_text("no source")
+    assert source_digest() in seen
+
+
+@pytest.mark.parametrize("setting", ["jax_debug_nans", "jax_debug_infs", "jax_disable_jit"])
+def test_nothing_is_kept_for_those_who_look_for_a_mistake(folder, setting):
+    jax.config.update(setting, True)
+    try:
+        assert times_traced() == 1
+    finally:
+        jax.config.update(setting, False)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: data[:20], lambda data: data[:-1], lambda data: data + b"\0"],
+    ids=["empty", "no digest", "cut", "longer"],
+)
+def test_a_damaged_file_is_made_anew(folder, damage):
+    assert times_traced() == 1
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert times_traced() == 1
+    assert times_traced() == 0
+
+
+def test_a_bit_that_flips_is_noticed(folder):
+    assert times_traced() == 1
+    (path,) = folder.iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert times_traced() == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder):
+    folder.parent.mkdir(parents=True)
+    folder.write_text("in the way")
+    said = []
+    assert times_traced(say=said.append) == 1
+    (line,) = said
+    assert str(folder) in line
+    assert "YOGO_JAX_CACHE moves the folder" in line
+
+
+def test_the_strongest_recipe_can_be_kept_for_gpus():
+    # Which of their custom calls may be written is JAX's to say; a lowering for them needs none.
+    values = importlib.import_module("configs.strong").get_config().to_dict()
+    config = from_mapping(values)
+    spec = ModelSpec(
+        architecture=config.model.name,
+        class_names=("a", "b"),
+        image_hw=(64, 96),
+        anchor_wh=(0.1, 0.1),
+        rgb=False,
+        normalize_images=False,
+    )
+    schedule = learning_rate_schedule(config.optim, 10)
+    tx = make_optimizer(config.optim, schedule)
+    step = make_train_step(
+        spec,
+        tx,
+        schedule,
+        loss=config.loss.for_data([1, 1], 1),
+        augment=config.augment,
+        seed=0,
+        ema_decay=config.optim.ema_decay,
+        composed_steps=5,
+    )
+    leaves, structure = jax.tree.flatten(create_state(spec, tx, seed=0, averages=True))
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 64, 96, 1), np.uint8),
+        "boxes_cxcywh": jax.ShapeDtypeStruct((2, 5, 4), np.float32),
+        "class_ids": jax.ShapeDtypeStruct((2, 5), np.int32),
+        "valid": jax.ShapeDtypeStruct((2, 5), bool),
+        "image_valid": jax.ShapeDtypeStruct((2,), bool),
+    }
+
+    def of_leaves(leaves, batch):
+        return step(jax.tree.unflatten(structure, leaves), batch)[1]
+
+    exported = export.export(jax.jit(of_leaves), platforms=["cuda"])(leaves, batch)
+    assert export.deserialize(exported.serialize()).platforms == ("cuda",)
+
+
+class Cut(Exception):
+    """Ends a run where its step would be compiled."""
+
+
+def cut(*_):
+    raise Cut
+
+
+@pytest.fixture(scope="module")
+def definition(tmp_path_factory):
+    path = write_dataset(tmp_path_factory.mktemp("data"), images=8)
+    add_thumbnails(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain_run(definition, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Run, "test", lambda *_: {})
+        train_and_evaluate(tiny_config(definition), workdir)
+    return workdir
+
+
+@pytest.fixture
+def no_test(monkeypatch):
+    """Nothing of the training is in it, and its page takes seconds."""
+    monkeypatch.setattr(run.Run, "test", lambda *_: {})
+
+
+def step_that_is_not_traced(*_, **__):
+    return pytest.fail
+
+
+def final_state(workdir):
+    folder = committed_checkpoints(workdir / "checkpoints")[-1]
+    return restore_variables(folder, read_metadata(folder).model)
+
+
+def test_a_run_with_a_kept_trace_is_the_same_run(
+    plain_run, definition, tmp_path, monkeypatch, folder, no_test
+):
+    config = tiny_config(definition)
+    workdirs = [plain_run, tmp_path / "first", tmp_path / "second"]
+    train_and_evaluate(config, workdirs[1], sources=SOURCES)
+    monkeypatch.setattr(setup, "make_train_step", step_that_is_not_traced)
+    train_and_evaluate(config, workdirs[2], sources=SOURCES)
+    assert len(list(folder.iterdir())) == 1
+    losses = [logged_losses(workdir) for workdir in workdirs]
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1] == losses[2]
+    states = [jax.tree.leaves(final_state(workdir)) for workdir in workdirs]
+    for plain, first, second in zip(*states, strict=True):
+        np.testing.assert_array_equal(first, plain)
+        np.testing.assert_array_equal(second, plain)
+
+
+def test_several_steps_a_call_are_kept_too(definition, tmp_path, monkeypatch, no_test):
+    config = tiny_config(definition, data__cache="device", train__epochs=1)
+    train_and_evaluate(config, tmp_path / "first", sources=SOURCES)
+    monkeypatch.setattr(setup, "make_train_step", step_that_is_not_traced)
+    train_and_evaluate(config, tmp_path / "second", sources=SOURCES)
+    assert logged_losses(tmp_path / "first") == logged_losses(tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    ("fields", "keeps"),
+    [
+        ({}, True),
+        ({"augment__thumbnails": 0.5}, False),
+        ({"train__teacher": "plain", "loss__imitation": 0.5}, False),
+    ],
+    ids=["everything from the config", "thumbnails", "a teacher"],
+)
+def test_images_and_weights_from_elsewhere_are_not_kept(
+    plain_run, definition, tmp_path, monkeypatch, fields, keeps
+):
+    if "train__teacher" in fields:
+        fields = {**fields, "train__teacher": str(plain_run)}
+    kept = []
+    monkeypatch.setattr(run, "keep_trace", lambda *given: kept.append(given))
+    monkeypatch.setattr(run, "compile_train_step", cut)
+    with pytest.raises(Cut):
+        train_and_evaluate(tiny_config(definition, **fields), tmp_path / "run", sources=SOURCES)
+    assert bool(kept) == keeps
