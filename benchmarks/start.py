@@ -71,7 +71,7 @@ def main() -> None:
         seconds_to_first_step(folder, cache)  # draws the frames
         for _ in range(args.rounds):
             for made in ("compilations", "traces"):
-                subprocess.run(["rm", "-r", str(cache / made)], check=True)
+                subprocess.run(["rm", "-rf", str(cache / made)], check=True)
             for each in times.values():
                 each.append(seconds_to_first_step(folder, cache))
     for name, each in times.items():

@@ -1,22 +1,27 @@
 """Traced steps that are kept: the same step, traced once, and never another one's."""
 
 import importlib
+import json
+import platform
+import sys
 
 import flax
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import optax
 import pytest
 from jax import export
 
-from runs import logged_losses, tiny_config
+from runs import logged_losses, run_command, tiny_config, train_command
 from tiny_data import add_thumbnails, write_dataset
 from yogo_jax.config import from_mapping
 from yogo_jax.detector.losses import LossTerms
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.evaluation.devices import Devices
 from yogo_jax.sources import source_digest
-from yogo_jax.training import run, setup, traces
+from yogo_jax.training import loop, run, setup, traces
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_variables
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -101,22 +106,56 @@ def test_another_step_is_traced(folder, other):
     assert len(list(folder.iterdir())) == 2
 
 
-@pytest.mark.parametrize("library", [jax, flax, optax, np], ids=lambda each: each.__name__)
-def test_another_version_of_a_library_traces(library, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "name", "other"),
+    [
+        (jax, "__version__", "0.0.1"),
+        (jaxlib, "__version__", "0.0.1"),
+        (flax, "__version__", "0.0.1"),
+        (optax, "__version__", "0.0.1"),
+        (np, "__version__", "0.0.1"),
+        (platform, "python_version", lambda: "3.99.0"),
+        (export, "default_export_platform", lambda: "cuda"),
+    ],
+    ids=["jax", "jaxlib", "flax", "optax", "numpy", "python", "platform"],
+)
+def test_another_version_traces(owner, name, other, folder, monkeypatch):
     assert times_traced() == 1
-    monkeypatch.setattr(library, "__version__", "0.0.1")
+    monkeypatch.setattr(owner, name, other)
     assert times_traced() == 1
+    assert len(list(folder.iterdir())) == 2
 
 
-def test_another_setting_of_jax_traces():
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(jax.config, "jax_threefry_partitionable"), (flax.config, "flax_fix_rng_separator")],
+    ids=["jax", "flax"],
+)
+def test_another_setting_traces(config, name):
     assert times_traced() == 1
-    with_another = jax.config.jax_threefry_partitionable
-    jax.config.update("jax_threefry_partitionable", not with_another)
+    before = getattr(config, name)
+    config.update(name, not before)
     try:
         assert times_traced() == 1
     finally:
-        jax.config.update("jax_threefry_partitionable", with_another)
+        config.update(name, before)
     assert times_traced() == 0
+
+
+def test_another_structure_of_the_same_shapes_traces():
+    """Two names of parameters that lie in the other order."""
+
+    def named(first, second):
+        params = {first: jnp.zeros(3), second: jnp.ones(3)}
+        return TrainState(jnp.zeros((), jnp.int32), params, {}, TX.init(params))
+
+    def step(state, inputs):
+        zero = state.params["b"][0]
+        return state, StepMetrics(zero, LossTerms(zero, zero, zero), zero, zero, zero)
+
+    kept = keep_trace(step, SOURCES, "a step", pytest.fail)
+    found = [jax.jit(kept)(named(*names), inputs_of())[1].loss for names in ("ab", "bc")]
+    assert found == [1, 0]
 
 
 def test_other_sources_trace(monkeypatch):
@@ -133,12 +172,17 @@ def test_sources_that_change_under_a_start_keep_nothing(folder):
     assert not folder.exists()
 
 
-def test_the_digest_is_that_of_every_source(tmp_path, monkeypatch):
-    package = tmp_path / "package"
-    (package / "part").mkdir(parents=True)
-    (package / "sources.py").write_text("x = 1\n")
-    (package / "part" / "code.py").write_text("y = 1\n")
-    monkeypatch.setattr("yogo_jax.sources.__file__", str(package / "sources.py"))
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "package"
+    (folder / "part").mkdir(parents=True)
+    (folder / "sources.py").write_text("x = 1\n")
+    (folder / "part" / "code.py").write_text("y = 1\n")
+    monkeypatch.setattr("yogo_jax.sources.__file__", str(folder / "sources.py"))
+    return folder
+
+
+def test_the_digest_is_that_of_every_source(package):
     seen = {source_digest()}
     for change in (
         lambda: (package / "part" / "code.py").write_text("y = 2\n"),
@@ -150,7 +194,42 @@ def test_the_digest_is_that_of_every_source(tmp_path, monkeypatch):
         assert source_digest() not in seen
         seen.add(source_digest())
     (package / "notes.txt").write_text("no source")
+    # As an editor locks a file: a link to nowhere.
+    (package / ".#code.py").symlink_to("somebody@somewhere")
     assert source_digest() in seen
+
+
+def test_sources_that_cannot_be_read_have_no_digest(package):
+    (package / "gone.py").symlink_to("nowhere")
+    assert source_digest() is None
+
+
+def test_compiled_files_alone_have_no_digest(package):
+    for path in package.rglob("*.py"):
+        path.unlink()
+    assert source_digest() is None
+
+
+def test_the_command_looks_at_the_sources_before_it_imports_others():
+    script = "import sys, yogo_jax.train; print(*(m for m in sys.modules if 'yogo_jax' in m))"
+    done = run_command([sys.executable, "-c", script])
+    # In the order in which their imports began, but for the command's own, which ends last.
+    names = [each for each in done.stdout.split() if each.startswith("yogo_jax")]
+    assert names[:2] == ["yogo_jax", "yogo_jax.sources"]
+    assert "yogo_jax.detector.backbones" in names
+
+
+def test_the_command_keeps_traces(definition, tmp_path):
+    script = f"""
+import json, sys
+from yogo_jax import train
+from yogo_jax.training import loop
+def report(config, workdir, **given): print(json.dumps(given["sources"]))
+loop.train_and_evaluate = report
+train.main({train_command(definition, tmp_path / "run")[3:]!r})
+"""
+    done = run_command([sys.executable, "-c", script])
+    assert json.loads(done.stdout) == SOURCES, done.stderr
 
 
 @pytest.mark.parametrize("setting", ["jax_debug_nans", "jax_debug_infs", "jax_disable_jit"])
@@ -196,6 +275,27 @@ def test_a_folder_that_cannot_be_written_is_told(folder):
     assert "YOGO_JAX_CACHE moves the folder" in line
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (traces, "cache_folder", RuntimeError("Could not determine home directory.")),
+        (export.Exported, "serialize", ImportError("No module named 'flatbuffers'")),
+        (export.Exported, "serialize", ValueError("Cannot serialize code with custom calls")),
+    ],
+    ids=["no home", "no module", "an operation that is not written"],
+)
+def test_what_cannot_be_kept_is_told_and_traced(folder, monkeypatch, owner, name, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(owner, name, fail)
+    said, step = [], Step()
+    found = jax.jit(keep_trace(step, SOURCES, "a step", said.append))(a_state(), inputs_of())
+    assert said == [f"note: the traced step is not kept: {error}"]
+    assert found[0].step == 1
+    assert not folder.exists()
+
+
 def test_the_strongest_recipe_can_be_kept_for_gpus():
     # Which of their custom calls may be written is JAX's to say; a lowering for them needs none.
     values = importlib.import_module("configs.strong").get_config().to_dict()
@@ -230,7 +330,8 @@ def test_the_strongest_recipe_can_be_kept_for_gpus():
     }
 
     def of_leaves(leaves, batch):
-        return step(jax.tree.unflatten(structure, leaves), batch)[1]
+        state, metrics = step(jax.tree.unflatten(structure, leaves), batch)
+        return jax.tree.leaves(state), metrics
 
     exported = export.export(jax.jit(of_leaves), platforms=["cuda"])(leaves, batch)
     assert export.deserialize(exported.serialize()).platforms == ("cuda",)
@@ -301,23 +402,59 @@ def test_several_steps_a_call_are_kept_too(definition, tmp_path, monkeypatch, no
     assert logged_losses(tmp_path / "first") == logged_losses(tmp_path / "second")
 
 
+def made_of(monkeypatch, config, workdir):
+    """What a run would keep its step under; None if it would not keep it."""
+    kept = []
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "keep_trace", lambda *given: kept.append(repr(given[2])))
+        patch.setattr(run, "compile_train_step", cut)
+        with pytest.raises(Cut):
+            train_and_evaluate(config, workdir, sources=SOURCES)
+    return kept[0] if kept else None
+
+
 @pytest.mark.parametrize(
-    ("fields", "keeps"),
-    [
-        ({}, True),
-        ({"augment__thumbnails": 0.5}, False),
-        ({"train__teacher": "plain", "loss__imitation": 0.5}, False),
-    ],
-    ids=["everything from the config", "thumbnails", "a teacher"],
+    "fields",
+    [{"augment__thumbnails": 0.5}, {"train__teacher": "plain", "loss__imitation": 0.5}],
+    ids=["thumbnails", "a teacher"],
 )
 def test_images_and_weights_from_elsewhere_are_not_kept(
-    plain_run, definition, tmp_path, monkeypatch, fields, keeps
+    plain_run, definition, tmp_path, monkeypatch, fields
 ):
     if "train__teacher" in fields:
         fields = {**fields, "train__teacher": str(plain_run)}
-    kept = []
-    monkeypatch.setattr(run, "keep_trace", lambda *given: kept.append(given))
-    monkeypatch.setattr(run, "compile_train_step", cut)
-    with pytest.raises(Cut):
-        train_and_evaluate(tiny_config(definition, **fields), tmp_path / "run", sources=SOURCES)
-    assert bool(kept) == keeps
+    assert made_of(monkeypatch, tiny_config(definition, **fields), tmp_path) is None
+
+
+def test_steps_on_several_devices_are_not_kept(definition, tmp_path, monkeypatch):
+    class Two(Devices):
+        def __init__(self):
+            super().__init__()
+            self.count = 2
+
+    monkeypatch.setattr(loop, "Devices", Two)
+    assert made_of(monkeypatch, tiny_config(definition), tmp_path) is None
+
+
+def test_every_run_has_a_step_of_its_own(definition, tmp_path, monkeypatch):
+    configs = {
+        "first": tiny_config(definition),
+        "another seed": tiny_config(definition, seed=1),
+        "another rate": tiny_config(definition, optim__learning_rate=0.1),
+        "more epochs": tiny_config(definition, train__epochs=3),
+        "on the device": tiny_config(definition, data__cache="device"),
+        # Another anchor, found in the data.
+        "larger cells": tiny_config(write_dataset(tmp_path / "larger", images=8, seed=1)),
+        # Other steps of an epoch.
+        "more images": tiny_config(write_dataset(tmp_path / "more", images=30)),
+    }
+    found = {
+        name: made_of(monkeypatch, config, tmp_path / name) for name, config in configs.items()
+    }
+    assert None not in found.values()
+    assert len(set(found.values())) == len(configs)
+    # What changes nothing of the step changes nothing here.
+    same = tiny_config(
+        definition, data__workers=1, train__max_hours=9.0, train__checkpoint_every_minutes=0.1
+    )
+    assert made_of(monkeypatch, same, tmp_path / "same") == found["first"]

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from absl import app, flags
 
+# Before other parts of the package, see there.
+import yogo_jax.sources
 from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.huge_pages import use_huge_pages
-from yogo_jax.sources import source_digest
 from yogo_jax.startup import start_jax
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
@@ -79,7 +80,6 @@ def _run(argv: list[str], stop: Stop) -> None:
         values, name = config_values(flags.FLAGS)
         config = from_mapping(values)
         workdir = flags.FLAGS.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        sources = source_digest()
         start_jax()
         # Imported late: a mistake in a flag is told without waiting for JAX.
         from yogo_jax.training.distributed import (
@@ -102,7 +102,9 @@ def _run(argv: list[str], stop: Stop) -> None:
         # One of several processes must not leave by itself: the others would wait for it.
         held = stop.held() if several else nullcontext()
         with held, leave_at_once_on_error(), exit_on_user_error():
-            train_and_evaluate(config, Path(workdir).expanduser(), stop=stop, sources=sources)
+            train_and_evaluate(
+                config, Path(workdir).expanduser(), stop=stop, sources=yogo_jax.sources.AT_START
+            )
 
 
 def main(argv: list[str] | None = None) -> None:

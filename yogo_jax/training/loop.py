@@ -44,8 +44,8 @@ def train_and_evaluate(
       stop: asks the run to stop early; what it has done is saved first.
       on_validation: called after each validation with the epochs done and its metrics; what it
         raises ends the run, after the checkpoint of that validation is written.
-      sources: `source_digest` before the package was imported: the traced step is kept for the
-        next start with the same; None keeps nothing, for a process that replaces functions.
+      sources: `sources.AT_START` keeps the traced step for the next start with the same sources;
+        None keeps nothing, for a process that puts other functions in the place of some.
 
     Returns:
       The metrics of the test split, as in test/metrics.json; empty without a test split, and in all

@@ -23,6 +23,20 @@ MAY_CHANGE = {
 }
 
 
+def that_must_agree(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config, as plain values, that what is computed follows from."""
+    kept: dict[str, Any] = {}
+    for group, fields in values.items():
+        free = MAY_CHANGE.get(group, set())
+        if free is None:
+            continue
+        if isinstance(fields, Mapping):
+            kept[group] = {name: value for name, value in fields.items() if name not in free}
+        else:
+            kept[group] = fields
+    return kept
+
+
 class Start(NamedTuple):
     """The checkpoint that a run goes on from; `own` if it lies in the run's workdir already."""
 
@@ -103,7 +117,7 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); choose another --workdir") from error
     recorded = with_defaults(recorded)
-    different = differences(_that_must_agree(recorded), _that_must_agree(config.to_dict()))
+    different = differences(that_must_agree(recorded), that_must_agree(config.to_dict()))
     if different:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(different)}) that has no "
@@ -130,7 +144,7 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
             f"--config.train.from_pretrained={folder}"
         )
     recorded = with_defaults(metadata.config)
-    different = differences(_that_must_agree(recorded), _that_must_agree(config.to_dict()))
+    different = differences(that_must_agree(recorded), that_must_agree(config.to_dict()))
     if different:
         raise UserError(
             f"{folder} was trained with another config ({'; '.join(different)}): give the same "
@@ -142,16 +156,3 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
             f"{config.data.definition}, or train.teacher, have changed since. Restore them to "
             "continue it, or choose another --workdir"
         )
-
-
-def _that_must_agree(values: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for group, fields in values.items():
-        free = MAY_CHANGE.get(group, set())
-        if free is None:
-            continue
-        if isinstance(fields, Mapping):
-            kept[group] = {name: value for name, value in fields.items() if name not in free}
-        else:
-            kept[group] = fields
-    return kept

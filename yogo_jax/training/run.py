@@ -26,7 +26,7 @@ from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.pace import Pace
 from yogo_jax.training.packing import open_pack
 from yogo_jax.training.preemption import Stop, Stopped
-from yogo_jax.training.resume import Start
+from yogo_jax.training.resume import Start, that_must_agree
 from yogo_jax.training.run_data import RunData
 from yogo_jax.training.setup import prepare_loss, prepare_train_step
 from yogo_jax.training.state import TrainState
@@ -63,7 +63,7 @@ class Run:
         self.devices = devices
         self.on_validation = on_validation
         self.teacher = teacher
-        # Kept are traces for one device without weights and images from elsewhere in them.
+        # Kept are only steps for one device, without a teacher's weights or thumbnails in them.
         alone = devices.count == 1 and teacher is None and data.thumbnails is None
         self.sources = sources if alone else None
         self.loss = prepare_loss(config, data.splits.train)
@@ -196,7 +196,8 @@ class Run:
         feed = self._make_feed()
         steps = feed.steps_of(train_step)
         if self.sources is not None:
-            made_of = (config, self.spec, self.loss, order, type(feed))
+            agreed = that_must_agree(config.to_dict())
+            made_of = (agreed, self.spec, self.loss, order, type(feed))
             steps = keep_trace(steps, self.sources, made_of, tracker.say)
         step_fn = self.stop.at_once_in_first_call(
             compile_train_step(steps, devices, feed.shardings)

@@ -64,11 +64,16 @@ def keep_trace(function: Steps, sources: str, made_of: object, say: Say) -> Step
             return jax.tree.leaves(state), metrics
 
         shapes = jax.tree.map(_shape, (leaves, inputs))
-        path = cache_folder() / "traces" / _key(sources, made_of, structure, shapes)
-        exported = _read(path)
-        if exported is None:
-            exported = export.export(jax.jit(of_leaves))(*shapes)
-            _write(path, exported, say)
+        try:
+            path = cache_folder() / "traces" / _key(sources, made_of, structure, shapes)
+            exported = _read(path)
+            if exported is None:
+                exported = export.export(jax.jit(of_leaves))(*shapes)
+                _write(path, exported, say)
+        # No home for a cache, no module to write with, an operation that JAX does not write.
+        except (RuntimeError, ImportError, ValueError) as error:
+            say(f"note: the traced step is not kept: {error}")
+            return function(state, inputs)
         leaves, metrics = exported.call(leaves, inputs)
         return jax.tree.unflatten(structure, leaves), metrics
 
@@ -82,8 +87,15 @@ def _shape(array: Any) -> jax.ShapeDtypeStruct:
 def _key(*made_of: object) -> str:
     """SHA-256 (hex) of all that a trace follows from."""
     versions = [each.__version__ for each in _LIBRARIES]
-    settings = sorted(jax.config.values.items())
-    about = (platform.python_version(), versions, jax.default_backend(), settings, *made_of)
+    options = [name for name in dir(flax.config) if name.startswith("flax_")]
+    about = (
+        platform.python_version(),
+        versions,
+        sorted(jax.config.values.items()),
+        [(name, getattr(flax.config, name)) for name in options],
+        export.default_export_platform(),
+        *made_of,
+    )
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
