@@ -8,6 +8,11 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	done)
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+PYTEST = $(BIN)/python -m pytest --dist worksteal
+# Of most tests half the time went into compilations, which take a quarter of it without XLA's newer
+# code for fused operations; tests of what users compile go without this.
+FAST_COMPILER = XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
+
 .PHONY: help demo test lint fix acceptance clean
 
 help:
@@ -45,7 +50,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --durations 15
+	$(FAST_COMPILER) $(PYTEST) --numprocesses 3 --durations 15 -m "not acceptance and not optimized"
+	$(PYTEST) --numprocesses 2 --durations 5 -m "not acceptance and optimized"
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff format .

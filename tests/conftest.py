@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("yogo")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     # Tests run little and compile much: half of their time goes if XLA does not optimize. Parity
-    # and bit-for-bit continuation are tested as users compile, see `optimized`.
+    # and bit-for-bit continuation are tested as users compile, see the marker `optimized`.
     jax.config.update("jax_disable_most_optimizations", True)
     # One cache for this process, its workers and the commands that tests start: each function is
     # compiled once. It goes with the session unless the caller gives a folder to keep.
@@ -34,12 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     start_jax()
 
 
-@pytest.fixture
-def optimized() -> Iterator[None]:
-    """What the test compiles is compiled as users do, with all of XLA's optimizations."""
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(autouse=True)
+def _optimized(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test marked so compiles is compiled as users do, with all of XLA's optimizations."""
+    marked = request.node.get_closest_marker("optimized") is not None
+    if marked and "fusion_emitters=false" in os.environ.get("XLA_FLAGS", ""):
+        pytest.fail("this test compiles as users do, see the Makefile: run it without XLA_FLAGS")
+    if marked:
+        jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    if marked:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -63,8 +63,9 @@ def environment(*, optimized: bool) -> dict[str, str]:
     Args:
       optimized: compile as users do and take huge pages, which starts slower and runs faster.
     """
+    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" or not optimized}
     return {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not optimized),

@@ -32,7 +32,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("image", range(6))
 def test_recorded_formatting(setting, image):

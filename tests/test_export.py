@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("checkpoints") / "quarter")
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", RECORDED_NAMES)
 def test_recorded_outputs_through_onnx_runtime(name, tmp_path):
     recorded = load(f"model_{name}.npz")

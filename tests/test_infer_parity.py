@@ -32,7 +32,7 @@ def found_by(model, images, output) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 def test_three_engines_find_the_same(elated_smoke, exported, tmp_path):
     images = [REMOSCOPE / "remoscope_frame.png"]
     images += sorted((data_set("lfm").parent / "images" / "val").iterdir())

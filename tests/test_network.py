@@ -55,7 +55,7 @@ def test_receptive_fields(name, side):
     assert get_backbone(name).receptive_field == side
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["base_model", "yogo_n"])
 def test_a_cell_sees_its_receptive_field_and_no_more(name):
     network = make_network(name, 2)
@@ -87,7 +87,7 @@ def test_all_twelve_architectures_of_the_original_are_covered():
     assert sorted((*RECORDED_NAMES, *RECIPE_NAMES, *OUR_NAMES)) == sorted(BACKBONES)
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", RECORDED_NAMES)
 def test_recorded_outputs_of_a_checkpoint(name):
     recorded = load(f"model_{name}.npz")
@@ -136,7 +136,7 @@ def recipe_state(recorded: dict[str, np.ndarray], name: str) -> dict[str, np.nda
     return state
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_recorded_outputs_of_recipe_weights(name):
     recorded = load("recipe_models.npz")

@@ -27,7 +27,7 @@ def bin_jitted(boxes, ids, valid, grid_hw=(12, 16)):
     return bin_targets(boxes, ids, valid, grid_hw=grid_hw)
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 @pytest.mark.parametrize("image", range(4))
 def test_recorded_label_grids(image):
     recorded = load("loss.npz")
