@@ -13,13 +13,17 @@ from yogo_jax.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never a part."""
+    """Writes a file so that a kill leaves the old one or the new one, never a part.
+
+    Several processes may write one at a time; the last one's stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
-    except OSError:
+    # Also where somebody interrupts: nobody writes to that name again.
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
