@@ -70,8 +70,7 @@ def main() -> None:
         folder, cache = Path(scratch), Path(scratch) / "cache"
         seconds_to_first_step(folder, cache)  # draws the frames
         for _ in range(args.rounds):
-            for made in ("compilations", "traces"):
-                subprocess.run(["rm", "-rf", str(cache / made)], check=True)
+            subprocess.run(["rm", "-rf", cache / "compilations", cache / "traces"], check=True)
             for each in times.values():
                 each.append(seconds_to_first_step(folder, cache))
     for name, each in times.items():

@@ -15,7 +15,6 @@ from runs import ROOT, environment, run_command, train_command
 from yogo_jax.config import from_mapping
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
-from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.tracking import read_metrics
@@ -56,11 +55,12 @@ def assert_nothing_survives(mark: str) -> None:
     assert not processes_with(mark), "processes outlive the run that started them"
 
 
-def state_of(folder: Path, metadata: Metadata) -> TrainState:
+def state_of(folder: Path) -> TrainState:
     """The whole state in a checkpoint; no length of the schedule is part of it."""
+    metadata = read_metadata(folder)
     optim = from_mapping(metadata.config).optim
     tx = make_optimizer(optim, learning_rate_schedule(optim, 1))
-    return restore_state(folder, metadata.model, tx)
+    return restore_state(folder, metadata.model, tx, averages=optim.ema_decay > 0)
 
 
 def readable_steps(workdir: Path) -> list[int]:
@@ -68,7 +68,7 @@ def readable_steps(workdir: Path) -> list[int]:
     steps = []
     for folder in committed_checkpoints(workdir / "checkpoints"):
         metadata = read_metadata(folder)
-        state = state_of(folder, metadata)
+        state = state_of(folder)
         assert int(state.step) == metadata.step == int(folder.name)
         steps.append(metadata.step)
     return steps
@@ -167,8 +167,7 @@ def assert_same_runs(*workdirs: Path, steps: int) -> None:
         records = read_metrics(workdir / "metrics.jsonl")
         logged.append([(r["step"], r["loss"]) for r in records if r["kind"] == "train"])
         last = committed_checkpoints(workdir / "checkpoints")[-1]
-        metadata = read_metadata(last)
-        states.append(jax.tree.leaves(state_of(last, metadata)))
+        states.append(jax.tree.leaves(state_of(last)))
     assert [step for step, _ in logged[0]] == list(range(1, steps + 1))
     assert logged[0] == logged[1]
     for found, expected in zip(*states, strict=True):

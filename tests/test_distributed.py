@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -108,6 +107,8 @@ def test_time_of_sums_around_a_ring():
     assert ring_seconds(messages, 4, **links) == 6 * (2 + 3 * 0.5)
 
 
+# Bit for bit, which the Makefile's fast compilations are not on one and on four devices.
+@pytest.mark.optimized
 def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     definition, alone, tmp_path
 ):
@@ -159,11 +160,8 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     # Adam makes full steps of; running means follow late, and so validations see some of it.
     found, expected = (logged_losses(each, "validation") for each in (tmp_path / "run", workdir))
     assert found == pytest.approx(expected, rel=1e-3)
-    # Of one and the same checkpoint, metrics are the same, but for what the compiler rounds.
-    again = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
-    assert jax.tree.structure(again) == jax.tree.structure(metrics)
-    for found, expected in zip(*map(jax.tree.leaves, (again, metrics)), strict=True):
-        assert found == (expected if isinstance(expected, str) else pytest.approx(expected, 1e-6))
+    # Of one and the same checkpoint, metrics are the same.
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
 
 
 def test_a_run_of_two_tasks_of_slurm_is_the_one_of_one_process(slurm, definition, alone, tmp_path):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from kills import state_of
 from runs import tiny_config
 from tiny_data import write_dataset
 from yogo_jax.evaluation import evaluator
@@ -17,10 +18,8 @@ from yogo_jax.training.checkpoints import (
     committed_checkpoints,
     find_checkpoint,
     read_metadata,
-    restore_state,
 )
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.preemption import SIGNALS, Stop, Stopped, exit_when_stopped
 from yogo_jax.training.tracking import read_metrics
 
@@ -156,12 +155,6 @@ def logged(workdir):
     clock = ("images_per_second", "seconds", "checkpoint")
     records = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] != "start"]
     return [{name: each[name] for name in each if name not in clock} for each in records]
-
-
-def state_of(folder):
-    optim = config_of("d.yml").optim
-    tx = make_optimizer(optim, learning_rate_schedule(optim, 6))
-    return restore_state(folder, read_metadata(folder).model, tx)
 
 
 class Moments:

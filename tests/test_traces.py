@@ -1,5 +1,6 @@
 """Traced steps that are kept: the same step, traced once, and never another one's."""
 
+import functools
 import importlib
 import json
 import platform
@@ -14,6 +15,7 @@ import optax
 import pytest
 from jax import export
 
+from kills import assert_same_runs
 from runs import logged_losses, run_command, tiny_config, train_command
 from tiny_data import add_thumbnails, write_dataset
 from yogo_jax.config import from_mapping
@@ -22,7 +24,6 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.sources import source_digest
 from yogo_jax.training import loop, run, setup, traces
-from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_variables
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.state import TrainState, create_state
@@ -296,7 +297,7 @@ def test_what_cannot_be_kept_is_told_and_traced(folder, monkeypatch, owner, name
     assert not folder.exists()
 
 
-def test_the_strongest_recipe_can_be_kept_for_gpus():
+def test_the_strongest_recipe_can_be_kept_for_gpus(folder, monkeypatch):
     # Which of their custom calls may be written is JAX's to say; a lowering for them needs none.
     values = importlib.import_module("configs.strong").get_config().to_dict()
     config = from_mapping(values)
@@ -320,7 +321,6 @@ def test_the_strongest_recipe_can_be_kept_for_gpus():
         ema_decay=config.optim.ema_decay,
         composed_steps=5,
     )
-    leaves, structure = jax.tree.flatten(create_state(spec, tx, seed=0, averages=True))
     batch = {
         "image": jax.ShapeDtypeStruct((2, 64, 96, 1), np.uint8),
         "boxes_cxcywh": jax.ShapeDtypeStruct((2, 5, 4), np.float32),
@@ -329,12 +329,13 @@ def test_the_strongest_recipe_can_be_kept_for_gpus():
         "image_valid": jax.ShapeDtypeStruct((2,), bool),
     }
 
-    def of_leaves(leaves, batch):
-        state, metrics = step(jax.tree.unflatten(structure, leaves), batch)
-        return jax.tree.leaves(state), metrics
-
-    exported = export.export(jax.jit(of_leaves), platforms=["cuda"])(leaves, batch)
-    assert export.deserialize(exported.serialize()).platforms == ("cuda",)
+    for_gpus = functools.partial(export.export, platforms=["cuda"])
+    monkeypatch.setattr(export, "export", for_gpus)
+    state = create_state(spec, tx, seed=0, averages=True)
+    jax.jit(keep_trace(step, SOURCES, "strong", pytest.fail)).trace(state, batch)
+    (path,) = folder.iterdir()
+    # After its digest.
+    assert export.deserialize(bytearray(path.read_bytes()[32:])).platforms == ("cuda",)
 
 
 class Cut(Exception):
@@ -371,11 +372,6 @@ def step_that_is_not_traced(*_, **__):
     return pytest.fail
 
 
-def final_state(workdir):
-    folder = committed_checkpoints(workdir / "checkpoints")[-1]
-    return restore_variables(folder, read_metadata(folder).model)
-
-
 def test_a_run_with_a_kept_trace_is_the_same_run(
     plain_run, definition, tmp_path, monkeypatch, folder, no_test
 ):
@@ -385,14 +381,9 @@ def test_a_run_with_a_kept_trace_is_the_same_run(
     monkeypatch.setattr(setup, "make_train_step", step_that_is_not_traced)
     train_and_evaluate(config, workdirs[2], sources=SOURCES)
     assert len(list(folder.iterdir())) == 1
-    losses = [logged_losses(workdir) for workdir in workdirs]
-    assert len(losses[0]) == 2
-    assert losses[1] == losses[2]
-    states = [jax.tree.leaves(final_state(workdir)) for workdir in workdirs[1:]]
-    for first, second in zip(*states, strict=True):
-        np.testing.assert_array_equal(second, first)
+    assert_same_runs(*workdirs[1:], steps=2)
     # Written otherwise for the compiler; as users compile it, see `make acceptance`.
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert logged_losses(plain_run) == pytest.approx(logged_losses(workdirs[1]), rel=1e-4)
 
 
 def test_several_steps_a_call_are_kept_too(definition, tmp_path, monkeypatch, no_test):
@@ -400,7 +391,7 @@ def test_several_steps_a_call_are_kept_too(definition, tmp_path, monkeypatch, no
     train_and_evaluate(config, tmp_path / "first", sources=SOURCES)
     monkeypatch.setattr(setup, "make_train_step", step_that_is_not_traced)
     train_and_evaluate(config, tmp_path / "second", sources=SOURCES)
-    assert logged_losses(tmp_path / "first") == logged_losses(tmp_path / "second")
+    assert_same_runs(tmp_path / "first", tmp_path / "second", steps=1)
 
 
 def made_of(monkeypatch, config, workdir):

@@ -63,9 +63,13 @@ pytestmark = pytest.mark.acceptance
 NOT_KEPT = """
 import sys
 from yogo_jax.training import traces
-# As where an operation cannot be written: the step is traced as it is.
-traces.export.Exported.serialize = lambda _: (_ for _ in ()).throw(ValueError("not now"))
 from yogo_jax import train
+
+def fail(_):
+    raise ValueError("not now")
+
+# As where an operation cannot be written: the step is traced as it is.
+traces.export.Exported.serialize = fail
 train.main(sys.argv[1:])
 """
 
