@@ -111,7 +111,7 @@ BRIDGE_FILES = sorted((ROOT / "bridge").rglob("*.py"))
     "path", [*FILES, *BRIDGE_FILES], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_files_are_short(path):
-    assert path.read_text().count("\n") <= 300
+    assert path.read_text().count("\n") <= 500
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("data/*.py")), ids=lambda path: path.stem)
