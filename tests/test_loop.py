@@ -408,7 +408,7 @@ def test_a_finished_run_that_lacks_its_test_is_only_tested_again(
     assert again == json.loads((workdir / "test" / "metrics.json").read_text())
     if change is calibrated:
         assert again["class_temperature"] == 2
-        assert again["calibration_error"] != metrics["calibration_error"]
+        assert again["test_loss"] != metrics["test_loss"]
     else:
         assert {**again, "checkpoint": metrics["checkpoint"]} == metrics
     # And then it is complete.
@@ -469,7 +469,7 @@ def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
     assert_equal_trees(final_state(tmp_path / "run"), final_state(tmp_path / "long"))
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["train"]["epochs"] == 7
-    with pytest.raises(UserError, match=r"train.epochs=4: a run can become longer, and no shorter"):
+    with pytest.raises(UserError, match=r"go on with 4: a run can become longer, and no shorter"):
         train_and_evaluate(short, tmp_path / "run")
 
 
@@ -501,11 +501,11 @@ def test_a_run_that_cannot_be_lengthened_says_why_and_what_to_do(whole_run, defi
     with pytest.raises(UserError) as refused:
         train_and_evaluate(config_of(definition, train__epochs=6), workdir)
     assert str(refused.value) == (
-        f"{workdir}/checkpoints/9 is of a run of 3 epochs and does not go on with train.epochs=6: "
-        "the learning rate falls along a cosine over all epochs (optim.lr_decay_factor is 10, not "
-        "1). Give --config.train.epochs=3 to continue it. To train further from its weights, start "
-        f"another run: --config.train.from_pretrained={workdir} --workdir NEW. For one run of 6 "
-        "epochs choose another --workdir"
+        f"{workdir}/checkpoints/9 is of a run with train.epochs=3 and does not go on with 6: the "
+        "learning rate falls along a cosine over all epochs (optim.lr_decay_factor is 10, not 1). "
+        "Give --config.train.epochs=3 to continue it. To train further from its weights, start "
+        f"another run: --config.train.from_pretrained={workdir} --workdir NEW. For one run with "
+        "train.epochs=6 choose another --workdir"
     )
     # Where more differs, all of it is named.
     with pytest.raises(UserError, match=r"config\.optim\.weight_decay: .*config\.train\.epochs: 3"):

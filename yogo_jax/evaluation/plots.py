@@ -38,10 +38,6 @@ _STYLE: Any = {
     # A class may be called "$x": no text of ours is a formula.
     "text.parse_math": False,
     "font.size": FONT_SIZE,
-    "axes.titlesize": FONT_SIZE,
-    "axes.labelsize": FONT_SIZE,
-    "xtick.labelsize": FONT_SIZE,
-    "ytick.labelsize": FONT_SIZE,
     "text.color": INK,
     "axes.edgecolor": INK_SOFT,
     "axes.labelcolor": INK,
@@ -158,7 +154,7 @@ def use_whole_numbers(axes: Any, which: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis = getattr(axes, f"{which}axis")
-    axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
+    axis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
     _write_plain_numbers(axis)
 
 

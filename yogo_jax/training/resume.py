@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +35,6 @@ def that_must_agree(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             kept[group] = fields
     return kept
-
-
-# How a difference in the number of epochs begins.
-_EPOCHS = "config.train.epochs: "
 
 
 class Start(NamedTuple):
@@ -131,12 +127,13 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
 def _different(recorded: Mapping[str, Any], config: Config) -> list[str]:
     """Fields that must agree and do not; none if a run only becomes longer that may."""
     theirs, ours = that_must_agree(with_defaults(recorded)), that_must_agree(config.to_dict())
-    different = differences(theirs, ours)
-    if len(different) == 1 and different[0].startswith(_EPOCHS):
-        before = theirs["train"]["epochs"]
-        if config.train.epochs > before and not why_length_counts(config, before):
-            return []
-    return different
+    different, before = differences(theirs, ours), theirs["train"]["epochs"]
+    longer = _is_length_alone(different) and config.train.epochs > before
+    return [] if longer and not why_length_counts(config, before) else different
+
+
+def _is_length_alone(different: Sequence[str]) -> bool:
+    return len(different) == 1 and different[0].startswith("config.train.epochs:")
 
 
 def why_length_counts(config: Config, epochs: int) -> list[str]:
@@ -169,10 +166,10 @@ def _other_length(config: Config, before: int, folder: Path) -> str:
     if config.train.epochs < before:
         reasons = ["a run can become longer, and no shorter"]
     return (
-        f"{folder} is of a run of {before} epochs and does not go on with train.epochs="
+        f"{folder} is of a run with train.epochs={before} and does not go on with "
         f"{config.train.epochs}: {'; '.join(reasons)}. Give --config.train.epochs={before} to "
-        f"continue it. {train_further(_run_of(folder))}. For one run of {config.train.epochs} "
-        "epochs choose another --workdir"
+        f"continue it. {train_further(_run_of(folder))}. For one run with "
+        f"train.epochs={config.train.epochs} choose another --workdir"
     )
 
 
@@ -232,7 +229,7 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
             f"--config.train.from_pretrained={folder}"
         )
     different = _different(metadata.config, config)
-    if len(different) == 1 and different[0].startswith(_EPOCHS):
+    if _is_length_alone(different):
         raise UserError(_other_length(config, metadata.config["train"]["epochs"], folder))
     if different:
         raise UserError(

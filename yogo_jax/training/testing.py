@@ -113,13 +113,13 @@ def read_test(workdir: Path) -> dict[str, Any] | None:
     logged = any(each["kind"] == "test" for each in read_metrics(workdir / "metrics.jsonl"))
     if not logged or not (output / "report.html").exists():
         return None
-    try:
-        metrics = json.loads((output / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return None
     metadata = read_metadata(find_checkpoint(workdir))
-    # A calibration gives a checkpoint another temperature.
-    tested = (metrics.get("step"), metrics.get("class_temperature", 1.0))
+    try:
+        metrics: dict[str, Any] = json.loads((output / "metrics.json").read_text())
+        # A calibration gives a checkpoint another temperature.
+        tested = metrics["step"], metrics.get("class_temperature", 1.0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
     return metrics if tested == (metadata.step, metadata.model.class_temperature) else None
 
 
