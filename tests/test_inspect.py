@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from browser import assert_fits_the_width, open_page
+from browser import assert_figures_can_be_read, assert_fits_the_width, open_page
 from drawn_models import write_random_checkpoint
 from planted import plant
 from runs import run_command
@@ -101,11 +101,12 @@ def test_the_command_prints_what_it_wrote(printed, planted):
     }
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_in_a_browser(printed, planted, width):
     _, output = printed
     with open_page(output / "inspection.html", width=width) as page:
         assert_fits_the_width(page)
+        assert_figures_can_be_read(page)
         assert page.locator("svg").count() == 5
         pictures = page.locator("img")
         # One of each place that can be shown, and three samples of each split.
@@ -302,7 +303,7 @@ def test_suspects_as_a_table_and_on_a_page(mislabelled, tmp_path):
     path = tmp_path / "page.html"
     rows = suspect_rows(suspects)
     path.write_text(render_inspection(looked_at, top=3, more_rows=rows, more=sections))
-    with open_page(path, width=390, dark=True) as page:
+    with open_page(path, width=360, dark=True) as page:
         assert_fits_the_width(page)
         assert "detections without a label\t1\t" in page.locator("#summary").inner_text()
         section = page.locator("#suspects-other-class")

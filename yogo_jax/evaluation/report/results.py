@@ -48,6 +48,7 @@ def write_results(
         },
         "checkpoint": str(checkpoint),
         "step": step,
+        "class_temperature": spec.class_temperature,
     }
     write_json(folder / "metrics.json", metrics)
     write_pictures(images, spec, folder / "pictures", pictures)
