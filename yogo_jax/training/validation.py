@@ -6,6 +6,7 @@ from typing import Any
 
 from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.records import Records
+from yogo_jax.detector.found import NotNumbersError
 from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.training.meter import NotFiniteError
 from yogo_jax.training.state import TrainState
@@ -69,13 +70,19 @@ class Validator:
         if len(self._records) == 0:
             tracker.say("no validation split in this data set: the latest checkpoint is the best")
             return None
-        evaluation = self._evaluator.run(
-            state.variables,
-            self._records,
-            keep_images=tracker.shows_images,
-            before_batch=before_batch,
-            packed=packed,
-        )
+        try:
+            evaluation = self._evaluator.run(
+                state.variables,
+                self._records,
+                keep_images=tracker.shows_images,
+                before_batch=before_batch,
+                packed=packed,
+            )
+        except NotNumbersError as error:
+            raise NotFiniteError(
+                f"the validation after step {done} ends at {error}; or lower "
+                "--config.optim.learning_rate"
+            ) from error
         metrics = evaluation.metrics
         if not math.isfinite(metrics["loss"]):
             raise NotFiniteError(
