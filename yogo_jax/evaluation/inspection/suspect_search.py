@@ -70,7 +70,7 @@ def find_suspects(
       inspection: of the data, with the classes of the detector.
       spec: of the detector.
       variables: its weights.
-      weights: of the loss.
+      weights: of the loss by which labels are ranked.
       batch_size: images at a time.
       min_confidence: as for `doubts_of_image`.
       top: labels to rank by their loss.
