@@ -125,6 +125,7 @@ def test_the_instruments_array(cropped):
         "class_names": list(CLASS_NAMES),
         "obj_thresh": THRESHOLD,
         "iou_thresh": 0.5,
+        "min_class_confidence_threshold": 0.0,
         "vertical_crop_height_px": 48,
     }
 

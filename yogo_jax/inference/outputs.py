@@ -157,6 +157,7 @@ def _array_notes(settings: dict[str, Any], served: Served) -> dict[str, Any]:
         "class_names": list(served.class_names),
         "obj_thresh": settings["obj_thresh"],
         "iou_thresh": settings["iou_thresh"],
+        "min_class_confidence_threshold": settings["min_class_confidence_threshold"],
         "vertical_crop_height_px": rows if is_crop else None,
         "write_date": datetime.datetime.now().isoformat(timespec="seconds"),
     }
