@@ -24,6 +24,10 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.evaluation.report.pictures import write_pictures
 from yogo_jax.output.draw import draw_boxes
+from yogo_jax.training.meter import NotFiniteError
+from yogo_jax.training.state import TrainState
+from yogo_jax.training.tracking import SilentTracker
+from yogo_jax.training.validation import Validator
 
 
 NAMES = ("healthy", "ring", "wbc")
@@ -302,12 +306,37 @@ def test_a_frame_with_a_value_that_is_no_number_is_refused_by_name(tmp_path, cas
     assert found.unusable == 1
 
 
-def test_what_is_no_number_under_the_threshold_is_nothing(tmp_path):
+def test_a_loss_that_is_no_number_is_refused_by_name(tmp_path):
+    """Where no object is seen, a NaN among the classes is in the loss all the same."""
+    frames = [Frame(), Frame((Box(A, 0.8),), ((A, 0),))]
+    table = table_of(frames)
+    table["class_logits"] = table["class_logits"].at[1, 1, 1].set(jnp.nan)
+    records = records_of(tmp_path, frames)
+    message = r"frame_1\.png: the network gives a loss of .*classification nan, expected numbers"
+    with pytest.raises(NotNumbersError, match=message):
+        evaluator_of(4, None).run(table, records)
+
+
+def test_a_place_that_is_no_number_is_nothing_where_no_object_is_seen(tmp_path):
     frames = [Frame((Box(A, 0.8),), ((A, 0),))]
     table = table_of(frames)
-    table["class_logits"] = table["class_logits"].at[0, 1, 1].set(jnp.nan)
+    table["boxes_cxcywh"] = table["boxes_cxcywh"].at[0, 1, 1].set(jnp.nan)
     records = records_of(tmp_path, frames)
     assert evaluator_of(4, None).run(table, records).metrics["predictions"] == 1
+
+
+def test_a_validation_without_numbers_ends_a_run_as_its_loss_does(tmp_path, monkeypatch):
+    frames = [Frame((Box(A, 0.8),), ((A, 0),))]
+    table = table_of(frames)
+    table["objectness"] = table["objectness"].at[0, 1, 1].set(jnp.nan)
+    records = records_of(tmp_path, frames)
+    settings = {"steps_per_epoch": 1, "epochs": 3, "every_epochs": 1}
+    validator = Validator(evaluator_of(4, None), records, **settings)
+    monkeypatch.setattr(TrainState, "variables", table)
+    state = object.__new__(TrainState)
+    message = r"after step 2 cannot be used: lower .*learning_rate \(.*frame_0\.png: "
+    with pytest.raises(NotFiniteError, match=message):
+        validator.run(state, 2, SilentTracker(), lambda: None)
 
 
 FRAMES = (

@@ -78,11 +78,16 @@ def check_numbers(unusable: int, image: str) -> None:
     """
     if unusable:
         cells = "1 cell" if unusable == 1 else f"{unusable} cells"
-        raise NotNumbersError(
-            f"{image}: the network gives NaN or infinite values in {cells}, expected numbers. In "
-            "half precision values leave its range: compute in f32. If they are there in f32, too, "
-            "the weights are damaged: use another checkpoint"
-        )
+        raise not_numbers(image, f"NaN or infinite values in {cells}")
+
+
+def not_numbers(image: str, found: str) -> NotNumbersError:
+    """The error on an image for which a network gives something else than numbers."""
+    return NotNumbersError(
+        f"{image}: the network gives {found}, expected numbers. In half precision values leave its "
+        "range: compute in f32. If it is so in f32, too, the weights are damaged: use another "
+        "checkpoint"
+    )
 
 
 def detections_of(

@@ -1,6 +1,5 @@
 """The validations of a run: when they are due, and what becomes of their metrics."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -80,15 +79,10 @@ class Validator:
             )
         except NotNumbersError as error:
             raise NotFiniteError(
-                f"the validation after step {done} ends at {error}; or lower "
-                "--config.optim.learning_rate"
+                f"the validation after step {done} cannot be used: lower "
+                f"--config.optim.learning_rate ({error})"
             ) from error
         metrics = evaluation.metrics
-        if not math.isfinite(metrics["loss"]):
-            raise NotFiniteError(
-                f"the validation loss after step {done} is {metrics['loss']}, with terms "
-                f"{metrics['loss_terms']}: lower --config.optim.learning_rate"
-            )
         epoch = done // self._steps_per_epoch
         tracker.log("validation", done, {"epoch": epoch, **metrics})
         tracker.show("validation", done, evaluation, self._evaluator.spec)
