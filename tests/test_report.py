@@ -19,6 +19,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.evaluation.report import history
 from yogo_jax.evaluation.report.history import History
 from yogo_jax.evaluation.report.page import Subject
+from yogo_jax.evaluation.report.pictures import remove_pictures_of
 from yogo_jax.evaluation.report.results import write_results
 from yogo_jax.training.logged import differing_fields, names_of, read_run
 from yogo_jax.training.loop import train_and_evaluate
@@ -69,6 +70,44 @@ def evaluated(tmp_path_factory):
     images = labelled_images(definition, 0, len(NAMES))
     metrics = write(folder, images, NAMES, history=History("run", logged()))
     return folder, images, metrics
+
+
+def test_pictures_of_others_stay_and_those_of_an_earlier_evaluation_go(tmp_path):
+    definition = write_dataset(tmp_path / "data", class_names=NAMES)
+    images = labelled_images(definition, 0, len(NAMES))
+    folder, foreign = tmp_path / "out", ["007_of_somebody.png", "000_own.png", "notes.txt"]
+    (folder / "pictures").mkdir(parents=True)
+    for name in foreign:
+        (folder / "pictures" / name).write_text("mine")
+    first = write(folder, images, NAMES)["picture_files"]
+    assert len(first) == 2
+    # Another two images: those of the first evaluation would pass for theirs.
+    second = write(folder, images[2:], NAMES)["picture_files"]
+    assert not set(first) & set(second)
+    there = {path.name for path in (folder / "pictures").iterdir()}
+    assert there == {*foreign, *second}
+    assert all((folder / "pictures" / name).read_text() == "mine" for name in foreign)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no JSON",
+        "[]",
+        '{"picture_files": 3}',
+        '{"picture_files": ["../metrics.json", "000_a/../../metrics.json", 3, "a.png"]}',
+    ],
+    ids=["no-json", "list", "number", "elsewhere"],
+)
+def test_nothing_is_removed_for_a_record_of_another_kind(tmp_path, content):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_text("mine")
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(content)
+    remove_pictures_of(metrics, pictures, [])
+    assert (pictures / "a.png").exists()
+    assert metrics.read_text() == content
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1200, False)])
