@@ -302,7 +302,6 @@ def train_outputs(
         return raw, mutated.get("batch_stats", {})
     x, new_stats = network.scaled(images), dict(batch_stats)
 
-
     def segment(blocks: Sequence[int]) -> Callable[[Any, Array], tuple[Array, Any]]:
         def features(params: Any, x: Array) -> tuple[Array, Any]:
             return apply({"params": params, "batch_stats": batch_stats}, x, blocks=blocks)
