@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from yogo_jax.data.label_header import CENTRE, CORNERS, STANDARD, Columns, find_columns
 from yogo_jax.errors import UserError
 
 
 LABEL_SUFFIXES = (".txt", ".csv")
 ON_BAD_LABEL = ("error", "skip")
-COLUMNS = ("x_center", "y_center", "width", "height")
-ROW = f"class {' '.join(COLUMNS)}"
 # `0, 0.5` and `0 \t 0.5` have one separator between two fields; `0,,0.5` has an empty field.
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
 _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
@@ -47,10 +46,11 @@ def read_labels(
 ) -> Labels:
     """The boxes of one label file, relative to image width and height.
 
-    Fields are separated by blanks, tabs or commas, line by line. A first row whose last four
-    fields are no numbers is a header. The class is a name, or a number: an index into
-    `class_names`, or with `categories` one of its ids. Centres and sizes lie in [0, 1], sizes above
-    0; a box may overhang the edge of the image.
+    Fields are separated by blanks, tabs or commas, line by line. A first row without any number is
+    a header: columns are then read by name, in any order, and corners become centres and sizes. The
+    class is a name, or a number: an index into `class_names`, or with `categories` one of its ids.
+    Centres, corners and sizes lie in [0, 1], sizes above 0; a box may overhang the edge of the
+    image.
 
     Args:
       path: the file; an empty one has no boxes.
@@ -60,7 +60,7 @@ def read_labels(
         their messages as `problems`.
 
     Raises:
-      UserError: `file:line: …` at a bad row, or if the file is no text.
+      UserError: `file:line: …` at a bad row or an unknown header, or if the file is no text.
     """
     check_policy(on_bad_label)
     classes = Classes(class_names, categories)
@@ -159,36 +159,42 @@ def _parsed_rows(
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})"
-        raise UserError(f"{path}: {found}; expected rows `{ROW}`; save as UTF-8 text") from None
+        raise UserError(f"{path}: {found}; expected rows `{STANDARD}`; save as UTF-8 text") from None
+    columns = None
     for line, fields in _rows(text):
+        if columns is None:
+            columns = _columns_of(path, line, fields)
+            if columns is not None:
+                continue
+            columns = STANDARD
         try:
-            yield line, _parse_row(fields, classes)
+            yield line, _parse_row(fields, columns, classes)
         except _BadRowError as error:
             yield line, error
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row, without blank lines and the header."""
-    first = True
+    """Line number and fields of each row, without blank lines."""
     for line, row in enumerate(_LINE_END.split(text), start=1):
-        if not row.strip():
-            continue
-        fields = split_row(row)
-        if not (first and is_header(fields)):
-            yield line, fields
-        first = False
+        if row.strip():
+            yield line, split_row(row)
 
 
 def split_row(row: str) -> list[str]:
-    """The fields of a row: its class (of one field or more), then four numbers."""
+    """The fields of a row: a class of one field or more, and four numbers."""
     return [field.strip('"') for field in _SEPARATOR.split(row.strip())]
 
 
-def is_header(fields: list[str]) -> bool:
-    """Whether a row, if it is the first of a file, is its header."""
-    # A row that starts with a number is a bad row, not a header.
-    texts = [fields[0], *fields[-4:]]
-    return len(fields) >= 5 and all(_number(field) is None for field in texts)
+def columns_of(fields: list[str]) -> Columns | None:
+    """As `find_columns`, of the first row of a file."""
+    return find_columns(fields, [_number(field) is not None for field in fields])
+
+
+def _columns_of(path: Path | str, line: int, fields: list[str]) -> Columns | None:
+    try:
+        return columns_of(fields)
+    except UserError as error:
+        raise UserError(f"{path}:{line}: {error}") from None
 
 
 def _number(text: str) -> float | None:
@@ -199,19 +205,26 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _parse_row(fields: list[str], classes: Classes) -> tuple[int, list[float]]:
+def _parse_row(
+    fields: list[str], columns: Columns, classes: Classes
+) -> tuple[int, list[float]]:
     """Class index and box (cx, cy, w, h) of one row."""
-    label = " ".join(fields[:-4])
+    # A class name may be of several words: numbers are counted from both ends.
+    end = len(fields) - 4 + columns.class_at
+    label = " ".join(fields[columns.class_at : end])
     if len(fields) < 5 or (len(fields) > 5 and label not in classes.by_name):
         row = " ".join(fields)
         row = f"{row[:60]}..." if len(row) > 60 else row
-        expected = f"expected 5: {ROW}; complete or remove the row"
+        expected = f"expected 5: {columns}; complete or remove the row"
         raise _BadRowError(f"found {len(fields)} columns ({row}); {expected}")
     number = _number(label)
     class_id = classes.by_name.get(label) if number is None else classes.index_of.get(number)
     if class_id is None:
         raise _BadRowError(classes.problem(label, number))
-    return class_id, [_coordinate(*pair) for pair in zip(COLUMNS, fields[-4:], strict=True)]
+    texts = [*fields[: columns.class_at], *fields[end:]]
+    names = CORNERS if columns.corners else CENTRE
+    values = [_coordinate(name, texts[i]) for name, i in zip(names, columns.order, strict=True)]
+    return class_id, _centre_and_size(values) if columns.corners else values
 
 
 def _coordinate(column: str, text: str) -> float:
@@ -225,6 +238,15 @@ def _coordinate(column: str, text: str) -> float:
     if column in ("width", "height") and not np.float32(value) > 0:
         raise _BadRowError(f"{column} is {text}; expected more than 0; remove the row")
     return value
+
+
+def _centre_and_size(corners: list[float]) -> list[float]:
+    x1, y1, x2, y2 = corners
+    for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
+        if not np.float32(high - low) > 0:
+            found = f"{axis}min is {low:g} and {axis}max is {high:g}"
+            raise _BadRowError(f"{found}; expected {axis}max above {axis}min; remove the row")
+    return [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
 
 
 def read_categories(label_folder: Path | str) -> dict[int, str] | None:
