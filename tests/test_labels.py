@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from yogo_jax.data.labels import label_lines, read_categories, read_labels
+from yogo_jax.data.labels import label_lines, numbers_of_rows, read_categories, read_labels
 from yogo_jax.errors import UserError
 
 
@@ -330,3 +330,13 @@ def test_lines_of_boxes_are_those_of_good_rows(tmp_path):
     assert label_lines(path, NAMES, {9: "ring"}) == [4, 5]
     path.write_text("")
     assert label_lines(path, NAMES, None) == []
+
+
+def test_numbers_of_rows_are_those_of_good_and_bad_rows(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("y x h w label\n512 300 40 30 9\n0.25 .5 1 1 ring\n1 2 3\na b c d 1\n")
+    np.testing.assert_array_equal(
+        numbers_of_rows(path), [[9, 300, 512, 30, 40], [np.nan, 0.5, 0.25, 1, 1]]
+    )
+    path.write_text("class xmax ymax xmin ymin\n0 30 40 10 20\n")
+    np.testing.assert_array_equal(numbers_of_rows(path), [[0, 10, 20, 30, 40]])

@@ -1,6 +1,7 @@
 """Label files: one box a row, `class x_center y_center width height`, every value checked here."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -151,33 +152,60 @@ def label_lines(
     return [line for line, row in rows if not isinstance(row, _BadRowError)]
 
 
+def numbers_of_rows(path: Path | str) -> list[list[float]]:
+    """Class and four numbers of each row that has them, good or bad, as the file has them.
+
+    Numbers are in the order of `x_center y_center width height`, or of the corners of a header; the
+    class is NaN if it is a name.
+
+    Raises:
+      UserError: the file is no text, or has an unknown header.
+    """
+    found = []
+    for _, fields, columns in _rows_with_columns(path, read_bytes(path)):
+        if len(fields) >= 5:
+            label, texts = _split_fields(fields, columns)
+            numbers = [math.nan if (n := _number(text)) is None else n for text in (label, *texts)]
+            if all(map(math.isfinite, numbers[1:])):
+                found.append(numbers)
+    return found
+
+
 def _parsed_rows(
     path: Path | str, data: bytes, classes: Classes
 ) -> Iterator[tuple[int, tuple[int, list[float]] | _BadRowError]]:
     """Line number of each row, with its class index and box or what is wrong with it."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        found = f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})"
-        raise UserError(f"{path}: {found}; expected rows `{STANDARD}`; save as UTF-8 text") from None
-    columns = None
-    for line, fields in _rows(text):
-        if columns is None:
-            columns = _columns_of(path, line, fields)
-            if columns is not None:
-                continue
-            columns = STANDARD
+    for line, fields, columns in _rows_with_columns(path, data):
         try:
             yield line, _parse_row(fields, columns, classes)
         except _BadRowError as error:
             yield line, error
 
 
-def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row, without blank lines."""
+def _rows_with_columns(
+    path: Path | str, data: bytes
+) -> Iterator[tuple[int, list[str], Columns]]:
+    """Line number and fields of each row, without blank lines and the header, and their columns."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})"
+        fix = "save as UTF-8 text"
+        raise UserError(f"{path}: {found}; expected rows `{STANDARD}`; {fix}") from None
+    columns = None
     for line, row in enumerate(_LINE_END.split(text), start=1):
-        if row.strip():
-            yield line, split_row(row)
+        if not row.strip():
+            continue
+        fields = split_row(row)
+        if columns is None:
+            try:
+                columns = columns_of(fields)
+            except UserError as error:
+                raise UserError(f"{path}:{line}: {error}") from None
+            if columns is not None:
+                continue
+            columns = STANDARD
+        yield line, fields, columns
 
 
 def split_row(row: str) -> list[str]:
@@ -188,13 +216,6 @@ def split_row(row: str) -> list[str]:
 def columns_of(fields: list[str]) -> Columns | None:
     """As `find_columns`, of the first row of a file."""
     return find_columns(fields, [_number(field) is not None for field in fields])
-
-
-def _columns_of(path: Path | str, line: int, fields: list[str]) -> Columns | None:
-    try:
-        return columns_of(fields)
-    except UserError as error:
-        raise UserError(f"{path}:{line}: {error}") from None
 
 
 def _number(text: str) -> float | None:
@@ -209,9 +230,7 @@ def _parse_row(
     fields: list[str], columns: Columns, classes: Classes
 ) -> tuple[int, list[float]]:
     """Class index and box (cx, cy, w, h) of one row."""
-    # A class name may be of several words: numbers are counted from both ends.
-    end = len(fields) - 4 + columns.class_at
-    label = " ".join(fields[columns.class_at : end])
+    label, texts = _split_fields(fields, columns) if len(fields) >= 5 else ("", [])
     if len(fields) < 5 or (len(fields) > 5 and label not in classes.by_name):
         row = " ".join(fields)
         row = f"{row[:60]}..." if len(row) > 60 else row
@@ -221,10 +240,17 @@ def _parse_row(
     class_id = classes.by_name.get(label) if number is None else classes.index_of.get(number)
     if class_id is None:
         raise _BadRowError(classes.problem(label, number))
-    texts = [*fields[: columns.class_at], *fields[end:]]
     names = CORNERS if columns.corners else CENTRE
-    values = [_coordinate(name, texts[i]) for name, i in zip(names, columns.order, strict=True)]
+    values = [_coordinate(*pair) for pair in zip(names, texts, strict=True)]
     return class_id, _centre_and_size(values) if columns.corners else values
+
+
+def _split_fields(fields: list[str], columns: Columns) -> tuple[str, list[str]]:
+    """The class of a row, and its four numbers in the order of CENTRE or of CORNERS."""
+    # A class name may be of several words: numbers are counted from both ends.
+    end = len(fields) - 4 + columns.class_at
+    texts = [*fields[: columns.class_at], *fields[end:]]
+    return " ".join(fields[columns.class_at : end]), [texts[i] for i in columns.order]
 
 
 def _coordinate(column: str, text: str) -> float:
