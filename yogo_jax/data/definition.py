@@ -6,6 +6,7 @@ definition (`defn_path`). Relative paths start at the folder of the file they st
 
 import math
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,5 +127,5 @@ def _read_thumbnails(top: Section) -> dict[str, tuple[Path, ...]]:
             if not any(is_image_name(file) for file in os.listdir(folder)):
                 expected = f"expected {', '.join(IMAGE_SUFFIXES)} files"
                 raise section.error(name, f"{folder} holds no image; {expected}")
-        thumbnails[str(name)] = tuple(folders)
+        thumbnails[unicodedata.normalize("NFC", str(name))] = tuple(folders)
     return thumbnails

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -90,7 +91,7 @@ class Classes:
     """What the first field of a row may be: `index_of` a number, or `by_name` of a name."""
 
     def __init__(self, names: tuple[str, ...], categories: Mapping[int, str] | None) -> None:
-        self.names = names
+        self.names = names = tuple(unicodedata.normalize("NFC", name) for name in names)
         self.categories = categories
         # Keys are compared with floats: 3.0 finds 3, and 3.5 finds nothing.
         self.index_of: dict[float, int] = dict(enumerate(range(len(names))))
@@ -250,7 +251,8 @@ def _split_fields(fields: list[str], columns: Columns) -> tuple[str, list[str]]:
     # A class name may be of several words: numbers are counted from both ends.
     end = len(fields) - 4 + columns.class_at
     texts = [*fields[: columns.class_at], *fields[end:]]
-    return " ".join(fields[columns.class_at : end]), [texts[i] for i in columns.order]
+    label = unicodedata.normalize("NFC", " ".join(fields[columns.class_at : end]))
+    return label, [texts[i] for i in columns.order]
 
 
 def _coordinate(column: str, text: str) -> float:
@@ -301,5 +303,5 @@ def read_categories(label_folder: Path | str) -> dict[int, str] | None:
             raise UserError(f"{path}: {_NOTES}; found id {number!r}, name {name!r}; mend them")
         if int(number) in categories:
             raise UserError(f"{path}: id {number} stands twice; expected unique ids; mend one")
-        categories[int(number)] = name
+        categories[int(number)] = unicodedata.normalize("NFC", name)
     return categories
