@@ -246,6 +246,19 @@ def test_categories_bad(tmp_path, label, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["\xe9", "e\u0301"], ids=["nfc", "nfd"])
+@pytest.mark.parametrize("written", ["\xe9", "e\u0301"], ids=["nfc", "nfd"])
+def test_names_of_classes_are_one_text_in_any_unicode_form(tmp_path, name, written):
+    path = tmp_path / "labels" / "a.txt"
+    folder = write_notes(tmp_path, json.dumps({"categories": [{"id": 5, "name": written}]}))
+    path.write_text(f"{written} 0.5 0.5 0.1 0.1\n", encoding="utf-8")
+    names = ("ring", name)
+    assert read_labels(path, names, None, on_bad_label="error").class_ids.tolist() == [1]
+    path.write_text("5 0.5 0.5 0.1 0.1\n")
+    categories = read_categories(folder)
+    assert read_labels(path, names, categories, on_bad_label="error").class_ids.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"\xff\xfe1\x00 \x00", "byte 0 is 0xff"), (b"0 0.5 \xe9", "byte 6 is 0xe9")],

@@ -1,6 +1,6 @@
 import os
-import unicodedata
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np

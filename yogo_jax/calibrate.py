@@ -91,11 +91,17 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         restore_variables,
         rewrite_metadata,
     )
+    from yogo_jax.training.data_checks import stretch_of
     from yogo_jax.training.run_data import evaluation_data
 
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)
-    records = getattr(evaluation_data(metadata, args.definition, print), args.split)
+    splits = evaluation_data(metadata, args.definition, print)
+    records = getattr(splits, args.split)
+    for line in splits.lines():
+        print(line)
+    if (stretch := stretch_of(records.image_paths, metadata.model.image_hw)) is not None:
+        print(stretch)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
     at = Thresholds()

@@ -7,8 +7,8 @@ MODEL is a run, a checkpoint, or what `bridge.to_openvino` wrote; docs/inference
 
 import argparse
 import os
-import unicodedata
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 

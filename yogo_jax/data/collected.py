@@ -96,9 +96,7 @@ def _load(
         paths = [f"{pair.label_path}{os.sep}{label}" for _, label in matched]
         categories = read_categories(pair.label_path)
         found = _read_each(paths, class_names, categories, data.findings)
-        data.findings.extend(
-            guess_findings(pair.label_path, paths, found, class_names, categories)
-        )
+        data.findings.extend(guess_findings(pair.label_path, paths, found, class_names, categories))
         for (image, _), path, each in zip(matched, paths, found, strict=True):
             if each is None:
                 continue

@@ -88,6 +88,10 @@ KINDS = {
         "classes without any box",
         "Look for a mistake in class_names; a class may stay if its data is still to come.",
     ),
+    "class_of_small_boxes": Kind(
+        "classes most of whose training boxes are under the least area",
+        "Lower --config.data.min_box_area: what is left out is not learnt.",
+    ),
     "duplicate_box": Kind(
         "boxes drawn twice",
         "Remove one of the two: a detector that finds the cell once misses the other box.",

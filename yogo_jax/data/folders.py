@@ -101,7 +101,7 @@ def ambiguity(folder: Path, names: Sequence[str]) -> str:
     if len({os.path.splitext(name)[0] for name in names}) > 1:
         differ = "the suffix or the form of Unicode"
         # They look the same when printed.
-        shown = [f"{name} ({ascii(name)})" for name in names]
+        shown = [f"{name} ({name!a})" for name in names]
     found = f"{' and '.join(shown)} have the same name but for {differ}"
     return f"{folder}: {found}; expected one of them; remove the other"
 

@@ -92,7 +92,8 @@ def _joined(fields: tuple[str, ...]) -> list[str]:
     """Names in lower case without signs; fields that are words of one known name are one."""
     words = [_SIGNS.sub("", field.lower()) for field in fields]
     known = _CLASS_NAMES.union(*(each for _, spellings in _FORMS for each in spellings))
-    names, start = [], 0
+    names: list[str] = []
+    start = 0
     while start < len(words):
         ends = range(min(start + _MOST_WORDS, len(words)), start, -1)
         end = next((end for end in ends if "".join(words[start:end]) in known), start + 1)

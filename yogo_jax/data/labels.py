@@ -183,9 +183,7 @@ def _parsed_rows(
             yield line, error
 
 
-def _rows_with_columns(
-    path: Path | str, data: bytes
-) -> Iterator[tuple[int, list[str], Columns]]:
+def _rows_with_columns(path: Path | str, data: bytes) -> Iterator[tuple[int, list[str], Columns]]:
     """Line number and fields of each row, without blank lines and the header, and their columns."""
     try:
         text = data.decode("utf-8-sig")
@@ -227,9 +225,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _parse_row(
-    fields: list[str], columns: Columns, classes: Classes
-) -> tuple[int, list[float]]:
+def _parse_row(fields: list[str], columns: Columns, classes: Classes) -> tuple[int, list[float]]:
     """Class index and box (cx, cy, w, h) of one row."""
     label, texts = _split_fields(fields, columns) if len(fields) >= 5 else ("", [])
     if len(fields) < 5 or (len(fields) > 5 and label not in classes.by_name):

@@ -50,11 +50,13 @@ def read_line(path: Path, confidence_value: float) -> Line:
                 )
             table = {}
             for row in rows:
-                value, *numbers = (_number(rows.line_num, name, row[name]) for name in required)
+                value, m, b, variance_m, variance_b = (
+                    _number(rows.line_num, name, row[name]) for name in required
+                )
                 spread = math.nan
                 if OPTIONAL in names:
                     spread = _number(rows.line_num, OPTIONAL, row[OPTIONAL])
-                table[value] = Line(*numbers, spread)
+                table[value] = Line(m, b, variance_m, variance_b, spread)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise UserError(f"--compensation {path}: cannot be read ({error})") from error
     if confidence_value not in table:

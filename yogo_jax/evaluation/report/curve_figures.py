@@ -68,7 +68,11 @@ def drawn_classes(
     most = np.argsort(-objects, kind="stable")[:MAX_CLASSES]
     styles = {class_names[index]: plots.series_style(index) for index in sorted(most.tolist())}
     if len(class_names) > 1:
-        styles[name_beside(class_names, ALL)] = {"color": plots.INK, "linestyle": "-", "linewidth": 2.6}
+        styles[name_beside(class_names, ALL)] = {
+            "color": plots.INK,
+            "linestyle": "-",
+            "linewidth": 2.6,
+        }
     return styles
 
 
