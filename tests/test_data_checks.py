@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from runs import tiny_config
-from test_label_guesses import spoil
-from tiny_data import write_dataset
+from tiny_data import spoil_labels, write_dataset
 from yogo_jax.data.images import decode_image, stored_hw
 from yogo_jax.errors import UserError
 from yogo_jax.inspect import main as inspect_main
@@ -95,7 +94,7 @@ def test_training_images_without_any_box_are_refused(tmp_path):
 def test_boxes_that_look_like_corners_are_told(tmp_path):
     definition = write_dataset(tmp_path, images=12)
     assert not any(line.startswith("warning") for line in prepared(definition).lines)
-    spoil(definition, "corners")
+    spoil_labels(definition, "corners")
     (line,) = (line for line in prepared(definition).lines if line.startswith("warning"))
     assert "look like corners x1 y1 x2 y2" in line
     assert f"python -m yogo_jax.inspect {definition}" in line
@@ -181,7 +180,8 @@ def test_images_of_several_shapes_are_told_and_not_refused(tmp_path):
         Image.new("L", (96, 64) if i % 4 else (64, 96)).save(paths[-1])
     (tmp_path / "000.png").write_bytes(b"broken")
     found = stretch_of(paths, (96, 64))
-    assert found.turned == pytest.approx(found.share) and 0.6 < found.share < 0.9
+    assert found.turned == pytest.approx(found.share)
+    assert 0.6 < found.share < 0.9
     assert found.factor == pytest.approx(2.25)
     assert stretch_of([], (96, 64)) is None
     assert stretch_of(paths[:1], (96, 64)) is None
@@ -250,9 +250,8 @@ def test_a_run_from_before_sets_without_a_split_got_one(tmp_path):
     metadata = read_metadata(find_checkpoint(tmp_path / "run"))
     splits = evaluation_data(metadata, None, said.append)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (10, 0, 0)
-    assert len(said) == 1 and re.search(
-        "this run is from before .*were its training split", said[0]
-    )
+    assert len(said) == 1
+    assert re.search("this run is from before .*were its training split", said[0])
     # A run of today has them.
     today = dataclasses.replace(metadata, data_fingerprint=prepared(definition).fingerprint)
     splits = evaluation_data(today, None, said.append)

@@ -1,19 +1,17 @@
 """Boxes of other forms are named by an inspection, and by a training that reads them."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tiny_data import write_dataset
+from tiny_data import spoil_labels, write_dataset
 from yogo_jax.data.collected import collect
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.label_guesses import boxes_look_like
 from yogo_jax.inspect import main
 
 
-HW = (64, 96)
 GUESSES = {"boxes_in_pixels", "other_box_form", "classes_from_one"}
 CENTRE_IN_PIXELS, CORNERS_IN_PIXELS = "centres and sizes in pixels", "x1 y1 x2 y2 in pixels"
 LOOK = {
@@ -34,41 +32,10 @@ LOOK = {
 }
 
 
-def spoil(definition: Path, kind: str) -> None:
-    """Writes the labels of a tiny data set in another form."""
-    for i, path in enumerate(sorted(definition.parent.glob("labels/all/*.txt"))):
-        rows = []
-        for j, row in enumerate(path.read_text().splitlines()):
-            class_id, *numbers = row.split()
-            x, y, w, h = map(float, numbers)
-            if kind == "upper_left" and j == 0:
-                x, y = 0.45 * w, 0.45 * h  # cells at the edge are cut there
-                w, h = 0.9 * w, 0.9 * h
-            corners = kind in ("corners", "pixel_corners")
-            box = [x, y, w, h]
-            if corners:
-                box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-            if kind == "upper_left":
-                box = [x - w / 2, y - h / 2, w, h]
-            if "pixel" in kind and (kind != "some_pixels" or i < 5):
-                box = (np.array(box) * np.tile(HW[::-1], 2)).tolist()
-            if "from_one" in kind or kind == "notes":
-                class_id = str(int(class_id) + 1)
-            if kind == "names":
-                class_id = ("healthy", "ring")[int(class_id)]
-            if kind == "one_bad_class" and i == j == 0:
-                class_id = "2"
-            rows.append(" ".join([class_id, *(f"{number:.6f}" for number in box)]))
-        path.write_text("\n".join(rows))
-    if kind == "notes":
-        notes = '{"categories": [{"id": 1, "name": "healthy"}, {"id": 2, "name": "ring"}]}'
-        (definition.parent / "labels" / "notes.json").write_text(notes)
-
-
 @pytest.mark.parametrize(("kind", "expected"), LOOK.items(), ids=LOOK)
 def test_other_forms_are_named(tmp_path, kind, expected):
-    definition = write_dataset(tmp_path, images=12, image_hw=HW)
-    spoil(definition, kind)
+    definition = write_dataset(tmp_path, images=12)
+    spoil_labels(definition, kind)
     found = [each for each in collect(load_definition(definition)).findings if each.kind in GUESSES]
     assert {each.kind for each in found} == expected.keys()
     for each in found:
@@ -77,8 +44,8 @@ def test_other_forms_are_named(tmp_path, kind, expected):
 
 
 def test_the_command_says_how_to_mend_it(tmp_path, capsys):
-    definition = write_dataset(tmp_path, images=4, image_hw=HW)
-    spoil(definition, "corners")
+    definition = write_dataset(tmp_path, images=4)
+    spoil_labels(definition, "corners")
     main([str(definition), "--grid-hw", "8", "12"])
     output = capsys.readouterr().out
     assert f"{tmp_path / 'labels' / 'all'}: all of its 24 boxes look like corners" in output
