@@ -213,6 +213,14 @@ def test_names_that_are_ambiguous_but_for_unicode_form_are_refused(
         assert (ascii(form)[1:-1] in message) == (form in names)
 
 
+def test_a_set_whose_images_came_from_another_system():
+    definition = load_definition(SHARED.parent / "cases" / "nfd-names" / "d.yml")
+    records, report = load_records(
+        definition.dataset_paths, definition.class_names, min_box_area=0, on_bad_label="error"
+    )
+    assert (len(records), report.unlabelled_images) == (4, 0)
+
+
 def test_an_image_beside_one_that_has_its_label_is_unlabelled(tmp_path):
     records, report = load(write_set(tmp_path, {f"{C}.txt": ROW}, [f"{A}.png", f"{C}.png"]))
     assert [os.path.basename(path) for path in records.image_paths] == [f"{C}.png"]

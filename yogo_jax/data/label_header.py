@@ -90,15 +90,15 @@ def _columns_named(fields: tuple[str, ...]) -> Columns:
 
 def _joined(fields: tuple[str, ...]) -> list[str]:
     """Names in lower case without signs; fields that are words of one known name are one."""
-    words = [_SIGNS.sub("", field.lower()) for field in fields]
+    # A sign alone, such as # before a header, is no name.
+    words = [word for field in fields if (word := _SIGNS.sub("", field.lower()))]
     known = _CLASS_NAMES.union(*(each for _, spellings in _FORMS for each in spellings))
     names: list[str] = []
     start = 0
     while start < len(words):
         ends = range(min(start + _MOST_WORDS, len(words)), start, -1)
         end = next((end for end in ends if "".join(words[start:end]) in known), start + 1)
-        # A sign alone, such as # before a header, is no name.
-        names += filter(None, ["".join(words[start:end])])
+        names.append("".join(words[start:end]))
         start = end
     return names
 

@@ -214,6 +214,7 @@ def _read_csv(path: Path) -> Sample:
     lines = _counts_of_lines(path, header, columns, rows)
     skipped = len(rows) - 1 - len(lines)
     frame = _FrameNames.of(header, columns, [rows[line - 1] for line in lines])
+    last = max(lines, default=0)
     for line, of_line in lines.items():
         doubt = frame.doubt(rows[line - 1])
         is_sum = frames > 0 and bool((of_line == counts).all())
@@ -225,8 +226,7 @@ def _read_csv(path: Path) -> Sample:
                 f"{path}:{line}: {doubt}, but does not hold the sums of the lines above; expected "
                 "a frame: remove the line, or name its frame as the other lines do"
             )
-        last = line == max(lines)
-        if last and is_sum and frames > 1 and counts.any() and frame.id_column is None:
+        if line == last and is_sum and frames > 1 and counts.any() and frame.id_column is None:
             raise UserError(
                 f"{path}:{line}: holds the sums of the lines above; expected a frame: remove the "
                 "line, or, if it is a frame, add a column image_id with the number of each frame"
