@@ -11,10 +11,10 @@ from PIL import Image
 from runs import tiny_config
 from tiny_data import spoil_labels, write_dataset
 from yogo_jax.data.images import decode_image, stored_hw
+from yogo_jax.data.shapes import stretch_of
 from yogo_jax.errors import UserError
 from yogo_jax.inspect import main as inspect_main
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
-from yogo_jax.training.data_checks import stretch_of
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.run_data import evaluation_data, prepare_data
 
@@ -185,6 +185,14 @@ def test_images_of_several_shapes_are_told_and_not_refused(tmp_path):
     assert found.factor == pytest.approx(2.25)
     assert stretch_of([], (96, 64)) is None
     assert stretch_of(paths[:1], (96, 64)) is None
+
+
+def test_inspect_tells_of_images_that_would_be_stretched(tmp_path, capsys):
+    definition = write_dataset(tmp_path, images=4)
+    inspect_main([str(definition)])
+    assert "stretched" not in capsys.readouterr().out
+    inspect_main([str(definition), "--image-hw", "96", "64"])
+    assert "have another shape than 96x64 px and are stretched" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)], ids=str)

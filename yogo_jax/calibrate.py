@@ -74,6 +74,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.data.shapes import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.evaluation.calibration import (
@@ -91,7 +92,6 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         restore_variables,
         rewrite_metadata,
     )
-    from yogo_jax.training.data_checks import stretch_of
     from yogo_jax.training.run_data import evaluation_data
 
     folder = find_checkpoint(args.checkpoint)

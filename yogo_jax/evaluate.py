@@ -88,6 +88,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.data.shapes import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
@@ -99,7 +100,6 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.evaluation.tables import format_metrics
     from yogo_jax.output.files import make_folder
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-    from yogo_jax.training.data_checks import stretch_of
     from yogo_jax.training.run_data import evaluation_data
 
     make_folder(args.output, "--output")
