@@ -9,11 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int64
 
-from yogo_jax.data.definition import (
-    DatasetDefinition,
-    PathPair,
-    SplitFractions,
-)
+from yogo_jax.data.definition import DatasetDefinition, PathPair, SplitFractions
 from yogo_jax.data.records import (
     RecordReport,
     Records,
