@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     # A data set definition (.yml), or "synthetic" for generated frames at `image_hw`.
     data.definition = "synthetic"
-    # Height and width in px that images are resized to if they differ.
+    # Height and width in px that images are resized to if they differ; refused if they fit only
+    # turned, width before height.
     data.image_hw = (772, 1032)
     # Three channels instead of gray.
     data.rgb = False
@@ -37,7 +38,8 @@ def get_config() -> ConfigDict:
     data.cache = "auto"
     # Rows of the padded boxes of an image; 0 takes the most that any image has.
     data.max_boxes = 0
-    # Boxes smaller than this fraction of the image are left out everywhere, and counted.
+    # Boxes smaller than this fraction of the image are left out everywhere, and counted; a run that
+    # is left without a training box does not start.
     data.min_box_area = 200 / (772 * 1032)
     # "error" stops at a label that breaks the rules, "skip" leaves it out and counts it.
     data.on_bad_label = "error"
@@ -121,7 +123,7 @@ def get_config() -> ConfigDict:
     # path continues that one in a new workdir.
     train.resume = "auto"
     # Which validation is the best, whose checkpoint is tested and exported: the one with the lowest
-    # "loss", or with the highest "mAP50" or "mAP50_95".
+    # "loss", or with the highest "mAP50" or "mAP50_95", which take boxes in the validation split.
     train.keep_best = "loss"
     # Training ends when the best validation lies so many epochs back; 0 never.
     train.patience = 0

@@ -1,10 +1,14 @@
 """Compensation: the line, its inverse and limits, and a file that is found by `==`."""
 
 import csv
+import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from yogo_jax.counts import main as counts_main
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.counting.compensation import (
     Line,
@@ -171,8 +175,50 @@ def test_no_list_of_runs(tmp_path, text, expected):
 def test_no_compensation_file(tmp_path):
     path = tmp_path / "file.csv"
     path.write_text("conf_val,m\n0.95,3\n")
-    with pytest.raises(UserError, match="its first line must be conf_val,fit_m"):
+    with pytest.raises(UserError, match="expected one column of each of conf_val, fit_m"):
         read_line(path, 0.95)
     path.write_text(compensation_csv({0.95: Line(1, 2, 3, 4, 5)}))
     with pytest.raises(UserError, match=r"no row for conf_val 0.9; the nearest"):
         read_line(path, 0.9)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_published_files_are_read_by_column_name(name, capsys, tmp_path):
+    cases = Path(__file__).parents[2] / "shared" / "cases" / "compensation-headers"
+    for confidence, m, b in ((0.5, 0.5, 100), (0.75, 0.4, 80)):
+        line = read_line(cases / f"{name}.csv", confidence)
+        assert line[:4] == (m, b, 0.01, 50)
+        assert math.isnan(line.ratio_spread)
+    arguments = ["--compensation", str(cases / f"{name}.csv"), "--output", str(tmp_path)]
+    counts_main(
+        ["estimate", str(cases / "run.npy"), *arguments, "--min-class-confidence-threshold", "0.5"]
+    )
+    values = json.loads((tmp_path / "counts.json").read_text())
+    counted = values["raw"]["parasites_per_ul"]["estimate"]
+    compensated = values["compensated"]["parasites_per_ul"]["estimate"]
+    assert compensated == pytest.approx(max((counted - 100) / 0.5, 0))
+    assert values["compensation"]["ratio_spread"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ratiometric_error, fit_b,fit_m,more,cov_b,cov_m,conf_val\n5,2,1,x,4,3,0.95\n", None),
+        ("conf_val,fit_m,fit_b,cov_m,cov_b,x\n0.95,1,2,3,4,\n\n", None),
+        ("conf_val,fit_m,fit_b,cov_m\n0.95,1,2,3\n", "found conf_val, fit_m, fit_b, cov_m"),
+        ("conf_val,fit_m,fit_m,fit_b,cov_m,cov_b\n0.95,1,9,2,3,4\n", "expected one column"),
+        ("conf_val,fit_m,fit_b,cov_m,cov_b\n0.95,1,2,3\n", "line 2: cov_b is None"),
+        ("conf_val,fit_m,fit_b,cov_m,cov_b\n0.95,1,2,3,x\n", "line 2: cov_b is 'x'"),
+        ("", "found nothing"),
+    ],
+    ids=["any_order", "other_column", "missing", "twice", "short_row", "no_number", "empty"],
+)
+def test_columns_of_a_compensation_file(tmp_path, text, expected):
+    path = tmp_path / "file.csv"
+    path.write_text(text)
+    if expected is None:
+        assert read_line(path, 0.95)[:4] == (1, 2, 3, 4)
+        return
+    with pytest.raises(UserError, match=r"--compensation .*file\.csv: ") as error:
+        read_line(path, 0.95)
+    assert expected in str(error.value)

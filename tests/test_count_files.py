@@ -116,6 +116,67 @@ def test_counts_of_tables(tmp_path, name, values, frames):
     assert ("1 frame(s) without counts" in sample.note) == told
 
 
+HEAD = "image_id,image,b,a,total\n"
+FRAMES = "0,x.png,30,1,31\n1,y.png,10,2,12\n"
+TOTALS = {
+    "in_the_first_column": (f"{HEAD}{FRAMES}total,,40,3,43\n", "line 4 is called 'total'"),
+    "in_the_second_column": (f"{HEAD}{FRAMES},Sum:,40,3,43\n", "line 4 is called 'Sum:'"),
+    "without_a_name": (f"{HEAD}{FRAMES},,40,3,43\n", "line 4 has no name of a frame"),
+    "ids_summed_up": (f"{HEAD}{FRAMES}1,,40,3,43\n", "line 4 has no name of a frame"),
+    "in_another_language": (f"{HEAD}{FRAMES}Summe,-,40,3,\n", "line 4 is called 'Summe'"),
+    "names_alone": ("image,b,a\nx,30,1\ny,10,2\ntotal,40,3\n", "line 4 is called 'total'"),
+    "of_one_frame": ("image,b,a\nx,40,3\nTOTAL,40,3\n", "line 3 is called 'TOTAL'"),
+    "a_frame_below": (f"{HEAD}0,x,30,1,\n,,30,1,\n1,y,10,2,\n", "line 3 has no name"),
+}
+
+
+@pytest.mark.parametrize(("text", "note"), TOTALS.values(), ids=TOTALS)
+def test_a_row_of_totals_is_left_out_and_said(tmp_path, text, note):
+    sample = read_counts(write(tmp_path / "counts.csv", text))
+    assert sample.class_names == ("b", "a")
+    assert sample.counts.tolist() == [40, 3]
+    assert sample.frames == text.count("\n") - 2
+    assert note in sample.note
+    assert "holds the sums of the lines above: left out" in sample.note
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        (f"{HEAD}{FRAMES}total,,41,3,44\n", 4, "is called 'total', but does not hold the sums"),
+        (f"{HEAD}{FRAMES},,9,3,\n", 4, "has no name of a frame, but does not hold the sums"),
+        (f"{HEAD}total,,40,3,43\n{FRAMES}", 2, "is called 'total'"),
+        ("image,b,a\nx,30,1\ny,10,2\nSumme,40,3\n", 4, "add a column image_id"),
+        ("b,a\n30,1\n10,2\n40,3\n", 4, "holds the sums of the lines above"),
+    ],
+    ids=["other_sums", "no_frame", "above", "in_another_language", "without_names"],
+)
+def test_a_row_that_may_be_no_frame_is_refused(tmp_path, text, line, expected):
+    path = write(tmp_path / "counts.csv", text)
+    with pytest.raises(UserError) as error:
+        read_counts(path)
+    assert str(error.value).startswith(f"{path}:{line}: ")
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{HEAD}0,x.png,30,1,31\n1,y.png,10,2,12\n2,z.png,40,3,43\n",
+        f"{HEAD}0,x.png,30,1,31\n1,y.png,10,2,12\n2,total,40,3,43\n",
+        "image_id,b,a\n0,30,1\n1,10,2\n2,40,3\n",
+        "b,a\n40,3\n40,3\n",
+        "image,b,a\nx,0,0\ny,0,0\nz,80,6\n",
+    ],
+    ids=["numbered", "called_total", "ids_alone", "two_alike", "of_nothing"],
+)
+def test_a_frame_that_happens_to_be_the_sum_of_others_counts(tmp_path, text):
+    sample = read_counts(write(tmp_path / "counts.csv", text))
+    assert sample.counts.tolist() == [80, 6]
+    assert sample.frames == text.count("\n") - 1
+    assert sample.note == ""
+
+
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [

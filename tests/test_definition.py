@@ -68,7 +68,8 @@ def test_one_pool(data):
     assert definition.class_names == ("healthy", "ring")
     assert names(definition.dataset_paths) == ["b0", "a1", "a0"]
     assert definition.val_paths == definition.test_paths == ()
-    assert definition.split_fractions == SplitFractions(1.0, 0.0, 0.0)
+    assert definition.split_fractions == SplitFractions(0.8, 0.1, 0.1)
+    assert not definition.names_split
     assert definition.thumbnail_augmentation == {}
 
 
@@ -189,8 +190,41 @@ def test_nested_fractions_and_thumbnails_do_not_act(data):
     inner = paths("dataset_paths", "a0") + "dataset_split_fractions: {train: 0.5, val: 0.5}\n"
     write(data, CLASSES + inner + "thumbnail_augmentation: {ring: none}\n", "inner.yml")
     definition = load(data, CLASSES + paths("dataset_paths", inner="inner.yml"))
-    assert definition.split_fractions == SplitFractions(1.0, 0.0, 0.0)
+    assert definition.split_fractions == SplitFractions(0.8, 0.1, 0.1)
     assert definition.thumbnail_augmentation == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "names_split", "train"),
+    [
+        ("image_path: a0/images\nlabel_path: a0/labels\n", False, 0.8),
+        (paths("dataset_paths", "a0"), False, 0.8),
+        (paths("dataset_paths", "a0") + "dataset_split_fractions: {train: 1}\n", True, 1),
+        (paths("dataset_paths", "a0") + paths("test_paths", "a1"), True, 1),
+        (paths("dataset_paths", "a0") + paths("val_paths", "a1"), True, 1),
+        (paths("test_paths", "a1"), True, 1),
+    ],
+    ids=["plain", "pool", "all_of_it", "test", "val", "test_alone"],
+)
+def test_a_definition_that_names_no_split_gets_one(data, text, names_split, train):
+    definition = load(data, CLASSES + text)
+    assert definition.names_split == names_split
+    assert definition.split_fractions.train == train
+    assert (definition.split_fractions.val > 0) == (not names_split)
+
+
+def test_names_of_classes_are_one_text_in_any_unicode_form(data):
+    apart, joined = f"e{chr(0x301)}", chr(0xE9)
+    cell = data / "a0" / "cell.png"
+    Image.new("L", (4, 4)).save(cell)
+    inner = f"class_names: [{joined}, ring]\n" + paths("dataset_paths", "a0")
+    write(data, inner, "inner.yml")
+    text = f"class_names: [{apart}, ring]\n" + paths("dataset_paths", inner="inner.yml")
+    definition = load(data, f"{text}thumbnail_augmentation: {{{apart}: a0}}\n")
+    assert definition.class_names == (joined, "ring")
+    assert list(definition.thumbnail_augmentation) == [joined]
+    twice = f"class_names: [{apart}, {joined}]\n" + paths("dataset_paths", "a0")
+    assert "stands twice; expected unique names" in error_of(data, twice)
 
 
 def test_classes_beside_a_nested_definition(data):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from yogo_jax.data.labels import label_lines, read_categories, read_labels
+from yogo_jax.data.labels import label_lines, numbers_of_rows, read_categories, read_labels
 from yogo_jax.errors import UserError
 
 
@@ -139,6 +139,88 @@ def test_header_is_only_the_first_row(tmp_path):
     assert ":2: class is 'class'" in labels.problems[0]
 
 
+BY_NAME = {"c": "1", "x": "0.5", "y": "0.25", "w": "0.125", "h": "0.0625"}
+BY_NAME |= {"l": "0.4375", "t": "0.21875", "r": "0.5625", "b": "0.28125"}
+# Header, and what its columns are: class, centre, size, left, top, right, bottom.
+HEADERS = {
+    "usual": ("class x_center y_center width height", "cxywh"),
+    "y_first": ("class,y_center,x_center,height,width", "cyxhw"),
+    "class_last": ("x_center,y_center,width,height,class_id", "xywhc"),
+    "class_between": ("yc xc label h w", "yxchw"),
+    "capitals": ("Class,XCenter,YCenter,Width,Height", "cxywh"),
+    "british": ("class,x centre,y centre,width,height", "cxywh"),
+    "centre_first": ("category_id;center-x;center-y;w;h".replace(";", "\t"), "cxywh"),
+    "blanks_between_words": ("height width class y center x center", "hwcyx"),
+    "short": ("w h x y cls", "whxyc"),
+    "hash": ("# class cx cy w h", "cxywh"),
+    "corners": ("class,xmin,ymin,xmax,ymax", "cltrb"),
+    "corners_y_first": ("class,ymin,xmin,ymax,xmax", "ctlbr"),
+    "corners_by_axis": ("x_min x_max y_min y_max class", "lrtbc"),
+    "corners_by_number": ("label x1 y1 x2 y2", "cltrb"),
+    "corners_from_zero": ("label,x0,y0,x1,y1", "cltrb"),
+    "corners_by_side": ("right,left,class,bottom,top", "rlcbt"),
+}
+
+
+@pytest.mark.parametrize("separator", [" ", ","], ids=["blank", "comma"])
+@pytest.mark.parametrize(("header", "columns"), HEADERS.values(), ids=HEADERS)
+def test_columns_are_taken_by_name(tmp_path, header, columns, separator):
+    row = separator.join(BY_NAME[column] for column in columns)
+    labels = read(tmp_path, f"{header}\n{row}\n\n{row}")
+    np.testing.assert_array_equal(labels.class_ids, [1, 1])
+    np.testing.assert_array_equal(labels.boxes_cxcywh, [BOX, BOX])
+    fields = [BY_NAME[column] for column in columns]
+    fields[columns.index("c")] = "white cell"
+    labels = read(tmp_path, f"{header}\n{separator.join(fields)}")
+    np.testing.assert_array_equal(labels.class_ids, [2])
+    np.testing.assert_array_equal(labels.boxes_cxcywh, [BOX])
+    assert label_lines(tmp_path / "a.txt", NAMES, None) == [2]
+
+
+REFUSED_HEADERS = {
+    "pixels": "class,x_px,y_px,w_px,h_px",
+    "corner_and_size": "class,xmin,ymin,width,height",
+    "corner_and_corner": "class,x,y,xmax,ymax",
+    "two_of_one": "class,x_center,xc,width,height",
+    "no_class": "x_center,y_center,width,height",
+    "lacks_a_column": "class,x_center,y_center,width",
+    "two_columns": "y_center,x_center",
+    "one_more": "class,x_center,y_center,width,height,confidence",
+    "unknown": "a b c d e",
+    "names_of_classes": "ring healthy",
+    "a_row_without_numbers": "ring a b c d",
+}
+
+
+@pytest.mark.parametrize("on_bad_label", ["error", "skip"])
+@pytest.mark.parametrize("header", REFUSED_HEADERS.values(), ids=REFUSED_HEADERS)
+def test_other_headers_are_refused(tmp_path, header, on_bad_label):
+    """Also where bad rows may be skipped: nothing is known of the rows below."""
+    with pytest.raises(UserError) as error:
+        read(tmp_path, f"\n{header}\n{ROW}\n", on_bad_label=on_bad_label)
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path / 'a.txt'}:2: the header names the columns ")
+    assert " ".join(header.split(",")) in text
+    assert "class x_center y_center width height or class xmin ymin xmax ymax" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("0 0.5 0.5 0.4 0.6", "xmin is 0.5 and xmax is 0.4; expected xmax above xmin"),
+        ("0 0.5 0.5 0.6 0.5", "ymin is 0.5 and ymax is 0.5; expected ymax above ymin"),
+        ("0 0.5 0.5 1.6 0.6", "xmax is 1.6; expected a fraction"),
+        ("9 0.5 0.5 0.6 0.6", "class is 9; expected 0 to 2"),
+        ("0 0.5 0.5 0.6", "found 4 columns (0 0.5 0.5 0.6); expected 5: class xmin ymin xmax"),
+    ],
+    ids=["x", "y", "range", "class", "columns"],
+)
+def test_bad_corners(tmp_path, row, message):
+    with pytest.raises(UserError, match=r"a\.txt:2: ") as error:
+        read(tmp_path, f"class x1 y1 x2 y2\n{row}")
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("label", "class_id"),
     [("1", 1), ("2", 0), ("2.0", 0), ("ring", 1), ("white cell", 2)],
@@ -162,6 +244,19 @@ def test_categories_bad(tmp_path, label, message):
     with pytest.raises(UserError, match=r"a\.txt:1: ") as error:
         read(tmp_path, f"{label}{ROW[1:]}", categories=CATEGORIES)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["\xe9", "e\u0301"], ids=["nfc", "nfd"])
+@pytest.mark.parametrize("written", ["\xe9", "e\u0301"], ids=["nfc", "nfd"])
+def test_names_of_classes_are_one_text_in_any_unicode_form(tmp_path, name, written):
+    path = tmp_path / "labels" / "a.txt"
+    folder = write_notes(tmp_path, json.dumps({"categories": [{"id": 5, "name": written}]}))
+    path.write_text(f"{written} 0.5 0.5 0.1 0.1\n", encoding="utf-8")
+    names = ("ring", name)
+    assert read_labels(path, names, None, on_bad_label="error").class_ids.tolist() == [1]
+    path.write_text("5 0.5 0.5 0.1 0.1\n")
+    categories = read_categories(folder)
+    assert read_labels(path, names, categories, on_bad_label="error").class_ids.tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -248,3 +343,13 @@ def test_lines_of_boxes_are_those_of_good_rows(tmp_path):
     assert label_lines(path, NAMES, {9: "ring"}) == [4, 5]
     path.write_text("")
     assert label_lines(path, NAMES, None) == []
+
+
+def test_numbers_of_rows_are_those_of_good_and_bad_rows(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("y x h w label\n512 300 40 30 9\n0.25 .5 1 1 ring\n1 2 3\na b c d 1\n")
+    np.testing.assert_array_equal(
+        numbers_of_rows(path), [[9, 300, 512, 30, 40], [np.nan, 0.5, 0.25, 1, 1]]
+    )
+    path.write_text("class xmax ymax xmin ymin\n0 30 40 10 20\n")
+    np.testing.assert_array_equal(numbers_of_rows(path), [[0, 10, 20, 30, 40]])

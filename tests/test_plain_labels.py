@@ -63,18 +63,18 @@ def test_missing_file_is_named(tmp_path):
         read_label_files([str(tmp_path / "b.txt")], NAMES, None, on_bad_label="error")
 
 
-def test_header_is_passed_over():
+def test_header_of_the_usual_order_is_plain():
     for head, name in (
         ("class,x,y,w,h", "comma"),
         ("class\tx\ty\tw\th", "tab"),
-        ("a b c d e", "blank"),
+        ("# cls x_center y_center width height", "blank"),
     ):
         for end in ("\n", "\r\n"):
             (labels,) = parse_plain([f"{head}{end}{ROW}{end}".encode()], INDEX_OF)
             np.testing.assert_array_equal(labels.boxes_cxcywh, [BOX], err_msg=name)
     (labels,) = parse_plain([b"class x y w h"], INDEX_OF)
     assert len(labels.class_ids) == 0
-    for head in ("class x y 0.5 h", "0\rclass x y w h", ""):
+    for head in ("class x y 0.5 h", "0\rclass x y w h", "", "a b c d e", "x y w h class"):
         assert parse_plain([f"{head}\n{ROW}".encode()], INDEX_OF) == [None]
 
 

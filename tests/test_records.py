@@ -1,5 +1,6 @@
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,70 @@ def test_report_sums_and_lines():
         "  and 1 more",
     ]
     assert len(RecordReport(images=1).lines()) == 1
+
+
+# The same text three times: its two accents in one letter, one apart, both apart.
+FORMS = [chr(0x1ED1), chr(0xF4) + chr(0x301), "o" + chr(0x302) + chr(0x301)]
+A, B, C = FORMS
+assert {unicodedata.normalize("NFC", form) for form in FORMS} == {A}
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [(A, C), (C, A), (B, A), (C, B), (A, A), (C, C)],
+    ids=["nfd_label", "nfd_image", "mixed_image", "mixed_label", "both_nfc", "both_nfd"],
+)
+def test_names_of_another_unicode_form_go_together(tmp_path, images, labels):
+    pair = write_set(
+        tmp_path,
+        {f"{labels}.txt": ROW, "x.txt": f"{ROW}{ROW}", f"e{chr(0x301)}.txt": ""},
+        [f"{images}.png", "x.png", f"{chr(0xE9)}.png", f"{chr(0xE8)}.png"],
+    )
+    records, report = load(pair)
+    counts = {
+        os.path.basename(path): int(n)
+        for path, n in zip(records.image_paths, records.box_counts, strict=True)
+    }
+    assert counts == {f"{images}.png": 1, "x.png": 2, f"{chr(0xE9)}.png": 0}
+    assert report.unlabelled_images == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "folder", "names"),
+    [
+        ([A, C], [B], "images", [A, C]),
+        ([A], [B, C], "labels", [B, C]),
+        ([A], [A, C], "labels", [A, C]),
+        ([C], [A, B, C], "labels", [A, B, C]),
+        ([A, B], [A, B, C], "labels", [B, C]),
+    ],
+    ids=["two_images", "two_labels", "one_label_exact", "three_labels", "one_label_more"],
+)
+def test_names_that_are_ambiguous_but_for_unicode_form_are_refused(
+    tmp_path, images, labels, folder, names
+):
+    pair = write_set(
+        tmp_path, {f"{form}.txt": ROW for form in labels}, [f"{form}.png" for form in images]
+    )
+    message = error_of(pair)
+    assert message.startswith(f"{tmp_path / folder}: ")
+    assert "have the same name but for the suffix or the form of Unicode" in message
+    for form in FORMS:
+        assert (ascii(form)[1:-1] in message) == (form in names)
+
+
+def test_a_set_whose_images_came_from_another_system():
+    definition = load_definition(SHARED.parent / "cases" / "nfd-names" / "d.yml")
+    records, report = load_records(
+        definition.dataset_paths, definition.class_names, min_box_area=0, on_bad_label="error"
+    )
+    assert (len(records), report.unlabelled_images) == (4, 0)
+
+
+def test_an_image_beside_one_that_has_its_label_is_unlabelled(tmp_path):
+    records, report = load(write_set(tmp_path, {f"{C}.txt": ROW}, [f"{A}.png", f"{C}.png"]))
+    assert [os.path.basename(path) for path in records.image_paths] == [f"{C}.png"]
+    assert report.unlabelled_images == 1
 
 
 REFUSED = {

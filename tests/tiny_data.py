@@ -64,6 +64,41 @@ def add_thumbnails(definition: Path) -> None:
         file.write("\n".join(["thumbnail_augmentation:", *lines]) + "\n")
 
 
+def spoil_labels(definition: Path, kind: str, image_hw: tuple[int, int] = (64, 96)) -> None:
+    """Writes the labels of `write_dataset` in another form.
+
+    Kinds: corners, upper_left, pixels, pixel_corners, some_pixels, from_one, from_one_in_pixels,
+    notes (from one, with a notes.json), names, one_bad_class, right.
+    """
+    for i, path in enumerate(sorted(definition.parent.glob("labels/all/*.txt"))):
+        rows = []
+        for j, row in enumerate(path.read_text().splitlines()):
+            class_id, *numbers = row.split()
+            x, y, w, h = map(float, numbers)
+            if kind == "upper_left" and j == 0:
+                x, y = 0.45 * w, 0.45 * h  # cells at the edge are cut there
+                w, h = 0.9 * w, 0.9 * h
+            corners = kind in ("corners", "pixel_corners")
+            box = [x, y, w, h]
+            if corners:
+                box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+            if kind == "upper_left":
+                box = [x - w / 2, y - h / 2, w, h]
+            if "pixel" in kind and (kind != "some_pixels" or i < 5):
+                box = (np.array(box) * np.tile(image_hw[::-1], 2)).tolist()
+            if "from_one" in kind or kind == "notes":
+                class_id = str(int(class_id) + 1)
+            if kind == "names":
+                class_id = ("healthy", "ring")[int(class_id)]
+            if kind == "one_bad_class" and i == j == 0:
+                class_id = "2"
+            rows.append(" ".join([class_id, *(f"{number:.6f}" for number in box)]))
+        path.write_text("\n".join(rows))
+    if kind == "notes":
+        notes = '{"categories": [{"id": 1, "name": "healthy"}, {"id": 2, "name": "ring"}]}'
+        (definition.parent / "labels" / "notes.json").write_text(notes)
+
+
 def _image(
     rng: np.random.Generator,
     image_hw: tuple[int, int],

@@ -30,7 +30,7 @@ def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
     train = splits.train
     width, height = mean_anchor(train)
     lines = [
-        *splits.report.lines(),
+        *splits.lines(),
         f"{'training boxes':<24}{'boxes':>8}{'width':>10}{'height':>10}   (mean +- deviation)",
     ]
     sizes = train.boxes_cxcywh[:, 2:].astype(np.float64)

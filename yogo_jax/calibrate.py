@@ -74,6 +74,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.data.shapes import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.evaluation.calibration import (
@@ -95,7 +96,12 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
 
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)
-    records = getattr(evaluation_data(metadata, args.definition, print), args.split)
+    splits = evaluation_data(metadata, args.definition, print)
+    records = getattr(splits, args.split)
+    for line in splits.lines():
+        print(line)
+    if (stretch := stretch_of(records.image_paths, metadata.model.image_hw)) is not None:
+        print(stretch)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
     at = Thresholds()

@@ -88,6 +88,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.data.shapes import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
@@ -106,11 +107,13 @@ def evaluate(args: argparse.Namespace) -> dict:
     metadata = read_metadata(folder)
     splits = evaluation_data(metadata, args.definition, print)
     records = getattr(splits, args.split)
-    for line in splits.report.lines():
+    for line in splits.lines():
         print(line)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
     spec = served_spec(metadata.model, image_hw=tuple(args.image_hw) if args.image_hw else None)
+    if (stretch := stretch_of(records.image_paths, spec.image_hw)) is not None:
+        print(stretch)
     devices = Devices()
     print(f"{folder} on {devices}")
     thresholds = Thresholds(args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)

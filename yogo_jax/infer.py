@@ -8,6 +8,7 @@ MODEL is a run, a checkpoint, or what `bridge.to_openvino` wrote; docs/inference
 import argparse
 import os
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def infer(args: argparse.Namespace) -> None:
     from yogo_jax.inference.run import Running, format_summary, infer_frames
 
     parts = [part for each in args.class_names or () for part in each.split(",")]
-    names = [name for part in parts if (name := part.strip())]
+    names = [unicodedata.normalize("NFC", name) for part in parts if (name := part.strip())]
     options = ModelOptions(
         crop_height=args.crop_height,
         class_names=tuple(names),

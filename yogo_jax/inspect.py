@@ -117,6 +117,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
     from yogo_jax.data.definition import load_definition
     from yogo_jax.data.inspection import inspect_data
     from yogo_jax.data.records import MIN_BOX_AREA
+    from yogo_jax.data.shapes import stretch_of
     from yogo_jax.evaluation.inspection.text import format_inspection
     from yogo_jax.output.files import make_folder
     from yogo_jax.output.progress import progress_bar
@@ -150,6 +151,10 @@ def inspect(args: argparse.Namespace) -> "Inspection":
             on_start=on_start,
         )
     print(format_inspection(inspection))
+    trained_hw = None if inspection.grid is None else inspection.grid.image_hw
+    paths = inspection.used["train"].image_paths
+    if trained_hw and (stretch := stretch_of(paths, trained_hw)) is not None:
+        print(stretch)
     suspects = None
     if folder is not None and metadata is not None:
         suspects = question(args, inspection, folder, metadata)

@@ -13,6 +13,7 @@ import numpy as np
 from yogo_jax.data.definition import DatasetDefinition, PathPair
 from yogo_jax.data.findings import Finding
 from yogo_jax.data.folders import ambiguity, list_files, no_labels
+from yogo_jax.data.label_guesses import guess_findings
 from yogo_jax.data.labels import Labels, label_lines, read_categories
 from yogo_jax.data.plain_labels import read_label_files
 from yogo_jax.data.records import Records, records_of
@@ -93,7 +94,9 @@ def _load(
     for pair in path_pairs:
         matched = _files_of(pair, data)
         paths = [f"{pair.label_path}{os.sep}{label}" for _, label in matched]
-        found = _read_each(paths, class_names, read_categories(pair.label_path), data.findings)
+        categories = read_categories(pair.label_path)
+        found = _read_each(paths, class_names, categories, data.findings)
+        data.findings.extend(guess_findings(pair.label_path, paths, found, class_names, categories))
         for (image, _), path, each in zip(matched, paths, found, strict=True):
             if each is None:
                 continue

@@ -6,6 +6,7 @@ definition (`defn_path`). Relative paths start at the folder of the file they st
 
 import math
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ __all__ = ["DatasetDefinition", "PathPair", "SplitFractions", "load_definition"]
 
 
 SPLIT_KEYS = ("train", "val", "test")
+SPLITTING_KEYS = {"dataset_split_fractions", "val_paths", "test_paths"}
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,15 @@ class SplitFractions:
     test: float
 
 
+USUAL_SPLIT = SplitFractions(0.8, 0.1, 0.1)
+
+
 @dataclass(frozen=True)
 class DatasetDefinition:
-    """A checked definition; nested ones are flattened into the three tuples of pairs."""
+    """A checked definition; nested ones are flattened into the three tuples of pairs.
+
+    `names_split` is False for a definition that names no split, which then gets `USUAL_SPLIT`.
+    """
 
     path: Path
     class_names: tuple[str, ...]
@@ -48,6 +56,16 @@ class DatasetDefinition:
     test_paths: tuple[PathPair, ...]
     split_fractions: SplitFractions
     thumbnail_augmentation: dict[str, tuple[Path, ...]]
+    names_split: bool = True
+
+    def usual_split_line(self) -> str:
+        """What is done with the images of a definition that names no split."""
+        shares = self.split_fractions
+        return (
+            f"{self.path} names no split: its images are split at random, {shares.train:g} train, "
+            f"{shares.val:g} val, {shares.test:g} test, the same each time "
+            "(dataset_split_fractions in it sets others)"
+        )
 
 
 def load_definition(path: Path | str) -> DatasetDefinition:
@@ -89,13 +107,15 @@ def load_definition(path: Path | str) -> DatasetDefinition:
         test_paths=test_paths,
         split_fractions=_read_fractions(top),
         thumbnail_augmentation=_read_thumbnails(top),
+        names_split=bool(SPLITTING_KEYS & top.values.keys()),
     )
 
 
 def _read_fractions(top: Section) -> SplitFractions:
     key = "dataset_split_fractions"
     if key not in top.values:
-        return SplitFractions(1.0, 0.0, 0.0)
+        named = SPLITTING_KEYS & top.values.keys()
+        return SplitFractions(1.0, 0.0, 0.0) if named else USUAL_SPLIT
     if not {"dataset_paths", *SINGLE_SET_KEYS} & top.values.keys():
         raise top.error(key, "has nothing to split; expected dataset_paths; add them or remove it")
     section = top.section(key)
@@ -126,5 +146,5 @@ def _read_thumbnails(top: Section) -> dict[str, tuple[Path, ...]]:
             if not any(is_image_name(file) for file in os.listdir(folder)):
                 expected = f"expected {', '.join(IMAGE_SUFFIXES)} files"
                 raise section.error(name, f"{folder} holds no image; {expected}")
-        thumbnails[str(name)] = tuple(folders)
+        thumbnails[unicodedata.normalize("NFC", str(name))] = tuple(folders)
     return thumbnails

@@ -14,6 +14,20 @@ class Kind(NamedTuple):
 # In the order of reports: what stops a training first, then what spoils its figures, then what
 # only costs a little.
 KINDS = {
+    "boxes_in_pixels": Kind(
+        "sets whose boxes look like pixels",
+        "Divide x and width by the width of the image, y and height by its height.",
+    ),
+    "other_box_form": Kind(
+        "sets whose boxes look like no centres and sizes",
+        "If so, convert them. Corners may stay, with `class xmin ymin xmax ymax` as the first row "
+        "of each file.",
+    ),
+    "classes_from_one": Kind(
+        "sets whose classes seem to count from 1",
+        "If so, subtract 1, or put a notes.json beside the label folder that names each number: "
+        '{"categories": [{"id": 1, "name": "ring"}, ...]}.',
+    ),
     "bad_label": Kind(
         "bad rows of label files",
         "Correct the row, or train with --config.data.on_bad_label=skip, which leaves it out.",
@@ -73,6 +87,10 @@ KINDS = {
     "class_without_box": Kind(
         "classes without any box",
         "Look for a mistake in class_names; a class may stay if its data is still to come.",
+    ),
+    "class_of_small_boxes": Kind(
+        "classes most of whose training boxes are under the least area",
+        "Lower --config.data.min_box_area: what is left out is not learnt.",
     ),
     "duplicate_box": Kind(
         "boxes drawn twice",

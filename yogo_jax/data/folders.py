@@ -1,6 +1,7 @@
 """What the folders of a set hold: which label file belongs to which image."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,11 +33,15 @@ class FilesOfASet(NamedTuple):
 def list_files(pair: PathPair) -> FilesOfASet:
     """What the two folders of a set hold, and how it goes together.
 
+    Names that are the same text in another Unicode form go together, too: other systems write
+    accents as characters of their own.
+
     Raises:
       UserError: a folder cannot be read.
     """
     images = _by_stem(pair.image_path, IMAGE_SUFFIXES)
     labels = _by_stem(pair.label_path, LABEL_SUFFIXES)
+    _join_unicode_forms(images, labels)
     both = [stem for stem in labels if stem in images]
     ambiguous = [
         (folder, names_of[stem])
@@ -61,9 +66,43 @@ def list_files(pair: PathPair) -> FilesOfASet:
     )
 
 
+def _join_unicode_forms(images: dict[str, list[str]], labels: dict[str, list[str]]) -> None:
+    """Brings labels without an image below the stem of the images of the same text.
+
+    If there are several files of one text on a side, all of them come below one stem, so that they
+    are ambiguous.
+    """
+    without_image = [stem for stem in labels if stem not in images and not stem.isascii()]
+    if not without_image:
+        return
+    forms: dict[str, list[str]] = {}
+    for stem in sorted(images):
+        if not stem.isascii():
+            forms.setdefault(unicodedata.normalize("NFC", stem), []).append(stem)
+    for stem in sorted(without_image):
+        same = forms.get(unicodedata.normalize("NFC", stem), [])
+        # Images with a label file of just their own name are taken, unless nothing else is left.
+        free = [other for other in same if other not in labels] or same[:1]
+        for other in free[1:]:
+            images[free[0]] += images.pop(other)
+            same.remove(other)
+        if free:
+            labels.setdefault(free[0], []).extend(labels.pop(stem))
+    # Sorted by name, as all of one stem are.
+    for names_of in (images, labels):
+        for names in names_of.values():
+            names.sort()
+
+
 def ambiguity(folder: Path, names: Sequence[str]) -> str:
-    """The message for files of one folder with the same name but for the suffix."""
-    found = f"{' and '.join(names)} have the same name but for the suffix"
+    """The message for files of one folder with the same name but for suffix and Unicode form."""
+    differ = "the suffix"
+    shown = list(names)
+    if len({os.path.splitext(name)[0] for name in names}) > 1:
+        differ = "the suffix or the form of Unicode"
+        # They look the same when printed.
+        shown = [f"{name} ({name!a})" for name in names]
+    found = f"{' and '.join(shown)} have the same name but for {differ}"
     return f"{folder}: {found}; expected one of them; remove the other"
 
 

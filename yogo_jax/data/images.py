@@ -88,6 +88,18 @@ def resize_image(
     return _as_array(pixels.resize((image_hw[1], image_hw[0]), Image.Resampling.BILINEAR))
 
 
+def stored_hw(path: Path | str) -> tuple[int, int] | None:
+    """Rows and columns of an image by its header, as `decode_image` gives it; None without one."""
+    try:
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+            # Pillow turns TIFF files by their tag; `decode_image` does not.
+            tags = getattr(image, "tag_v2", None)
+            width, height = image.size if tags is None else (tags[256], tags[257])
+    except Exception:  # decoders raise nearly anything for damaged files
+        return None
+    return int(height), int(width)
+
+
 class TiffStack:
     """A TIFF file of several pages, read in any order and by one thread at a time.
 

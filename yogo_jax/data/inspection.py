@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
 
 from yogo_jax.data.box_checks import Grid, box_findings, suspicious_boxes
 from yogo_jax.data.collected import LabelledImages, collect
 from yogo_jax.data.definition import DatasetDefinition
 from yogo_jax.data.duplicate_findings import duplicate_findings
 from yogo_jax.data.findings import KINDS, Finding
-from yogo_jax.data.records import Records, large_enough
+from yogo_jax.data.records import Records, boxes_by_class, large_enough
 from yogo_jax.data.scan import ScannedImages, scan_images
 
 
@@ -95,6 +94,8 @@ def inspect_data(
         collector.add(finding, most=None)
     for finding in (*_unreadable(scanned), *_classes(definition.class_names, used)):
         collector.add(finding)
+    for finding in small_classes(data.splits["train"].records, used["train"]):
+        collector.add(finding)
     for finding in outgrown_fields(used["train"], grid):
         collector.add(finding)
     for finding in duplicate_findings(data.splits, scanned, workers):
@@ -154,6 +155,15 @@ def _classes(class_names: tuple[str, ...], used: dict[str, Records]) -> Iterator
             yield Finding("class_missing_from_split", f"{split}/{class_name}", message)
 
 
+def small_classes(labelled: Records, used: Records) -> Iterator[Finding]:
+    """Classes of which a training leaves out most of the boxes, as too small."""
+    by_class = zip(boxes_by_class(labelled).tolist(), boxes_by_class(used).tolist(), strict=True)
+    for class_name, (boxes, kept) in zip(labelled.class_names, by_class, strict=True):
+        if boxes > 2 * kept:
+            message = f"{boxes - kept} of {boxes} training boxes of {class_name} are too small"
+            yield Finding("class_of_small_boxes", class_name, message)
+
+
 def outgrown_fields(train: Records, grid: Grid | None) -> Iterator[Finding]:
     """Classes whose usual training box has a side that is larger than the receptive field.
 
@@ -188,8 +198,3 @@ def outgrown_fields(train: Records, grid: Grid | None) -> Iterator[Finding]:
                     "recommended_image_hw": small_hw,
                 },
             )
-
-
-def boxes_by_class(records: Records) -> Int[np.ndarray, " k"]:
-    """Number of boxes of each class."""
-    return np.bincount(records.class_ids, minlength=len(records.class_names))

@@ -1,7 +1,9 @@
 """Label files: one box a row, `class x_center y_center width height`, every value checked here."""
 
 import json
+import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,13 +13,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from yogo_jax.data.label_header import CENTRE, CORNERS, STANDARD, Columns, find_columns
 from yogo_jax.errors import UserError
 
 
 LABEL_SUFFIXES = (".txt", ".csv")
 ON_BAD_LABEL = ("error", "skip")
-COLUMNS = ("x_center", "y_center", "width", "height")
-ROW = f"class {' '.join(COLUMNS)}"
 # `0, 0.5` and `0 \t 0.5` have one separator between two fields; `0,,0.5` has an empty field.
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
 _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
@@ -47,10 +48,11 @@ def read_labels(
 ) -> Labels:
     """The boxes of one label file, relative to image width and height.
 
-    Fields are separated by blanks, tabs or commas, line by line. A first row whose last four
-    fields are no numbers is a header. The class is a name, or a number: an index into
-    `class_names`, or with `categories` one of its ids. Centres and sizes lie in [0, 1], sizes above
-    0; a box may overhang the edge of the image.
+    Fields are separated by blanks, tabs or commas, line by line. A first row without any number is
+    a header: columns are then read by name, in any order, and corners become centres and sizes. The
+    class is a name, or a number: an index into `class_names`, or with `categories` one of its ids.
+    Centres, corners and sizes lie in [0, 1], sizes above 0; a box may overhang the edge of the
+    image.
 
     Args:
       path: the file; an empty one has no boxes.
@@ -60,7 +62,7 @@ def read_labels(
         their messages as `problems`.
 
     Raises:
-      UserError: `file:line: …` at a bad row, or if the file is no text.
+      UserError: `file:line: …` at a bad row or an unknown header, or if the file is no text.
     """
     check_policy(on_bad_label)
     classes = Classes(class_names, categories)
@@ -89,7 +91,7 @@ class Classes:
     """What the first field of a row may be: `index_of` a number, or `by_name` of a name."""
 
     def __init__(self, names: tuple[str, ...], categories: Mapping[int, str] | None) -> None:
-        self.names = names
+        self.names = names = tuple(unicodedata.normalize("NFC", name) for name in names)
         self.categories = categories
         # Keys are compared with floats: 3.0 finds 3, and 3.5 finds nothing.
         self.index_of: dict[float, int] = dict(enumerate(range(len(names))))
@@ -151,44 +153,68 @@ def label_lines(
     return [line for line, row in rows if not isinstance(row, _BadRowError)]
 
 
+def numbers_of_rows(path: Path | str) -> list[list[float]]:
+    """Class and four numbers of each row that has them, good or bad, as the file has them.
+
+    Numbers are in the order of `x_center y_center width height`, or of the corners of a header; the
+    class is NaN if it is a name.
+
+    Raises:
+      UserError: the file is no text, or has an unknown header.
+    """
+    found = []
+    for _, fields, columns in _rows_with_columns(path, read_bytes(path)):
+        if len(fields) >= 5:
+            label, texts = _split_fields(fields, columns)
+            numbers = [math.nan if (n := _number(text)) is None else n for text in (label, *texts)]
+            if all(map(math.isfinite, numbers[1:])):
+                found.append(numbers)
+    return found
+
+
 def _parsed_rows(
     path: Path | str, data: bytes, classes: Classes
 ) -> Iterator[tuple[int, tuple[int, list[float]] | _BadRowError]]:
     """Line number of each row, with its class index and box or what is wrong with it."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        found = f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})"
-        raise UserError(f"{path}: {found}; expected rows `{ROW}`; save as UTF-8 text") from None
-    for line, fields in _rows(text):
+    for line, fields, columns in _rows_with_columns(path, data):
         try:
-            yield line, _parse_row(fields, classes)
+            yield line, _parse_row(fields, columns, classes)
         except _BadRowError as error:
             yield line, error
 
 
-def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row, without blank lines and the header."""
-    first = True
+def _rows_with_columns(path: Path | str, data: bytes) -> Iterator[tuple[int, list[str], Columns]]:
+    """Line number and fields of each row, without blank lines and the header, and their columns."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})"
+        fix = "save as UTF-8 text"
+        raise UserError(f"{path}: {found}; expected rows `{STANDARD}`; {fix}") from None
+    columns = None
     for line, row in enumerate(_LINE_END.split(text), start=1):
         if not row.strip():
             continue
         fields = split_row(row)
-        if not (first and is_header(fields)):
-            yield line, fields
-        first = False
+        if columns is None:
+            try:
+                columns = columns_of(fields)
+            except UserError as error:
+                raise UserError(f"{path}:{line}: {error}") from None
+            if columns is not None:
+                continue
+            columns = STANDARD
+        yield line, fields, columns
 
 
 def split_row(row: str) -> list[str]:
-    """The fields of a row: its class (of one field or more), then four numbers."""
+    """The fields of a row: a class of one field or more, and four numbers."""
     return [field.strip('"') for field in _SEPARATOR.split(row.strip())]
 
 
-def is_header(fields: list[str]) -> bool:
-    """Whether a row, if it is the first of a file, is its header."""
-    # A row that starts with a number is a bad row, not a header.
-    texts = [fields[0], *fields[-4:]]
-    return len(fields) >= 5 and all(_number(field) is None for field in texts)
+def columns_of(fields: list[str]) -> Columns | None:
+    """As `find_columns`, of the first row of a file."""
+    return find_columns(fields, [_number(field) is not None for field in fields])
 
 
 def _number(text: str) -> float | None:
@@ -199,19 +225,30 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _parse_row(fields: list[str], classes: Classes) -> tuple[int, list[float]]:
+def _parse_row(fields: list[str], columns: Columns, classes: Classes) -> tuple[int, list[float]]:
     """Class index and box (cx, cy, w, h) of one row."""
-    label = " ".join(fields[:-4])
+    label, texts = _split_fields(fields, columns) if len(fields) >= 5 else ("", [])
     if len(fields) < 5 or (len(fields) > 5 and label not in classes.by_name):
         row = " ".join(fields)
         row = f"{row[:60]}..." if len(row) > 60 else row
-        expected = f"expected 5: {ROW}; complete or remove the row"
+        expected = f"expected 5: {columns}; complete or remove the row"
         raise _BadRowError(f"found {len(fields)} columns ({row}); {expected}")
     number = _number(label)
     class_id = classes.by_name.get(label) if number is None else classes.index_of.get(number)
     if class_id is None:
         raise _BadRowError(classes.problem(label, number))
-    return class_id, [_coordinate(*pair) for pair in zip(COLUMNS, fields[-4:], strict=True)]
+    names = CORNERS if columns.corners else CENTRE
+    values = [_coordinate(*pair) for pair in zip(names, texts, strict=True)]
+    return class_id, _centre_and_size(values) if columns.corners else values
+
+
+def _split_fields(fields: list[str], columns: Columns) -> tuple[str, list[str]]:
+    """The class of a row, and its four numbers in the order of CENTRE or of CORNERS."""
+    # A class name may be of several words: numbers are counted from both ends.
+    end = len(fields) - 4 + columns.class_at
+    texts = [*fields[: columns.class_at], *fields[end:]]
+    label = unicodedata.normalize("NFC", " ".join(fields[columns.class_at : end]))
+    return label, [texts[i] for i in columns.order]
 
 
 def _coordinate(column: str, text: str) -> float:
@@ -225,6 +262,15 @@ def _coordinate(column: str, text: str) -> float:
     if column in ("width", "height") and not np.float32(value) > 0:
         raise _BadRowError(f"{column} is {text}; expected more than 0; remove the row")
     return value
+
+
+def _centre_and_size(corners: list[float]) -> list[float]:
+    x1, y1, x2, y2 = corners
+    for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
+        if not np.float32(high - low) > 0:
+            found = f"{axis}min is {low:g} and {axis}max is {high:g}"
+            raise _BadRowError(f"{found}; expected {axis}max above {axis}min; remove the row")
+    return [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
 
 
 def read_categories(label_folder: Path | str) -> dict[int, str] | None:
@@ -253,5 +299,5 @@ def read_categories(label_folder: Path | str) -> dict[int, str] | None:
             raise UserError(f"{path}: {_NOTES}; found id {number!r}, name {name!r}; mend them")
         if int(number) in categories:
             raise UserError(f"{path}: id {number} stands twice; expected unique ids; mend one")
-        categories[int(number)] = name
+        categories[int(number)] = unicodedata.normalize("NFC", name)
     return categories

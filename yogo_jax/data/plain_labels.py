@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 
+from yogo_jax.data.label_header import STANDARD
 from yogo_jax.data.labels import (
     Classes,
     Labels,
     check_policy,
-    is_header,
+    columns_of,
     parse_labels,
     read_bytes,
     split_row,
 )
+from yogo_jax.errors import UserError
 
 
 FILES_AT_ONCE = 500
@@ -51,8 +54,8 @@ def read_label_files(
 def parse_plain(contents: Sequence[bytes], index_of: Mapping[float, int]) -> list[Labels | None]:
     """The labels of files in plain form; None for each other file, which may be good or bad.
 
-    Plain is a file that has just one separator between two fields, after a header or none, whose
-    classes are numbers, and which has no bad row.
+    Plain is a file that has just one separator between two fields, after no header or one of the
+    usual order, whose classes are numbers, and which has no bad row.
 
     Args:
       contents: the files.
@@ -91,9 +94,18 @@ def _as_plain(content: bytes) -> bytes | None:
     if _has_five_fields(text):
         return text
     head, _, rows = text.partition(b"\n")
-    if b"\r" in head or not head.isascii() or not is_header(split_row(head.decode())):
+    if b"\r" in head or not head.isascii() or not _is_usual_header(head):
         return None
     return rows if _has_five_fields(rows) else None
+
+
+@lru_cache
+def _is_usual_header(row: bytes) -> bool:
+    """Whether a row is a header of the usual order."""
+    # An unknown header is refused where its file is known.
+    with suppress(UserError):
+        return columns_of(split_row(row.decode())) == STANDARD
+    return False
 
 
 def _has_five_fields(text: bytes) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64
 
 from yogo_jax.data.definition import PathPair
 from yogo_jax.data.folders import ambiguity, list_files, no_labels
@@ -44,6 +44,11 @@ class Records:
     def box_counts(self) -> Int64[np.ndarray, " n"]:
         """Number of boxes of each image."""
         return np.diff(self.offsets)
+
+    @property
+    def box_areas(self) -> Float64[np.ndarray, " m"]:
+        """Area of each box, as a fraction of the image's."""
+        return self.boxes_cxcywh[:, 2:].astype(np.float64).prod(axis=1)
 
     def labels_of(
         self, i: int | np.integer
@@ -165,6 +170,15 @@ def load_records(
     Raises:
       UserError: for labels without image, ambiguous names, or a bad row.
     """
+    everything, report = read_records(path_pairs, class_names, on_bad_label=on_bad_label)
+    records, left_out = without_small_boxes(everything, min_box_area)
+    return records, report + left_out
+
+
+def read_records(
+    path_pairs: Sequence[PathPair], class_names: tuple[str, ...], *, on_bad_label: str
+) -> tuple[Records, RecordReport]:
+    """As `load_records`, with boxes of any size; the report is on files and rows alone."""
     report = RecordReport()
     image_paths: list[str] = []
     labels: list[Labels] = []
@@ -183,13 +197,18 @@ def load_records(
         report.bad_rows += len(found.problems)
         report.messages += found.problems[: MESSAGES_KEPT - len(report.messages)]
 
-    everything = records_of(class_names, image_paths, labels)
-    records = everything.with_boxes(large_enough(everything, min_box_area))
-    report.images = len(records)
-    report.boxes = len(records.class_ids)
-    report.small_boxes = len(everything.class_ids) - report.boxes
-    report.empty_frames = int(np.sum(records.box_counts == 0))
-    return records, report
+    return records_of(class_names, image_paths, labels), report
+
+
+def without_small_boxes(records: Records, min_box_area: float) -> tuple[Records, RecordReport]:
+    """The records with the boxes that are used, and a report on images and boxes."""
+    used = records.with_boxes(large_enough(records, min_box_area))
+    return used, RecordReport(
+        images=len(used),
+        boxes=len(used.class_ids),
+        small_boxes=len(records.class_ids) - len(used.class_ids),
+        empty_frames=int(np.sum(used.box_counts == 0)),
+    )
 
 
 def _offsets(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_plus_1"]:
@@ -209,10 +228,14 @@ def records_of(
     )
 
 
+def boxes_by_class(records: Records) -> Int[np.ndarray, " k"]:
+    """Number of boxes of each class."""
+    return np.bincount(records.class_ids, minlength=len(records.class_names))
+
+
 def large_enough(records: Records, min_box_area: float) -> Bool[np.ndarray, " m"]:
     """Which boxes have at least `min_box_area`, a fraction of the image's."""
-    sizes = records.boxes_cxcywh[:, 2:].astype(np.float64)
-    return sizes.prod(axis=1) >= min_box_area * (1 - AREA_ROUNDING)
+    return records.box_areas >= min_box_area * (1 - AREA_ROUNDING)
 
 
 def _match(pair: PathPair) -> tuple[list[tuple[str, str]], int]:

@@ -4,12 +4,19 @@ import math
 import os
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from yogo_jax.data.definition import DatasetDefinition, PathPair, SplitFractions
-from yogo_jax.data.records import RecordReport, Records, load_records
+from yogo_jax.data.records import (
+    RecordReport,
+    Records,
+    boxes_by_class,
+    read_records,
+    without_small_boxes,
+)
 from yogo_jax.errors import UserError
 
 
@@ -17,14 +24,39 @@ from yogo_jax.errors import UserError
 SPLIT_SEED = 0
 
 
+class SmallBoxes(NamedTuple):
+    """Boxes under the least area by class, and the area of the largest box of all."""
+
+    by_class: Int[np.ndarray, " k"]
+    largest_area: float
+
+
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Records of each split; `report` is on all of them together."""
+    """Records of each split.
+
+    Attributes:
+      train, val, test: with the boxes that are used.
+      report: on all of them together.
+      small_train: boxes of the training split that are not used.
+      definition: where they come from.
+      split_is_usual: whether nobody said how to split, so that it was done as usual.
+    """
 
     train: Records
     val: Records
     test: Records
     report: RecordReport
+    small_train: SmallBoxes
+    definition: DatasetDefinition
+    split_is_usual: bool
+
+    def lines(self) -> list[str]:
+        """What was read, how it was split and what was left out, as text."""
+        lines = self.report.lines()
+        if self.split_is_usual:
+            lines.append(self.definition.usual_split_line())
+        return lines
 
 
 def load_splits(
@@ -36,6 +68,8 @@ def load_splits(
     require_train: bool = True,
 ) -> Splits:
     """The records of a definition: its `dataset_paths` split at random, its other paths whole.
+
+    A definition that names no split gets `USUAL_SPLIT`.
 
     Args:
       definition: a checked definition.
@@ -59,12 +93,12 @@ def load_splits(
         pool_paths, val_paths, test_paths = (*pool_paths, *val_paths, *test_paths), (), ()
 
     def load(paths: tuple[PathPair, ...]) -> tuple[Records, RecordReport]:
-        return load_records(
-            paths, definition.class_names, min_box_area=min_box_area, on_bad_label=on_bad_label
-        )
+        return read_records(paths, definition.class_names, on_bad_label=on_bad_label)
 
     pool, report = load(pool_paths)
-    train, val, test = (pool.subset(indices) for indices in split_indices(len(pool), fractions))
+    labelled_train, val, test = (
+        pool.subset(indices) for indices in split_indices(len(pool), fractions)
+    )
     # A definition has a fraction or paths for validation (and for test), never both.
     if val_paths:
         val, val_report = load(val_paths)
@@ -73,6 +107,13 @@ def load_splits(
         test, test_report = load(test_paths)
         report += test_report
 
+    used = []
+    for records in (labelled_train, val, test):
+        kept, left_out = without_small_boxes(records, min_box_area)
+        report += left_out
+        used.append(kept)
+    train, val, test = used
+
     _refuse_shared_images({"train": train, "val": val, "test": test})
     if require_train and not len(train):
         found = f"{len(pool)} images, fractions {fractions.train:g}, {fractions.val:g}, "
@@ -80,7 +121,15 @@ def load_splits(
             f"{definition.path}: the training split is empty ({found}{fractions.test:g}); expected "
             "at least 1 image; add data under dataset_paths or raise the train fraction"
         )
-    return Splits(train, val, test, report)
+    return Splits(
+        train,
+        val,
+        test,
+        report,
+        _small_boxes(labelled_train, train),
+        definition,
+        split_is_usual=split_override is None and not definition.names_split,
+    )
 
 
 def split_indices(n: int, fractions: SplitFractions) -> tuple[Int64[np.ndarray, " _"], ...]:
@@ -96,6 +145,11 @@ def split_indices(n: int, fractions: SplitFractions) -> tuple[Int64[np.ndarray, 
     ends = np.concatenate([np.minimum(ends, n), np.full(3 - last, n)])
     starts = np.concatenate([[0], ends[:-1]])
     return tuple(np.sort(order[start:end]) for start, end in zip(starts, ends, strict=True))
+
+
+def _small_boxes(labelled: Records, used: Records) -> SmallBoxes:
+    left_out = boxes_by_class(labelled) - boxes_by_class(used)
+    return SmallBoxes(left_out, float(labelled.box_areas.max(initial=0)))
 
 
 def _checked_override(split_override: tuple[float, float, float]) -> SplitFractions:

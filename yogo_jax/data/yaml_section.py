@@ -1,6 +1,7 @@
 """A mapping in a YAML file that knows its place, so that every error names file, line and key."""
 
 import os
+import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -59,7 +60,7 @@ class Section:
           synonyms: unknown key -> the known one it most likely means, where spelling does not tell.
         """
         for key in self.values:
-            if key in known:
+            if key in known or unicodedata.normalize("NFC", str(key)) in known:
                 continue
             near = [synonyms.get(str(key)), *get_close_matches(str(key), known, n=1)]
             hint = next((f"did you mean {name}? " for name in near if name in known), "")
@@ -95,7 +96,7 @@ class Section:
         return float(value)
 
     def names(self, key: Any) -> tuple[str, ...]:
-        """The list of unique, non-empty texts under `key`."""
+        """The list of unique, non-empty texts under `key`, in the NFC form of Unicode."""
         names = self.values[key]
         if not isinstance(names, list) or not names:
             raise self.error(key, f"is {shown(names)}; expected a list of names, such as [a, b]")
@@ -103,9 +104,12 @@ class Section:
             if not isinstance(name, str) or not name.strip():
                 fix = f'quote it, "{name}"' if isinstance(name, int | float) else "write a name"
                 raise self.error(key, f"entry {index} is {shown(name)}; expected text; {fix}")
-            if name in names[:index]:
-                raise self.error(key, f"{name!r} stands twice; expected unique names")
-        return tuple(str(name) for name in names)
+        # In one form of Unicode: the same text may be written in several.
+        texts = tuple(unicodedata.normalize("NFC", str(name)) for name in names)
+        for index, text in enumerate(texts):
+            if text in texts[:index]:
+                raise self.error(key, f"{text!r} stands twice; expected unique names")
+        return texts
 
 
 def read_yaml(path: Path) -> Section:

@@ -1,6 +1,7 @@
 """What a model is, apart from its weights: everything that using it takes."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,11 @@ class ModelSpec:
     normalize_images: bool
     size_multiplier_wh: tuple[float, float] = (1.0, 1.0)
     class_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        # In the form of Unicode that definitions are read in: the same text has several.
+        names = tuple(unicodedata.normalize("NFC", name) for name in self.class_names)
+        object.__setattr__(self, "class_names", names)
 
     @property
     def channels(self) -> int:

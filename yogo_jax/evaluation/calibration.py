@@ -7,6 +7,7 @@ References:
 
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -145,7 +146,10 @@ def read_min_scores(
         return ()
     try:
         values = json.loads(path.read_text())
-        given = {name: each and float(each["score"]) for name, each in values["thresholds"].items()}
+        given = {
+            unicodedata.normalize("NFC", name): each and float(each["score"])
+            for name, each in values["thresholds"].items()
+        }
         measured_at = {name: float(values["measured_at"][name]) for name in ("objectness", "iou")}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; expected a file to read") from error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from yogo_jax.detector.class_names import name_beside
 from yogo_jax.evaluation.matching import Matches, match_boxes
 
 
@@ -97,7 +98,9 @@ class DetectionMetrics:
         counted = self._confusion if include_background else paired
         right = paired.diagonal()
         missed, extra = self._confusion[:-1, -1], self._confusion[-1, :-1]
-        names = (*self.class_names, BACKGROUND) if include_background else self.class_names
+        names = self.class_names
+        if include_background:
+            names = (*names, name_beside(names, BACKGROUND))
         classes = len(self.class_names)
         return {
             "confusion": {"class_names": list(names), "matrix": counted.tolist()},

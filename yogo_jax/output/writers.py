@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from yogo_jax.detector.class_names import name_beside
 from yogo_jax.output.files import whole_file
 from yogo_jax.output.journal import FrameRecord
 
@@ -60,12 +61,20 @@ def _counts(record: FrameRecord, classes: int) -> np.ndarray:
     return np.bincount(record.found.class_ids, minlength=classes)
 
 
+def counts_header(class_names: Sequence[str]) -> list[str]:
+    """Names of the columns of `counts_csv`: two of the frame, those of the classes, their total."""
+    image_id, image, total = (
+        name_beside(class_names, name) for name in ("image_id", "image", "total")
+    )
+    return [image_id, image, *class_names, total]
+
+
 @contextmanager
 def counts_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
     """Detections of each class in each frame; of frames that were skipped the fields are empty."""
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image_id", "image", *class_names, "total"])
+        writer.writerow(counts_header(class_names))
 
         def add(record: FrameRecord) -> None:
             counts: list[Any] = [""] * (len(class_names) + 1)

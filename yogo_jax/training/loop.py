@@ -64,14 +64,14 @@ def train_and_evaluate(
     check_batch_size(config.train.batch_size, devices)
     config = with_absolute_paths(config)
     # ---- data ----
-    data = prepare_data(config.data, config.augment)
+    data = prepare_data(config.data, config.augment, config.train)
     make_folder(workdir, "--workdir")
     # ---- model ----
     spec = prepare_spec(config, data.splits.train)
     teacher = load_teacher(config, spec, devices.copied)
     data = taught_by(data, teacher)
     # ---- where to start ----
-    start = find_start(config, workdir, data.fingerprint)
+    start = find_start(config, workdir, data.fingerprint, data.hint_if_changed)
     run = Run(config, workdir, spec, data, stop, devices, on_validation, teacher, sources)
     complete = run.test_of_complete(start)
     # All processes have looked before the first one changes anything.

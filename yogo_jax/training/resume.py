@@ -45,8 +45,16 @@ class Start(NamedTuple):
     own: bool
 
 
-def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | None:
+def find_start(
+    config: Config, workdir: Path, data_fingerprint: str, hint_if_changed: str = ""
+) -> Start | None:
     """The checkpoint to go on from, None for a run that starts from nothing.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      data_fingerprint: of its data.
+      hint_if_changed: ends the message on other data.
 
     Raises:
       UserError: the workdir is in use and `train.resume` does not allow that, or what it would
@@ -77,7 +85,7 @@ def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | 
         runs = committed_checkpoints(given / "checkpoints")
         folder = runs[-1] if runs else find_checkpoint(given)
     metadata = read_metadata(folder)
-    _check_same(config, metadata, data_fingerprint, folder)
+    _check_same(config, metadata, data_fingerprint, folder, hint_if_changed)
     return Start(folder, metadata, own=bool(own))
 
 
@@ -222,7 +230,9 @@ def _recorded_resume(workdir: Path) -> str | None:
         return None
 
 
-def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folder: Path) -> None:
+def _check_same(
+    config: Config, metadata: Metadata, data_fingerprint: str, folder: Path, hint_if_changed: str
+) -> None:
     if not metadata.config:
         raise UserError(
             f"{folder} holds weights only, there is no run to continue: use "
@@ -240,5 +250,5 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
         raise UserError(
             f"{folder} was trained on other data: images, labels or thumbnails of "
             f"{config.data.definition}, or train.teacher, have changed since. Restore them to "
-            "continue it, or choose another --workdir"
+            f"continue it, or choose another --workdir{hint_if_changed}"
         )

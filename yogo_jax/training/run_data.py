@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from yogo_jax.config import SYNTHETIC, Config, DataConfig
-from yogo_jax.data.definition import DatasetDefinition, load_definition
+from yogo_jax.config import SYNTHETIC, Config, DataConfig, TrainConfig
+from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
 from yogo_jax.data.records import Records
 from yogo_jax.data.source import boxes_to_pad_to
 from yogo_jax.data.splits import Splits, load_splits
@@ -16,6 +16,7 @@ from yogo_jax.data.synthetic import ensure_synthetic
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
 from yogo_jax.errors import UserError
 from yogo_jax.recipe import AugmentConfig
+from yogo_jax.training.data_checks import check_training_data
 from yogo_jax.training.metadata import DataSettings, Metadata
 
 
@@ -49,6 +50,17 @@ def load_data(data: DataConfig) -> Splits:
     """
     path = definition_path(data.definition, data.image_hw)
     return _splits_of(load_definition(path), data, require_train=True)
+
+
+def _fingerprint(splits: Splits, thumbnails: Thumbnails | None = None) -> str:
+    """SHA-256 (hex) of the data of a run."""
+    # Images of validation and test are read late, after hours perhaps: a broken one must be open to
+    # mending without barring the run from going on.
+    prints = [splits.train.fingerprint()]
+    prints += [each.fingerprint(with_image_sizes=False) for each in (splits.val, splits.test)]
+    if thumbnails is not None:
+        prints.append(thumbnails.fingerprint())
+    return hashlib.sha256("".join(prints).encode()).hexdigest()
 
 
 def _splits_of(
@@ -85,7 +97,17 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
         # The fractions of the run were meant for its own data set.
         say(f"data.split_override={override} of the run is left out: {path} is another data set")
         data = dataclasses.replace(data, split_override=())
-    splits = _splits_of(load_definition(given), data, require_train=False)
+    dataset = load_definition(given)
+    splits = _splits_of(dataset, data, require_train=False)
+    if splits.split_is_usual and _was_undivided(metadata, given, splits):
+        say(
+            f"this run is from before data sets without a split got one: all images of {given} "
+            "were its training split"
+        )
+        whole = dataclasses.replace(
+            dataset, split_fractions=SplitFractions(1.0, 0.0, 0.0), names_split=True
+        )
+        splits = _splits_of(whole, data, require_train=False)
     if splits.train.class_names != metadata.model.class_names:
         raise UserError(
             f"{path} has the classes {', '.join(splits.train.class_names)}, but the "
@@ -93,6 +115,17 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
             "same, in the same order"
         )
     return splits
+
+
+def _was_undivided(metadata: Metadata, given: Path, splits: Splits) -> bool:
+    """Whether a run was trained on all images of a data set that names no split."""
+    trained_on = metadata.data_settings().definition
+    return (
+        bool(trained_on)
+        and given == definition_path(trained_on, metadata.model.image_hw)
+        and metadata.validation is None
+        and metadata.data_fingerprint != _fingerprint(splits)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,38 +138,46 @@ class RunData:
     thumbnails: Thumbnails | None
     lines: tuple[str, ...]
 
+    @property
+    def hint_if_changed(self) -> str:
+        """What to tell who would continue a run that has other data."""
+        if not self.splits.split_is_usual:
+            return ""
+        return (
+            f". If it is from before data sets without a split got one, it was trained on all "
+            f"images: write `dataset_split_fractions: {{train: 1}}` into "
+            f"{self.splits.definition.path} to continue it"
+        )
 
-def prepare_data(data: DataConfig, augment: AugmentConfig | None = None) -> RunData:
+
+def prepare_data(
+    data: DataConfig, augment: AugmentConfig | None = None, train: TrainConfig | None = None
+) -> RunData:
     """What a run reads before it starts.
 
     Args:
       data: which images, in which size.
       augment: says whether thumbnails are wanted; None is no.
+      train: says what the best checkpoint is; None where there is no validation.
 
     Returns:
       Splits, the rows their boxes are padded to, thumbnails, a fingerprint of all of it, and what
       is to be said of it.
 
     Raises:
-      UserError: the definition, a label, a thumbnail or an image file does not fit.
+      UserError: the definition, a label, a thumbnail or an image file does not fit, or as
+        `check_training_data`.
     """
     definition = load_definition(definition_path(data.definition, data.image_hw))
     splits = _splits_of(definition, data, require_train=True)
-    every = [splits.train, splits.val, splits.test]
-    # Images of validation and test are read late, after hours perhaps: a broken one must be open to
-    # mending without barring the run from going on.
-    prints = [splits.train.fingerprint()]
-    prints += [records.fingerprint(with_image_sizes=False) for records in every[1:]]
     thumbnails, lines = _load_thumbnails(definition, splits.train, data, augment)
-    if thumbnails is not None:
-        prints.append(thumbnails.fingerprint())
-    digest = hashlib.sha256("".join(prints).encode())
+    doubts = check_training_data(splits, data, train, pasted=thumbnails is not None)
     return RunData(
         splits=splits,
-        max_boxes=boxes_to_pad_to(every, data.max_boxes),
-        fingerprint=digest.hexdigest(),
+        max_boxes=boxes_to_pad_to([splits.train, splits.val, splits.test], data.max_boxes),
+        fingerprint=_fingerprint(splits, thumbnails),
         thumbnails=thumbnails,
-        lines=(*splits.report.lines(), *lines),
+        lines=(*splits.lines(), *doubts, *lines),
     )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from yogo_jax.evaluation.counting.compensation import Line, spellings
 
 
 COLUMNS = ("conf_val", "fit_m", "fit_b", "cov_m", "cov_b", "ratiometric_error")
+# Published files have no such column, and others that are not read here.
+OPTIONAL = "ratiometric_error"
 
 
 def compensation_csv(lines: Mapping[float, Line]) -> str:
@@ -27,16 +30,34 @@ def compensation_csv(lines: Mapping[float, Line]) -> str:
 def read_line(path: Path, confidence_value: float) -> Line:
     """The row of a compensation file for a class confidence, looked up by `==`.
 
+    Columns are read by name: `ratiometric_error` may be missing, the spread is NaN then, and others
+    may stand beside.
+
     Raises:
       UserError: it is no such file, or has no such row.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-        if not rows or tuple(rows[0]) != COLUMNS:
-            raise ValueError(f"its first line must be {','.join(COLUMNS)}")
-        table = {float(row[0]): Line(*map(float, row[1:])) for row in rows[1:]}
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError, IndexError) as error:
+            rows = csv.DictReader(file, strict=True)
+            names = [name.strip() for name in rows.fieldnames or ()]
+            rows.fieldnames = names
+            required = [name for name in COLUMNS if name != OPTIONAL]
+            missing = [name for name in required if names.count(name) != 1]
+            if missing:
+                raise ValueError(
+                    f"expected one column of each of {', '.join(required)} in its first line, "
+                    f"found {', '.join(names) or 'nothing'}"
+                )
+            table = {}
+            for row in rows:
+                value, m, b, variance_m, variance_b = (
+                    _number(rows.line_num, name, row[name]) for name in required
+                )
+                spread = math.nan
+                if OPTIONAL in names:
+                    spread = _number(rows.line_num, OPTIONAL, row[OPTIONAL])
+                table[value] = Line(m, b, variance_m, variance_b, spread)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise UserError(f"--compensation {path}: cannot be read ({error})") from error
     if confidence_value not in table:
         nearest = sorted(table, key=lambda value: abs(value - confidence_value))[:2]
@@ -46,6 +67,13 @@ def read_line(path: Path, confidence_value: float) -> Line:
             "--min-class-confidence-threshold"
         )
     return table[confidence_value]
+
+
+def _number(line: int, column: str, text: str | None) -> float:
+    try:
+        return float(text or "")
+    except ValueError:
+        raise ValueError(f"line {line}: {column} is {text!r}, expected a number") from None
 
 
 def read_runs(path: Path) -> list[tuple[Path, float]]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.errors import UserError
+from yogo_jax.output.writers import counts_header
 
 
 # The instrument's classes, in its order.
@@ -22,6 +24,11 @@ INSTRUMENT_CLASSES = (
     "wbc",
     "misc",
 )
+# What the row below a table is called, which is no frame.
+NAMES_OF_SUMS = {
+    *("total", "totals", "sum", "sums", "all", "overall", "grand total", "subtotal"),
+    *("mean", "average", "median", "std"),
+}
 # Rows of the instrument's array before the class probabilities; of them those that are read here.
 ARRAY_HEAD = 8
 IMAGE_ROW, OBJECTNESS_ROW = 0, 5
@@ -117,10 +124,11 @@ def read_counts(path: Path) -> Sample:
 
     JSON: a mapping of class names to counts as `total` (or `by_class`), and the number of `frames`
     if known. CSV: a row for each frame, a column for each class; columns `image_id`, `image` and
-    `total` are left out, and rows whose counts are empty, frames that could not be read, too.
+    `total` are left out, and rows whose counts are empty, frames that could not be read, too. So is
+    a row of totals, which is said in the note.
 
     Raises:
-      UserError: it is neither, or something in it is no count.
+      UserError: it is neither, or something in it is no count, or a row may be no frame.
     """
     return _read_csv(path) if path.suffix.lower() == ".csv" else _read_counts_json(path)
 
@@ -168,7 +176,10 @@ def _read_counts_json(path: Path) -> Sample:
             f'{path}: expected {{"total": {{"healthy": 123, ...}}}} as `infer --count` writes it, '
             f"found the fields {list(values)}"
         )
+    found = {unicodedata.normalize("NFC", name): count for name, count in found.items()}
     names = values.get("class_names") or list(found)
+    if isinstance(names, list):
+        names = [unicodedata.normalize("NFC", str(name)) for name in names]
     if not isinstance(names, list) or sorted(map(str, names)) != sorted(found):
         raise UserError(f"{path}: class_names are {names}, but counts are there for {list(found)}")
     counts = [_count(path, f"count of {name}", found[name]) for name in names]
@@ -186,11 +197,9 @@ def _read_csv(path: Path) -> Sample:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error
-    header = rows[0] if rows else []
-    columns = [
-        i for i, name in enumerate(header) if name.strip() not in ("image_id", "image", "total")
-    ]
-    named = [header[i].strip() for i in columns]
+    header = [unicodedata.normalize("NFC", name.strip()) for name in rows[0]] if rows else []
+    columns = _class_columns(header)
+    named = [header[i] for i in columns]
     if len(set(named)) < len(named):
         raise UserError(f"{path}: two columns have one name ({', '.join(named)}): name each class")
     if not columns or len(rows) < 2:
@@ -198,21 +207,91 @@ def _read_csv(path: Path) -> Sample:
             f"{path}: expected a line of column names, of classes among them, and a row for each "
             f"frame; found {len(rows)} line(s)"
         )
-    counts, frames, skipped = np.zeros(len(columns)), 0, 0
+    counts, frames, notes = np.zeros(len(columns)), 0, []
+    lines = _counts_of_lines(path, header, columns, rows)
+    skipped = len(rows) - 1 - len(lines)
+    frame = _FrameNames.of(header, columns, [rows[line - 1] for line in lines])
+    last = max(lines, default=0)
+    for line, of_line in lines.items():
+        doubt = frame.doubt(rows[line - 1])
+        is_sum = frames > 0 and bool((of_line == counts).all())
+        if doubt and is_sum:
+            notes.append(f"line {line} {doubt} and holds the sums of the lines above: left out")
+            continue
+        if doubt:
+            raise UserError(
+                f"{path}:{line}: {doubt}, but does not hold the sums of the lines above; expected "
+                "a frame: remove the line, or name its frame as the other lines do"
+            )
+        if line == last and is_sum and frames > 1 and counts.any() and frame.id_column is None:
+            raise UserError(
+                f"{path}:{line}: holds the sums of the lines above; expected a frame: remove the "
+                "line, or, if it is a frame, add a column image_id with the number of each frame"
+            )
+        counts += of_line
+        frames += 1
+    if skipped:
+        notes.append(f"{skipped} frame(s) without counts left out")
+    return Sample(tuple(named), counts, frames or None, "; ".join(notes))
+
+
+def _counts_of_lines(
+    path: Path, header: Sequence[str], columns: Sequence[int], rows: Sequence[Sequence[str]]
+) -> dict[int, Float[np.ndarray, " k"]]:
+    """Counts by line number, of the lines that have some."""
+    counts = {}
     for line, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise UserError(f"{path}:{line}: expected {len(header)} fields, found {len(row)}")
-        cells = [row[i].strip() for i in columns]
-        if not any(cells):
-            skipped += 1
-            continue
-        counts += [
-            _count(path, f"line {line}, {header[i]}", text)
-            for i, text in zip(columns, cells, strict=True)
-        ]
-        frames += 1
-    note = f"{skipped} frame(s) without counts left out" if skipped else ""
-    return Sample(tuple(header[i].strip() for i in columns), counts, frames or None, note)
+        if any(row[i].strip() for i in columns):
+            cells = [_count(path, f"line {line}, {header[i]}", row[i]) for i in columns]
+            counts[line] = np.array(cells)
+    return counts
+
+
+class _FrameNames(NamedTuple):
+    """How a table names its frames: columns that all frames fill, as the first one does."""
+
+    id_column: int | None
+    name_columns: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, header: Sequence[str], columns: Sequence[int], frames: Sequence[Sequence[str]]
+    ) -> "_FrameNames":
+        """Of a table, given which columns are classes and its rows with counts."""
+        first = frames[0] if frames else ()
+        # `image*` is that of a table with a class of that name.
+        names = [i for i, name in enumerate(header) if name.rstrip("*") in ("image_id", "image")]
+        filled = [i for i in names if i not in columns and first and first[i].strip()]
+        numbered = [i for i in filled if header[i].startswith("image_id") and _is_id(first[i])]
+        number = numbered[0] if numbered else None
+        return cls(number, tuple(i for i in filled if i != number))
+
+    def doubt(self, row: Sequence[str]) -> str | None:
+        """Why a row may be no frame; None if it is named as the first one is."""
+        number = None if self.id_column is None else row[self.id_column].strip()
+        names = [row[i].strip() for i in self.name_columns]
+        if number is None or not _is_id(number):
+            for text in filter(None, (number, *names)):
+                if text.rstrip(":").casefold() in NAMES_OF_SUMS:
+                    return f"is called {text!r}"
+        if number == "" or not all(names):
+            return "has no name of a frame"
+        if number is not None and not _is_id(number):
+            return f"is called {number!r}"
+        return None
+
+
+def _is_id(text: str) -> bool:
+    return text.strip().isdecimal()
+
+
+def _class_columns(header: Sequence[str]) -> list[int]:
+    """Which columns of a table are counts of classes."""
+    if list(header) == counts_header(header[2:-1]):
+        return [*range(2, len(header) - 1)]
+    return [i for i, name in enumerate(header) if name not in ("image_id", "image", "total")]
 
 
 def _count(path: Path, what: str, value: Any) -> float:
@@ -234,7 +313,9 @@ def _said_beside(path: Path) -> dict[str, Any]:
 
 def _names_in(said: dict[str, Any]) -> list[str] | None:
     names = said.get("class_names")
-    return names if names and all(isinstance(name, str) for name in names) else None
+    if not names or not all(isinstance(name, str) for name in names):
+        return None
+    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def _check_probabilities(path: Path, array: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """The flags of `python -m yogo_jax.counts`, by command; imports nothing that takes time."""
 
 import argparse
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,15 @@ def add_coverage(commands: argparse._SubParsersAction) -> None:
     _add_roles(add)
 
 
+def _class_name(text: str) -> str:
+    # In the form of Unicode that class names are read in: the same text has several.
+    return unicodedata.normalize("NFC", text)
+
+
 def _add_assume_right(add: Add) -> None:
     add(
         "--assume-right",
+        type=_class_name,
         nargs="+",
         default=[],
         metavar="CLASS",
@@ -174,6 +181,7 @@ def _add_line(add: Add) -> None:
 def _add_roles(add: Add) -> None:
     add(
         "--parasite-classes",
+        type=_class_name,
         nargs="+",
         default=list(PARASITE_CLASSES),
         metavar="CLASS",
@@ -181,6 +189,7 @@ def _add_roles(add: Add) -> None:
     )
     add(
         "--red-cell-classes",
+        type=_class_name,
         nargs="+",
         default=list(RED_CELL_CLASSES),
         metavar="CLASS",
@@ -191,6 +200,7 @@ def _add_roles(add: Add) -> None:
 def _add_classes(add: Add) -> None:
     add(
         "--class-names",
+        type=_class_name,
         nargs="+",
         metavar="CLASS",
         help="classes of the array, in order; default: those of RUN.json beside it, of the "

@@ -3,6 +3,7 @@
 From `metrics.json` of `python -m yogo_jax.evaluate` to the matrix that counts are corrected by.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from yogo_jax.detector.class_names import name_beside
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.counting.files import read_json
 from yogo_jax.evaluation.counting.thresholds import CountedAt, flags_of, recorded_by_validation
@@ -52,7 +54,9 @@ def read_validation(path: Path) -> Validation:
     """
     values = read_json(path)
     try:
-        names = tuple(values["confusion"]["class_names"])
+        names = tuple(
+            unicodedata.normalize("NFC", name) for name in values["confusion"]["class_names"]
+        )
         matrix = np.asarray(values["confusion"]["matrix"], np.float64)
         images = int(values["images"])
     except (KeyError, TypeError, ValueError) as error:
@@ -60,10 +64,11 @@ def read_validation(path: Path) -> Validation:
             f"{path}: expected `confusion` (class_names, matrix) and `images`, as "
             f"`python -m yogo_jax.evaluate` writes them to metrics.json; {_what(error)}"
         ) from error
-    if matrix.shape != (len(names), len(names)) or not names or names[-1] != BACKGROUND:
+    background = name_beside(names[:-1], BACKGROUND)
+    if matrix.shape != (len(names), len(names)) or not names or names[-1] != background:
         raise UserError(
             f"{path}: the confusion matrix must have a row and a column for each of class_names, "
-            f"{BACKGROUND!r} last; got {matrix.shape} for {list(names)}. Write metrics.json anew "
+            f"{background!r} last; got {matrix.shape} for {list(names)}. Write metrics.json anew "
             "with `python -m yogo_jax.evaluate`"
         )
     if (matrix < 0).any() or (matrix != np.round(matrix)).any() or images < 1:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from yogo_jax.detector.class_names import name_beside
 from yogo_jax.evaluation.counting.compensation import Compensated
 from yogo_jax.evaluation.counting.detection_limit import detection_limit
 from yogo_jax.evaluation.counting.files import Sample
@@ -129,8 +130,8 @@ def _counts(estimate: Estimate, sample: Sample) -> dict[str, Any]:
         for index, name in enumerate(sample.class_names)
     }
     return rows | {
-        "parasites": as_plain(estimate.parasites),
-        "red cells": as_plain(estimate.red_cells),
+        name_beside(sample.class_names, "parasites"): as_plain(estimate.parasites),
+        name_beside(sample.class_names, "red cells"): as_plain(estimate.red_cells),
     }
 
 

@@ -18,14 +18,13 @@ def format_estimate(values: Mapping[str, Any]) -> str:
     Args:
       values: what `counts.json` holds.
     """
-    names = values["class_names"]
     corrected = values["corrected_counts"]
     header = ["class", "counted", "95 % from", "to"]
     if corrected:
         header += ["true cells", "95 % from", "to"]
     rows = []
-    for name in (*names, "parasites", "red cells"):
-        cells = _interval(values["raw_counts"][name])
+    for name, counted in values["raw_counts"].items():
+        cells = _interval(counted)
         if corrected:
             cells += _interval(corrected[name])
         rows.append([name, *cells])

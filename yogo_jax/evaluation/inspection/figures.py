@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.data.inspection import Inspection, boxes_by_class
-from yogo_jax.data.records import Records
+from yogo_jax.data.inspection import Inspection
+from yogo_jax.data.records import Records, boxes_by_class
 from yogo_jax.evaluation.inspection.text import mean_size, sizes
 from yogo_jax.evaluation.pages import Figure
 from yogo_jax.evaluation.plots import (

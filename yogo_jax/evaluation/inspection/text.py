@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.data.findings import KINDS
-from yogo_jax.data.inspection import Inspection, Listing, boxes_by_class
-from yogo_jax.data.records import Records
+from yogo_jax.data.inspection import Inspection, Listing
+from yogo_jax.data.records import Records, boxes_by_class
 from yogo_jax.evaluation.tables import align
 
 
@@ -111,6 +111,8 @@ def format_inspection(inspection: Inspection) -> str:
         *align(*class_rows(inspection)),
         "",
     ]
+    if not inspection.definition.names_split:
+        lines.append(inspection.definition.usual_split_line())
     if inspection.grid is not None:
         lost = inspection.findings.get("shared_cell", Listing(0, [])).count
         lines.append(f"grid: {inspection.grid}; boxes that lose their cell to another: {lost}")

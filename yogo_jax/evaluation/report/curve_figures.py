@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from yogo_jax.detector.class_names import name_beside
 from yogo_jax.evaluation import plots
 from yogo_jax.evaluation.curves import (
     FreeResponse,
@@ -51,7 +52,7 @@ def measure_curves(
     by_objectness = rank(images, image_hw, len(class_names), ious=(0.5,), by_objectness=True)
     ids: dict[str, int | None] = {name: index for index, name in enumerate(class_names)}
     if len(class_names) > 1:
-        ids[ALL] = None
+        ids[name_beside(class_names, ALL)] = None
     return Curves(
         {name: precision_recall(by_score.of_class(index)) for name, index in ids.items()},
         {name: precision_recall(by_objectness.of_class(index)) for name, index in ids.items()},
@@ -67,7 +68,11 @@ def drawn_classes(
     most = np.argsort(-objects, kind="stable")[:MAX_CLASSES]
     styles = {class_names[index]: plots.series_style(index) for index in sorted(most.tolist())}
     if len(class_names) > 1:
-        styles[ALL] = {"color": plots.INK, "linestyle": "-", "linewidth": 2.6}
+        styles[name_beside(class_names, ALL)] = {
+            "color": plots.INK,
+            "linestyle": "-",
+            "linewidth": 2.6,
+        }
     return styles
 
 

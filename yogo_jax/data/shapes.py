@@ -1,0 +1,63 @@
+"""How images of another shape than the network's are stretched."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from yogo_jax.data.images import stored_hw
+
+
+# Images whose size is looked at.
+LOOKED_AT = 64
+# By so much one side of an image may be stretched against the other without a word.
+STRETCH = 1.1
+
+
+class Stretch(NamedTuple):
+    """How images of another shape are stretched to that of the network.
+
+    Attributes:
+      image_hw: that they get.
+      path: of the image that is stretched most.
+      stored_hw: of this image.
+      factor: of one of its sides, against the other.
+      share: of the images looked at, that are stretched by more than STRETCH.
+      turned: share of them that would be stretched less if height and width changed places.
+    """
+
+    image_hw: tuple[int, int]
+    path: str
+    stored_hw: tuple[int, int]
+    factor: float
+    share: float
+    turned: float
+
+    def __str__(self) -> str:
+        rows, columns = self.stored_hw
+        return (
+            f"warning: {self.share:.0%} of the images have another shape than "
+            f"{self.image_hw[0]}x{self.image_hw[1]} px and are stretched to it, by up to "
+            f"{self.factor:.2f} ({self.path}: {rows}x{columns} px)"
+        )
+
+
+def stretch_of(image_paths: Sequence[str], image_hw: tuple[int, int]) -> Stretch | None:
+    """How much images are stretched, of which some are looked at; None if it is next to nothing."""
+    step = -(-len(image_paths) // LOOKED_AT) or 1
+    sizes = [(path, hw) for path in image_paths[::step] if (hw := stored_hw(path)) is not None]
+    if not sizes:
+        return None
+    # In logarithms of width / height a turned image has the other sign.
+    shapes = np.array([math.log(columns / rows) for _, (rows, columns) in sizes])
+    wanted = math.log(image_hw[1] / image_hw[0])
+    by = np.abs(wanted - shapes)
+    stretched = by > math.log(STRETCH)
+    if not stretched.any():
+        return None
+    path, hw = sizes[int(by.argmax())]
+    turned = stretched & (np.abs(wanted + shapes) < by)
+    return Stretch(
+        image_hw, path, hw, math.exp(by.max()), float(stretched.mean()), float(turned.mean())
+    )
