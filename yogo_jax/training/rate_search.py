@@ -84,7 +84,11 @@ def try_rates(config: Config, rates: Sequence[float], say: Say) -> list[Tried]:
         num_records=len(data.splits.train), batch_size=config.train.batch_size, seed=config.seed
     )
     source = RecordSource(
-        data.splits.train, image_hw=spec.image_hw, rgb=spec.rgb, max_boxes=data.max_boxes
+        data.splits.train,
+        image_hw=spec.image_hw,
+        rgb=spec.rgb,
+        max_boxes=data.max_boxes,
+        apply_orientation=spec.apply_orientation,
     )
     epochs = -(-len(rates) // order.steps_per_epoch)
     step = jax.jit(train_step, donate_argnums=0)

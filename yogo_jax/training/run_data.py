@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from yogo_jax.config import SYNTHETIC, Config, DataConfig
 from yogo_jax.data.definition import DatasetDefinition, load_definition
+from yogo_jax.data.orientation import find_oriented, orientation_lines
 from yogo_jax.data.records import Records
 from yogo_jax.data.source import boxes_to_pad_to
 from yogo_jax.data.splits import Splits, load_splits
@@ -130,13 +132,20 @@ def prepare_data(data: DataConfig, augment: AugmentConfig | None = None) -> RunD
     thumbnails, lines = _load_thumbnails(definition, splits.train, data, augment)
     if thumbnails is not None:
         prints.append(thumbnails.fingerprint())
-    digest = hashlib.sha256("".join(prints).encode())
+    paths = [path for records in every for path in records.image_paths]
+    oriented = find_oriented(paths)
+    if oriented and data.apply_orientation:
+        # Only where it changes pixels: runs from before there was such a field go on without it.
+        turned = sorted((os.path.basename(paths[i]), value) for i, value in oriented.items())
+        prints.append(repr(turned))
+    digest = hashlib.sha256(os.fsencode("".join(prints)))
+    said = orientation_lines(len(oriented), applied=data.apply_orientation)
     return RunData(
         splits=splits,
         max_boxes=boxes_to_pad_to(every, data.max_boxes),
         fingerprint=digest.hexdigest(),
         thumbnails=thumbnails,
-        lines=(*splits.report.lines(), *lines),
+        lines=(*splits.report.lines(), *said, *lines),
     )
 
 
@@ -164,6 +173,7 @@ def _load_thumbnails(
         image_hw=data.image_hw,
         rgb=data.rgb,
         min_box_area=data.min_box_area,
+        apply_orientation=data.apply_orientation,
     )
     counts = np.bincount(thumbnails.class_ids, minlength=len(definition.class_names))
     named = ", ".join(
