@@ -45,7 +45,8 @@ def quantization_strips(
       served: the model for the strips.
 
     Raises:
-      UserError: one of the splits is empty, and as `evaluation_data` and `Strips`.
+      UserError: one of the splits is empty, no strip to judge by has a box, and as
+        `evaluation_data` and `Strips`.
     """
     splits = evaluation_data(metadata, definition, print)
     calibration, labelled = (
@@ -56,6 +57,13 @@ def quantization_strips(
             f"--int8 {definition}: expected images in the training and in the validation split, "
             f"found {len(calibration)} and {len(labelled)}: give the definition both, such as "
             "by dataset_split_fractions"
+        )
+    if not any(len(labelled.labels_of(i)[1]) for i in range(len(labelled))):
+        rows, columns = served.image_hw
+        raise UserError(
+            f"--int8 {definition}: expected a labelled box in the {rows}x{columns} px that are "
+            f"served of the {len(labelled)} validation images, found none, so what INT8 loses of "
+            "mean AP is not known: label more images, or serve more by --crop-height or --image-hw"
         )
     return calibration, labelled
 

@@ -1,6 +1,8 @@
 """Opens pages in a real browser, cut off from every network."""
 
 import gc
+import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +72,19 @@ def _collect_transports() -> None:
         gc.collect()
     finally:
         sys.unraisablehook = report
+
+
+def assert_figures_can_be_read(page: Any) -> None:
+    """No text of a figure is shown smaller than 11 px, and none is TeX."""
+    texts = page.locator("svg text").evaluate_all(
+        "all => all.map(each => [each.textContent, each.getScreenCTM().inverse().a,"
+        " each.getScreenCTM().inverse().b, parseFloat(getComputedStyle(each).fontSize)])"
+    )
+    assert texts
+    for text, a, b, size in texts:
+        # A text may be turned: the length of one px of the screen, in units of the drawing.
+        assert size / math.hypot(a, b) >= 11, text
+        assert not re.search(r"\\math|\$|\^", text), text
 
 
 def assert_fits_the_width(page: Any) -> None:

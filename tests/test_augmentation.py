@@ -16,6 +16,7 @@ from yogo_jax.training.augmentation.geometry import (
     cut_boxes,
     quarter_turns,
     random_strip,
+    whole_view,
     zoom_and_shift,
 )
 from yogo_jax.training.augmentation.holes import cutout
@@ -66,14 +67,15 @@ def brightness_centre(image, corners) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_zoom_and_shift_move_boxes_with_their_pixels(seed):
-    image, boxes, valid = zoom_and_shift(
+    image, boxes, view = zoom_and_shift(
         jax.random.key(seed),
         jnp.asarray(frame_of(SQUARES_PX)),
         jnp.asarray(boxes_of(SQUARES_PX)),
-        jnp.ones(2, bool),
+        whole_view(),
         zoom=(0.7, 1.3),
         translation=0.1,
     )
+    boxes, valid = cut_boxes(boxes, jnp.ones(2, bool), view)
     corners = corners_px(boxes)
     whole = (corners > 1).all(1) & (corners < (WIDTH - 1, HEIGHT - 1) * 2).all(1)
     assert whole.any()
@@ -90,10 +92,11 @@ def test_zoom_and_shift_move_boxes_with_their_pixels(seed):
 def test_a_scale_of_one_changes_nothing():
     image, boxes = jnp.asarray(frame_of(SQUARES_PX)), jnp.asarray(boxes_of(SQUARES_PX))
     moved = zoom_and_shift(
-        jax.random.key(0), image, boxes, jnp.ones(2, bool), zoom=(1.0, 1.0), translation=0.0
+        jax.random.key(0), image, boxes, whole_view(), zoom=(1.0, 1.0), translation=0.0
     )
     np.testing.assert_allclose(moved[0], image, atol=1e-3)
     np.testing.assert_allclose(moved[1], boxes, atol=1e-6)
+    np.testing.assert_array_equal(moved[2].frame_xyxy, (0, 0, 1, 1))
 
 
 def test_what_comes_in_from_outside_has_the_mean_colour():
@@ -102,7 +105,7 @@ def test_what_comes_in_from_outside_has_the_mean_colour():
         jax.random.key(0),
         image,
         jnp.zeros((1, 4)),
-        jnp.zeros(1, bool),
+        whole_view(),
         zoom=(0.5, 0.5),
         translation=0.0,
     )
@@ -136,15 +139,11 @@ def test_cut_boxes(case):
     box, expected, seen = CUTS[case]
     # A hair more than its limit, so that rounding does not decide the case that lies on it.
     box = np.add(np.asarray([box], np.float32), (1e-6, 0, 0, 0))
-    cut, valid = cut_boxes(
-        jnp.asarray(box, jnp.float32), jnp.ones(1, bool), jnp.asarray((0.0, 0, 1, 1))
-    )
+    cut, valid = cut_boxes(jnp.asarray(box, jnp.float32), jnp.ones(1, bool), whole_view())
     assert bool(valid[0]) == seen
     if seen:
         np.testing.assert_allclose(cut[0], expected, atol=2e-6)
-    padding = cut_boxes(
-        jnp.asarray(box, jnp.float32), jnp.zeros(1, bool), jnp.asarray((0.0, 0, 1, 1))
-    )
+    padding = cut_boxes(jnp.asarray(box, jnp.float32), jnp.zeros(1, bool), whole_view())
     assert not padding[1].any()
 
 
@@ -152,13 +151,14 @@ def test_a_strip_shows_its_rows_and_what_lies_in_them():
     frame = frame_of(SQUARES_PX)
     tops = set()
     for seed in range(60):
-        strip, boxes, valid = random_strip(
+        strip, boxes, view = random_strip(
             jax.random.key(seed),
             jnp.asarray(frame),
             jnp.asarray(boxes_of(SQUARES_PX)),
-            jnp.ones(2, bool),
+            whole_view(),
             rows=24,
         )
+        boxes, valid = cut_boxes(boxes, jnp.ones(2, bool), view)
         assert strip.shape == (24, WIDTH, 1)
         (top,) = [y for y in range(HEIGHT - 23) if np.array_equal(frame[y : y + 24], strip)][:1]
         tops.add(top)
@@ -182,9 +182,8 @@ def test_a_hole_hides_what_it_covers():
     boxes = jnp.asarray(boxes_of(grid))
     hidden = 0
     for seed in range(6):
-        holed, valid = cutout(
-            jax.random.key(seed), image + 5, boxes, jnp.ones(len(grid), bool), probability=1.0
-        )
+        holed, view = cutout(jax.random.key(seed), image + 5, whole_view(), probability=1.0)
+        _, valid = cut_boxes(boxes, jnp.ones(len(grid), bool), view)
         hole = np.isclose(np.asarray(holed)[..., 0], float((image + 5).mean()), atol=1e-3)
         for (x1, y1, x2, y2), ok in zip(grid, np.asarray(valid), strict=True):
             covered = hole[y1:y2, x1:x2].mean()
@@ -192,9 +191,8 @@ def test_a_hole_hides_what_it_covers():
                 assert ok == (covered < 1 - MIN_VISIBLE)
             hidden += not ok
     assert hidden
-    untouched, valid = cutout(
-        jax.random.key(0), image, boxes, jnp.ones(len(grid), bool), probability=0.0
-    )
+    untouched, view = cutout(jax.random.key(0), image, whole_view(), probability=0.0)
+    _, valid = cut_boxes(boxes, jnp.ones(len(grid), bool), view)
     np.testing.assert_array_equal(untouched, image)
     assert valid.all()
 
@@ -319,3 +317,62 @@ def test_off_is_the_recipe_of_base():
     assert found.dtype == jnp.uint8
     assert moved[1] is labels[1]
     assert moved[2] is labels[2]
+
+
+def shares_seen(image, boxes_cxcywh, image_hw) -> np.ndarray:
+    """The share of each box of which there are pixels, counted in an image of coordinates.
+
+    Each pixel of the frame held its own (x, y) in px, so that it tells where it comes from. Where
+    neighbours do not differ as they do elsewhere, something else is shown.
+    """
+    image = np.asarray(image, np.float64)
+    steps_x = np.abs(np.diff(image[..., 0], axis=1))
+    steps_y = np.abs(np.diff(image[..., 1], axis=0))
+    step = np.median(steps_x[steps_x > 1e-3])
+    # A frame that is reduced is a little uneven.
+    fits_x, fits_y = (np.abs(steps - step) < 0.4 * step for steps in (steps_x, steps_y))
+    shown = np.pad(fits_x, ((0, 0), (1, 0))) | np.pad(fits_x, ((0, 0), (0, 1)))
+    shown &= np.pad(fits_y, ((1, 0), (0, 0))) | np.pad(fits_y, ((0, 1), (0, 0)))
+    x, y = image[shown].T
+    shares = []
+    for x1, y1, x2, y2 in corners_px(boxes_cxcywh, *image_hw):
+        inside = (x1 <= x) & (x < x2) & (y1 <= y) & (y < y2)
+        shares.append(inside.sum() * step**2 / ((x2 - x1) * (y2 - y1)))
+    return np.asarray(shares)
+
+
+CHAINS = {
+    "zoom and shift": {"zoom": (0.6, 1.6), "translation": 0.3},
+    "hole": {"cutout": 1.0},
+    "strip": {"vertical_crop": 0.4},
+    "shift and strip": {"translation": 0.3, "vertical_crop": 0.4},
+    "hole and strip": {"cutout": 1.0, "vertical_crop": 0.4},
+    "all": {"zoom": (0.6, 1.6), "translation": 0.3, "cutout": 1.0, "vertical_crop": 0.4},
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_labels_stay_while_a_quarter_of_the_whole_box_is_seen(chain):
+    height, width, frames, count = 240, 320, 24, 40
+    rng = np.random.default_rng(0)
+    y, x = np.indices((height, width)) + 0.5
+    images = jnp.asarray(np.stack([np.stack([x, y], -1)] * frames), jnp.float32)
+    # Many of them reach over the edge of the frame, as people draw them.
+    boxes = rng.uniform((0, 0, 0.08, 0.1), (1, 1, 0.3, 0.3), (frames, count, 4))
+    boxes = boxes.astype(np.float32)
+    labels = jnp.asarray(boxes), jnp.zeros((frames, count), jnp.int32)
+    augment = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5, **CHAINS[chain])
+    found, (moved, _, valid) = jax.jit(functools.partial(augment_batch, augment=augment))(
+        jax.random.key(1), images, (*labels, jnp.ones((frames, count), bool))
+    )
+    shares = np.stack(
+        [shares_seen(image, own, (height, width)) for image, own in zip(found, boxes, strict=True)]
+    )
+    clear = np.abs(shares - MIN_VISIBLE) > 0.03
+    assert clear.mean() > 0.8
+    np.testing.assert_array_equal(np.asarray(valid)[clear], shares[clear] > MIN_VISIBLE)
+    assert 0 < valid.mean() < 1 or chain == "hole"
+    if chain != "hole":
+        corners = corners_px(np.asarray(moved)[np.asarray(valid)], 1, 1)
+        assert corners.min() >= -1e-6
+        assert corners.max() <= 1 + 1e-6

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from bridge.checkpoint import write_converted
 from bridge.half_precision import outputs_and_ranges
 from bridge.to_ir import convert_to_ir, save_ir
 from drawn_models import make_spec, write_random_checkpoint
@@ -31,7 +32,7 @@ from test_frame_sources import save_stack, save_video, save_zarr
 from yogo_jax.data.images import read_image
 from yogo_jax.data.labels import read_labels
 from yogo_jax.detector.spec import served_spec
-from yogo_jax.training.checkpoints import restore_variables
+from yogo_jax.training.checkpoints import read_metadata, restore_variables
 
 
 ALL_OUTPUTS = (
@@ -124,6 +125,7 @@ def test_the_instruments_array(cropped):
         "class_names": list(CLASS_NAMES),
         "obj_thresh": THRESHOLD,
         "iou_thresh": 0.5,
+        "min_class_confidence_threshold": 0.0,
         "vertical_crop_height_px": 48,
     }
 
@@ -596,3 +598,18 @@ def test_a_folder_with_a_dot_keeps_its_name(models, tmp_path):
     folder = write_frames(tmp_path / "2024-01-01 10.30.15", count=1)
     run_infer(models["ir"], "--images", folder, "--output", tmp_path / "out", "--save-npy")
     assert (tmp_path / "out" / "2024-01-01 10.30.15.npy").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_gives_no_numbers_is_refused(value, models, frames, tmp_path, capsys):
+    metadata = read_metadata(models["checkpoint"])
+    variables = restore_variables(models["checkpoint"], metadata.model)
+    head = variables["params"]["head"]
+    bias = np.asarray(head["bias"]).copy()
+    bias[-1] = value  # of the last class
+    spoiled = {**variables, "params": {**variables["params"], "head": {**head, "bias": bias}}}
+    write_converted(tmp_path / "spoiled", metadata.model, spoiled, source="drawn")
+    flags = ("--obj-thresh", THRESHOLD, "--output", tmp_path / "out", "--count")
+    error = refused_infer(capsys, tmp_path / "spoiled", "--images", frames, *flags)
+    assert "NaN or infinite values in " in error
+    assert "f0.png" in error

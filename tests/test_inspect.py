@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from browser import assert_fits_the_width, open_page
+from browser import assert_figures_can_be_read, assert_fits_the_width, open_page
 from drawn_models import write_random_checkpoint
 from planted import plant
 from runs import run_command
@@ -30,6 +30,7 @@ from yogo_jax.evaluation.inspection.suspects import SUSPECT_KINDS, Suspects
 from yogo_jax.evaluation.inspection.suspects_page import suspect_rows, suspect_sections
 from yogo_jax.evaluation.inspection.text import format_inspection
 from yogo_jax.inspect import main
+from yogo_jax.training.checkpoints import read_metadata, restore_variables, write_weights
 
 
 IMAGE_HW, GRID_HW = (64, 96), (8, 12)
@@ -101,11 +102,12 @@ def test_the_command_prints_what_it_wrote(printed, planted):
     }
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_in_a_browser(printed, planted, width):
     _, output = printed
     with open_page(output / "inspection.html", width=width) as page:
         assert_fits_the_width(page)
+        assert_figures_can_be_read(page)
         assert page.locator("svg").count() == 5
         pictures = page.locator("img")
         # One of each place that can be shown, and three samples of each split.
@@ -302,7 +304,7 @@ def test_suspects_as_a_table_and_on_a_page(mislabelled, tmp_path):
     path = tmp_path / "page.html"
     rows = suspect_rows(suspects)
     path.write_text(render_inspection(looked_at, top=3, more_rows=rows, more=sections))
-    with open_page(path, width=390, dark=True) as page:
+    with open_page(path, width=360, dark=True) as page:
         assert_fits_the_width(page)
         assert "detections without a label\t1\t" in page.locator("#summary").inner_text()
         section = page.locator("#suspects-other-class")
@@ -334,6 +336,56 @@ def test_a_checkpoint_by_the_command(tmp_path, capsys):
         assert float(row["x_center"]) == pytest.approx(float(fields[1]), abs=1e-6)
     values = json.loads((tmp_path / "out" / "inspection.json").read_text())
     assert values["suspects"]["high_loss"]["count"] == 30
+
+
+LOSSES = {
+    "of another maker": ({}, 1.0),
+    "squared": ({"objectness": "squared"}, 1.0),
+    "cross entropy": ({"objectness": "cross_entropy"}, 1.0),
+    "weights of classes": ({"class_weights": [1.0, 5.0]}, 5.0),
+    "by frequency": ({"class_weight_power": 1.0}, None),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_labels_are_ranked_by_the_loss_of_the_run(case, tmp_path):
+    """One label: what it costs for objectness and for its class follows from the config."""
+    loss, class_weight = LOSSES[case]
+    definition = write_dataset(tmp_path / "data", images=5, published=True)
+    names = ("healthy", "ring")
+    for path in (tmp_path / "data" / "labels" / "train").iterdir():
+        rows = path.read_text().splitlines()
+        path.write_text("\n".join([*(row for row in rows if row[0] == "0" or row == rows[1])]))
+    drawn = write_random_checkpoint(tmp_path / "drawn", class_names=names, image_hw=IMAGE_HW)
+    metadata = read_metadata(drawn)
+    variables = restore_variables(drawn, metadata.model)
+    # No box and no smoothing: what is left is objectness and the class.
+    plain = {"no_object_weight": 0.5, "iou_weight": 0.0, "classify_weight": 1.0}
+    config = {"loss": {**plain, "label_smoothing": 0.0, **loss}} if loss else {}
+    checkpoint = tmp_path / "checkpoint"
+    write_weights(checkpoint, variables, dataclasses.replace(metadata, config=config))
+    flags = ["--checkpoint", str(checkpoint), "--top", "1000"]
+    main([str(definition), "--output", str(tmp_path / "out"), *flags])
+    rows = [*csv.DictReader((tmp_path / "out" / "suspects.csv").read_text().splitlines())]
+    rows = [row for row in rows if row["kind"] == "high_loss"]
+    assert len(rows) > 10
+    losses = np.asarray([float(row["loss"]) for row in rows])
+    assert (np.diff(losses) <= 0).all()
+    if not loss:
+        return
+    objectness = np.asarray([float(row["objectness"]) for row in rows])
+    expected = (1 - objectness) ** 2
+    if loss.get("objectness") == "cross_entropy":
+        expected = -np.log(objectness)
+    probability = np.asarray([float(row["probability"]) for row in rows])
+    same = np.asarray([row["given"] == row["predicted"] for row in rows])
+    cross_entropy = -np.log(np.where(same, probability, 1 - probability))
+    given = np.asarray([names.index(row["given"]) for row in rows])
+    class_weights = np.asarray([1.0, class_weight or 1.0])
+    if class_weight is None:
+        train = np.bincount([names.index(row["given"]) for row in rows if row["split"] == "train"])
+        class_weights = train.sum() / (2 * train)
+    np.testing.assert_allclose(losses, expected + class_weights[given] * cross_entropy, atol=2e-3)
 
 
 REFUSALS = {

@@ -1,4 +1,7 @@
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,6 +59,40 @@ def test_losses_of_labels_add_up_to_that_of_the_image(seed):
     np.testing.assert_allclose(sums[2], expected.classification, rtol=1e-5)
     for term in scores.terms:
         np.testing.assert_array_equal(np.asarray(term)[~owns], 0)
+
+
+FORMS = {
+    "cross entropy": {"objectness": "cross_entropy"},
+    "neighbours": {"objectness": "cross_entropy", "neighbour_weight": 0.3},
+    "fullness": {"usual_objects": 20.0},
+    "classes": {"class_weights": (0.5, 3.0, 7.0)},
+    "all": {
+        "objectness": "cross_entropy",
+        "neighbour_weight": 0.3,
+        "usual_objects": 20.0,
+        "class_weights": (0.5, 3.0, 7.0),
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_cost_what_they_cost_in_training(form):
+    """Where empty cells weigh nothing, the loss of an image is that of its labels."""
+    weights = dataclasses.replace(WEIGHTS, no_object_weight=0.0, **FORMS[form])
+    for seed in range(3):
+        image = jax.tree.map(jnp.asarray, random_image(seed))
+        scores = score_labels(*image, weights)
+        for term, expected in zip(scores.terms, label_loss(*image, weights), strict=True):
+            np.testing.assert_allclose(np.sum(term), expected, rtol=1e-5)
+
+
+def test_a_label_with_no_objectness_at_all_under_cross_entropy():
+    predictions, *labels = jax.tree.map(jnp.asarray, random_image(0))
+    predictions = predictions._replace(objectness=jnp.full(GRID_HW, 1e-4))
+    weights = dataclasses.replace(WEIGHTS, objectness="cross_entropy")
+    scores = score_labels(predictions, *labels, weights)
+    owns = np.asarray(scores.owns_cell)
+    np.testing.assert_allclose(scores.terms.objectness[owns], -np.log(1e-4), rtol=1e-5)
 
 
 def opinions_of(labels, found):

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "yogo_jax"
 ENTRY_POINTS = {
-    *("train", "learning_rate", "evaluate", "calibrate", "anchors", "infer", "report", "counts"),
+    *("train", "evaluate", "calibrate", "anchors", "infer", "report", "counts"),
     *("inspect", "sweep"),
 }
 # Groups of modules, each with the groups that it may import.

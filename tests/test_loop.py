@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from yogo_jax.training.checkpoints import (
     rewrite_metadata,
 )
 from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.resume import why_length_counts
 from yogo_jax.training.step import make_train_step
 from yogo_jax.training.tracking import read_metrics
 
@@ -277,6 +279,10 @@ def test_a_run_that_gets_no_better_stops_early_also_when_it_was_cut(
     assert [int(each.name) for each in committed_checkpoints(tmp_path / "checkpoints")] == [6, 18]
     # The best is tested.
     assert metrics["step"] == 6
+    assert train_and_evaluate(config, tmp_path) == metrics
+    output = capsys.readouterr().out
+    assert f"{tmp_path} is complete: stopped early after 6 epochs of 9, tested" in output
+    assert "; or a --config.train.patience above 3 continues this one" in output
     # With more patience it goes on, and stops where that ends.
     train_and_evaluate(config_of(definition, train__patience=5, **fields), tmp_path)
     assert "stopped early, after epoch 8" in capsys.readouterr().out
@@ -349,12 +355,161 @@ def test_a_cache_that_cannot_be_written(definition, tmp_path, monkeypatch, capsy
         train_and_evaluate(config_of(definition, data__cache="disk"), tmp_path / "disk")
 
 
-def test_a_finished_run_is_only_tested_again(whole_run, definition, monkeypatch):
-    workdir, metrics = whole_run
-    (workdir / "test" / "metrics.json").unlink()
+def without(file):
+    def change(workdir):
+        (workdir / file).unlink()
+
+    return change
+
+
+def cut_short(workdir):
+    (workdir / "test" / "metrics.json").write_text('{"mAP50": 0.')
+
+
+def untold(workdir):
+    """As after a kill while the test was written."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(each for each in lines if '"test"' not in each))
+
+
+def of_another_step(workdir):
+    path = workdir / "test" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 1}))
+
+
+def calibrated(workdir):
+    folder = find_checkpoint(workdir)
+    metadata = read_metadata(folder)
+    hotter = dataclasses.replace(metadata.model, class_temperature=2.0)
+    rewrite_metadata(folder, dataclasses.replace(metadata, model=hotter))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("test/metrics.json"),
+        without("test/report.html"),
+        without("metrics.jsonl"),
+        cut_short,
+        untold,
+        of_another_step,
+        calibrated,
+    ],
+)
+def test_a_finished_run_that_lacks_its_test_is_only_tested_again(
+    whole_run, definition, tmp_path, monkeypatch, capsys, change
+):
+    metrics = whole_run[1]
+    workdir = shutil.copytree(whole_run[0], tmp_path / "run")
+    change(workdir)
     monkeypatch.setattr(setup, "make_train_step", None)
-    assert train_and_evaluate(config_of(definition), workdir) == metrics
-    assert (workdir / "test" / "metrics.json").exists()
+    again = train_and_evaluate(config_of(definition), workdir)
+    assert "is complete" not in capsys.readouterr().out
+    assert again == json.loads((workdir / "test" / "metrics.json").read_text())
+    if change is calibrated:
+        assert again["class_temperature"] == 2
+        assert again["test_loss"] != metrics["test_loss"]
+    else:
+        assert {**again, "checkpoint": metrics["checkpoint"]} == metrics
+    # And then it is complete.
+    assert train_and_evaluate(config_of(definition), workdir) == again
+    assert "is complete" in capsys.readouterr().out
+
+
+def files_of(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_complete_run_says_so_and_is_left_as_it_is(whole_run, definition, monkeypatch, capsys):
+    workdir, metrics = whole_run
+    before = files_of(workdir)
+    monkeypatch.setattr(run, "evaluate_best", None)
+    # What may change when a run goes on may change here.
+    config = config_of(definition, train__max_hours=1.0)
+    assert train_and_evaluate(config, workdir) == metrics
+    assert capsys.readouterr().out.splitlines() == [
+        f"{workdir} is complete: 3 epochs, tested; report: {workdir}/test/report.html",
+        "To train further from its weights, start another run: "
+        f"--config.train.from_pretrained={workdir} --workdir NEW",
+    ]
+    assert files_of(workdir) == before
+
+
+CONSTANT = {"optim__lr_decay_factor": 1.0, "optim__warmup_epochs": 1.5, "optim__ema_decay": 0.9}
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["complete", "cut"])
+def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
+    definition, tmp_path, capsys, cut
+):
+    # Holes and pasted cells would differ in the last epochs; without them this says nothing.
+    fields = {**CONSTANT, "augment__closed_epochs": 2, "train__eval_every_epochs": 2}
+    short = config_of(definition, **fields, train__epochs=4)
+    long = config_of(definition, **fields, train__epochs=7)
+    metrics = train_and_evaluate(long, tmp_path / "long")
+    if cut:
+        train_until_cut(short, tmp_path / "run", steps=8)
+    else:
+        train_and_evaluate(short, tmp_path / "run")
+        train_and_evaluate(short, tmp_path / "run")
+        said = f"--config.train.from_pretrained={tmp_path / 'run'} --workdir NEW; or a "
+        assert f"{said}--config.train.epochs above 4 continues this one" in capsys.readouterr().out
+    again = train_and_evaluate(long, tmp_path / "run")
+    assert train_records(tmp_path / "run") == train_records(tmp_path / "long")
+    validations = [
+        [r for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "validation"]
+        for name in ("run", "long")
+    ]
+    assert validations[0] == validations[1]
+    assert {**again, "checkpoint": None} == {**metrics, "checkpoint": None}
+    assert_equal_trees(final_state(tmp_path / "run"), final_state(tmp_path / "long"))
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert recorded["train"]["epochs"] == 7
+    with pytest.raises(UserError, match=r"go on with 4: a run can become longer, and no shorter"):
+        train_and_evaluate(short, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reasons"),
+    [
+        ({}, []),
+        ({"optim__lr_decay_factor": 10.0}, [r"optim\.lr_decay_factor is 10, not 1"]),
+        ({"optim__warmup_epochs": 2.0}, []),
+        ({"optim__warmup_epochs": 2.5}, [r"the warm-up takes 2\.5 epochs"]),
+        ({"augment__closed_epochs": 1}, []),
+        (
+            {"augment__closed_epochs": 1, "augment__cutout": 0.5},
+            [r"the last 1 epochs have other images \(augment\.closed_epochs\)"],
+        ),
+        ({"augment__closed_epochs": 1, "augment__thumbnails": 0.5}, ["other images"]),
+    ],
+)
+def test_why_a_run_cannot_be_lengthened(definition, fields, reasons):
+    config = config_of(definition, **{"optim__lr_decay_factor": 1.0, **fields})
+    found = why_length_counts(config, EPOCHS)
+    assert len(found) == len(reasons)
+    for reason, pattern in zip(found, reasons, strict=True):
+        assert re.search(pattern, reason)
+
+
+def test_a_run_that_cannot_be_lengthened_says_why_and_what_to_do(whole_run, definition):
+    workdir, _ = whole_run
+    with pytest.raises(UserError) as refused:
+        train_and_evaluate(config_of(definition, train__epochs=6), workdir)
+    assert str(refused.value) == (
+        f"{workdir}/checkpoints/9 is of a run with train.epochs=3 and does not go on with 6: the "
+        "learning rate falls along a cosine over all epochs (optim.lr_decay_factor is 10, not 1). "
+        "Give --config.train.epochs=3 to continue it. To train further from its weights, start "
+        f"another run: --config.train.from_pretrained={workdir} --workdir NEW. For one run with "
+        "train.epochs=6 choose another --workdir"
+    )
+    # Where more differs, all of it is named.
+    with pytest.raises(UserError, match=r"config\.optim\.weight_decay: .*config\.train\.epochs: 3"):
+        train_and_evaluate(config_of(definition, train__epochs=6, optim__weight_decay=0.1), workdir)
 
 
 @pytest.mark.parametrize(
@@ -484,10 +639,12 @@ def test_what_is_called_after_validations_may_end_the_run(definition, tmp_path, 
     assert committed_checkpoints(tmp_path / "checkpoints")[-1].name == "6"
 
 
-def test_a_data_set_without_validation_or_test(definition, tmp_path):
+def test_a_data_set_without_validation_or_test(definition, tmp_path, capsys):
     config = config_of(definition, data__split_override=(1.0, 0.0, 0.0), train__epochs=1)
     assert train_and_evaluate(config, tmp_path) == {}
     assert len(committed_checkpoints(tmp_path / "checkpoints")) == 1
+    assert train_and_evaluate(config, tmp_path) == {}
+    assert f"{tmp_path} is complete: 1 epoch, no test split" in capsys.readouterr().out
 
 
 def test_a_run_that_saved_nothing_yet_is_not_overwritten_by_another(definition, tmp_path):

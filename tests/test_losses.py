@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 from parity import load
+from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.loss_weights import LossWeights
-from yogo_jax.detector.losses import LossTerms, imitation_loss, objectness_loss, yogo_loss
+from yogo_jax.detector.losses import (
+    LossTerms,
+    box_loss,
+    imitation_loss,
+    label_loss,
+    objectness_loss,
+    yogo_loss,
+)
 from yogo_jax.detector.targets import Targets
 from yogo_jax.errors import UserError
 from yogo_jax.recipe import LossConfig
@@ -108,6 +116,45 @@ def test_gradients_are_finite(objects, spoil):
     predictions, targets = make_case(0, objects)
     predictions = predictions._replace(boxes_cxcywh=spoil(predictions.boxes_cxcywh))
     grads = jax.jit(jax.grad(lambda p: loss_of(p, targets).total()))(predictions)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+# From an ordinary size over the last ones that float32 has down to no size at all.
+SIZES = (0.3, 1e-3, 1e-7, 1e-10, 1e-20, 1e-30, 1e-38, 1e-45, 0.0)
+
+
+def test_gradients_are_finite_for_boxes_of_any_size():
+    """In the middle, and at the corner of the image, where tiny sizes are not rounded off."""
+    widths, heights = np.meshgrid(SIZES, SIZES)
+    sizes = np.stack([widths.ravel(), heights.ravel()], -1)
+    boxes = np.concatenate(
+        [np.concatenate([np.full_like(sizes, place), sizes], -1) for place in (0.5, 0.0)]
+    ).astype(np.float32)
+    count = len(boxes)
+    found = np.repeat(boxes, count, axis=0)
+    labels = cxcywh_to_xyxy(jnp.asarray(np.tile(boxes, (count, 1))))
+    is_object = jnp.ones(count * count, bool)
+
+    def loss(found):
+        return box_loss(found, labels, is_object).sum()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(jnp.asarray(found))
+    assert np.isfinite(value)
+    assert np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_label_of_hardly_any_width_can_be_learnt(size):
+    predictions, _ = make_case(0, 0)
+    labels = jnp.asarray([(0.5, 0.5, size, 0.2), (0.2, 0.2, size, size)], jnp.float32)
+    class_ids, valid = jnp.zeros(2, jnp.int32), jnp.ones(2, bool)
+
+    def loss(predictions):
+        weights = LossWeights(**DEFAULT)
+        return label_loss(predictions, labels, class_ids, valid, weights).total()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(predictions)
+    assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 

@@ -52,6 +52,15 @@ def test_rows_that_are_not_valid_suppress_nothing():
     assert survivors([shifted(0), shifted(0.1)], [0.9, 0.8], valid=[False, True]) == [1]
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_score_that_is_no_number_takes_nothing_with_it(place):
+    boxes = [shifted(0.0), shifted(3.0), shifted(3.1)]
+    scores = [0.9, 0.8, 0.7]
+    expected = {0: [1], 1: [0, 2], 2: [0, 1]}[place]
+    scores[place] = np.nan
+    assert survivors(boxes, scores) == expected
+
+
 def test_the_best_are_kept_when_room_is_short():
     boxes = [shifted(2.0 * index) for index in range(6)]
     scores = [0.1, 0.6, 0.3, 0.9, 0.2, 0.5]

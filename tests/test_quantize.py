@@ -134,6 +134,18 @@ def test_data_that_cannot_judge_is_refused(seen_by_itself, tmp_path, capsys, cha
     assert message in refused_export(capsys, checkpoint, "--output", tmp_path / "out", *flags)
 
 
+def test_strips_without_a_box_cannot_judge(seen_by_itself, tmp_path, capsys):
+    """All boxes of the validation images lie above the strip that is served."""
+    checkpoint, _ = seen_by_itself
+    frames = verification_frames(make_spec("quarter_filters"), count=4)
+    box = np.asarray([[0.5, 0.05, 0.1, 0.1]])
+    definition = write_data(tmp_path / "data", frames, [box] * 4, [[0]] * 4)
+    flags = ["--target", "cpu", "--int8", definition, "--crop-height", 0.25]
+    error = refused_export(capsys, checkpoint, "--output", tmp_path / "out", *flags)
+    assert "expected a labelled box in the 24x128 px that are served of the 2 validation" in error
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_strips_hold_the_boxes_whose_centre_they_hold(tmp_path):
     frames = np.arange(96 * 128, dtype=np.uint32).astype(np.uint8).reshape(1, 96, 128, 1)
     # In px: one in the middle, one that reaches out of the strip, one with its centre above it.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser import assert_fits_the_width, open_page
+from browser import assert_figures_can_be_read, assert_fits_the_width, open_page
 from evaluations import evaluation_of, image_result, labelled_images
 from runs import run_command, tiny_config
 from tiny_data import write_dataset
@@ -16,8 +16,10 @@ from yogo_jax import report
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.evaluation.report import history
 from yogo_jax.evaluation.report.history import History
 from yogo_jax.evaluation.report.page import Subject
+from yogo_jax.evaluation.report.pictures import remove_pictures_of
 from yogo_jax.evaluation.report.results import write_results
 from yogo_jax.training.logged import differing_fields, names_of, read_run
 from yogo_jax.training.loop import train_and_evaluate
@@ -70,12 +72,51 @@ def evaluated(tmp_path_factory):
     return folder, images, metrics
 
 
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (1200, False)])
+def test_pictures_of_others_stay_and_those_of_an_earlier_evaluation_go(tmp_path):
+    definition = write_dataset(tmp_path / "data", class_names=NAMES)
+    images = labelled_images(definition, 0, len(NAMES))
+    folder, foreign = tmp_path / "out", ["007_of_somebody.png", "000_own.png", "notes.txt"]
+    (folder / "pictures").mkdir(parents=True)
+    for name in foreign:
+        (folder / "pictures" / name).write_text("mine")
+    first = write(folder, images, NAMES)["picture_files"]
+    assert len(first) == 2
+    # Another two images: those of the first evaluation would pass for theirs.
+    second = write(folder, images[2:], NAMES)["picture_files"]
+    assert not set(first) & set(second)
+    there = {path.name for path in (folder / "pictures").iterdir()}
+    assert there == {*foreign, *second}
+    assert all((folder / "pictures" / name).read_text() == "mine" for name in foreign)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no JSON",
+        "[]",
+        '{"picture_files": 3}',
+        '{"picture_files": ["../metrics.json", "000_a/../../metrics.json", 3, "a.png"]}',
+    ],
+    ids=["no-json", "list", "number", "elsewhere"],
+)
+def test_nothing_is_removed_for_a_record_of_another_kind(tmp_path, content):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_text("mine")
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(content)
+    remove_pictures_of(metrics, pictures, [])
+    assert (pictures / "a.png").exists()
+    assert metrics.read_text() == content
+
+
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1200, False)])
 def test_a_report_in_a_browser(evaluated, width, dark):
     folder, images, _ = evaluated
     worst = sorted(images, key=lambda image: -image.loss)[:6]
     with open_page(folder / "report.html", width=width, dark=dark) as page:
         assert_fits_the_width(page)
+        assert_figures_can_be_read(page)
         titles = page.locator("h2").all_text_contents()
         assert titles == [
             "Summary",
@@ -165,7 +206,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_leaves_a_report_of_its_test(run):
-    with open_page(run / "test" / "report.html", width=390) as page:
+    with open_page(run / "test" / "report.html", width=360) as page:
         assert_fits_the_width(page)
         assert page.title() == "Test of first run"
         assert page.locator("#training svg").count() == 4
@@ -178,7 +219,7 @@ def test_a_report_of_one_run(run, capsys):
         "first run: finished",
         f"written {run / 'report.html'}",
     ]
-    with open_page(run / "report.html", width=390) as page:
+    with open_page(run / "report.html", width=360) as page:
         assert_fits_the_width(page)
         assert page.locator("#training svg").count() == 4
         page.get_by_role("link", name="Report of the test of first run").click()
@@ -204,8 +245,9 @@ def test_a_report_of_several_runs_one_of_which_still_trains(run, unfinished, tmp
     report.main([str(run), str(unfinished), "--output", str(page_file)])
     assert "second: unfinished: epoch 2.5 of 8" in capsys.readouterr().out
     test = json.loads((run / "test" / "metrics.json").read_text())
-    with open_page(page_file, width=390, dark=True) as page:
+    with open_page(page_file, width=360, dark=True) as page:
         assert_fits_the_width(page)
+        assert_figures_can_be_read(page)
         assert page.locator("#training svg").count() == 5
         for svg in page.locator("#training svg").all():
             assert svg.locator("text", has_text="second").count() == 1
@@ -244,11 +286,11 @@ def test_a_run_without_a_test_is_trained_when_its_epochs_are_over(unfinished, tm
 
 
 def test_epochs_of_a_history():
-    history = History("run", logged(epochs=3, steps=4))
-    assert history.steps_per_epoch == 4
-    assert history.last_step == 10
-    assert history.best["step"] == 8
-    training = [record for record in history.records if record["kind"] == "train"]
+    unfinished = History("run", logged(epochs=3, steps=4))
+    assert unfinished.steps_per_epoch == 4
+    assert unfinished.last_step == 10
+    assert unfinished.best["step"] == 8
+    training = [record for record in unfinished.records if record["kind"] == "train"]
     assert History("run", training).steps_per_epoch == 4
     scores = [0.3, 0.5, 0.4]
     validations = [
@@ -259,6 +301,74 @@ def test_epochs_of_a_history():
     assert History("run", validations, "mAP50").best["step"] == 1
     assert History("run", training[:4]).steps_per_epoch is None
     assert History("run", training).best is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "size"), [(1, 1), (200, 1), (201, 2), (250, 2), (399, 2), (400, 2), (1001, 6)]
+)
+def test_each_point_of_a_loss_curve_is_the_mean_of_equally_many_steps(steps, size):
+    losses = np.random.default_rng(0).normal(1, 0.1, steps)
+    records = [
+        {"kind": "train", "step": step, "epoch": 1, "loss": loss}
+        for step, loss in enumerate(losses, start=1)
+    ]
+    means = history._means(history._values(History("run", records), "train", "loss"))
+    assert len(means) == -(-steps // size) <= 200
+    # Each is the mean of `size` neighbours: those around the mean of their steps.
+    for step, loss in means:
+        first = round(step - (size + 1) / 2)
+        assert loss == pytest.approx(losses[first : first + size].mean(), rel=1e-12)
+    # From the first to the last, which is the latest that there is.
+    assert means[0, 0] == (size + 1) / 2
+    assert means[-1, 0] == steps - (size - 1) / 2
+    assert (np.diff(means[:, 0]) > 0).all()
+    (figure,) = history.history_figures([History("run", records)])
+    said = f"Loss of the training images (each point: the mean of {size} steps)."
+    assert figure.caption == (said if size > 1 else "Loss of the training images.")
+
+
+def test_validations_are_not_averaged():
+    records = [{"kind": "train", "step": 900, "epoch": 300, "loss": 1.0}]
+    for epoch in range(1, 301):
+        found = {"loss": 2.0 + (epoch == 150), "mAP50": 0.5}
+        records.append({"kind": "validation", "step": 3 * epoch, "epoch": epoch, **found})
+    points = history._values(History("run", records), "validation", "loss")
+    assert len(points) == 300
+    assert points[149].tolist() == [450, 3.0]
+    assert (np.delete(points[:, 1], 149) == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "validation", "map50"),
+    [
+        (["loss"], None, None),
+        (["mAP50"], None, " The checkpoint with the highest mAP50 is tested."),
+        (["loss", "loss"], " The checkpoint with the lowest loss is tested.", ""),
+        (["mAP50", "mAP50"], "", " The checkpoint with the highest mAP50 is tested."),
+        (
+            ["loss", "mAP50"],
+            " The checkpoint with the lowest loss of 0 is tested.",
+            " The checkpoint with the highest mAP50 of 1 is tested.",
+        ),
+    ],
+)
+def test_captions_say_which_checkpoint_is_tested(keep_best, validation, map50):
+    runs = [History(str(index), logged(), each) for index, each in enumerate(keep_best)]
+    captions = [figure.caption for figure in history.history_figures(runs)]
+    if len(runs) > 1:
+        assert captions[1] == f"Loss of the validation images.{validation}"
+        assert captions[2] == f"mAP50 of the validation images.{map50}"
+        assert captions[3] == "mAP50-95 of the validation images."
+        return
+    tested = " The checkpoint with the lowest loss is tested." if keep_best == ["loss"] else ""
+    assert captions[0] == f"Loss: of the training images, and of the validation images.{tested}"
+    assert captions[2] == f"Mean average precision of the validation images.{map50 or ''}"
+
+
+def test_runs_of_different_length_say_how_their_losses_are_averaged():
+    runs = [History("short", logged()), History("long", logged(epochs=100))]
+    caption = history.history_figures(runs)[0].caption
+    assert caption == "Training loss (each point: the mean of so many steps: short 1, long 2)."
 
 
 def test_names_and_differences(tmp_path):
@@ -276,14 +386,53 @@ def damaged(unfinished, folder, file, text):
     return workdir
 
 
+START = '{"kind": "start", "step": 0, "host": "a"}\n'
+
+
+@pytest.mark.parametrize("logged_text", [None, "", START, '{"kind": "tr'])
+def test_a_run_that_has_logged_nothing_is_named_and_the_others_are_drawn(
+    run, unfinished, tmp_path, capsys, logged_text
+):
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    shutil.copy(unfinished / "config.json", silent)
+    if logged_text is not None:
+        (silent / "metrics.jsonl").write_text(logged_text)
+    page = tmp_path / "page.html"
+    report.main([str(unfinished), str(silent), str(run), "--output", str(page)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "silent: nothing is logged yet"
+    assert lines[2] == "first run: finished"
+    text = page.read_text()
+    assert text.count("<svg") == 5
+    assert ">epoch</text>" in text
+    assert "Nothing is logged yet, so no line is drawn: silent." in text
+    # Of runs that all have logged nothing there is no page.
+    page.unlink()
+    with pytest.raises(SystemExit) as stop:
+        report.main([str(silent), "--output", str(page)])
+    assert stop.value.code == 2
+    assert f"{silent}: nothing is logged yet in metrics.jsonl" in capsys.readouterr().err
+    assert not page.exists()
+
+
+def test_a_run_that_goes_on_after_its_test_shows_no_test(run, tmp_path):
+    longer = shutil.copytree(run, tmp_path / "longer")
+    assert read_run(longer, "longer").test is not None
+    lines = (longer / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["kind"] != "test"]
+    (longer / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    assert read_run(longer, "longer").test is None
+    output = report.report(report.make_parser().parse_args([str(longer)]))
+    assert "Report of the test" not in output.read_text()
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
         pytest.param("config.json", "{", "config.json: cannot be read as JSON", id="config"),
         pytest.param("config.json", "[]", "expected an object with train", id="list"),
         pytest.param("config.json", '{"train": 3}', "expected train.epochs", id="no epochs"),
-        pytest.param("metrics.jsonl", "", "nothing is logged yet", id="nothing yet"),
-        pytest.param("metrics.jsonl", '{"kind": "tr', "nothing is logged yet", id="torn"),
         pytest.param("metrics.jsonl", '{"step": 1}\n', "expected objects with 'kind'", id="kind"),
         pytest.param(
             "metrics.jsonl", '{"kind": "train", "step": 1}\n', "'step' and 'epoch'", id="fields"

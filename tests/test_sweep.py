@@ -1,12 +1,13 @@
 """Sweeps as users run them: trials on tiny data, a kill in the middle, pages, and refusals."""
 
+import re
 import signal
 import sys
 
 import jax
 import pytest
 
-from browser import assert_fits_the_width, open_page
+from browser import assert_figures_can_be_read, assert_fits_the_width, open_page
 from runs import ROOT, run_command
 from sweeps import finish_with, response, space_of, states_of, study_in
 from tiny_data import write_dataset
@@ -256,12 +257,15 @@ def test_the_table_has_every_state(made_up, capsys):
     assert sum(importance.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (1200, False)])
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1200, False)])
 def test_the_page_in_a_browser(made_up, width, dark):
     folder, study = made_up
     best = read_results(study).ranked[0]
     with open_page(folder / "report.html", width=width, dark=dark) as page:
         assert_fits_the_width(page)
+        assert_figures_can_be_read(page)
+        trials = page.locator("#summary svg text").all_text_contents()
+        assert [text for text in trials if re.fullmatch(r"\d+(\.0)?", text)] == [*"02468"]
         assert page.locator("h2").all_text_contents() == [
             "Summary",
             "Trials",
@@ -304,6 +308,7 @@ def test_what_no_other_beats_in_both(costs, values, fewer, more, expected):
 
 BASE = ["--config", str(ROOT / "configs" / "base.py")]
 SWEEP = ["--config", str(ROOT / "configs" / "sweep.py"), "--study", "nowhere"]
+SWEEP += ["--config.data.definition=d.yml"]
 
 
 @pytest.mark.parametrize(
@@ -319,8 +324,19 @@ SWEEP = ["--config", str(ROOT / "configs" / "sweep.py"), "--study", "nowhere"]
         ([*SWEEP, "--config.sweep.trials=none"], "sweep.trials"),
         ([*SWEEP, "--study-dir=x"], "study-dir"),
         ([*SWEEP, "extra"], "unknown arguments ['extra']"),
-        (["--config", "x.yml", "--study", "x"], "expected a Python file"),
         (["report", "nowhere"], "expected the folder of a sweep"),
+        (
+            [*SWEEP, "--config.optim.learning_rate=1e-3"],
+            "error: --config.optim.learning_rate would change nothing: each trial chooses this "
+            "field from config.sweep.space (0.0001 to 0.003). Drop the flag; or, for one value in "
+            "all trials, take optim.learning_rate out of the space",
+        ),
+        ([*SWEEP, "--config.data.image_hw", "64,96"], "(386,516 or 579,774 or 772,1032)"),
+        ([*SWEEP, "--config.sweep.trial=1"], "configs/sweep.py"),
+        ([*SWEEP, "--config.qqqqqqqq=1"], "see configs/sweep.py"),
+        ([*SWEEP, "--config.swep.trials=1"], "did you mean --config.sweep"),
+        (["--config", "nowhere.py", "--study", "x"], "cannot be read; try configs/sweep.py"),
+        (["--config", "x.yml", "--study", "x"], "expected a Python file as configs/sweep.py"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

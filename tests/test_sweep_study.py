@@ -107,6 +107,12 @@ def test_another_sweep_in_the_folder_is_refused_and_the_same_is_joined(tmp_path)
     assert study_in(tmp_path, trials=3).planned == 5
 
 
+def test_what_the_base_says_of_a_field_that_trials_choose_does_not_keep_tasks_apart(tmp_path):
+    # As in a study that was begun when flags for such fields were taken and ignored.
+    study_in(tmp_path, optim__learning_rate=5e-3, train__batch_size=7)
+    assert study_in(tmp_path).planned == 4
+
+
 def test_no_sweep_is_no_report(tmp_path):
     with pytest.raises(UserError, match="found no study in it"):
         load_study(tmp_path, stale_after=60)

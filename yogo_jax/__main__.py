@@ -27,7 +27,6 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Train and judge": {
         "train": Command("yogo_jax.train", "train a detector, or continue a run"),
-        "learning-rate": Command("yogo_jax.learning_rate", "look for a learning rate"),
         "evaluate": Command("yogo_jax.evaluate", "metrics and report of a checkpoint"),
         "calibrate": Command(
             "yogo_jax.calibrate", "make class probabilities say how sure they are"

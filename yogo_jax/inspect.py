@@ -217,12 +217,17 @@ def question(
 ) -> "Suspects":
     """The labels that a checkpoint contradicts, printed."""
     import jax
+    import numpy as np
 
     from yogo_jax.evaluation.inspection.suspect_search import find_suspects
     from yogo_jax.evaluation.inspection.suspects import SUSPECT_KINDS
     from yogo_jax.output.progress import progress_bar
     from yogo_jax.training.checkpoints import restore_variables
 
+    train, names = inspection.used["train"], metadata.model.class_names
+    weights = metadata.trained_loss_weights(
+        np.bincount(train.class_ids, minlength=len(names)).tolist()
+    )
     device = jax.devices()[0]
     print(f"\n{folder} on {device.platform} ({device.device_kind})")
     with progress_bar("labels") as on_start:
@@ -230,7 +235,7 @@ def question(
             inspection,
             metadata.model,
             restore_variables(folder, metadata.model),
-            weights=metadata.loss_weights(),
+            weights=weights,
             batch_size=args.batch_size,
             min_confidence=args.min_confidence,
             top=args.top,

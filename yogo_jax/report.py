@@ -54,19 +54,26 @@ def check(args: argparse.Namespace) -> None:
 
 def sections_of(runs: "Sequence[LoggedRun]", folder: Path) -> "list[Section]":
     """The page from top to bottom; links are relative to the folder that it lies in."""
-    from yogo_jax.evaluation.pages import Block, Code, Link, Section, Table
+    from yogo_jax.evaluation.pages import Block, Code, Link, Section, Table, Text
     from yogo_jax.evaluation.report.history import history_figures
     from yogo_jax.training.logged import differing_fields
 
     links: list[Block] = []
     for run in runs:
         page = run.workdir / "test" / "report.html"
-        if page.exists():
+        if run.test is not None and page.exists():
             address = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
             links.append(Link(f"Report of the test of {run.history.name}", address))
+    figures = history_figures([run.history for run in runs])
+    silent = [run.history.name for run in runs if not run.history.last_step]
+    training: list[Block] = [*figures]
+    if silent:
+        training.insert(
+            0, Text(f"Nothing is logged yet, so no line is drawn: {', '.join(silent)}.")
+        )
     sections = [
         Section("runs", "Runs", [_metrics_table(runs), *links]),
-        Section("training", "Training", history_figures([run.history for run in runs])),
+        Section("training", "Training", training),
     ]
     tests = _test_table(runs)
     if tests is not None:
@@ -146,15 +153,20 @@ def report(args: argparse.Namespace) -> Path:
     """Writes the page and returns where.
 
     Raises:
-      UserError: a run cannot be read, or the page not be written.
+      UserError: a run cannot be read, none has logged anything, or the page not be written.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.evaluation.pages import render_page
     from yogo_jax.output.files import write_atomically
-    from yogo_jax.training.logged import names_of, read_run
+    from yogo_jax.training.logged import NOTHING_LOGGED, names_of, read_run
 
     names = names_of(args.runs)
     runs = [read_run(workdir, name) for workdir, name in zip(args.runs, names, strict=True)]
+    if not any(run.history.last_step for run in runs):
+        raise UserError(
+            f"{', '.join(map(str, args.runs))}: {NOTHING_LOGGED} in metrics.jsonl; ask again after "
+            "the first steps"
+        )
     alone = len(runs) == 1
     output: Path = args.output or (runs[0].workdir if alone else Path()) / "report.html"
     title = f"Run {names[0]}" if alone else f"{len(runs)} runs"

@@ -10,7 +10,9 @@ planned, and takes up those whose task has died. The second writes DIR/report.ht
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.huge_pages import use_huge_pages
@@ -19,6 +21,10 @@ from yogo_jax.sweeping.claims import STALE_AFTER_S
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
 
+if TYPE_CHECKING:
+    from yogo_jax.sweeping.space import SearchSpace
+
+EXAMPLE = "configs/sweep.py"
 EPILOG = """\
 --config.FIELD=VALUE sets what all trials share (configs/base.py), and --config.sweep.FIELD=VALUE
 the search itself (configs/sweep.py). docs/sweeps.md has the rest.
@@ -73,11 +79,33 @@ def check(args: argparse.Namespace) -> None:
     if args.study is None:
         raise UserError("no study given: add --study DIR, a folder for the sweep")
     if args.config is None:
-        raise UserError("no config given: add --config configs/sweep.py")
+        raise UserError(f"no config given: add --config {EXAMPLE}")
     if args.trials is not None and args.trials < 1:
         raise UserError(f"--trials must be 1 or more, got {args.trials}")
     if args.stale_after < 1:
         raise UserError(f"--stale-after must be 1 second or more, got {args.stale_after:g}")
+
+
+def check_overrides(overrides: Sequence[str], space: "SearchSpace") -> None:
+    """Refuses a flag for a field that every trial chooses anew: it would change nothing.
+
+    Raises:
+      UserError: naming the field and the range that it is chosen from.
+    """
+    from yogo_jax.sweeping.space import as_text
+
+    given = {each.lstrip("-").partition("=")[0] for each in overrides}
+    for parameter in space.parameters:
+        field = parameter.field
+        if {f"config.{field}", f"noconfig.{field}"} & given:
+            values = " or ".join(map(as_text, parameter.values))
+            if parameter.kind != "choice":
+                values = f"{as_text(parameter.values[0])} to {as_text(parameter.values[1])}"
+            raise UserError(
+                f"--config.{field} would change nothing: each trial chooses this field from "
+                f"config.sweep.space ({values}). Drop the flag; or, for one value in all trials, "
+                f"take {field} out of the space, in your copy of the config file"
+            )
 
 
 def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
@@ -100,13 +128,16 @@ def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
     flag_values = flags.FlagValues()
     argv = ["sweep", f"--config={args.config}", *overrides]
     define_config_flag(argv, flag_values)
-    unknown = parse_config_flags(argv, field_names(), flag_values, extra_group="sweep")[1:]
+    unknown = parse_config_flags(
+        argv, field_names(), flag_values, extra_group="sweep", example=EXAMPLE
+    )[1:]
     if unknown:
         raise UserError(f"unknown arguments {unknown}: fields are set by --config.FIELD=VALUE")
-    values, _ = config_values(flag_values)
+    values, _ = config_values(flag_values, example=EXAMPLE)
     if args.trials is not None and "sweep" in values:
         values["sweep"]["trials"] = args.trials
     space = read_space(values)
+    check_overrides(overrides, space)
 
     start_jax()
     from yogo_jax.sweeping.study import open_study

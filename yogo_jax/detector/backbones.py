@@ -52,6 +52,15 @@ class ConvBackbone:
         """Side in px of the part of the image that a cell sees."""
         return receptive_field(self._layers())
 
+    def segments(self) -> Iterator[range]:
+        """Runs of blocks, each up to where the resolution falls; behind that every block alone."""
+        last = max((i for i, block in enumerate(self.blocks) if block.stride > 1), default=-1)
+        first = 0
+        for index, block in enumerate(self.blocks):
+            if block.stride > 1 or index > last:
+                yield range(first, index + 1)
+                first = index + 1
+
     def _layers(self) -> Iterator[tuple[int, int, int]]:
         return (layer for block in self.blocks for layer in block.layers())
 

@@ -55,9 +55,10 @@ def ciou_loss(
     `alpha = v / (1 - IoU + v)` takes no gradient.
 
     Args:
-      boxes_xyxy: predicted corners; heights must not be 0, for the aspect's sake.
-      target_xyxy: true corners, of the same shape; heights must not be 0.
-      eps: keeps the quotients finite.
+      boxes_xyxy: predicted corners.
+      target_xyxy: true corners, of the same shape.
+      eps: keeps the quotients and their slopes finite. A box that is narrower or lower than this
+        has the aspect of one that is as wide or as high as this.
 
     References:
       Zheng et al. 2019, Distance-IoU Loss, arXiv:1911.08287, equations 10 and 11.
@@ -69,8 +70,12 @@ def ciou_loss(
     diagonal_squared = jnp.square(hull_high - hull_low).sum(-1) + eps
     box, target = xyxy_to_cxcywh(boxes_xyxy), xyxy_to_cxcywh(target_xyxy)
     distance_squared = jnp.square(box[..., :2] - target[..., :2]).sum(-1)
-    box_aspect = jnp.arctan(box[..., 2] / box[..., 3])
-    target_aspect = jnp.arctan(target[..., 2] / target[..., 3])
-    v = 4 / math.pi**2 * jnp.square(target_aspect - box_aspect)
+    v = 4 / math.pi**2 * jnp.square(_aspect(target, eps) - _aspect(box, eps))
     alpha = jax.lax.stop_gradient(v / (1 - overlap + v + eps))
     return 1 - overlap + distance_squared / diagonal_squared + alpha * v
+
+
+def _aspect(boxes_cxcywh: Float[Array, "*n 4"], eps: float) -> Float[Array, "*n"]:
+    """The angle whose tangent is width / height. Its slope holds the square of the height."""
+    sizes = jnp.maximum(boxes_cxcywh[..., 2:], eps)
+    return jnp.arctan(sizes[..., 0] / sizes[..., 1])

@@ -25,6 +25,9 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PADDING = ((1, 1), (1, 1))
 # Copies of an image's taps that a matrix product reads; more would leave the processor's cache.
 _BLOCK_BYTES = 12_000_000
+# Copies of gradients that the products of a strided layer read at once: more than a batch of small
+# images needs, so that those stay whole. A batch of whole frames would need gigabytes.
+_COPIED_BYTES = 400_000_000
 # Channels in and out from which on fewer products are worth more sums: 16 to 32 lose by them.
 _WIDE = 64
 
@@ -98,21 +101,29 @@ def _input_gradient_by_parity(kernel: Array, grad: Array, shape: tuple[int, ...]
     An even row was seen by the middle tap of one output row, an odd one by the last tap of that
     and the first tap of the next; columns alike.
     """
-    _, height, width, _ = shape
-    _, rows, columns, _ = grad.shape
+    images, height, width, _ = shape
+    _, rows, columns, outputs = grad.shape
     # Of each parity: (output row from this one on, tap).
     seers = (((0, 1),), ((0, 2), (1, 0)))
-    padded = jnp.pad(grad, ((0, 0), (0, 1), (0, 1), (0, 0)))
 
-    def kind(row_parity: int, column_parity: int) -> Array:
-        pairs = list(itertools.product(seers[row_parity], seers[column_parity]))
-        grads = [padded[:, i : i + rows, j : j + columns] for (i, _), (j, _) in pairs]
-        taps = [kernel[i, j].T for (_, i), (_, j) in pairs]
-        return jnp.concatenate(grads, axis=-1) @ jnp.concatenate(taps)
+    def of_group(grad: Array) -> Array:
+        padded = jnp.pad(grad, ((0, 0), (0, 1), (0, 1), (0, 0)))
 
-    # Of an odd size the last row has no odd neighbour.
-    kinds = [[kind(row, 0), kind(row, 1)] for row in (0, 1)]
-    return winograd.interleaved(kinds, height, width)
+        def kind(row_parity: int, column_parity: int) -> Array:
+            pairs = list(itertools.product(seers[row_parity], seers[column_parity]))
+            grads = [padded[:, i : i + rows, j : j + columns] for (i, _), (j, _) in pairs]
+            taps = [kernel[i, j].T for (_, i), (_, j) in pairs]
+            return jnp.concatenate(grads, axis=-1) @ jnp.concatenate(taps)
+
+        # Of an odd size the last row has no odd neighbour.
+        kinds = [[kind(row, 0), kind(row, 1)] for row in (0, 1)]
+        return winograd.interleaved(kinds, height, width)
+
+    # Each tap reads the gradients once.
+    size = winograd.images_at_a_time(images, 9 * rows * columns * outputs * 4, _COPIED_BYTES)
+    if size == images:
+        return of_group(grad)
+    return lax.map(of_group, grad.reshape(images // size, size, *grad.shape[1:])).reshape(shape)
 
 
 def _is_wide(kernel: Array, stride: int) -> bool:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
@@ -14,13 +14,15 @@ from yogo_jax.detector.nms import nms
 class Detections(NamedTuple):
     """Detections of one image in arrays of fixed size; rows where `valid` is False are padding.
 
-    Boxes are corners as fractions of the image and may reach over its edge.
+    Boxes are corners as fractions of the image and may reach over its edge. `unusable` counts the
+    cells that were left out because a value of theirs is NaN or infinite.
     """
 
     boxes_xyxy: Float[Array, "*b n 4"]
     objectness: Float[Array, "*b n"]
     class_probs: Float[Array, "*b n k"]
     valid: Bool[Array, "*b n"]
+    unusable: Int[Array, "*b"] | int = 0
 
 
 def detect(
@@ -76,7 +78,12 @@ def select(
     Returns:
       Detections, with `valid` for those that passed everything.
     """
-    candidate = objectness > objectness_threshold
+    finite = jnp.isfinite(objectness) & jnp.isfinite(boxes_xyxy).all(-1)
+    finite = finite & jnp.isfinite(class_probs).all(-1)
+    # A NaN is not below a threshold: it might have been an object. In a NMS it would be the largest
+    # score of all, above which there is nothing to go on with.
+    above = ~(objectness <= objectness_threshold)
+    candidate = above & finite
     confidence = class_probs.max(-1)
     if iou_threshold is None:
         size = min(max_detections, objectness.shape[0])
@@ -100,4 +107,5 @@ def select(
         objectness=objectness[chosen],
         class_probs=class_probs[chosen],
         valid=valid,
+        unusable=(above & ~finite).sum(),
     )

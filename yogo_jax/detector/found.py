@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.decode import BOX_CHANNELS
 from yogo_jax.detector.detections import Detections, select
+from yogo_jax.errors import UserError
 
 
 # Candidates are padded to powers of two, at least this many, so that few sizes are compiled.
@@ -35,6 +36,10 @@ class Thresholds(NamedTuple):
     iou: float = 0.5
     min_class_confidence: float = 0.0
     min_scores: tuple[float, ...] = ()
+
+
+class NotNumbersError(UserError):
+    """A network gives values that are NaN or infinite, where it may see an object."""
 
 
 class Found(NamedTuple):
@@ -61,22 +66,51 @@ def on_host(detections: Detections) -> Found:
     return Found(*(np.asarray(array)[valid] for array in detections[:3]))
 
 
+def check_numbers(unusable: int, image: str) -> None:
+    """Refuses detections of an image in which others may be missing.
+
+    Args:
+      unusable: of its `Detections`.
+      image: its name.
+
+    Raises:
+      NotNumbersError: cells were left out because they hold no numbers.
+    """
+    if unusable:
+        cells = "1 cell" if unusable == 1 else f"{unusable} cells"
+        raise not_numbers(image, f"NaN or infinite values in {cells}")
+
+
+def not_numbers(image: str, found: str) -> NotNumbersError:
+    """The error on an image for which a network gives something else than numbers."""
+    return NotNumbersError(
+        f"{image}: the network gives {found}, expected numbers. In half precision values leave its "
+        "range: compute in f32. If it is so in f32, too, the weights are damaged: use another "
+        "checkpoint"
+    )
+
+
 def detections_of(
     outputs: Float[np.ndarray, "outputs gh gw"], thresholds: Thresholds | None = None
 ) -> Found:
-    """Detections of one image's outputs after threshold and NMS, by descending score.
+    """Detections of one image's outputs after threshold and NMS, by descending score."""
+    return on_host(select_from(outputs, thresholds or Thresholds()))
+
+
+def select_from(outputs: Float[np.ndarray, "outputs gh gw"], thresholds: Thresholds) -> Detections:
+    """As `detections_of`, still on the device and with padding.
 
     Only cells above the objectness threshold go to the NMS, which has room for all of them: nothing
     is cut off, and the work follows what is in the image.
     """
-    thresholds = thresholds or Thresholds()
     cells = outputs.reshape(len(outputs), -1)
-    rows = cells[:, cells[BOX_CHANNELS - 1] > thresholds.objectness].T
+    # Also those with a NaN, which `select` counts.
+    rows = cells[:, ~(cells[BOX_CHANNELS - 1] <= thresholds.objectness)].T
     size = max(_FEWEST_CANDIDATES, 1 << max(len(rows) - 1, 0).bit_length())
     # An objectness of 0 is above no threshold, so padding is never a candidate.
     padded = np.zeros((size, rows.shape[1]), np.float32)
     padded[: len(rows)] = rows
-    return on_host(_select(padded, thresholds))
+    return _select(padded, thresholds)
 
 
 @functools.partial(jax.jit, static_argnums=1)

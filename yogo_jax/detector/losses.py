@@ -71,10 +71,7 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
     objectness = (objectness_loss(predictions.objectness, t, weights) * cell_weights).sum()
 
     box = box_loss(predictions.boxes_cxcywh, targets.boxes_xyxy, t > 0).sum()
-    cross_entropy = class_loss(predictions.class_logits, targets.class_ids, weights.label_smoothing)
-    if weights.class_weights:
-        class_weights = jnp.asarray(weights.class_weights, cross_entropy.dtype)
-        cross_entropy = cross_entropy * class_weights[targets.class_ids]
+    cross_entropy = class_loss(predictions.class_logits, targets.class_ids, weights)
     return LossTerms(
         objectness=objectness,
         box=weights.iou_weight * box,
@@ -127,14 +124,18 @@ def box_loss(
 
 
 def class_loss(
-    logits: Float[Array, "*b k"], class_ids: Int[Array, "*b"], label_smoothing: float
+    logits: Float[Array, "*b k"], class_ids: Int[Array, "*b"], weights: LossWeights
 ) -> Float[Array, "*b"]:
-    """Smoothed cross entropy of each cell or label."""
+    """Smoothed cross entropy of each cell or label, times the weight of its class."""
     log_probs = jax.nn.log_softmax(logits)
     num_classes = log_probs.shape[-1]
     smoothed = jax.nn.one_hot(class_ids, num_classes, dtype=log_probs.dtype)
+    label_smoothing = weights.label_smoothing
     smoothed = smoothed * (1 - label_smoothing) + label_smoothing / num_classes
-    return -(smoothed * log_probs).sum(-1)
+    cross_entropy = -(smoothed * log_probs).sum(-1)
+    if not weights.class_weights:
+        return cross_entropy
+    return cross_entropy * jnp.asarray(weights.class_weights, cross_entropy.dtype)[class_ids]
 
 
 def label_loss(

@@ -7,6 +7,8 @@ References:
 """
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -143,10 +145,12 @@ class ConvNextTrunk(nn.Module):
     backbone: ConvNextBackbone
     kernel_init: nn.initializers.Initializer
     compute_dtype: DTypeLike = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow oc"]:
         """Features at a stride of `stem_stride * 2^(stages - 1)`."""
+        unit_type = nn.remat(ConvNextUnit) if self.rematerialize else ConvNextUnit
         stages = zip(self.backbone.depths, self.backbone.channels, strict=True)
         for stage, (depth, channels) in enumerate(stages):
             stride = self.backbone.stem_stride if stage == 0 else 2
@@ -164,7 +168,7 @@ class ConvNextTrunk(nn.Module):
             if stage == 0:
                 x = nn.LayerNorm(epsilon=1e-6, name="downsample_norm_0")(x)
             for unit in range(depth):
-                x = ConvNextUnit(
+                x = unit_type(
                     self.backbone.layer_scale,
                     self.kernel_init,
                     self.compute_dtype,
@@ -183,6 +187,7 @@ class YogoNetwork(nn.Module):
       compute_dtype: of convolutions and what lies between them; norms compute in float32, and what
         comes out is float32.
       initialization: how fresh weights are drawn.
+      rematerialize: gradients keep the input of each ConvNeXt unit alone, see `train_outputs`.
     """
 
     backbone: ConvBackbone | ConvNextBackbone
@@ -190,6 +195,12 @@ class YogoNetwork(nn.Module):
     normalize_images: bool
     compute_dtype: DTypeLike = jnp.float32
     initialization: Initialization = ORIGINAL_INITIALIZATION
+    rematerialize: bool = False
+
+    def scaled(self, images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """What the first layer takes of pixels from 0 to 255."""
+        x = images.astype(jnp.float32)
+        return x / 255 if self.normalize_images else x
 
     @nn.compact
     def __call__(
@@ -198,24 +209,26 @@ class YogoNetwork(nn.Module):
         *,
         train: bool = False,
         image_valid: Bool[Array, " b"] | None = None,
-    ) -> Float[Array, "b gh gw outputs"]:
+        blocks: Sequence[int] | None = None,
+    ) -> Float[Array, "b oh ow oc"]:
         """Raw channels (tx, ty, tw, th, to, class logits) per cell, see `decode.py`.
 
         Args:
           images: pixels from 0 to 255, uint8 or float.
           train: statistics of the batch and dropout; needs a "dropout" key.
           image_valid: False on padding images, which batch norm leaves out; None is all valid.
+          blocks: of a chain of blocks, compute these alone, and the head after the last block.
+            `images` are then the features before the first of them. None is the whole network.
         """
-        x = images.astype(jnp.float32)
-        if self.normalize_images:
-            x = x / 255
+        x = self.scaled(images) if blocks is None else images
         outputs = BOX_CHANNELS + self.num_classes
         dtype, backbone, drawn = self.compute_dtype, self.backbone, self.initialization
         head = functools.partial(nn.Conv, outputs, (1, 1), dtype=dtype, name="head")
         if isinstance(backbone, ConvBackbone):
-            for index, block in enumerate(backbone.blocks):
+            last = len(backbone.blocks) - 1
+            for index in range(last + 1) if blocks is None else blocks:
                 unit = ConvUnit(
-                    block,
+                    backbone.blocks[index],
                     backbone.activation,
                     backbone.leaky_slope,
                     drawn,
@@ -223,6 +236,8 @@ class YogoNetwork(nn.Module):
                     name=f"block_{index}",
                 )
                 x = unit(x, image_valid=image_valid, train=train)
+            if blocks is not None and blocks[-1] != last:
+                return x
             x = head(kernel_init=drawn.head_kernel(), bias_init=drawn.head_bias())(x)
             return x.astype(jnp.float32)
         factor = backbone.upsampling
@@ -236,7 +251,7 @@ class YogoNetwork(nn.Module):
             bias_init=drawn.head_bias(),
             name="upsample",
         )
-        trunk = ConvNextTrunk(backbone, drawn.kernel(), dtype, name="trunk")
+        trunk = ConvNextTrunk(backbone, drawn.kernel(), dtype, self.rematerialize, name="trunk")
         x = head(kernel_init=drawn.kernel())(trunk(x))
         return upsample(x).astype(jnp.float32)
 
@@ -247,3 +262,75 @@ def init_variables(
     """Freshly drawn `params` and `batch_stats` (maybe empty); the key alone decides the values."""
     shape = (1, *image_hw, channels)
     return {"batch_stats": {}, **network.init(key, jnp.zeros(shape, jnp.uint8), train=False)}
+
+
+def train_outputs(
+    network: YogoNetwork,
+    variables: Mapping[str, Any],
+    images: Num[Array, "b h w c"],
+    *,
+    image_valid: Bool[Array, " b"],
+    dropout_key: jax.Array,
+    rematerialize: bool = False,
+) -> tuple[Float[Array, "b gh gw outputs"], Any]:
+    """Raw channels of a batch in training, and the new running statistics.
+
+    Args:
+      network: without weights.
+      variables: `params` and `batch_stats`.
+      images: pixels from 0 to 255.
+      image_valid: False on padding images.
+      dropout_key: draws the channels that are dropped.
+      rematerialize: gradients keep what lies between segments of the network alone, and compute the
+        rest again. The results are the same but for rounding.
+
+    References:
+      Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
+    """
+    apply = functools.partial(
+        network.apply,
+        train=True,
+        image_valid=image_valid,
+        rngs={"dropout": dropout_key},
+        mutable=["batch_stats"],
+    )
+    backbone, batch_stats = network.backbone, variables["batch_stats"]
+    if not rematerialize or not isinstance(backbone, ConvBackbone):
+        if rematerialize:
+            apply = functools.partial(network.clone(rematerialize=True).apply, **apply.keywords)
+        raw, mutated = apply(variables, images)
+        return raw, mutated.get("batch_stats", {})
+    x, new_stats = network.scaled(images), dict(batch_stats)
+
+
+    def segment(blocks: Sequence[int]) -> Callable[[Any, Array], tuple[Array, Any]]:
+        def features(params: Any, x: Array) -> tuple[Array, Any]:
+            return apply({"params": params, "batch_stats": batch_stats}, x, blocks=blocks)
+
+        return _rematerialized(features)
+
+    for blocks in backbone.segments():
+        x, mutated = segment(blocks)(variables["params"], x)
+        # Those of other blocks come back as they were.
+        names = {f"block_{index}" for index in blocks} & batch_stats.keys()
+        new_stats |= {name: mutated["batch_stats"][name] for name in names}
+    return x, new_stats
+
+
+def _rematerialized(
+    function: Callable[[Any, Array], tuple[Array, Any]],
+) -> Callable[[Any, Array], tuple[Array, Any]]:
+    """The same function of (params, features), which keeps no more than these for the gradients.
+
+    Both gradients come out together: what one of them reads would be held until it is computed.
+    """
+    call = jax.custom_vjp(function)
+
+    def forward(params: Any, x: Array) -> tuple[Any, Any]:
+        return jax.vjp(jax.checkpoint(function), params, x)
+
+    def backward(vjp: Callable[[Any], Any], gradient: Any) -> Any:
+        return jax.lax.optimization_barrier(vjp(gradient))
+
+    call.defvjp(forward, backward)
+    return call

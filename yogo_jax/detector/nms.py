@@ -23,7 +23,7 @@ def nms(
 
     Args:
       boxes_xyxy: corners, in any one unit.
-      scores: what to sort by.
+      scores: what to sort by. A row whose score is NaN does not take part.
       valid: rows that take part.
       iou_threshold: in [0, 1].
       max_detections: m, the fixed size of the result; further survivors are cut off.
@@ -45,7 +45,7 @@ def nms(
         return remaining, kept.at[count].set(best), count + 1
 
     start = (
-        jnp.where(valid, scores, never),
+        jnp.where(valid & ~jnp.isnan(scores), scores, never),
         jnp.zeros(max_detections, jnp.int32),
         jnp.zeros((), jnp.int32),
     )

@@ -132,15 +132,25 @@ def interleaved(
     return _image(jnp.stack([jnp.stack(row, 3) for row in parts], 2), height, width)
 
 
-def _group(x: Array, outputs: int) -> int:
-    """How many images at a time: a divisor of their number."""
-    rows, columns = _tile_counts(x)
-    of_one = 16 * rows * columns * max(x.shape[-1], outputs) * 4
+def images_at_a_time(images: int, bytes_of_one: int, limit: int) -> int:
+    """The largest divisor of a number of images whose temporary memory stays below a limit.
+
+    Args:
+      images: in the batch.
+      bytes_of_one: temporary memory that one image takes.
+      limit: in bytes; one image may exceed it.
+    """
     return next(
         size
-        for size in range(x.shape[0], 0, -1)
-        if x.shape[0] % size == 0 and (size == 1 or size * of_one <= _GROUP_BYTES)
+        for size in range(images, 0, -1)
+        if images % size == 0 and (size == 1 or size * bytes_of_one <= limit)
     )
+
+
+def _group(x: Array, outputs: int) -> int:
+    rows, columns = _tile_counts(x)
+    of_one = 16 * rows * columns * max(x.shape[-1], outputs) * 4
+    return images_at_a_time(x.shape[0], of_one, _GROUP_BYTES)
 
 
 def _convolved(x: Array, tap_sums: Array) -> Array:

@@ -18,7 +18,7 @@ from yogo_jax.data.records import Records
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.detections import Detections, detect
-from yogo_jax.detector.found import Found, Thresholds, on_host
+from yogo_jax.detector.found import Found, Thresholds, check_numbers, not_numbers, on_host
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, label_loss
 from yogo_jax.detector.spec import ModelSpec
@@ -138,6 +138,8 @@ class Evaluator:
           in the order of the records, if they were asked for.
 
         Raises:
+          NotNumbersError: the network gives NaN or infinite values where it may see an object, or
+            the loss of an image is no number.
           UserError: an image cannot be read.
         """
         spec, devices = self.spec, self.devices
@@ -175,6 +177,7 @@ class _Measured(NamedTuple):
     label_boxes_xyxy: np.ndarray
     label_class_ids: np.ndarray
     loss_terms: np.ndarray
+    unusable: int
 
 
 def _measured(outputs: BatchOutputs, batch: Mapping, row: int) -> _Measured:
@@ -186,6 +189,7 @@ def _measured(outputs: BatchOutputs, batch: Mapping, row: int) -> _Measured:
         label_boxes_xyxy=np.asarray(outputs.label_boxes_xyxy)[valid],
         label_class_ids=batch["class_ids"][row][valid],
         loss_terms=np.asarray(outputs.terms, np.float64),
+        unusable=max(int(outputs.detections.unusable), int(outputs.ranked.unusable)),
     )
 
 
@@ -200,6 +204,13 @@ def _evaluation(
     for each in measured:
         labels = each.label_boxes_xyxy, each.label_class_ids
         found, ranked = each.found, each.ranked
+        check_numbers(each.unusable, str(paths[each.record]))
+        if not np.isfinite(each.loss_terms).all():
+            terms = ", ".join(
+                f"{name} {value:g}"
+                for name, value in zip(LossTerms._fields, each.loss_terms, strict=True)
+            )
+            raise not_numbers(str(paths[each.record]), f"a loss of {terms}")
         matches = metrics.update(found.boxes_xyxy, found.class_probs, *labels)
         mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
         sums += each.loss_terms

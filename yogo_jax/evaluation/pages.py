@@ -1,7 +1,8 @@
 """HTML pages of one self-contained file: no script, no request, for phones and the dark, too.
 
 A page is a list of sections, a section a list of blocks: what they look like is decided here and in
-`templates/page.html`, what they say by the caller.
+`templates/page.html`, what they say by the caller. A click enlarges figures and pictures. What
+is wider than the window scrolls by itself, with a shade at the edge where there is more.
 """
 
 import base64
@@ -16,6 +17,8 @@ from typing import Any, ClassVar
 import jinja2
 import markupsafe
 from PIL import Image
+
+from yogo_jax.evaluation import plots
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ class Figure:
     caption: str
     wide: bool = False
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height, in units of the drawing."""
+        return plots.size_of(self.svg)
+
+    @property
+    def least_width_px(self) -> int:
+        """From which width on its text can be read."""
+        return plots.least_width_px(self.svg)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -76,6 +89,11 @@ class Picture:
     caption: str
     wide: bool = False
     lossy: bool = False
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in px."""
+        return self.image.size
 
     @property
     def data_uri(self) -> str:

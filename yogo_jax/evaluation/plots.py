@@ -4,6 +4,7 @@ Series differ in colour and in line or marker, so that nothing hangs on colour a
 """
 
 import io
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -22,15 +23,21 @@ _COLOURS = {
 }
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-WIDTH, HEIGHT, WIDE = 4.6, 3.5, 9.6  # inches of 96 px
+# In inches. A page shows a figure as wide as its column: 72 units an inch, of which a phone of
+# 360 px shows one in a little more than a px.
+WIDTH, HEIGHT, WIDE = 4.0, 3.1, 9.6
+# Of all text, in units; a page shows none of it smaller than LEAST_TEXT_PX, see `least_width_px`.
+FONT_SIZE = 10.5
+LEAST_TEXT_PX = 11
 LABEL_LENGTH = 24
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     # A class may be called "$x": no text of ours is a formula.
     "text.parse_math": False,
-    "font.size": 10,
+    "font.size": FONT_SIZE,
     "text.color": INK,
     "axes.edgecolor": INK_SOFT,
     "axes.labelcolor": INK,
@@ -48,7 +55,7 @@ _STYLE: Any = {
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": FONT_SIZE,
     "lines.linewidth": 1.8,
 }
 
@@ -68,7 +75,7 @@ def draw(
       name: unique on its page, so that the ids inside are, too; [a-z0-9-]+.
       plot: draws on the matplotlib axes that it is given; what it labels goes into a legend below.
       wide: for a figure that takes the whole width of the page.
-      height: in inches of 96 px.
+      height: in inches.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -85,6 +92,17 @@ def draw(
     return markupsafe.Markup(_for_page(buffer.getvalue()))
 
 
+def size_of(svg: str) -> tuple[float, float]:
+    """Width and height of a drawing, in its own units."""
+    _, _, width, height = map(float, svg.split('viewBox="', 1)[1].split('"', 1)[0].split())
+    return width, height
+
+
+def least_width_px(svg: str) -> int:
+    """The width from which on all text of a drawing is shown at LEAST_TEXT_PX or more."""
+    return math.ceil(size_of(svg)[0] * LEAST_TEXT_PX / FONT_SIZE)
+
+
 def series_style(index: int) -> dict[str, Any]:
     """Colour and line of the `index`-th series, for `Axes.plot`; no two of 49 are the same."""
     turn, colour = divmod(index, len(SERIES))
@@ -93,15 +111,70 @@ def series_style(index: int) -> dict[str, Any]:
 
 def use_log_scale(axes: Any, which: str) -> None:
     """Makes the "x" or "y" axis logarithmic, with plain numbers, after everything is drawn."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
     low, high = axis.get_view_interval()
-    # Over many powers of ten there is no room for more than these.
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if high < 5 * low:
+        # Powers of ten, their doubles and their halves may all lie outside of so short an axis.
+        axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+    else:
+        # Over many powers of ten there is no room for more than these.
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axis.set_minor_locator(NullLocator())
+    _write_plain_numbers(axis)
+
+
+def use_count_scale(axes: Any, which: str, most: float) -> None:
+    """Makes the "x" or "y" axis logarithmic from 1 on and even below, so that 0 has a place.
+
+    Args:
+      axes: to be changed.
+      which: of its two axes.
+      most: the largest count; the axis goes on, for numbers beside the bars.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    most = max(most, 1)
+    getattr(axes, f"set_{which}scale")("symlog", linthresh=1)
+    getattr(axes, f"set_{which}lim")(0, 20 * most)
+    axis = getattr(axes, f"{which}axis")
+    powers = math.floor(math.log10(most)) + 1
+    # Up to six numbers beside each other have room.
+    every = math.ceil(powers / 5)
+    shown = [10**power for power in range(0, powers + 1, every)]
+    axis.set_major_locator(FixedLocator([0, *shown]))
+    axis.set_minor_locator(NullLocator())
+    _write_plain_numbers(axis)
+
+
+def use_whole_numbers(axes: Any, which: str) -> None:
+    """Ticks of the "x" or "y" axis at whole numbers only: trials, epochs, boxes, images."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
+    _write_plain_numbers(axis)
+
+
+def _write_plain_numbers(axis: Any) -> None:
+    """Has numbers at the ticks as text: what matplotlib writes itself is TeX on some axes."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(float(value))))
+
+
+def plain_number(value: float) -> str:
+    """A number for an axis, of up to six digits: 0.002, 150, 20,000, 3·10⁻⁵, 10⁶."""
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e6:
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.6g}"
+    mantissa, _, power = f"{value:.5e}".partition("e")
+    mantissa = f"{float(mantissa):g}"
+    ten = f"10{str(int(power)).translate(_SUPERSCRIPTS)}"
+    return {"1": ten, "-1": f"-{ten}"}.get(mantissa, f"{mantissa}·{ten}")
 
 
 def shortened(label: str) -> str:
@@ -124,8 +197,8 @@ def _put_legend_below(figure: Any, axes: Any) -> None:
     if not labels:
         return
     width, height = figure.get_size_inches()
-    columns = max(1, int(96 * width / (46 + 7 * max(map(len, labels)))))
-    figure.set_size_inches(width, height + 0.1 + 0.19 * -(-len(labels) // columns))
+    columns = max(1, int(72 * width / (46 + 5.6 * max(map(len, labels)))))
+    figure.set_size_inches(width, height + 0.1 + 0.21 * -(-len(labels) // columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.detector.found import Thresholds, detections_of
+from yogo_jax.detector.found import Thresholds, check_numbers, on_host, select_from
 from yogo_jax.errors import UserError
 from yogo_jax.inference.pipeline import Loaded
 from yogo_jax.inference.served import Served
@@ -79,19 +79,15 @@ def make_finish(
             if strict:
                 raise UserError(f"{reason}; without --strict it would be skipped")
             return skipped(loaded.image_id, loaded.name, reason, len(served.class_names))
-        above = outputs[:, ~(outputs[4] <= thresholds.objectness)]  # a NaN is not below
-        if not np.isfinite(above).all():
-            raise UserError(
-                f"{loaded.name}: the network gives values that are no numbers; with half precision "
-                "they leave its range: compute in f32"
-            )
+        detections = select_from(outputs, thresholds)
+        check_numbers(int(detections.unusable), loaded.name)
         record = FrameRecord(
             loaded.image_id,
             loaded.name,
             None,
             loaded.frame.shape[:2],
             loaded.view.window_xyxy,
-            detections_of(outputs, thresholds),
+            on_host(detections),
         )
         if wanted.pictures is not None:
             path = folder / PICTURES / f"{loaded.stem}{wanted.pictures}"
@@ -161,6 +157,7 @@ def _array_notes(settings: dict[str, Any], served: Served) -> dict[str, Any]:
         "class_names": list(served.class_names),
         "obj_thresh": settings["obj_thresh"],
         "iou_thresh": settings["iou_thresh"],
+        "min_class_confidence_threshold": settings["min_class_confidence_threshold"],
         "vertical_crop_height_px": rows if is_crop else None,
         "write_date": datetime.datetime.now().isoformat(timespec="seconds"),
     }

@@ -14,6 +14,8 @@ from yogo_jax.sweeping.space import Parameter, position
 # Of the complete trials, the share that parallel coordinates bring out.
 GOOD_SHARE = 0.25
 BEST, GOOD = plots.SERIES[1], plots.SERIES[2]
+# So many letters beside each other have room in a figure that is not wide.
+LETTERS = 50
 # Numbers are written beside the dots of so many trials; more would cover each other.
 MAX_NAMED_DOTS = 16
 
@@ -45,6 +47,7 @@ def course_figure(results: SweepResults) -> Figure:
                 color=plots.SERIES[0],
                 label="best so far",
             )
+        plots.use_whole_numbers(axes, "x")
         axes.set_xlabel("trial")
         axes.set_ylabel(objective)
 
@@ -115,7 +118,11 @@ def coordinates_figure(results: SweepResults) -> Figure:
         "searched by logarithm are drawn so, choices in their order."
     )
     height = 0.4 + 0.6 * len(names)
-    return Figure(plots.draw("coordinates", plot, height=height), caption)
+    # Every other one of the choices, with a gap behind it, stands over the axis, beside its name.
+    over = (list(each.texts)[::2] for each in results.space.parameters if each.kind == "choice")
+    letters = max((sum(len(text) + 2 for text in texts) for texts in over), default=0)
+    wide = max(map(len, names)) + letters > LETTERS
+    return Figure(plots.draw("coordinates", plot, height=height, wide=wide), caption, wide=wide)
 
 
 def _line_style(rank: int, good: int) -> dict[str, Any]:
@@ -139,7 +146,7 @@ def _label_axis(axes: Any, place: int, ticks: Sequence[tuple[float, str]]) -> No
     for index, (along, text) in enumerate(ticks):
         side = 0.24 if len(ticks) > 2 and index % 2 else -0.24
         where = {0.0: "left", 1.0: "right"}.get(along, "center")
-        style = {"fontsize": 7.5, "va": "center", "ha": where, "bbox": box, "zorder": 5}
+        style = {"va": "center", "ha": where, "bbox": box, "zorder": 5}
         axes.text(along, place + side, text, **style)
 
 
@@ -217,7 +224,6 @@ def _name_dots(axes: Any, trials: Sequence[TrialResult], key: str) -> None:
             (each.figures[key], each.value),
             xytext=(4, 4),
             textcoords="offset points",
-            fontsize=8,
         )
 
 

@@ -33,7 +33,7 @@ from yogo_jax.sweeping.claims import (
 )
 from yogo_jax.sweeping.journal import open_journal
 from yogo_jax.sweeping.sampler import TrialSeededSampler
-from yogo_jax.sweeping.space import SearchSpace
+from yogo_jax.sweeping.space import SearchSpace, with_fields
 from yogo_jax.sweeping.space_rules import read_space
 from yogo_jax.training.checkpoints import committed_checkpoints
 from yogo_jax.training.run_data import with_absolute_paths
@@ -243,5 +243,7 @@ def _that_must_agree(values: dict[str, Any]) -> dict[str, Any]:
     config = {name: group for name, group in values["config"].items() if name != "track"}
     for name, fields in MAY_DIFFER.items():
         config[name] = {key: each for key, each in config[name].items() if key not in fields}
+    # Of what each trial chooses, the value in the file is never taken.
+    config = with_fields(config, dict.fromkeys(values["space"]))
     settings = {name: each for name, each in values["settings"].items() if name != "trials"}
     return {**values, "config": config, "settings": settings}

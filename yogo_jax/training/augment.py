@@ -11,9 +11,12 @@ import jax.numpy as jnp
 
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augmentation.geometry import (
+    View,
+    cut_boxes,
     quarter_turns,
     random_flips,
     random_strip,
+    whole_view,
     zoom_and_shift,
 )
 from yogo_jax.training.augmentation.holes import cutout
@@ -75,16 +78,24 @@ def augment_batch(
         images, boxes = jax.vmap(turn)(keys_of(1), images, boxes)
     if not augment.keeps_values:
         images = images.astype(jnp.float32)
-    if augment.moves:
-        move = functools.partial(zoom_and_shift, zoom=augment.zoom, translation=augment.translation)
-        images, boxes, valid = jax.vmap(move)(keys_of(2), images, boxes, valid)
-    if augment.cutout:
-        cut = functools.partial(cutout, probability=augment.cutout * composing)
-        images, valid = jax.vmap(cut)(keys_of(5), images, boxes, valid)
-    if augment.vertical_crop < 1:
-        rows = round(augment.vertical_crop * images.shape[1])
-        crop = functools.partial(random_strip, rows=rows)
-        images, boxes, valid = jax.vmap(crop)(keys_of(10), images, boxes, valid)
+    cuts = augment.moves or augment.vertical_crop < 1
+    if cuts or augment.cutout:
+        views = View(*(jnp.tile(each, (count, 1)) for each in whole_view()))
+        if augment.moves:
+            move = functools.partial(
+                zoom_and_shift, zoom=augment.zoom, translation=augment.translation
+            )
+            images, boxes, views = jax.vmap(move)(keys_of(2), images, boxes, views)
+        if augment.cutout:
+            hide = functools.partial(cutout, probability=augment.cutout * composing)
+            images, views = jax.vmap(hide)(keys_of(5), images, views)
+        if augment.vertical_crop < 1:
+            rows = round(augment.vertical_crop * images.shape[1])
+            crop = functools.partial(random_strip, rows=rows)
+            images, boxes, views = jax.vmap(crop)(keys_of(10), images, boxes, views)
+        cut, valid = jax.vmap(cut_boxes)(boxes, valid, views)
+        # A hole alone leaves boxes as they are.
+        boxes = cut if cuts else boxes
     if augment.relights:
         light = functools.partial(
             relight,

@@ -11,6 +11,9 @@ from yogo_jax.evaluation.report.history import History
 from yogo_jax.training.tracking import read_metrics
 
 
+NOTHING_LOGGED = "nothing is logged yet"
+
+
 @dataclass(frozen=True)
 class LoggedRun:
     """What a workdir holds.
@@ -19,7 +22,7 @@ class LoggedRun:
       workdir: where.
       config: fields of the run.
       history: what it logged.
-      test: its test metrics, None before its test.
+      test: its test metrics, None before its test, and while it goes on after one.
     """
 
     workdir: Path
@@ -31,7 +34,9 @@ class LoggedRun:
     def state(self) -> str:
         """Whether it is finished, and how far it is."""
         epochs, done = self.config["train"]["epochs"], self.epochs_done
-        if self.test is not None and self.history.of_kind("test"):
+        if not self.history.last_step:
+            return NOTHING_LOGGED
+        if self.test is not None:
             return "finished"
         if done is None:
             return f"unfinished: step {self.history.last_step} of epoch 1 of {epochs}"
@@ -45,14 +50,14 @@ class LoggedRun:
 
 
 def read_run(workdir: Path, name: str) -> LoggedRun:
-    """What a run has left so far; a line that is just being written is left out.
+    """What a run has left so far, maybe nothing; a line that is just being written is left out.
 
     Args:
       workdir: of the run.
       name: under which it is shown.
 
     Raises:
-      UserError: it is no workdir, has logged nothing yet, or one of its files is damaged.
+      UserError: it is no workdir, or one of its files is damaged.
     """
     if not (workdir / "config.json").is_file():
         found = "no config.json in it" if workdir.is_dir() else "no such folder"
@@ -68,13 +73,10 @@ def read_run(workdir: Path, name: str) -> LoggedRun:
             f"{workdir / 'metrics.jsonl'}: expected objects with 'kind', 'step' and 'epoch', found "
             "others: is it of this version?"
         )
-    if not history.of_kind("train"):
-        raise UserError(
-            f"{workdir}: nothing is logged yet in metrics.jsonl; ask again after the first steps"
-        )
     test_file = workdir / "test" / "metrics.json"
     test = _read_json(test_file, ("mAP50", "test_loss")) if test_file.exists() else None
-    return LoggedRun(workdir, config, history, test)
+    # A run that goes on takes the test out of its log: what lies there is of an earlier checkpoint.
+    return LoggedRun(workdir, config, history, test if history.of_kind("test") else None)
 
 
 def _is_record(record: object) -> bool:

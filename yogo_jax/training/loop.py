@@ -16,7 +16,7 @@ from yogo_jax.training.distributed import (
 )
 from yogo_jax.training.environment import environment
 from yogo_jax.training.preemption import Stop
-from yogo_jax.training.resume import adopt, find_start, record_config
+from yogo_jax.training.resume import adopt, find_start, lines_of_complete, record_config
 from yogo_jax.training.run import OnValidation, Run
 from yogo_jax.training.run_data import prepare_data, with_absolute_paths
 from yogo_jax.training.setup import (
@@ -37,6 +37,8 @@ def train_and_evaluate(
     sources: str | None = None,
 ) -> dict[str, Any]:
     """Trains, or continues what the workdir holds, and tests the best checkpoint.
+
+    A run that is complete, with its test, is left as it is, and said to be so.
 
     Args:
       config: the run.
@@ -71,11 +73,18 @@ def train_and_evaluate(
     # ---- where to start ----
     start = find_start(config, workdir, data.fingerprint)
     run = Run(config, workdir, spec, data, stop, devices, on_validation, teacher, sources)
+    complete = run.test_of_complete(start)
     # All processes have looked before the first one changes anything.
     seen = {"config": config, "data": data.fingerprint, "checkpoint": start and start.folder}
-    check_same_everywhere(devices, {**seen, "workdir": workdir})
+    check_same_everywhere(devices, {**seen, "workdir": workdir, "test": complete})
     if devices.any(stop.noted):
         stop.leave()
+    if start is not None and complete is not None:
+        if devices.first:
+            epochs = start.metadata.epoch
+            lines = lines_of_complete(config, workdir, epochs, tested=bool(complete))
+            print(*lines, sep="\n", flush=True)
+        return complete if devices.first else {}
     if start is not None and not start.own and devices.first:
         adopt(start, workdir)
     with run.tracker(start) as tracker:

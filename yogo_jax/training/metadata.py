@@ -2,7 +2,7 @@
 
 import dataclasses
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS, LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.recipe import LossConfig
 
 
 # Raised whenever older code could not read a checkpoint, or would read it wrongly. A checkpoint
@@ -86,14 +87,31 @@ class Metadata:
 
         Fields that the run's version did not have are the original's.
         """
-        known = {field.name for field in dataclasses.fields(LossWeights)}
+        return LossWeights(**self._loss_fields(LossWeights)).for_evaluation()
+
+    def trained_loss_weights(self, boxes_by_class: Sequence[int]) -> LossWeights:
+        """Weights of the loss of a label as the run was trained by them, those of classes included.
+
+        Args:
+          boxes_by_class: of the training images, from which `loss.class_weight_power` follows.
+
+        Raises:
+          UserError: the config's class weights are of another number than the classes.
+        """
+        # How full images are is no matter of a label.
+        fields = {**self._loss_fields(LossConfig), "by_fullness": False}
+        return LossConfig(**fields).for_data(boxes_by_class, images=1)
+
+    def _loss_fields(self, kind: type[LossWeights]) -> dict[str, Any]:
+        """What the config says of the loss, and the original's for what it does not."""
+        known = {field.name for field in dataclasses.fields(kind)}
         loss = self.config.get("loss", {})
         # JSON has no tuples.
-        values: dict[str, Any] = {
+        values = {
             name: tuple(loss[name]) if isinstance(loss[name], list) else loss[name]
             for name in known & loss.keys()
         }
-        return dataclasses.replace(ORIGINAL_WEIGHTS, **values).for_evaluation()
+        return {**dataclasses.asdict(ORIGINAL_WEIGHTS), **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], folder: Path) -> "Metadata":

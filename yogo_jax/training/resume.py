@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,13 +116,98 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
         recorded = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); choose another --workdir") from error
-    recorded = with_defaults(recorded)
-    different = differences(that_must_agree(recorded), that_must_agree(config.to_dict()))
+    different = _different(recorded, config)
     if different:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(different)}) that has no "
             "checkpoint yet: delete it, or choose another --workdir"
         )
+
+
+def _different(recorded: Mapping[str, Any], config: Config) -> list[str]:
+    """Fields that must agree and do not; none if a run only becomes longer that may."""
+    theirs, ours = that_must_agree(with_defaults(recorded)), that_must_agree(config.to_dict())
+    different, before = differences(theirs, ours), theirs["train"]["epochs"]
+    longer = _is_length_alone(different) and config.train.epochs > before
+    return [] if longer and not why_length_counts(config, before) else different
+
+
+def _is_length_alone(different: Sequence[str]) -> bool:
+    return len(different) == 1 and different[0].startswith("config.train.epochs:")
+
+
+def why_length_counts(config: Config, epochs: int) -> list[str]:
+    """Why the first epochs of a longer run are others; nothing if they are the same.
+
+    Args:
+      config: of the run.
+      epochs: of the shorter run.
+    """
+    optim, augment = config.optim, config.augment
+    reasons = []
+    if optim.lr_decay_factor != 1:
+        reasons.append(
+            "the learning rate falls along a cosine over all epochs (optim.lr_decay_factor is "
+            f"{optim.lr_decay_factor:g}, not 1)"
+        )
+    # It ends a step before the end at the latest.
+    if optim.warmup_epochs > epochs - 1:
+        reasons.append(f"the warm-up takes {optim.warmup_epochs:g} epochs (optim.warmup_epochs)")
+    if augment.closed_epochs and (augment.cutout or augment.thumbnails):
+        reasons.append(
+            f"the last {augment.closed_epochs} epochs have other images (augment.closed_epochs)"
+        )
+    return reasons
+
+
+def _other_length(config: Config, before: int, folder: Path) -> str:
+    """What to tell somebody who wants another number of epochs."""
+    reasons = why_length_counts(config, before)
+    if config.train.epochs < before:
+        reasons = ["a run can become longer, and no shorter"]
+    return (
+        f"{folder} is of a run with train.epochs={before} and does not go on with "
+        f"{config.train.epochs}: {'; '.join(reasons)}. Give --config.train.epochs={before} to "
+        f"continue it. {train_further(_run_of(folder))}. For one run with "
+        f"train.epochs={config.train.epochs} choose another --workdir"
+    )
+
+
+def train_further(workdir: Path) -> str:
+    """The way to train longer that every run has."""
+    return (
+        "To train further from its weights, start another run: "
+        f"--config.train.from_pretrained={workdir} --workdir NEW"
+    )
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The workdir that a checkpoint lies in, or itself where it lies alone."""
+    alone = checkpoint.parent.name != "checkpoints"
+    return checkpoint if alone else checkpoint.parent.parent
+
+
+def lines_of_complete(config: Config, workdir: Path, epochs: int, *, tested: bool) -> list[str]:
+    """What is said where nothing is left to do.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      epochs: that it has made; fewer than its config says if its patience was at its end.
+      tested: whether it has a test split.
+    """
+    made = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    longer = []
+    if epochs < config.train.epochs:
+        made = f"stopped early after {made} of {config.train.epochs}"
+        longer = [f"a --config.train.patience above {config.train.patience} continues this one"]
+    elif not why_length_counts(config, epochs):
+        longer = [f"a --config.train.epochs above {epochs} continues this one"]
+    test = f"tested; report: {workdir / 'test' / 'report.html'}" if tested else "no test split"
+    return [
+        f"{workdir} is complete: {made}, {test}",
+        "; or ".join([train_further(workdir), *longer]),
+    ]
 
 
 def record_config(config: Config, workdir: Path) -> None:
@@ -143,8 +228,9 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
             f"{folder} holds weights only, there is no run to continue: use "
             f"--config.train.from_pretrained={folder}"
         )
-    recorded = with_defaults(metadata.config)
-    different = differences(that_must_agree(recorded), that_must_agree(config.to_dict()))
+    different = _different(metadata.config, config)
+    if _is_length_alone(different):
+        raise UserError(_other_length(config, metadata.config["train"]["epochs"], folder))
     if different:
         raise UserError(
             f"{folder} was trained with another config ({'; '.join(different)}): give the same "

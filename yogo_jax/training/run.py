@@ -31,7 +31,7 @@ from yogo_jax.training.run_data import RunData
 from yogo_jax.training.setup import prepare_loss, prepare_train_step
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import Teacher
-from yogo_jax.training.testing import evaluate_best, log_test, write_test
+from yogo_jax.training.testing import evaluate_best, log_test, read_test, write_test
 from yogo_jax.training.traces import keep_trace
 from yogo_jax.training.tracking import SilentTracker, Tracker
 from yogo_jax.training.validation import Validator
@@ -247,10 +247,28 @@ class Run:
                     break
                 meter.skip_time()
 
-    def _lost_patience(self, done: int, best_step: int | None, tracker: Tracker) -> bool:
+    def test_of_complete(self, start: Start | None) -> dict[str, Any] | None:
+        """Test metrics of a run that has nothing left to do, none at all without a test split.
+
+        None if something is left: steps, a validation, or the test.
+        """
+        if start is None or not start.own or self.lacks_validation(start):
+            return None
+        done = start.metadata.step
+        if done < self.total_steps:
+            best = read_metadata(find_checkpoint(self.workdir)).step
+            if not self.validator.is_due(done) or not self._is_out_of_patience(done, best):
+                return None
+        return {} if len(self.data.splits.test) == 0 else read_test(self.workdir)
+
+    def _is_out_of_patience(self, done: int, best_step: int | None) -> bool:
         """Whether `train.patience` epochs have gone by since the best validation."""
         patience, spe = self.config.train.patience, self.order.steps_per_epoch
-        if not patience or best_step is None or done - best_step < patience * spe:
+        return bool(patience) and best_step is not None and done - best_step >= patience * spe
+
+    def _lost_patience(self, done: int, best_step: int | None, tracker: Tracker) -> bool:
+        patience, spe = self.config.train.patience, self.order.steps_per_epoch
+        if best_step is None or not self._is_out_of_patience(done, best_step):
             return False
         tracker.say(
             f"stopped early, after epoch {done // spe}: no better "

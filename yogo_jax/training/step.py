@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from yogo_jax.data.thumbnails import Thumbnails
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, imitation_loss, label_loss
+from yogo_jax.detector.network import train_outputs
 from yogo_jax.detector.spec import ModelSpec, served_spec
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.augment import augment_batch
@@ -73,6 +74,7 @@ def make_train_step(
     teacher: Teacher | None = None,
     imitation: float = 0.0,
     thumbnails: Thumbnails | None = None,
+    rematerialize: bool = False,
 ) -> TrainStep:
     """The training step: augment, bin, forward, loss, update.
 
@@ -92,6 +94,7 @@ def make_train_step(
       teacher: whose predictions are imitated, of the same grid.
       imitation: share of the loss that does so.
       thumbnails: what is pasted into the images, if anything is.
+      rematerialize: takes less memory and a third more time, see `train_outputs`.
     """
     network = spec.network(compute_dtype)
     if augment.vertical_crop < 1:
@@ -120,13 +123,13 @@ def make_train_step(
         taught = None if teacher is None else teacher.spec.predict(teacher.variables, images)
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple[LossTerms, Any]]:
-            raw, mutated = network.apply(
+            raw, batch_stats = train_outputs(
+                network,
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
-                train=True,
                 image_valid=image_valid,
-                rngs={"dropout": dropout_key},
-                mutable=["batch_stats"],
+                dropout_key=dropout_key,
+                rematerialize=rematerialize,
             )
             predictions = spec.decode(raw)
             terms = jax.vmap(image_loss)(predictions, *labels)
@@ -134,7 +137,7 @@ def make_train_step(
                 imitated = jax.vmap(functools.partial(imitation_loss, weights=loss))
                 terms = terms.mixed(imitated(predictions, taught), imitation)
             means = mean_over_images(terms, image_valid)
-            return means.total(), (means, mutated.get("batch_stats", {}))
+            return means.total(), (means, batch_stats)
 
         grad_fn = jax.value_and_grad(loss_of, has_aux=True)
         (value, (terms, batch_stats)), grads = grad_fn(state.params)

@@ -1,5 +1,6 @@
 """The test at the end of a run: its best checkpoint on the test split."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +100,27 @@ def write_test(tested: Tested, workdir: Path, images: int, tracker: Tracker) -> 
         f"{output / 'pictures'}"
     )
     return metrics
+
+
+def read_test(workdir: Path) -> dict[str, Any] | None:
+    """What test/ says of a run's best checkpoint, as it is now; None if that is still to be tested.
+
+    Args:
+      workdir: of a run with a checkpoint.
+    """
+    output = workdir / "test"
+    # Logged is a test after everything is written; a run that goes on takes it out of the log.
+    logged = any(each["kind"] == "test" for each in read_metrics(workdir / "metrics.jsonl"))
+    if not logged or not (output / "report.html").exists():
+        return None
+    metadata = read_metadata(find_checkpoint(workdir))
+    try:
+        metrics: dict[str, Any] = json.loads((output / "metrics.json").read_text())
+        # A calibration gives a checkpoint another temperature.
+        tested = metrics["step"], metrics.get("class_temperature", 1.0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return metrics if tested == (metadata.step, metadata.model.class_temperature) else None
 
 
 def log_test(tested: Tested, metrics: Mapping[str, Any], step: int, tracker: Tracker) -> None:

@@ -1,11 +1,11 @@
 """The validations of a run: when they are due, and what becomes of their metrics."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.records import Records
+from yogo_jax.detector.found import NotNumbersError
 from yogo_jax.evaluation.evaluator import Evaluator
 from yogo_jax.training.meter import NotFiniteError
 from yogo_jax.training.state import TrainState
@@ -69,19 +69,20 @@ class Validator:
         if len(self._records) == 0:
             tracker.say("no validation split in this data set: the latest checkpoint is the best")
             return None
-        evaluation = self._evaluator.run(
-            state.variables,
-            self._records,
-            keep_images=tracker.shows_images,
-            before_batch=before_batch,
-            packed=packed,
-        )
-        metrics = evaluation.metrics
-        if not math.isfinite(metrics["loss"]):
-            raise NotFiniteError(
-                f"the validation loss after step {done} is {metrics['loss']}, with terms "
-                f"{metrics['loss_terms']}: lower --config.optim.learning_rate"
+        try:
+            evaluation = self._evaluator.run(
+                state.variables,
+                self._records,
+                keep_images=tracker.shows_images,
+                before_batch=before_batch,
+                packed=packed,
             )
+        except NotNumbersError as error:
+            raise NotFiniteError(
+                f"the validation after step {done} cannot be used: lower "
+                f"--config.optim.learning_rate ({error})"
+            ) from error
+        metrics = evaluation.metrics
         epoch = done // self._steps_per_epoch
         tracker.log("validation", done, {"epoch": epoch, **metrics})
         tracker.show("validation", done, evaluation, self._evaluator.spec)

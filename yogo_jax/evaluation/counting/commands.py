@@ -10,10 +10,10 @@ import numpy as np
 
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.counting import compensation as lines
-from yogo_jax.evaluation.counting import compensation_files, files, simulation
+from yogo_jax.evaluation.counting import compensation_files, files, simulation, thresholds
 from yogo_jax.evaluation.counting import matrix as matrices
 from yogo_jax.evaluation.counting.files import Sample
-from yogo_jax.evaluation.counting.matrix import CountedAt, Validation
+from yogo_jax.evaluation.counting.matrix import Validation
 from yogo_jax.evaluation.counting.report import Inputs, compensated_values, count_values
 from yogo_jax.evaluation.counting.tables import (
     format_coverage,
@@ -26,8 +26,6 @@ from yogo_jax.evaluation.tables import align
 from yogo_jax.output.files import make_folder, whole_file, write_atomically, write_json
 
 
-# What `infer` leaves beside its own counts.json and counts.csv.
-SUMMARY = "summary.json"
 # Rows of a compensation file that are shown at the terminal.
 SHOWN_CONFIDENCES = (0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
 
@@ -40,17 +38,13 @@ def estimate(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.output:
         make_folder(args.output, "--output")
-        if (args.output / SUMMARY).exists():
+        if (args.output / thresholds.SUMMARY).exists():
             raise UserError(
                 f"--output {args.output}: counts.json and counts.csv there are of `infer`, and "
                 "would be overwritten: choose another folder"
             )
     validation = _pooled(args.validation) if args.validation else None
-    counted_at = CountedAt(
-        0.5 if args.obj_thresh is None else args.obj_thresh,
-        args.min_class_confidence_threshold or 0.0,
-    )
-    sample = _sample(args, validation, counted_at)
+    sample, threshold_notes = _sample(args, validation)
     line = None
     if args.compensation:
         line = compensation_files.read_line(args.compensation, args.min_class_confidence_threshold)
@@ -62,7 +56,7 @@ def estimate(args: argparse.Namespace) -> dict[str, Any]:
         evidence = corrected_evidence(
             sample, validation, frames=frames, assume_right=args.assume_right
         )
-        notes += _correction_notes(args, validation, frames)
+        notes += _correction_notes(args, frames) + threshold_notes
     values = count_values(
         Inputs(
             sample,
@@ -139,6 +133,12 @@ def compensation(args: argparse.Namespace) -> None:
     per_ul = []
     for path, _ in runs:
         run = files.read_run_array(path, args.class_names)
+        # Refuses an array that lacks boxes which count at some of the confidences.
+        thresholds.of_array(
+            thresholds.recorded_by_run(path, run.class_names),
+            objectness=args.obj_thresh,
+            min_class_confidence=min(confidences),
+        )
         roles = find_roles(run.class_names, args.parasite_classes, args.red_cell_classes)
         counts = files.counts_by_confidence(
             run, objectness_threshold=args.obj_thresh, confidences=confidences
@@ -206,42 +206,38 @@ def _pooled(paths: Sequence[Path]) -> Validation:
     return matrices.pool([matrices.read_validation(path) for path in paths])
 
 
-def _sample(
-    args: argparse.Namespace, validation: Validation | None, counted_at: CountedAt
-) -> Sample:
-    """The counts, with their classes in the order of the validation."""
+def _sample(args: argparse.Namespace, validation: Validation | None) -> tuple[Sample, list[str]]:
+    """The counts, with their classes in the order of the validation; notes on their thresholds."""
     names = validation.class_names if validation else None
-    if args.counts.suffix.lower() != ".npy":
-        sample = files.read_counts(args.counts)
-        return files.reordered(sample, names) if names else sample
-    run = files.read_run_array(args.counts, args.class_names, expected=names)
-    # By which boxes are in the array, and not here.
-    counted_at = counted_at._replace(min_scores=run.min_scores)
-    if validation and validation.counted_at not in (None, counted_at):
-        there = validation.counted_at
-        raise UserError(
-            f"the validation was made at {_flags(there)}, the boxes would be counted at "
-            f"{_flags(counted_at)}: give the same to both, here or to `yogo_jax.evaluate`"
+    if args.counts.suffix.lower() == ".npy":
+        run = files.read_run_array(args.counts, args.class_names, expected=names)
+        recorded = thresholds.recorded_by_run(args.counts, run.class_names)
+        objectness, min_class_confidence = thresholds.of_array(
+            recorded,
+            objectness=args.obj_thresh,
+            min_class_confidence=args.min_class_confidence_threshold,
         )
-    sample = files.count_run(
-        run,
-        objectness_threshold=counted_at.objectness,
-        min_class_confidence=counted_at.min_class_confidence,
-    )
-    return files.reordered(sample, names) if names else sample
+        sample = files.count_run(
+            run, objectness_threshold=objectness, min_class_confidence=min_class_confidence
+        )
+        counted_at = recorded.at._replace(
+            objectness=objectness, min_class_confidence=min_class_confidence
+        )
+    else:
+        sample = files.read_counts(args.counts)
+        recorded = thresholds.recorded_by_run(args.counts, sample.class_names)
+        counted_at = thresholds.of_counts(
+            recorded, min_class_confidence=args.min_class_confidence_threshold
+        )
+    if validation is None:
+        return sample, []
+    sample = files.reordered(sample, validation.class_names)
+    made_at = thresholds.Recorded(args.validation[0], validation.counted_at)
+    thresholds.check_same(recorded, counted_at, made_at)
+    return sample, thresholds.notes_on_unknown(recorded, made_at)
 
 
-def _flags(at: CountedAt) -> str:
-    return (
-        f"--obj-thresh {at.objectness:g} --min-class-confidence-threshold "
-        f"{at.min_class_confidence:g}"
-        + (f" --score-thresholds {list(at.min_scores)}" if at.min_scores else "")
-    )
-
-
-def _correction_notes(
-    args: argparse.Namespace, validation: Validation, frames: int | None
-) -> list[str]:
+def _correction_notes(args: argparse.Namespace, frames: int | None) -> list[str]:
     notes = []
     if frames is None:
         notes.append(
@@ -254,11 +250,6 @@ def _correction_notes(
     if args.assume_right:
         notes.append(
             f"Assumed, not validated: {', '.join(args.assume_right)} always found and named right."
-        )
-    if args.counts.suffix.lower() != ".npy" or validation.counted_at is None:
-        notes.append(
-            "The correction is right only if counts and validation were made at the same "
-            "thresholds" + (f": {_flags(validation.counted_at)}." if validation.counted_at else ".")
         )
     return notes
 

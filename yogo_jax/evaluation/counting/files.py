@@ -37,12 +37,11 @@ class Sample(NamedTuple):
 
 
 class RunArray(NamedTuple):
-    """The instrument's `15 x N` array of a run; `min_scores` decided which boxes are in it."""
+    """The instrument's `15 x N` array of a run."""
 
     path: Path
     class_names: tuple[str, ...]
     array: Float[np.ndarray, "rows n"]
-    min_scores: tuple[float, ...] = ()
 
     @property
     def class_probs(self) -> Float[np.ndarray, "k n"]:
@@ -74,16 +73,14 @@ def read_run_array(
             f"them, found {array.dtype} {list(array.shape)}"
         )
     classes = array.shape[0] - ARRAY_HEAD
-    said = _said_beside(path)
-    names = tuple(class_names or _names_in(said) or expected or INSTRUMENT_CLASSES)
+    names = tuple(class_names or _names_in(_said_beside(path)) or expected or INSTRUMENT_CLASSES)
     if len(names) != classes:
         raise UserError(
             f"{path}: {classes} classes, but {len(names)} names ({', '.join(names)}): give all of "
             "them in order by --class-names"
         )
     _check_probabilities(path, array)
-    scores = said.get("score_thresholds") or ()
-    return RunArray(path, names, array, tuple(map(float, scores)))
+    return RunArray(path, names, array)
 
 
 def count_run(run: RunArray, *, objectness_threshold: float, min_class_confidence: float) -> Sample:

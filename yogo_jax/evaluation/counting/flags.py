@@ -49,13 +49,15 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
     add(
         "--obj-thresh",
         type=float,
-        help="objectness above which a box of the array counts; default: 0.5",
+        help="objectness above which a box of the array counts; default: that of RUN.json beside "
+        "it, else 0.5",
     )
     add(
         "--min-class-confidence-threshold",
         type=float,
-        help="probability that the best class of a box must reach; default: 0, the default of "
-        "`evaluate` (the instrument counts at 0.95). With .json or .csv: what they were counted at",
+        help="probability that the best class of a box must reach; default: that of RUN.json, "
+        "else 0, the default of `evaluate` (the instrument counts at 0.95). With .json or .csv: "
+        "what they were counted at",
     )
     add(
         "--limit-cells",

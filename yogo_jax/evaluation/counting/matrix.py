@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.counting.files import read_json
+from yogo_jax.evaluation.counting.thresholds import CountedAt, flags_of, recorded_by_validation
 from yogo_jax.evaluation.metrics import BACKGROUND
 
 
@@ -23,26 +24,19 @@ DRAWS = 4000
 SEED = 0
 
 
-class CountedAt(NamedTuple):
-    """The thresholds that decide which boxes are counted."""
-
-    objectness: float
-    min_class_confidence: float
-    min_scores: tuple[float, ...] = ()
-
-
 class Validation(NamedTuple):
     """Counts of one validation, or of several together.
 
     `matrix` [k, k+1]: row = true class, column = called so, the last one missed. `extra` [k]:
-    boxes on nothing. `images`: frames looked at. `counted_at` is None if the file does not say.
+    boxes on nothing. `images`: frames looked at. `file`: where it was read.
     """
 
     class_names: tuple[str, ...]
     matrix: Float[np.ndarray, "k k_plus_1"]
     extra: Float[np.ndarray, " k"]
     images: int
-    counted_at: CountedAt | None = None
+    counted_at: CountedAt = CountedAt()
+    file: Path | None = None
 
     @property
     def cells(self) -> Float[np.ndarray, " k"]:
@@ -61,12 +55,6 @@ def read_validation(path: Path) -> Validation:
         names = tuple(values["confusion"]["class_names"])
         matrix = np.asarray(values["confusion"]["matrix"], np.float64)
         images = int(values["images"])
-        thresholds = values.get("thresholds")
-        counted_at = thresholds and CountedAt(
-            float(thresholds["objectness"]),
-            float(thresholds["min_class_confidence"]),
-            tuple(map(float, thresholds.get("min_scores", ()))),
-        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: expected `confusion` (class_names, matrix) and `images`, as "
@@ -83,7 +71,8 @@ def read_validation(path: Path) -> Validation:
             f"{path}: the confusion matrix must hold counts, of 1 image or more: whole numbers, "
             "not shares. Write metrics.json anew with `python -m yogo_jax.evaluate`"
         )
-    return Validation(names[:-1], matrix[:-1], matrix[-1, :-1], images, counted_at)
+    counted_at = recorded_by_validation(path, values, names[:-1])
+    return Validation(names[:-1], matrix[:-1], matrix[-1, :-1], images, counted_at, path)
 
 
 def pool(validations: Sequence[Validation]) -> Validation:
@@ -97,7 +86,9 @@ def pool(validations: Sequence[Validation]) -> Validation:
         if other.counted_at != first.counted_at:
             raise UserError(
                 "validations must all have been made at the same thresholds, got "
-                f"{first.counted_at} and {other.counted_at}"
+                f"{flags_of(first.counted_at) or 'none recorded'} ({first.file}) and "
+                f"{flags_of(other.counted_at) or 'none recorded'} ({other.file}): evaluate again "
+                "with the same"
             )
         if other.class_names != first.class_names:
             raise UserError(
@@ -110,6 +101,7 @@ def pool(validations: Sequence[Validation]) -> Validation:
         np.sum([each.extra for each in validations], axis=0),
         sum(each.images for each in validations),
         first.counted_at,
+        first.file,
     )
 
 

@@ -11,7 +11,15 @@ from yogo_jax.data.inspection import Inspection, boxes_by_class
 from yogo_jax.data.records import Records
 from yogo_jax.evaluation.inspection.text import mean_size, sizes
 from yogo_jax.evaluation.pages import Figure
-from yogo_jax.evaluation.plots import SERIES, draw, series_style
+from yogo_jax.evaluation.plots import (
+    HEIGHT,
+    SERIES,
+    draw,
+    series_style,
+    shortened,
+    use_count_scale,
+    use_whole_numbers,
+)
 
 
 # Cells of the map of positions, along the longer side of the image.
@@ -47,6 +55,7 @@ def _image_sizes(found: Sequence[tuple[tuple[int, int], int]]) -> Figure:
         shown = [*reversed(found[:SIZES_SHOWN])]
         names = [f"{h} x {w}" for (h, w), _ in shown]
         axes.barh(names, [count for _, count in shown], color=SERIES[2])
+        use_whole_numbers(axes, "x")
         axes.set_xlabel("images")
         axes.set_ylabel("rows x columns, px")
 
@@ -65,15 +74,13 @@ def _by_class(used: Mapping[str, Records]) -> Figure:
         for index, (split, values) in enumerate(counts.items()):
             y = np.arange(len(class_names)) + (index - (len(counts) - 1) / 2) * thickness
             bars = axes.barh(y, values, thickness, color=SERIES[index], label=split)
-            axes.bar_label(bars, padding=2, fontsize=8)
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set_xlim(0, 4 * max(values.max() for values in counts.values()))
-        axes.set_yticks(range(len(class_names)), class_names)
+            axes.bar_label(bars, padding=2)
+        use_count_scale(axes, "x", max(int(values.max()) for values in counts.values()))
+        axes.set_yticks(range(len(class_names)), [shortened(name) for name in class_names])
         axes.invert_yaxis()
         axes.set_xlabel("boxes (logarithmic)")
-        axes.legend()
 
-    height = max(3.5, 0.22 * len(class_names) * len(counts) + 1)
+    height = max(HEIGHT, 0.22 * len(class_names) * len(counts) + 1)
     return Figure(draw("boxes-by-class", plot, height=height), "Boxes of each class and split.")
 
 
@@ -86,9 +93,9 @@ def _per_image(used: Mapping[str, Records]) -> Figure:
             heights, _ = np.histogram(records.box_counts, edges)
             style = series_style(index)
             axes.stairs(heights / len(records), edges, label=split, **_stairs(style))
+        use_whole_numbers(axes, "x")
         axes.set_xlabel("boxes on an image")
         axes.set_ylabel("share of the images")
-        axes.legend()
 
     return Figure(draw("boxes-per-image", plot), "Boxes on each image; 0 is an empty frame.")
 
@@ -103,11 +110,13 @@ def _sizes_of_boxes(by_class: Mapping[str, np.ndarray], image_hw: tuple[int, int
             if name in sides:
                 heights, _ = np.histogram(sides[name], edges)
                 axes.stairs(
-                    heights / heights.sum(), edges, label=name, **_stairs(series_style(index))
+                    heights / heights.sum(),
+                    edges,
+                    label=shortened(name),
+                    **_stairs(series_style(index)),
                 )
-        axes.set_xlabel(f"side of a square of the same area, {unit}")
+        axes.set_xlabel(f"side of a square of the same area,\n{unit}")
         axes.set_ylabel("share of the boxes")
-        axes.legend()
 
     caption = "Sizes of the boxes of each class."
     return Figure(draw("box-sizes", plot), caption)
@@ -135,10 +144,11 @@ def _sides(
                     label=f"anchor's {name}",
                 )
         axes.set_xlabel(f"{unit}")
+        use_whole_numbers(axes, "y")
         axes.set_ylabel("boxes")
-        axes.legend()
 
-    caption = "Widths and heights of all boxes, and the anchor: the mean of the training boxes."
+    caption = "Widths and heights of all boxes"
+    caption += "." if mean_wh is None else ", and the anchor: the mean of the training boxes."
     return Figure(draw("box-sides", plot), caption)
 
 

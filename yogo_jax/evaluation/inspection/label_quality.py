@@ -12,7 +12,7 @@ from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import Detections, detect
 from yogo_jax.detector.loss_weights import LossWeights
-from yogo_jax.detector.losses import LossTerms, box_loss, class_loss
+from yogo_jax.detector.losses import LossTerms, box_loss, class_loss, objectness_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.detector.targets import cells_of_boxes, winners_by_cell
 
@@ -62,10 +62,10 @@ def score_labels(
     logits = predictions.class_logits.reshape(rows * columns, -1)[cells]
     found_cxcywh = predictions.boxes_cxcywh.reshape(-1, 4)[cells]
 
-    cross_entropy = class_loss(logits, class_ids, weights.label_smoothing)
+    cross_entropy = class_loss(logits, class_ids, weights)
     box = box_loss(found_cxcywh, cxcywh_to_xyxy(boxes_cxcywh), owns_cell)
     terms = LossTerms(
-        objectness=jnp.square(objectness - 1) * owns_cell,
+        objectness=objectness_loss(objectness, jnp.ones_like(objectness), weights) * owns_cell,
         box=weights.iou_weight * box,
         classification=weights.classify_weight * cross_entropy * owns_cell,
     )

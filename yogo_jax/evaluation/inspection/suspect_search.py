@@ -14,6 +14,7 @@ from yogo_jax.data.inspection import MOST_LISTED, Inspection
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import large_enough
 from yogo_jax.data.source import RecordSource, boxes_to_pad_to
+from yogo_jax.detector.found import check_numbers
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.inspection.doubts import Doubt, doubts_of_image
@@ -69,7 +70,7 @@ def find_suspects(
       inspection: of the data, with the classes of the detector.
       spec: of the detector.
       variables: its weights.
-      weights: of the loss.
+      weights: of the loss by which labels are ranked.
       batch_size: images at a time.
       min_confidence: as for `doubts_of_image`.
       top: labels to rank by their loss.
@@ -92,6 +93,7 @@ def find_suspects(
         )
         for index, opinions in _opinions(step, variables, source, batch_size):
             i = int(chosen[index])
+            check_numbers(int(opinions.detections.unusable), images.image_paths[i])
             rows = slice(images.offsets[i], images.offsets[i + 1])
             small = images.boxes_cxcywh[rows][~keep[rows]]
             for doubt in doubts_of_image(

@@ -15,8 +15,8 @@ from yogo_jax.evaluation.pages import Figure
 
 # Numbers stand in the cells of a matrix up to this many rows; larger ones are in the table only.
 MAX_CELLS_WITH_NUMBERS = 14
-# Up to so many it stands beside other figures.
-MAX_NARROW = 9
+# Units that a matrix beside other figures has for its columns, and that a digit takes.
+NARROW_UNITS, DIGIT_UNITS = 200, 6.5
 # Of the darkest cell: text in the colour of the page must stay readable on it, light and dark.
 DARKEST = 0.55
 
@@ -34,7 +34,7 @@ def confusion_figure(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
             axes.add_patch(_rectangle(cell, share))
             if size <= MAX_CELLS_WITH_NUMBERS and counts[row, column]:
                 text = f"{counts[row, column]:,}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=9)
+                axes.text(column, row, text, ha="center", va="center")
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -0.5)
         axes.set_xticks(range(size), labels, rotation=40, ha="right", rotation_mode="anchor")
@@ -48,7 +48,8 @@ def confusion_figure(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
         "share of its row. Missed boxes are in the last column, extra ones in the last row."
     )
     height = min(max(plots.HEIGHT, 1.4 + 0.34 * len(names)), 9.0)
-    wide = len(names) > MAX_NARROW
+    longest = max(2, len(f"{counts.max(initial=0):,}"))
+    wide = len(names) * longest * DIGIT_UNITS > NARROW_UNITS
     return Figure(plots.draw("confusion", plot, height=height, wide=wide), caption, wide=wide)
 
 
@@ -125,6 +126,8 @@ def count_scatter(
                 marker=plots.MARKERS[index % len(plots.MARKERS)],
                 alpha=0.75,
             )
+        plots.use_whole_numbers(axes, "x")
+        plots.use_whole_numbers(axes, "y")
         axes.set_xlabel("true boxes in a frame")
         axes.set_ylabel("predicted")
 
@@ -148,6 +151,8 @@ def agreement_figure(
             if limit is not None:
                 axes.axhline(limit, color=plots.SERIES[1], linestyle="--")
         axes.set_xlabel("mean of predicted and true boxes in a frame")
+        plots.use_whole_numbers(axes, "x")
+        plots.use_whole_numbers(axes, "y")
         axes.set_ylabel("predicted minus true")
 
     limits = ""

@@ -1,10 +1,12 @@
 """Training curves of one run or of several, from the records of `metrics.jsonl`."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from yogo_jax.evaluation import plots
 from yogo_jax.evaluation.best import rank
@@ -12,7 +14,7 @@ from yogo_jax.evaluation.pages import Figure
 
 
 Records = Sequence[Mapping[str, Any]]
-# Points of a line; the loss of more steps is averaged over neighbours.
+# Points of a line of steps; of more steps each point is the mean of equally many.
 MAX_POINTS = 200
 MAX_MARKED_POINTS = 30
 
@@ -66,63 +68,86 @@ Points = tuple[np.ndarray, np.ndarray]
 def history_figures(histories: Sequence[History]) -> list[Figure]:
     """Figures of loss, mean AP and learning rate; of several runs, one line each.
 
-    The axis counts epochs if an epoch of every run is over, else steps. A figure that would be
-    empty is left out.
+    The axis counts epochs if an epoch of every run is over, else steps. A run without a step is
+    left out, and so is a figure that would be empty.
     """
+    histories = [history for history in histories if history.last_step]
+    if not histories:
+        return []
     in_epochs = all(history.steps_per_epoch for history in histories)
-    axis = "epoch" if in_epochs else "step"
 
-    def series(history: History, kind: str, field: str) -> Points:
-        scale = (history.steps_per_epoch or 1) if in_epochs else 1
-        return _points(history.of_kind(kind), field, scale)
+    def on_axis(history: History, points: Float[np.ndarray, "points 2"]) -> Points:
+        return points[:, 0] / ((history.steps_per_epoch or 1) if in_epochs else 1), points[:, 1]
 
-    if len(histories) == 1:
-        lines = _lines_of_one(histories[0], series)
-    else:
-        lines = _lines_of_several(histories, series)
+    def steps(history: History, field: str) -> Points:
+        return on_axis(history, _means(_values(history, "train", field)))
+
+    def validations(history: History, field: str) -> Points:
+        return on_axis(history, _values(history, "validation", field))
+
+    def rates(history: History) -> Points:
+        """Some of the steps: a mean would be no learning rate that the run had."""
+        points = _values(history, "train", "learning_rate")
+        return on_axis(history, points[:: -_window(len(points))][::-1])
+
+    read = _Read(steps, validations, rates)
+    alone = len(histories) == 1
+    lines = _lines_of_one(histories[0], read) if alone else _lines_of_several(histories, read)
     figures = []
     for name, label, logarithmic, caption, named in lines:
         drawn = [(title, points) for title, points in named if len(points[0])]
         if drawn:
-            plot = _plot(drawn, axis, label, logarithmic)
+            plot = _plot(drawn, "epoch" if in_epochs else "step", label, logarithmic)
             figures.append(Figure(plots.draw(f"history-{name}", plot), caption))
     return figures
 
 
 # Name of a figure, label of its axis, whether that is logarithmic, caption, and its lines.
 _Lines = list[tuple[str, str, bool, str, list[tuple[str, Points]]]]
-_Series = Callable[[History, str, str], Points]
 
 
-def _lines_of_one(history: History, series: _Series) -> _Lines:
+class _Read(NamedTuple):
+    """Readers of a history: of means over steps and of validations by field, of learning rates."""
+
+    steps: Callable[[History, str], Points]
+    validations: Callable[[History, str], Points]
+    rates: Callable[[History], Points]
+
+
+def _lines_of_one(history: History, read: _Read) -> _Lines:
     terms = ("objectness", "box", "classification")
+    averaged = _averaged([history])
+    loss = f"Loss of the training images{averaged}."
+    if history.of_kind("validation"):
+        loss = f"Loss: of the training images{averaged}, and of the validation images."
     return [
         (
             "loss",
             "loss",
             True,
-            "Loss: of the training images, averaged over neighbouring steps, and of the validation "
-            "images.",
+            loss + _tested([history], "loss"),
             [
-                ("training", series(history, "train", "loss")),
-                ("validation", series(history, "validation", "loss")),
+                ("training", read.steps(history, "loss")),
+                ("validation", read.validations(history, "loss")),
             ],
         ),
         (
             "terms",
             "term of the loss",
             True,
-            "The weighted terms of the training loss, whose sum it is.",
-            [(term, series(history, "train", term)) for term in terms],
+            f"The weighted terms of the training loss, whose sum it is{averaged}.",
+            [(term, read.steps(history, term)) for term in terms],
         ),
         (
             "map",
             "mean AP",
             False,
-            "Mean average precision of the validation images.",
+            "Mean average precision of the validation images."
+            + _tested([history], "mAP50")
+            + _tested([history], "mAP50_95"),
             [
-                ("mAP50", series(history, "validation", "mAP50")),
-                ("mAP50-95", series(history, "validation", "mAP50_95")),
+                ("mAP50", read.validations(history, "mAP50")),
+                ("mAP50-95", read.validations(history, "mAP50_95")),
             ],
         ),
         (
@@ -130,50 +155,100 @@ def _lines_of_one(history: History, series: _Series) -> _Lines:
             "learning rate",
             False,
             "Learning rate.",
-            [("learning rate", series(history, "train", "learning_rate"))],
+            [("learning rate", read.rates(history))],
         ),
     ]
 
 
-def _lines_of_several(histories: Sequence[History], series: _Series) -> _Lines:
-    def each(kind: str, field: str) -> list[tuple[str, Points]]:
-        return [(history.name, series(history, kind, field)) for history in histories]
+def _lines_of_several(histories: Sequence[History], read: _Read) -> _Lines:
+    def validations(field: str) -> list[tuple[str, Points]]:
+        return [(history.name, read.validations(history, field)) for history in histories]
 
     return [
         (
             "train",
             "training loss",
             True,
-            "Training loss, averaged over neighbouring steps.",
-            each("train", "loss"),
+            f"Training loss{_averaged(histories)}.",
+            [(history.name, read.steps(history, "loss")) for history in histories],
         ),
         (
             "validation",
             "validation loss",
             True,
-            "Loss of the validation images; the checkpoint of the lowest is tested.",
-            each("validation", "loss"),
+            "Loss of the validation images." + _tested(histories, "loss"),
+            validations("loss"),
         ),
-        ("map", "mAP50", False, "mAP50 of the validation images.", each("validation", "mAP50")),
+        (
+            "map",
+            "mAP50",
+            False,
+            "mAP50 of the validation images." + _tested(histories, "mAP50"),
+            validations("mAP50"),
+        ),
         (
             "map-all",
             "mAP50-95",
             False,
-            "mAP50-95 of the validation images.",
-            each("validation", "mAP50_95"),
+            "mAP50-95 of the validation images." + _tested(histories, "mAP50_95"),
+            validations("mAP50_95"),
         ),
-        ("rate", "learning rate", False, "Learning rate.", each("train", "learning_rate")),
+        (
+            "rate",
+            "learning rate",
+            False,
+            "Learning rate.",
+            [(history.name, read.rates(history)) for history in histories],
+        ),
     ]
 
 
-def _points(records: Records, field: str, scale: int) -> Points:
-    """Steps divided by the scale, and values; means of neighbours if there are very many."""
+def _averaged(histories: Sequence[History]) -> str:
+    """For a caption: over how many steps the points of each line are means."""
+    windows = {each.name: _window(len(each.of_kind("train"))) for each in histories}
+    sizes = set(windows.values())
+    if sizes == {1}:
+        return ""
+    if len(sizes) == 1:
+        return f" (each point: the mean of {sizes.pop()} steps)"
+    each = ", ".join(f"{name} {size}" for name, size in windows.items())
+    return f" (each point: the mean of so many steps: {each})"
+
+
+def _tested(histories: Sequence[History], keep_best: str) -> str:
+    """For a caption: the checkpoint of which value is tested, if it is a value of this figure."""
+    those = [each for each in histories if each.keep_best == keep_best and each.best is not None]
+    if not those:
+        return ""
+    which = "lowest loss" if keep_best == "loss" else f"highest {keep_best.replace('_', '-')}"
+    names = ", ".join(each.name for each in those)
+    whose = "" if len(those) == len(histories) else f" of {names}"
+    return f" The checkpoint with the {which}{whose} is tested."
+
+
+def _values(history: History, kind: str, field: str) -> Float[np.ndarray, "points 2"]:
+    """Steps and finite values of a field."""
+    records = history.of_kind(kind)
     pairs = [(each["step"], each[field]) for each in records if each.get(field) is not None]
-    finite = np.array(pairs, np.float64).reshape(-1, 2)
-    finite = finite[np.isfinite(finite).all(1)]
-    groups = np.array_split(finite, min(len(finite), MAX_POINTS)) if len(finite) else []
-    means = np.array([group.mean(0) for group in groups]).reshape(-1, 2)
-    return means[:, 0] / scale, means[:, 1]
+    points = np.array(pairs, np.float64).reshape(-1, 2)
+    return points[np.isfinite(points).all(1)]
+
+
+def _window(points: int) -> int:
+    """Points that become one, so that no more than MAX_POINTS are left."""
+    return max(1, math.ceil(points / MAX_POINTS))
+
+
+def _means(points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "means 2"]:
+    """Means over windows of equal length; the last one ends at the last point.
+
+    There it shares points with the window before it: of a shorter one the mean would be noisier.
+    """
+    size = _window(len(points))
+    if size == 1:
+        return points
+    starts = np.append(np.arange(0, len(points) - size, size), len(points) - size)
+    return np.array([points[start : start + size].mean(0) for start in starts])
 
 
 def _plot(
@@ -193,6 +268,7 @@ def _plot(
         # A loss falls by orders of magnitude; zero has no place on such an axis.
         if logarithmic and all((y > 0).all() for _, (_, y) in lines):
             plots.use_log_scale(axes, "y")
+        plots.use_whole_numbers(axes, "x")
         axes.set_xlabel(axis)
         axes.set_ylabel(label)
 

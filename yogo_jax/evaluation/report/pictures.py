@@ -1,5 +1,7 @@
 """Frames with their boxes, drawn after an evaluation: the pixels are read again from the files."""
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ MAX_SIDE_PX = 1000
 WIDE_FROM_PX = 800
 # Characters of a file's stem that its picture's name has, so that it is never too long.
 MAX_STEM = 60
+_PICTURE_NAME = re.compile(r"[0-9]{3,}_[^/\\\0]*\.png", re.DOTALL)
 
 
 def write_pictures(
@@ -30,13 +33,12 @@ def write_pictures(
       images: of an evaluation.
       spec: says how images are read, and the class names.
       folder: made if there is something to write.
-      count: how many at most. Pictures that an earlier evaluation left there are removed.
+      count: how many at most.
 
     Raises:
       UserError: an image can no longer be read.
     """
-    written: list[Path] = []
-    for index, image in enumerate(images[:count]):
+    for name, image in zip(picture_names(images, count), images[:count], strict=True):
         picture = draw_boxes(
             read_image(
                 image.path,
@@ -52,13 +54,34 @@ def write_pictures(
             label_class_ids=image.label_class_ids,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{index:03d}_{Path(image.path).stem[:MAX_STEM]}.png"
-        with whole_file(path) as temporary:
+        with whole_file(folder / name) as temporary:
             picture.save(temporary, format="PNG")
-        written.append(path)
-    # Of an evaluation before this one: beside these they would pass for its pictures.
-    for old in set(folder.glob("[0-9][0-9][0-9]_*.png")) - set(written):
-        old.unlink()
+
+
+def picture_names(images: Sequence[ImageResult], count: int) -> list[str]:
+    """What `write_pictures` calls its files."""
+    return [
+        f"{index:03d}_{Path(image.path).stem[:MAX_STEM]}.png"
+        for index, image in enumerate(images[:count])
+    ]
+
+
+def remove_pictures_of(metrics: Path, folder: Path, keep: Sequence[str]) -> None:
+    """Removes the pictures of an earlier evaluation: beside new ones they would pass for theirs.
+
+    Args:
+      metrics: its `metrics.json`, which names them; nothing is removed if it is not there, or names
+        none.
+      folder: where they are. Other files there are somebody else's, and stay.
+      keep: names of files that are about to be written.
+    """
+    try:
+        names = json.loads(metrics.read_text())["picture_files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and _PICTURE_NAME.fullmatch(name) and name not in keep:
+            (folder / name).unlink(missing_ok=True)
 
 
 def worst_pictures(images: Sequence[ImageResult], spec: ModelSpec, count: int) -> list[Picture]:

@@ -9,7 +9,11 @@ from yogo_jax.evaluation.bootstrap import bootstrap_intervals
 from yogo_jax.evaluation.evaluator import Evaluation, ImageResult
 from yogo_jax.evaluation.report.curve_figures import Curves, measure_curves
 from yogo_jax.evaluation.report.page import Subject, evaluation_page
-from yogo_jax.evaluation.report.pictures import write_pictures
+from yogo_jax.evaluation.report.pictures import (
+    picture_names,
+    remove_pictures_of,
+    write_pictures,
+)
 from yogo_jax.output.files import write_atomically, write_json
 
 
@@ -48,7 +52,10 @@ def write_results(
         },
         "checkpoint": str(checkpoint),
         "step": step,
+        "class_temperature": spec.class_temperature,
+        "picture_files": picture_names(images, pictures),
     }
+    remove_pictures_of(folder / "metrics.json", folder / "pictures", metrics["picture_files"])
     write_json(folder / "metrics.json", metrics)
     write_pictures(images, spec, folder / "pictures", pictures)
     page = evaluation_page(images, metrics, curves, subject)

@@ -1,29 +1,26 @@
-"""Holes in training images, and the boxes that they hide."""
+"""Holes in training images."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
-from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection
-from yogo_jax.training.augmentation.geometry import MIN_VISIBLE
+from yogo_jax.training.augmentation.geometry import View
 
 
 def cutout(
     key: Key[Array, ""],
     image: Float[Array, "h w c"],
-    boxes_cxcywh: Float[Array, "n 4"],
-    valid: Bool[Array, " n"],
+    view: View,
     *,
     probability: float | Array,
     largest: float = 0.25,
-) -> tuple[Float[Array, "h w c"], Bool[Array, " n"]]:
-    """The image with a hole of its mean colour, and which boxes can still be seen.
+) -> tuple[Float[Array, "h w c"], View]:
+    """The image with a hole of its mean colour, and what can still be seen.
 
     Args:
       key: of the image.
       image: pixels.
-      boxes_cxcywh: as fractions of the image; they keep their size.
-      valid: False on padding rows, and afterwards on boxes that the hole covers.
+      view: of the image, without a hole.
       probability: of a hole.
       largest: its longest sides, as fractions of the image's.
 
@@ -40,6 +37,4 @@ def cutout(
     y = ((jnp.arange(height) + 0.5) / height).reshape(height, 1, 1)
     inside = (hole[0] <= x) & (x < hole[2]) & (hole[1] <= y) & (y < hole[3])
     image = jnp.where(inside, image.mean((0, 1), keepdims=True), image)
-    boxes = cxcywh_to_xyxy(boxes_cxcywh)
-    covered = intersection(boxes, hole.reshape(1, 4))
-    return image, valid & (covered <= (1 - MIN_VISIBLE) * area(boxes))
+    return image, view._replace(hole_xyxy=hole)
