@@ -71,7 +71,13 @@ class Strips:
           UserError: the image cannot be read.
         """
         path = self._records.image_paths[i]
-        image = read_image(path, image_hw=self._trained.image_hw, rgb=self._trained.rgb)
+        trained = self._trained
+        image = read_image(
+            path,
+            image_hw=trained.image_hw,
+            rgb=trained.rgb,
+            apply_orientation=trained.apply_orientation,
+        )
         (top, left), (rows, columns) = self._top_left, self._hw
         return image[top : top + rows, left : left + columns]
 

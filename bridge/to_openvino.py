@@ -219,6 +219,7 @@ def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
         "size_multiplier_wh": list(spec.size_multiplier_wh),
         "rgb": spec.rgb,
         "normalize_images": spec.normalize_images,
+        "apply_orientation": spec.apply_orientation,
         "thresholds": {
             "objectness": thresholds.objectness,
             "iou": thresholds.iou,

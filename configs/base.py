@@ -43,6 +43,9 @@ def get_config() -> ConfigDict:
     data.min_box_area = 200 / (772 * 1032)
     # "error" stops at a label that breaks the rules, "skip" leaves it out and counts it.
     data.on_bad_label = "error"
+    # Turn images as their EXIF or TIFF tag says, as viewers and labelling tools show them; False
+    # takes the pixels as they are stored.
+    data.apply_orientation = True
 
     config.model = model = ConfigDict()
     # One of the names in `yogo_jax/detector/backbones.py`.

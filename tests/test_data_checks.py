@@ -10,7 +10,7 @@ from PIL import Image
 
 from runs import tiny_config
 from tiny_data import spoil_labels, write_dataset
-from yogo_jax.data.images import decode_image, stored_hw
+from yogo_jax.data.images import decode_image, header_hw
 from yogo_jax.data.shapes import stretch_of
 from yogo_jax.errors import UserError
 from yogo_jax.inspect import main as inspect_main
@@ -204,7 +204,11 @@ def test_the_header_says_the_size_of_what_is_decoded(tmp_path, suffix, orientati
         exif[0x0112] = orientation
     options = {} if suffix == ".bmp" or orientation is None else {"exif": exif}
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(path, **options)
-    assert stored_hw(path) == decode_image(path, rgb=False).shape[:2] == (20, 30)
+    turned = (30, 20) if suffix != ".bmp" and (orientation or 1) >= 5 else (20, 30)
+    for applied, expected in ((True, turned), (False, (20, 30))):
+        found = header_hw(path, apply_orientation=applied)
+        decoded = decode_image(path, rgb=False, apply_orientation=applied)
+        assert found == decoded.shape[:2] == expected
 
 
 # No split ---------------------------------------------------------------------------------------

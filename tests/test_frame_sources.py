@@ -251,6 +251,90 @@ def test_a_damaged_video_counts_the_frames_it_cannot_show(frames, tmp_path):
     assert shown >= 10
 
 
+CUT_VIDEOS = [
+    pytest.param("run.mkv", "ffv1", "gray", "declares 4.00 s", id="mkv"),
+    pytest.param("run.avi", "mjpeg", "yuvj420p", "declares 40 frames", id="avi"),
+    pytest.param("run.flv", "flv1", "yuv420p", "declares 4.00 s", id="flv"),
+]
+
+
+def read_video(path: Path) -> tuple[int, list[str]]:
+    """Frames that can be shown, and what is said of the others."""
+    source = VideoFrames(path, rgb=False)
+    shown, problems = 0, []
+    for index in range(1000):
+        try:
+            source.read(index)
+            shown += 1
+        except FrameError as error:
+            problems.append(str(error))
+        except EndOfFramesError:
+            break
+    source.close()
+    return shown, problems
+
+
+@pytest.mark.parametrize(("name", "codec", "pixel_format", "said"), CUT_VIDEOS)
+def test_a_video_that_is_cut_off_says_so(name, codec, pixel_format, said, frames, tmp_path):
+    path = tmp_path / name
+    save_video(path, np.repeat(frames, 8, axis=0), codec, pixel_format)
+    assert read_video(path) == (40, [])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    shown, problems = read_video(path)
+    assert 5 < shown < 35
+    assert f"{path}: the file {said}" in problems[-1]
+    assert "it is cut off: copy it again" in problems[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format"),
+    [
+        ("run.mp4", "mpeg4", "yuv420p"),
+        ("run.mov", "mjpeg", "yuvj420p"),
+        ("run.ts", "mpeg2video", "yuv420p"),
+        ("run.nut", "ffv1", "gray"),
+        ("run.webm", "libvpx", "yuv420p"),
+    ],
+)
+def test_of_a_whole_video_nothing_is_missing(name, codec, pixel_format, frames, tmp_path):
+    save_video(tmp_path / name, np.repeat(frames, 8, axis=0), codec, pixel_format)
+    assert read_video(tmp_path / name) == (40, [])
+
+
+def test_the_case_of_a_cut_video():
+    folder = Path(__file__).parents[2] / "shared" / "cases" / "truncated-video"
+    if not folder.is_dir():
+        pytest.skip("the shared cases are not here")
+    assert read_video(folder / "ffv1_gray.mkv") == (12, [])
+    shown, problems = read_video(folder / "cut.mkv")
+    assert shown in (7, 8)
+    assert len(problems) == 1
+
+
+@pytest.mark.parametrize("apply", [True, False], ids=["turned", "as stored"])
+def test_images_and_stacks_that_are_not_upright(apply, frames, tmp_path):
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(frames[0]).save(tmp_path / "a.jpg", quality=100, exif=tag)
+    first, *others = (Image.fromarray(frame) for frame in frames[1:3])
+    first.save(tmp_path / "b.tif", save_all=True, append_images=others, tiffinfo={0x0112: 6})
+    Image.fromarray(frames[3]).save(tmp_path / "c.png")
+    said: list[str] = []
+    source = open_images(str(tmp_path), rgb=False, apply_orientation=apply, say=said.append)
+    found = [source.read(index)[..., 0] for index in range(4)]
+    source.close()
+    for index in (1, 2):
+        expected = frames[index].T[:, ::-1] if apply else frames[index]
+        np.testing.assert_array_equal(found[index], expected)
+    assert found[0].shape == ((48, 32) if apply else (32, 48))
+    np.testing.assert_array_equal(found[3], frames[3])
+    (line,) = said
+    assert line.startswith("2 images have an orientation")
+    assert ("are turned" in line) == apply
+    other = open_images(str(tmp_path), rgb=False, apply_orientation=not apply, say=said.append)
+    assert other.identity != source.identity
+
+
 @pytest.mark.parametrize(
     ("shape", "chunks", "frame_hw", "expected"),
     [

@@ -1,8 +1,23 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from yogo_jax.data.images import is_image_name, read_image
+from damages import changed_byte, closed_by_end_marker, cut_short, zeros_within
+from yogo_jax.data import images
+from yogo_jax.data.images import (
+    decode_file,
+    decode_image,
+    is_image_name,
+    read_image,
+    resize_image,
+)
+from yogo_jax.data.orientation import find_oriented, orientation_lines, read_orientation
 from yogo_jax.errors import UserError
 
 
@@ -12,6 +27,19 @@ GRAY = RNG.integers(0, 256, HW, np.uint8)
 RGB = RNG.integers(0, 256, (*HW, 3), np.uint8)
 LUMA = np.round(RGB @ [0.299, 0.587, 0.114])  # ITU-R BT.601
 ORIENTATION = 0x0112
+# What makes the stored pixels the picture, by the EXIF standard: which sides of the picture its
+# stored first row and first column are.
+UPRIGHT = {
+    1: lambda stored: stored,  # top, left
+    2: lambda stored: stored[:, ::-1],  # top, right
+    3: lambda stored: stored[::-1, ::-1],  # bottom, right
+    4: lambda stored: stored[::-1],  # bottom, left
+    5: lambda stored: stored.T,  # left, top
+    6: lambda stored: stored.T[:, ::-1],  # right, top
+    7: lambda stored: stored.T[::-1, ::-1],  # right, bottom
+    8: lambda stored: stored.T[::-1],  # left, bottom
+}
+CASES = Path(__file__).parents[2] / "shared" / "cases"
 
 
 def save(tmp_path, image, name="a.png", **options):
@@ -110,13 +138,52 @@ def test_resize_interpolates_when_enlarging(tmp_path):
     ],
     ids=["tiff", "tiff_lzw", "png", "jpeg"],
 )
-def test_orientation_is_not_applied(tmp_path, name, options, orientation):
+@pytest.mark.parametrize("apply", [True, False], ids=["applied", "not applied"])
+def test_orientation(tmp_path, name, options, orientation, apply):
     y, x = np.mgrid[:6, :8]
-    image = Image.fromarray((20 * x + 12 * y).astype(np.uint8))
+    stored = (20 * x + 12 * y).astype(np.uint8)
+    image = Image.fromarray(stored)
     exif = image.getexif()
     exif[ORIENTATION] = orientation
     path = save(tmp_path, image, name, exif=exif, **options)
-    np.testing.assert_allclose(read(path)[..., 0], image, atol=3)
+    found = decode_image(path, rgb=False, apply_orientation=apply)[..., 0]
+    expected = UPRIGHT[orientation](stored) if apply else stored
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=3)
+    assert decode_file(path, rgb=False, apply_orientation=apply).orientation == orientation
+    assert read_orientation(str(path)) == orientation
+    resized = read_image(path, image_hw=HW, rgb=False, apply_orientation=apply)
+    np.testing.assert_array_equal(resized, resize_image(found[..., None], HW))
+
+
+def test_orientation_behind_the_pixels_of_a_png(tmp_path):
+    image = Image.fromarray(GRAY)
+    exif = image.getexif()
+    exif[ORIENTATION] = 6
+    path = save(tmp_path, image)
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    data, end = path.read_bytes()[:-12], path.read_bytes()[-12:]
+    path.write_bytes(data + png_chunk(b"eXIf", block) + end)
+    np.testing.assert_array_equal(decode_image(path, rgb=False)[..., 0], UPRIGHT[6](GRAY))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"], ids=["png", "jpeg"])
+def test_an_exif_block_that_cannot_be_read_turns_nothing(tmp_path, name):
+    path = save(tmp_path, Image.fromarray(GRAY), name, exif=b"Exif\0\0nothing of the kind")
+    assert decode_image(path, rgb=False).shape == (*HW, 1)
+
+
+def test_images_that_are_not_upright_are_found_and_told(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    plain = save(tmp_path, Image.fromarray(GRAY), "a.png")
+    turned = save(tmp_path, Image.fromarray(GRAY), "b.jpg", exif=exif)
+    paths = [str(plain), str(tmp_path / "missing.png"), str(turned)]
+    assert find_oriented(paths) == {2: 8}
+    assert orientation_lines(0, applied=True) == []
+    assert "1 image has an orientation" in orientation_lines(1, applied=True)[0]
+    assert "2 images have" in orientation_lines(2, applied=False)[0]
+    assert "data.apply_orientation is False" in orientation_lines(2, applied=False)[0]
 
 
 def test_suffix_does_not_decide(tmp_path):
@@ -124,18 +191,20 @@ def test_suffix_does_not_decide(tmp_path):
     np.testing.assert_array_equal(read(path.rename(tmp_path / "a.bmp"))[..., 0], GRAY)
 
 
+def png_chunk(kind, data):
+    crc = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + crc
+
+
 def png_16_bit_colour(path):
     """A 16-bit RGB PNG by hand, which Pillow cannot write."""
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + crc
-
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RGB.astype(np.uint16) * 257)
     header = struct.pack(">IIBBBBB", HW[1], HW[0], 16, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    body = (
+        png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(rows))
+        + png_chunk(b"IEND", b"")
+    )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
@@ -162,6 +231,21 @@ def test_16_bit_colour_is_refused(tmp_path):
         assert image.mode == "RGB"  # the trap: Pillow drops the lower bytes without a word
     with pytest.raises(UserError, match="expected 8 bits a channel"):
         read(tmp_path / "a.png", rgb=True)
+
+
+def test_signed_pixels_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GRAY.astype(np.int8), metadata=None)
+    with pytest.raises(UserError, match="signed pixels, -128 to 127; expected 0 to 255"):
+        read(tmp_path / "a.tif")
+
+
+def test_a_huge_image_is_not_called_damaged(tmp_path, monkeypatch):
+    path = save(tmp_path, Image.fromarray(GRAY))
+    monkeypatch.setattr(images.Image, "MAX_IMAGE_PIXELS", GRAY.size // 2 - 1)
+    with pytest.raises(UserError, match=r"an image of more than 46 px; .* cut it into parts") as at:
+        read(path)
+    assert "damaged" not in str(at.value)
+    assert "cannot be decoded" not in str(at.value)
 
 
 def test_stack_is_refused(tmp_path):
@@ -220,6 +304,117 @@ def test_damaged_files(tmp_path, kind, message, rgb):
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def picture(*, colour=False):
+    """A frame with structure of all sizes, as JPEG files of microscopes hold it."""
+    rng = np.random.default_rng(3)
+    shape = (30, 40, 3) if colour else (30, 40)
+    coarse = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+    smooth = np.asarray(coarse.resize((250, 190), Image.Resampling.BICUBIC)).astype(float)
+    return Image.fromarray((smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image, name, **options):
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+JPEGS = {
+    "gray": (False, {"quality": 90}),
+    "colour": (True, {"quality": 75}),
+    "colour_444": (True, {"quality": 95, "subsampling": 0}),
+    "colour_422": (True, {"quality": 60, "subsampling": 1}),
+    "colour_rgb": (True, {"quality": 90, "keep_rgb": True}),
+    "progressive": (False, {"quality": 90, "progressive": True}),
+    "progressive_colour": (True, {"quality": 90, "progressive": True}),
+    "restarts": (False, {"quality": 90, "restart_marker_rows": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("rgb", [False, True], ids=["gray", "rgb"])
+def test_intact_jpegs_have_the_pixels_that_pillow_gives(tmp_path, kind, rgb):
+    colour, options = JPEGS[kind]
+    path = save(tmp_path, picture(colour=colour), "a.jpg", **options)
+    with Image.open(path) as image:
+        if not rgb:
+            image.draft("L", image.size)  # the luma alone
+        expected = np.asarray(image.convert("RGB" if rgb else "L"))
+    found = decode_image(path, rgb=rgb)
+    np.testing.assert_array_equal(found if rgb else found[..., 0], expected)
+
+
+def caught(path, data, damage, count=60):
+    """Of so many damages, how many are refused; none of the rest changes the size."""
+    rng = np.random.default_rng(7)
+    path.write_bytes(data)
+    shape = decode_image(path, rgb=False).shape
+    refused = 0
+    for _ in range(count):
+        path.write_bytes(damage(data, rng))
+        try:
+            assert decode_image(path, rgb=False).shape == shape
+        except UserError:
+            refused += 1
+    return refused
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("damage", [cut_short, closed_by_end_marker])
+def test_a_jpeg_of_which_a_part_is_gone_is_refused(tmp_path, kind, damage):
+    colour, options = JPEGS[kind]
+    data = encoded(picture(colour=colour), "JPEG", **options)
+    assert caught(tmp_path / "a.jpg", data, damage) == 60
+
+
+def test_most_lost_sectors_of_a_jpeg_are_refused(tmp_path):
+    data = encoded(picture(), "JPEG", quality=90)
+    assert caught(tmp_path / "a.jpg", data, zeros_within) >= 50
+    # Of other bytes many make another picture that is as valid; nobody can see these.
+    assert caught(tmp_path / "a.jpg", data, changed_byte) >= 20
+
+
+def test_a_damaged_jpeg_of_print_colours_is_refused(tmp_path):
+    data = encoded(picture(colour=True).convert("CMYK"), "JPEG", quality=90)
+    assert caught(tmp_path / "a.jpg", data, closed_by_end_marker) == 60
+
+
+@pytest.mark.parametrize("damage", [cut_short, zeros_within, changed_byte])
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_deflate"])
+def test_damaged_deflate_in_tiff_is_refused(tmp_path, compression, damage):
+    data = encoded(picture(), "TIFF", compression=compression)
+    assert caught(tmp_path / "a.tif", data, damage) == 60
+
+
+def test_damaged_tiles_of_deflate_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    pixels = np.asarray(picture())
+    tifffile.imwrite(path, pixels, compression="zlib", tile=(64, 64), metadata=None)
+    np.testing.assert_array_equal(decode_image(path, rgb=False)[..., 0], pixels)
+    with tifffile.TiffFile(path) as tiff:
+        last = tiff.pages.first.dataoffsets[-1] + tiff.pages.first.databytecounts[-1]
+    data = bytearray(path.read_bytes())
+    data[last - 1] ^= 1  # the checksum alone
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged Deflate data"):
+        read(path)
+
+
+def test_damaged_jpeg_in_tiff_is_refused(tmp_path):
+    data = encoded(picture(), "TIFF", compression="jpeg")
+    assert caught(tmp_path / "a.tif", data, zeros_within) == 60
+
+
+def test_damaged_pictures_of_the_cases():
+    folder = CASES / "damaged-jpeg"
+    if not folder.is_dir():
+        pytest.skip("the shared cases are not here")
+    for name in ("0.jpg", "1.jpg", "2.jpg"):
+        assert decode_image(folder / "good" / name, rgb=False).shape == (772, 1032, 1)
+        with pytest.raises(UserError, match="cannot be decoded"):
+            decode_image(folder / "bad" / name, rgb=False)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "tiff", "bmp"], ids=str)

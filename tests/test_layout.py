@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "schema": {"errors"},
     "recipe": {"schema", "detector"},
     "config": {"errors", "schema", "recipe", "detector"},
-    "data": {"errors", "cache", "data"},
-    "output": {"errors", "detector", "output"},
+    "disk": set(),
+    "data": {"errors", "cache", "disk", "data"},
+    "output": {"errors", "disk", "detector", "output"},
     "evaluation": {"errors", "detector", "data", "output", "evaluation"},
     "training": {
         "cache",

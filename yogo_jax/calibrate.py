@@ -100,7 +100,9 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     records = getattr(splits, args.split)
     for line in splits.lines():
         print(line)
-    if (stretch := stretch_of(records.image_paths, metadata.model.image_hw)) is not None:
+    model = metadata.model
+    stretch = stretch_of(records.image_paths, model.image_hw, model.apply_orientation)
+    if stretch is not None:
         print(stretch)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")

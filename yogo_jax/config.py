@@ -37,6 +37,7 @@ class DataConfig:
     max_boxes: int
     min_box_area: float
     on_bad_label: str
+    apply_orientation: bool = True
 
     def __post_init__(self) -> None:
         require(bool(self.definition), "data.definition", "a path or 'synthetic'", self.definition)

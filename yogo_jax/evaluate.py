@@ -7,6 +7,7 @@ frames, and DIR/pictures/ with boxes found and true.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="images a device takes at a time; default: %(default)s",
     )
     add("--workers", type=int, default=0, help="processes that read images; default: threads")
+    add(
+        "--apply-orientation",
+        action=argparse.BooleanOptionalAction,
+        help="turn images as their EXIF or TIFF tag says, as viewers do; default: as the run did",
+    )
     add("--pictures", type=int, default=8, help="frames to draw; default: %(default)s")
     add("--obj-thresh", type=float, default=0.5, help="objectness above which a box counts")
     add("--iou-thresh", type=float, default=0.5, help="IoU above which a worse box is suppressed")
@@ -88,6 +94,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.data.orientation import find_oriented, orientation_lines
     from yogo_jax.data.shapes import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
@@ -112,8 +119,14 @@ def evaluate(args: argparse.Namespace) -> dict:
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
     spec = served_spec(metadata.model, image_hw=tuple(args.image_hw) if args.image_hw else None)
-    if (stretch := stretch_of(records.image_paths, spec.image_hw)) is not None:
+    if args.apply_orientation is not None:
+        spec = dataclasses.replace(spec, apply_orientation=args.apply_orientation)
+    turned = spec.apply_orientation
+    if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
         print(stretch)
+    oriented = len(find_oriented(records.image_paths))
+    for line in orientation_lines(oriented, applied=turned):
+        print(line)
     devices = Devices()
     print(f"{folder} on {devices}")
     thresholds = Thresholds(args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)

@@ -102,13 +102,21 @@ def open_source(args: argparse.Namespace, served: "Served") -> "FrameSource":
             sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes
         # A pattern may match the pictures of the run that is gone on with.
         own = args.output / "pictures"
-        return open_images(args.images, rgb=served.rgb, lines=sys.stdin, leave_out=own)
+        given = args.apply_orientation
+        return open_images(
+            args.images,
+            rgb=served.rgb,
+            apply_orientation=served.apply_orientation if given is None else given,
+            lines=sys.stdin,
+            leave_out=own,
+        )
     if args.zarr is not None:
         from yogo_jax.data.zarr_frames import ZarrFrames
 
         sizes = (served.image_hw, *([served.frame_hw] if served.frame_hw else []))
         store = ZarrFrames(args.zarr, rgb=served.rgb, layout=args.zarr_layout, frame_hw=sizes)
-        print(f"{args.zarr}: {store.count} frames, axes {store.layout}")
+        more = f"; {store.unwritten} more were never written" if store.unwritten else ""
+        print(f"{args.zarr}: {store.count} frames, axes {store.layout}{more}")
         return store
     from yogo_jax.data.video_frames import VideoFrames
 

@@ -8,6 +8,7 @@ DIR/suspects.csv list the labels that it contradicts. Findings are no failure: t
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=40,
         help="findings of a kind on the page, and labels ranked by loss; default: %(default)s",
+    )
+    add(
+        "--apply-orientation",
+        action=argparse.BooleanOptionalAction,
+        help="turn images as their EXIF or TIFF tag says, as viewers do; default: as the "
+        "checkpoint's run did, else yes",
     )
     grid = parser.add_argument_group("grid", "on which boxes are binned: where two share a cell")
     grid.add_argument("--architecture", help="network of the grid; default: base_model")
@@ -126,6 +133,12 @@ def inspect(args: argparse.Namespace) -> "Inspection":
 
     folder = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
     metadata = None if folder is None else read_metadata(folder)
+    apply_orientation = args.apply_orientation
+    if apply_orientation is None:
+        apply_orientation = metadata is None or metadata.model.apply_orientation
+    if metadata is not None:
+        model = dataclasses.replace(metadata.model, apply_orientation=apply_orientation)
+        metadata = dataclasses.replace(metadata, model=model)
     image_hw = tuple(args.image_hw) if args.image_hw else NATIVE_IMAGE_HW
     if metadata is not None:
         image_hw = metadata.model.image_hw
@@ -149,11 +162,12 @@ def inspect(args: argparse.Namespace) -> "Inspection":
             choose_grid=grid_chooser(args, metadata),
             workers=args.workers or default_workers(),
             on_start=on_start,
+            apply_orientation=apply_orientation,
         )
     print(format_inspection(inspection))
     trained_hw = None if inspection.grid is None else inspection.grid.image_hw
     paths = inspection.used["train"].image_paths
-    if trained_hw and (stretch := stretch_of(paths, trained_hw)) is not None:
+    if trained_hw and (stretch := stretch_of(paths, trained_hw, apply_orientation)) is not None:
         print(stretch)
     suspects = None
     if folder is not None and metadata is not None:

@@ -12,6 +12,7 @@ References:
   Indyk and Motwani 1998, Approximate nearest neighbors, STOC (bands, there "tables").
 """
 
+import functools
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,9 @@ def near_groups(scanned: ScannedImages, *, workers: int) -> list[DuplicateGroup]
     )
     pairs, _ = candidate_pairs(centred(scanned.coarse[chosen].astype(np.float32)))
     centre = scanned.fine_mean if len(chosen) >= LEAST_TO_CENTRE else 0 * scanned.fine_mean
+    correlate = fine_correlation
+    if not scanned.apply_orientation:
+        correlate = functools.partial(fine_correlation, apply_orientation=False)
     forest = _Forest()
     failures: Counter[int] = Counter()
     # Some pairs at a time: those that were meanwhile made needless by a link, or hopeless by
@@ -95,7 +99,7 @@ def near_groups(scanned: ScannedImages, *, workers: int) -> list[DuplicateGroup]
             if not hopeless and forest.root(pair[0]) != forest.root(pair[1]):
                 some.append(pair)
         measured = in_threads(
-            lambda pair: fine_correlation(scanned.paths[pair[0]], scanned.paths[pair[1]], centre),
+            lambda pair: correlate(scanned.paths[pair[0]], scanned.paths[pair[1]], centre),
             some,
             workers,
         )
@@ -187,7 +191,13 @@ def _in_one_bucket(
             yield order[rows], order[rows + offset]
 
 
-def fine_correlation(first: str, second: str, centre: Float[np.ndarray, " fine"]) -> float:
+def fine_correlation(
+    first: str,
+    second: str,
+    centre: Float[np.ndarray, " fine"],
+    *,
+    apply_orientation: bool = True,
+) -> float:
     """Correlation of the 64x64 reduced forms of two image files, each less `centre`.
 
     It is 0 if one has gone, or has nothing that the centre does not have, too.
@@ -195,7 +205,8 @@ def fine_correlation(first: str, second: str, centre: Float[np.ndarray, " fine"]
     forms = []
     for path in (first, second):
         try:
-            fine = reduce_pixels(decode_file(path, rgb=False).pixels)
+            decoded = decode_file(path, rgb=False, apply_orientation=apply_orientation)
+            fine = reduce_pixels(decoded.pixels)
         except UserError:
             return 0.0
         if fine is None:

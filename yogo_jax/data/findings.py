@@ -52,6 +52,11 @@ KINDS = {
         "images that cannot be read",
         "Copy them again or convert them: a training stops when it meets one.",
     ),
+    "oriented_image": Kind(
+        "images with an orientation (EXIF or TIFF tag)",
+        "Look whether the boxes fit the picture: viewers turn such an image, and so does a "
+        "training unless --config.data.apply_orientation=False.",
+    ),
     "empty_training_split": Kind(
         "a training split without images",
         "Add data under dataset_paths, or raise the train fraction.",

@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from yogo_jax.data.images import TiffStack, decode_image, is_image_name
+from yogo_jax.data.orientation import find_oriented, orientation_lines
+from yogo_jax.data.tiff_frames import TiffFrame, tiff_frames
 from yogo_jax.errors import UserError
 
 
@@ -71,61 +73,84 @@ class FrameSource(Protocol):
 
 
 class _Item(NamedTuple):
-    """One image file, or one page of one; `pages` is 0 for a file that is no stack."""
+    """One image file, or one frame of a TIFF stack, of which `frame` says where it lies."""
 
     path: str
     name: str
-    page: int
-    pages: int
+    number: int = 0
+    frame: TiffFrame | None = None
 
 
 class ImageFiles:
-    """Image files; every page of a TIFF stack is a frame.
+    """Image files; each frame of a TIFF stack is one.
 
     Args:
       paths: of the files, in order.
       root: the folder that names are relative to.
       title: see `FrameSource`.
       rgb: three channels instead of one.
+      apply_orientation: turn the pixels as their EXIF or TIFF tag says.
     """
 
     in_order = False
 
-    def __init__(self, paths: Iterable[str], *, root: str, title: str, rgb: bool) -> None:
+    def __init__(
+        self,
+        paths: Iterable[str],
+        *,
+        root: str,
+        title: str,
+        rgb: bool,
+        apply_orientation: bool = True,
+    ) -> None:
         self.title = title
         self._rgb = rgb
+        self._apply_orientation = apply_orientation
+        paths = [*paths]
+        # Files that are not stored upright.
+        self.oriented = len(find_oriented(paths))
         self._items: list[_Item] = []
         self._stacks: OrderedDict[str, TiffStack] = OrderedDict()
         self._lock = threading.Lock()
         digest = hashlib.sha256()
         for path in paths:
             name = _as_text(Path(os.path.relpath(path, root)).as_posix())
-            pages = _count_pages(path)
-            self._items += [_Item(path, name, page, pages) for page in range(max(pages, 1))]
+            stack = _stack_of(path)
+            if stack:
+                self._items += [_Item(path, name, i, frame) for i, frame in enumerate(stack)]
+            else:
+                self._items.append(_Item(path, name))
             size = os.path.getsize(path) if os.path.isfile(path) else -1
-            digest.update(f"{name}\0{size}\0{pages}\n".encode())
+            digest.update(f"{name}\0{size}\0{len(stack)}\n".encode())
         self.count: int | None = len(self._items)
         self.identity = {"images": os.path.abspath(root), "files": digest.hexdigest()}
+        if self.oriented:
+            done = "turned" if apply_orientation else "not turned"
+            self.identity["orientation"] = f"{self.oriented} files {done}"
 
     def name(self, index: int) -> str:
-        """The file's path below the root, and the page if it has several."""
+        """The file's path below the root, and the number of the frame if it has several."""
         item = self._items[index]
-        return f"{item.name}[{item.page}]" if item.pages else item.name
+        return item.name if item.frame is None else f"{item.name}[{item.number}]"
 
     def stem(self, index: int) -> str:
         """The same without the suffix."""
         item = self._items[index]
         stem = Path(item.name).with_suffix("").as_posix()
-        return f"{stem}_{item.page:06d}" if item.pages else stem
+        return stem if item.frame is None else f"{stem}_{item.number:06d}"
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
-        """The pixels of a file or page."""
+        """The pixels of a file, or of one of its frames."""
         item = self._items[index]
         try:
-            if not item.pages:
-                return decode_image(item.path, rgb=self._rgb)
+            if item.frame is None:
+                return decode_image(
+                    item.path, rgb=self._rgb, apply_orientation=self._apply_orientation
+                )
             with self._lock:
-                return self._stack(item.path).read(item.page, rgb=self._rgb)
+                return self._stack(item.path).read(
+                    item.frame, rgb=self._rgb, apply_orientation=self._apply_orientation
+                )
         except UserError as error:
             raise FrameError(_as_text(str(error))) from None
         except OSError as error:
@@ -150,22 +175,22 @@ def _as_text(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def _count_pages(path: str) -> int:
-    """Pages of a TIFF stack; 0 for all else, what cannot be opened too."""
+def _stack_of(path: str) -> list[TiffFrame]:
+    """Frames of a TIFF stack; none for all else, what cannot be opened too."""
     if not path.lower().endswith(_STACK_SUFFIXES):
-        return 0
+        return []
     try:
-        stack = TiffStack(path)
-    except (UserError, OSError):
-        return 0
-    stack.close()
-    return stack.pages if stack.pages > 1 else 0
+        frames = tiff_frames(path)
+    except Exception:  # reading it as an image says why
+        return []
+    return frames if len(frames) > 1 else []
 
 
 def open_images(
     where: str,
     *,
     rgb: bool,
+    apply_orientation: bool = True,
     lines: Iterable[str] = (),
     leave_out: Path | None = None,
     say: Callable[[str], None] = print,
@@ -175,17 +200,29 @@ def open_images(
     Args:
       where: a file, a folder, a pattern with `*`, `?` or `[`, or `-` for a list.
       rgb: three channels instead of one.
+      apply_orientation: turn the pixels as their EXIF or TIFF tag says.
       lines: the list, one path a line.
-      say: is told what was left out.
+      say: is told what was left out, and what is turned.
 
     Raises:
       UserError: there is nothing of the kind, or no image in it.
     """
+    files, root, title = _files_of(where, lines, leave_out, say)
+    source = ImageFiles(files, root=root, title=title, rgb=rgb, apply_orientation=apply_orientation)
+    for line in orientation_lines(source.oriented, applied=apply_orientation):
+        say(line)
+    return source
+
+
+def _files_of(
+    where: str, lines: Iterable[str], leave_out: Path | None, say: Callable[[str], None]
+) -> tuple[list[str], str, str]:
+    """The files of `open_images`, the folder that names are relative to, and a title."""
     if where == "-":
         paths = [path for line in lines if (path := line.rstrip("\r\n")).strip()]
         if not paths:
             raise UserError("--images -: expected one path a line on standard input, found none")
-        return ImageFiles(paths, root=_common_folder(paths), title="stdin", rgb=rgb)
+        return paths, _common_folder(paths), "stdin"
     if os.path.isdir(where):
         entries = sorted(Path(where).iterdir())
         names = [entry.name for entry in entries if entry.is_file()]
@@ -196,9 +233,9 @@ def open_images(
             raise UserError(f"--images {where}: no image in this folder{hint}")
         _tell_left_out(len(names) - len(images), say)
         paths = [os.path.join(where, name) for name in images]
-        return ImageFiles(paths, root=where, title=_title(where), rgb=rgb)
+        return paths, where, _title(where)
     if os.path.isfile(where):
-        return ImageFiles([where], root=os.path.dirname(where), title=_title(where), rgb=rgb)
+        return [where], os.path.dirname(where), _title(where)
     if not glob.has_magic(where):
         raise UserError(f"--images {where}: does not exist; expected an image, a folder, a pattern")
     found = sorted(
@@ -212,7 +249,7 @@ def open_images(
         raise UserError(f"--images '{where}': no image matches this pattern")
     _tell_left_out(len(found) - len(images), say)
     root = _common_folder(images)
-    return ImageFiles(images, root=root, title=_title(root), rgb=rgb)
+    return images, root, _title(root)
 
 
 def _common_folder(paths: list[str]) -> str:

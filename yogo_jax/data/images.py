@@ -1,28 +1,27 @@
 """Image files as uint8 arrays."""
 
 import os
+import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from yogo_jax.data.orientation import TURN, UNDO_TURN, UPRIGHT, orientation_of
+from yogo_jax.data.strict_decoding import check_jpeg, check_tiff_page, decode_jpeg, tag_values
+from yogo_jax.data.tiff_frames import TiffFrame, tiff_frames
 from yogo_jax.errors import UserError
 
+
+# Pillow refuses what is twice as large as it warns of; one limit, which is told, is enough.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 # Content decides, not the suffix; Pillow's other decoders (some start programs) are left out.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-UNDO_TRANSPOSITION = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
+_SAMPLE_FORMAT, _SIGNED = 339, 2  # a tag of TIFF files, and its value for whole numbers with a sign
 
 
 def is_image_name(name: str) -> bool:
@@ -31,29 +30,36 @@ def is_image_name(name: str) -> bool:
 
 
 def read_image(
-    path: Path | str, *, image_hw: tuple[int, int], rgb: bool
+    path: Path | str, *, image_hw: tuple[int, int], rgb: bool, apply_orientation: bool = True
 ) -> UInt8[np.ndarray, "h w c"]:
     """One image as gray (c = 1) or RGB (c = 3) of `image_hw`, resized if its size differs.
 
     See `decode_image` and `resize_image`.
 
     Raises:
-      UserError: if the file is missing, undecodable, a stack, or not of 8 bits a channel.
+      UserError: if the file is missing, damaged, a stack, or not of 8 bits a channel.
     """
-    return resize_image(decode_image(path, rgb=rgb), image_hw)
+    return resize_image(decode_image(path, rgb=rgb, apply_orientation=apply_orientation), image_hw)
 
 
-def decode_image(path: Path | str, *, rgb: bool) -> UInt8[np.ndarray, "h w c"]:
+def decode_image(
+    path: Path | str, *, rgb: bool, apply_orientation: bool = True
+) -> UInt8[np.ndarray, "h w c"]:
     """One image as gray (c = 1) or RGB (c = 3), of the size that it has.
 
-    Pixels stay as they are stored, because labels are drawn on them: an EXIF orientation is not
-    applied, and transparency is dropped. Colour becomes gray as the luma of ITU-R BT.601, for a
-    JPEG its stored luma.
+    Transparency is dropped. Colour becomes gray as the luma of ITU-R BT.601, for a JPEG its stored
+    luma.
+
+    Args:
+      path: of the file; its content decides what it is, not its suffix.
+      rgb: three channels instead of one.
+      apply_orientation: turn the pixels as the file's EXIF or TIFF tag says, as viewers and
+        labelling tools do; False keeps them as they are stored.
 
     Raises:
-      UserError: if the file is missing, undecodable, a stack, or not of 8 bits a channel.
+      UserError: if the file is missing, damaged, a stack, or not of 8 bits a channel.
     """
-    return _as_array(decode_file(path, rgb=rgb).pixels)
+    return _as_array(decode_file(path, rgb=rgb, apply_orientation=apply_orientation).pixels)
 
 
 class DecodedImage(NamedTuple):
@@ -61,21 +67,27 @@ class DecodedImage(NamedTuple):
 
     pixels: Image.Image
     stored_as: str  # such as "PNG L" or "JPEG RGB": format, and Pillow's name of the pixels
+    orientation: int  # 1 for upright, else what the pixels were or were not turned by
 
 
-def decode_file(path: Path | str, *, rgb: bool) -> DecodedImage:
+def decode_file(path: Path | str, *, rgb: bool, apply_orientation: bool = True) -> DecodedImage:
     """As `decode_image`, with what the file says of itself."""
+    decoded = None
     try:
         # Given the path, Pillow maps some TIFF files, and wrongly if their tag says rotated.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            problem = _stack_problem(image) or _depth_problem(image)
-            stored_as = f"{image.format} {image.mode}"
-            pixels = None if problem else _decode(image, rgb)
+            frames = _frames_of(path, image)
+            problem = _stack_problem(frames)
+            if problem is None:
+                image.seek(frames[0].page)
+                problem = _depth_problem(image)
+            if problem is None:
+                decoded = _decode(image, file, rgb, apply_orientation)
     except Exception as error:  # decoders raise nearly anything for damaged files
         raise UserError(f"{path}: {_reason(path, error)}") from None
-    if pixels is None:
+    if decoded is None:
         raise UserError(f"{path}: {problem}")
-    return DecodedImage(pixels, stored_as)
+    return decoded
 
 
 def resize_image(
@@ -88,20 +100,23 @@ def resize_image(
     return _as_array(pixels.resize((image_hw[1], image_hw[0]), Image.Resampling.BILINEAR))
 
 
-def stored_hw(path: Path | str) -> tuple[int, int] | None:
+def header_hw(path: Path | str, *, apply_orientation: bool = True) -> tuple[int, int] | None:
     """Rows and columns of an image by its header, as `decode_image` gives it; None without one."""
     try:
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             # Pillow turns TIFF files by their tag; `decode_image` does not.
             tags = getattr(image, "tag_v2", None)
             width, height = image.size if tags is None else (tags[256], tags[257])
+            # From 5 on, height and width change places.
+            if apply_orientation and orientation_of(image, file) >= 5:
+                width, height = height, width
     except Exception:  # decoders raise nearly anything for damaged files
         return None
     return int(height), int(width)
 
 
 class TiffStack:
-    """A TIFF file of several pages, read in any order and by one thread at a time.
+    """A TIFF file of several frames, read in any order and by one thread at a time.
 
     It stays open, because to find a page is to go through all those before it.
 
@@ -114,26 +129,50 @@ class TiffStack:
         self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
         try:
             self._image = Image.open(self._file, formats=("TIFF",))
-            self.pages: int = getattr(self._image, "n_frames", 1)
         except Exception as error:
             self._file.close()
             raise UserError(f"{path}: {_reason(path, error)}") from None
 
-    def read(self, page: int, *, rgb: bool) -> UInt8[np.ndarray, "h w c"]:
-        """One page, as `decode_image` reads a file.
+    def read(
+        self, frame: TiffFrame, *, rgb: bool, apply_orientation: bool = True
+    ) -> UInt8[np.ndarray, "h w c"]:
+        """One frame, as `decode_image` reads a file.
+
+        Args:
+          frame: one of `tiff_frames` of this file.
+          rgb: three channels instead of one.
+          apply_orientation: see `decode_image`.
 
         Raises:
           UserError: it cannot be decoded, or is not of 8 bits a channel.
         """
+        where = f"{self._path}, page {frame.page}"
+        if frame.problem is not None:
+            raise UserError(f"{self._path}: {frame.problem}")
+        decoded = None
         try:
-            self._image.seek(page)
-            problem = _depth_problem(self._image)
-            pixels = None if problem else _decode(self._image, rgb)
+            image = self._at(frame)
+            problem = _depth_problem(image)
+            if problem is None:
+                decoded = _decode(image, self._file, rgb, apply_orientation)
         except Exception as error:
-            raise UserError(f"{self._path}, page {page}: {_reason(self._path, error)}") from None
-        if pixels is None:
-            raise UserError(f"{self._path}, page {page}: {problem}")
-        return _as_array(pixels)
+            raise UserError(f"{where}: {_reason(self._path, error)}") from None
+        if decoded is None:
+            raise UserError(f"{where}: {problem}")
+        return _as_array(decoded.pixels)
+
+    def _at(self, frame: TiffFrame) -> Image.Image:
+        """The opened file, as if it held this frame alone."""
+        if not frame.skipped_bytes:
+            self._image.seek(frame.page)
+            return self._image
+        self._file.seek(0)
+        image = Image.open(self._file, formats=("TIFF",))
+        image.seek(frame.page)
+        image.tile = [
+            tile._replace(offset=tile.offset + frame.skipped_bytes) for tile in image.tile
+        ]
+        return image
 
     def close(self) -> None:
         """Closes the file."""
@@ -146,13 +185,22 @@ def _as_array(pixels: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def _stack_problem(image: Image.Image) -> str | None:
-    """Why an image that could be opened is not one image, or None."""
-    frames = getattr(image, "n_frames", 1)
+def _frames_of(path: Path | str, image: Image.Image) -> list[TiffFrame]:
+    """The frames of a file that could be opened."""
+    if image.format == "TIFF":
+        return tiff_frames(path)
     # MPO is a JPEG photograph with previews after it.
-    if frames > 1 and image.format != "MPO":
-        return f"a stack of {frames} images; expected one image a file; save the pages separately"
-    return None
+    count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    return [TiffFrame(index) for index in range(count)]
+
+
+def _stack_problem(frames: list[TiffFrame]) -> str | None:
+    """Why the frames of a file are not one image, or None."""
+    if len(frames) > 1:
+        return (
+            f"a stack of {len(frames)} images; expected one image a file; save the pages separately"
+        )
+    return frames[0].problem
 
 
 def _depth_problem(image: Image.Image) -> str | None:
@@ -164,6 +212,8 @@ def _depth_problem(image: Image.Image) -> str | None:
             f"16-bit, 32-bit or float pixels (mode {image.mode}); expected 8 bits a channel; scale "
             "the values to 0..255 and save as 8 bit"
         )
+    if _SIGNED in tag_values(image, _SAMPLE_FORMAT):
+        return "signed pixels, -128 to 127; expected 0 to 255; add 128 and save as unsigned 8 bit"
     return None
 
 
@@ -172,18 +222,40 @@ def _texts(arguments: object) -> list[str]:
     return [part for part in parts if isinstance(part, str)]
 
 
-def _decode(image: Image.Image, rgb: bool) -> Image.Image:
-    orientation = image.getexif().get(0x0112) if image.format == "TIFF" else None
-    if not rgb and image.format in {"JPEG", "MPO"}:
-        image.draft("L", image.size)  # decodes the luma alone: same pixels, less work
-    image.load()
-    if orientation in UNDO_TRANSPOSITION:  # Pillow applies the tag of TIFF files, and only these
-        image = image.transpose(UNDO_TRANSPOSITION[orientation])
-    image.info.pop("transparency", None)
-    if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA"}:
-        image = image.convert("RGB")  # CMYK, YCbCr and others have no direct way to gray
+def _decode(image: Image.Image, file: BinaryIO, rgb: bool, apply_orientation: bool) -> DecodedImage:
+    stored_as = f"{image.format} {image.mode}"
+    orientation = orientation_of(image, file)
+    pixels = _strictly_decoded(image, file, rgb)
+    # Pillow turns TIFF files while it reads them, and only these.
+    is_turned = image.format == "TIFF"
+    if orientation != UPRIGHT and is_turned != apply_orientation:
+        pixels = pixels.transpose((UNDO_TURN if is_turned else TURN)[orientation])
+    pixels.info.pop("transparency", None)
+    if pixels.mode not in {"1", "L", "LA", "P", "RGB", "RGBA"}:
+        pixels = pixels.convert("RGB")  # CMYK, YCbCr and others have no direct way to gray
     mode = "RGB" if rgb else "L"
-    return image if image.mode == mode else image.convert(mode)
+    pixels = pixels if pixels.mode == mode else pixels.convert(mode)
+    return DecodedImage(pixels, stored_as, orientation)
+
+
+def _strictly_decoded(image: Image.Image, file: BinaryIO, rgb: bool) -> Image.Image:
+    """All pixels of an opened image.
+
+    Raises:
+      ValueError: its data is damaged.
+    """
+    if image.format in {"JPEG", "MPO"}:
+        file.seek(0)
+        data = file.read()
+        if image.mode in {"L", "RGB"}:
+            pixels = decode_jpeg(data, rgb=rgb)
+            return Image.fromarray(pixels if rgb else pixels[..., 0])
+        # Of the colours of print Pillow knows more.
+        check_jpeg(data)
+    elif image.format == "TIFF":
+        check_tiff_page(image, file)
+    image.load()
+    return image
 
 
 def _reason(path: Path | str, error: Exception) -> str:
@@ -192,6 +264,11 @@ def _reason(path: Path | str, error: Exception) -> str:
         return "does not exist; expected an image"
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "the file is empty (0 bytes); expected an image; copy it again or remove it"
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"an image of more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} px; expected a frame of a "
+            "microscope; cut it into parts"
+        )
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in PNG, JPEG, TIFF or BMP format; convert it or remove it"
     if isinstance(error, OSError) and error.strerror:

@@ -67,6 +67,7 @@ def inspect_data(
     choose_grid: Callable[[tuple[int, int] | None], Grid | None],
     workers: int,
     on_start: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
+    apply_orientation: bool = True,
 ) -> Inspection:
     """Looks at the images and labels of a definition.
 
@@ -76,6 +77,7 @@ def inspect_data(
       choose_grid: the grid, given the size of most images (None if none could be read).
       workers: threads that decode images.
       on_start: is given the number of images, and returns what is to be called after each.
+      apply_orientation: turn images as their EXIF or TIFF tag says.
 
     Raises:
       UserError: a folder cannot be read.
@@ -83,7 +85,12 @@ def inspect_data(
     data = collect(definition)
     paths = [path for split in data.splits.values() for path in split.records.image_paths]
     paths += data.unlabelled
-    scanned = scan_images(paths, workers=workers, advance=on_start(len(paths)))
+    scanned = scan_images(
+        paths,
+        workers=workers,
+        advance=on_start(len(paths)),
+        apply_orientation=apply_orientation,
+    )
     grid = choose_grid(usual_size(scanned))
     used = {
         name: split.records.with_boxes(large_enough(split.records, min_box_area))
@@ -92,7 +99,8 @@ def inspect_data(
     collector = _Collector()
     for finding in data.findings:
         collector.add(finding, most=None)
-    for finding in (*_unreadable(scanned), *_classes(definition.class_names, used)):
+    of_images = (*_unreadable(scanned), *_oriented(scanned))
+    for finding in (*of_images, *_classes(definition.class_names, used)):
         collector.add(finding)
     for finding in small_classes(data.splits["train"].records, used["train"]):
         collector.add(finding)
@@ -139,6 +147,19 @@ class _Collector:
 def _unreadable(scanned: ScannedImages) -> Iterator[Finding]:
     for i, problem in scanned.problems.items():
         yield Finding("unreadable_image", scanned.paths[i], problem)
+
+
+def _oriented(scanned: ScannedImages) -> Iterator[Finding]:
+    done = "the pixels are turned by it" if scanned.apply_orientation else "it is not applied"
+    for i, orientation in scanned.orientations.items():
+        path = scanned.paths[i]
+        yield Finding(
+            "oriented_image",
+            path,
+            f"orientation {orientation}: {done}",
+            (path,),
+            values={"orientation": orientation},
+        )
 
 
 def _classes(class_names: tuple[str, ...], used: dict[str, Records]) -> Iterator[Finding]:

@@ -25,16 +25,18 @@ from typing import TextIO
 
 import numpy as np
 import PIL
+import simplejpeg
 from jaxtyping import UInt8
 
 from yogo_jax.cache import cache_folder
 from yogo_jax.data.images import read_image
 from yogo_jax.data.workers import leave_with_parent, signals_held_back
+from yogo_jax.disk import reserve_space
 from yogo_jax.errors import UserError
 
 
 # Raised whenever the same file would be decoded to other pixels.
-_VERSION = 1
+_VERSION = 2
 # Images that a worker decodes at a time: enough to be worth the way, few enough to see it move.
 _CHUNK = 16
 _READERS = 8
@@ -86,20 +88,27 @@ class CannotPackError(UserError):
     """Images cannot be packed here: no room, or no folder to write to. They can be decoded."""
 
 
-def find_pack(paths: Sequence[str], *, image_hw: tuple[int, int], rgb: bool) -> PackedImages:
+def find_pack(
+    paths: Sequence[str],
+    *,
+    image_hw: tuple[int, int],
+    rgb: bool,
+    apply_orientation: bool = True,
+) -> PackedImages:
     """The pack of these images as `read_image` gives them, made or not.
 
     Args:
       paths: of the image files.
       image_hw: that they are resized to.
       rgb: three channels instead of one.
+      apply_orientation: turn them as their EXIF or TIFF tag says.
 
     Raises:
       UserError: an image cannot be read.
       CannotPackError: the cache folder cannot be written.
     """
     with _as_cannot_pack(cache_folder()):
-        key = _content_key(paths, image_hw, rgb)
+        key = _content_key(paths, image_hw, rgb, apply_orientation)
     return PackedImages(cache_folder() / "packs" / key / "images.npy")
 
 
@@ -111,6 +120,7 @@ def make_pack(
     rgb: bool,
     workers: int,
     tell: Tell,
+    apply_orientation: bool = True,
 ) -> None:
     """Decodes the images into their pack, unless another process has done so meanwhile.
 
@@ -124,6 +134,7 @@ def make_pack(
       rgb: three channels instead of one.
       workers: processes that decode; 0 decodes in threads of this one.
       tell: called every few images.
+      apply_orientation: turn them as their EXIF or TIFF tag says.
 
     Raises:
       UserError: an image cannot be read.
@@ -135,7 +146,9 @@ def make_pack(
         lock = (folder / "lock").open("w")
     with lock, _only_one(lock, folder, functools.partial(tell, 0, len(paths))):
         if not packed.made:
-            decode = functools.partial(read_image, image_hw=image_hw, rgb=rgb)
+            decode = functools.partial(
+                read_image, image_hw=image_hw, rgb=rgb, apply_orientation=apply_orientation
+            )
             shape = (len(paths), *image_hw, 3 if rgb else 1)
             _build(packed.path, shape, lambda partial: _fill(partial, paths, decode, workers, tell))
 
@@ -189,9 +202,7 @@ def _build(path: Path, shape: tuple[int, ...], fill: Callable[[Path], None]) -> 
         with _as_cannot_pack(path.parent):
             array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             del array
-            with partial.open("r+b") as file:
-                # Else a disk that fills up would kill the process with a bus error.
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(partial))
+            reserve_space(partial)
         fill(partial)
         with _as_cannot_pack(path.parent):
             partial.replace(path)
@@ -237,9 +248,12 @@ def _fill_chunk(partial: Path, decode: Decode, start: int, paths: list[str]) -> 
     return len(paths)
 
 
-def _content_key(paths: Sequence[str], image_hw: tuple[int, int], rgb: bool) -> str:
+def _content_key(
+    paths: Sequence[str], image_hw: tuple[int, int], rgb: bool, apply_orientation: bool
+) -> str:
     """The digest that names a pack; contents are read again only of files that have changed."""
-    settings = json.dumps([_VERSION, PIL.__version__, *image_hw, rgb])
+    decoders = [PIL.__version__, simplejpeg.__version__]
+    settings = json.dumps([_VERSION, *decoders, *image_hw, rgb, apply_orientation])
     stats = hashlib.sha256(settings.encode())
     for path in paths:
         try:

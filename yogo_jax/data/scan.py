@@ -4,6 +4,7 @@ Images are decoded in threads (decoders let go of Python's lock) and let go of a
 is some 600 bytes an image.
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float16, Float32, Float64
 from PIL import Image
 
 from yogo_jax.data.images import decode_file
+from yogo_jax.data.orientation import UPRIGHT
 from yogo_jax.errors import UserError
 
 
@@ -38,6 +40,7 @@ class Look(NamedTuple):
     stored_as: str = ""
     digest: bytes = b""
     fine: Float32[np.ndarray, " fine"] | None = None
+    orientation: int = UPRIGHT
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,8 @@ class ScannedImages:
       digests: of the bytes of each file; b"" where it cannot be read.
       coarse: reduced pixels of each with mean 0 and norm 1; zeros where nothing can be compared.
       fine_mean: mean of the fine reduced forms of all images that can be compared.
+      orientations: index -> orientation of those images that are not stored upright.
+      apply_orientation: whether images were turned by it; sizes are those after the turn.
     """
 
     paths: tuple[str, ...]
@@ -61,6 +66,8 @@ class ScannedImages:
     digests: list[bytes]
     coarse: Float16[np.ndarray, "n coarse"]
     fine_mean: Float64[np.ndarray, " fine"]
+    orientations: dict[int, int]
+    apply_orientation: bool
 
     @property
     def comparable(self) -> Bool[np.ndarray, " n"]:
@@ -69,7 +76,11 @@ class ScannedImages:
 
 
 def scan_images(
-    paths: Sequence[str], *, workers: int, advance: Callable[[], None] = lambda: None
+    paths: Sequence[str],
+    *,
+    workers: int,
+    advance: Callable[[], None] = lambda: None,
+    apply_orientation: bool = True,
 ) -> ScannedImages:
     """Looks at each image once.
 
@@ -77,17 +88,22 @@ def scan_images(
       paths: image files, labelled or not.
       workers: threads.
       advance: called after each image.
+      apply_orientation: turn images as their EXIF or TIFF tag says.
     """
     n = len(paths)
     problems: dict[int, str] = {}
+    orientations: dict[int, int] = {}
     images_hw, stored_as, digests = [], [], []
     coarse = np.zeros((n, COARSE * COARSE), np.float16)
     total, comparable = np.zeros(FINE * FINE), 0
     # Equal texts are kept once, not once an image.
     names: dict[str, str] = {}
-    for i, look in enumerate(in_threads(look_at, paths, workers)):
+    look_at_each = functools.partial(look_at, apply_orientation=apply_orientation)
+    for i, look in enumerate(in_threads(look_at_each, paths, workers)):
         if look.problem is not None:
             problems[i] = look.problem
+        if look.orientation != UPRIGHT:
+            orientations[i] = look.orientation
         images_hw.append(look.image_hw)
         stored_as.append(names.setdefault(look.stored_as, look.stored_as))
         digests.append(look.digest)
@@ -97,18 +113,36 @@ def scan_images(
             comparable += 1
         advance()
     fine_mean = total / max(comparable, 1)
-    return ScannedImages(tuple(paths), problems, images_hw, stored_as, digests, coarse, fine_mean)
+    return ScannedImages(
+        paths=tuple(paths),
+        problems=problems,
+        images_hw=images_hw,
+        stored_as=stored_as,
+        digests=digests,
+        coarse=coarse,
+        fine_mean=fine_mean,
+        orientations=orientations,
+        apply_orientation=apply_orientation,
+    )
 
 
-def look_at(path: str) -> Look:
+def look_at(path: str, *, apply_orientation: bool = True) -> Look:
     """One image file."""
     try:
-        pixels, stored_as = decode_file(path, rgb=False)
+        decoded = decode_file(path, rgb=False, apply_orientation=apply_orientation)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()[:16]
     except (UserError, OSError) as error:  # it may also go away between decoding and hashing
         return Look(str(error).removeprefix(f"{path}: "))
-    return Look(None, (pixels.height, pixels.width), stored_as, digest, reduce_pixels(pixels))
+    pixels = decoded.pixels
+    return Look(
+        problem=None,
+        image_hw=(pixels.height, pixels.width),
+        stored_as=decoded.stored_as,
+        digest=digest,
+        fine=reduce_pixels(pixels),
+        orientation=decoded.orientation,
+    )
 
 
 def reduce_pixels(pixels: Image.Image) -> Float32[np.ndarray, " fine"] | None:

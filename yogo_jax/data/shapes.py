@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from yogo_jax.data.images import stored_hw
+from yogo_jax.data.images import header_hw
 
 
 # Images whose size is looked at.
@@ -21,7 +21,7 @@ class Stretch(NamedTuple):
     Attributes:
       image_hw: that they get.
       path: of the image that is stretched most.
-      stored_hw: of this image.
+      found_hw: of this image.
       factor: of one of its sides, against the other.
       share: of the images looked at, that are stretched by more than STRETCH.
       turned: share of them that would be stretched less if height and width changed places.
@@ -29,13 +29,13 @@ class Stretch(NamedTuple):
 
     image_hw: tuple[int, int]
     path: str
-    stored_hw: tuple[int, int]
+    found_hw: tuple[int, int]
     factor: float
     share: float
     turned: float
 
     def __str__(self) -> str:
-        rows, columns = self.stored_hw
+        rows, columns = self.found_hw
         return (
             f"warning: {self.share:.0%} of the images have another shape than "
             f"{self.image_hw[0]}x{self.image_hw[1]} px and are stretched to it, by up to "
@@ -43,10 +43,21 @@ class Stretch(NamedTuple):
         )
 
 
-def stretch_of(image_paths: Sequence[str], image_hw: tuple[int, int]) -> Stretch | None:
-    """How much images are stretched, of which some are looked at; None if it is next to nothing."""
+def stretch_of(
+    image_paths: Sequence[str], image_hw: tuple[int, int], apply_orientation: bool = True
+) -> Stretch | None:
+    """How much images are stretched, of which some are looked at; None if it is next to nothing.
+
+    Args:
+      image_paths: of the images.
+      image_hw: that they get.
+      apply_orientation: whether they are turned as their EXIF or TIFF tag says.
+    """
     step = -(-len(image_paths) // LOOKED_AT) or 1
-    sizes = [(path, hw) for path in image_paths[::step] if (hw := stored_hw(path)) is not None]
+    by_path = {
+        path: header_hw(path, apply_orientation=apply_orientation) for path in image_paths[::step]
+    }
+    sizes = [(path, hw) for path, hw in by_path.items() if hw is not None]
     if not sizes:
         return None
     # In logarithms of width / height a turned image has the other sign.

@@ -55,11 +55,13 @@ class RecordSource:
         image_hw: tuple[int, int],
         rgb: bool,
         max_boxes: int,
+        apply_orientation: bool = True,
         packed: PackedImages | None = None,
     ) -> None:
         self._records = records
         self._image_hw = image_hw
         self._rgb = rgb
+        self._apply_orientation = apply_orientation
         self._max_boxes = max_boxes
         self._packed = packed
 
@@ -107,7 +109,12 @@ class RecordSource:
         if self._packed is not None:
             return self._packed[index]
         path = self._records.image_paths[index]
-        return read_image(path, image_hw=self._image_hw, rgb=self._rgb)
+        return read_image(
+            path,
+            image_hw=self._image_hw,
+            rgb=self._rgb,
+            apply_orientation=self._apply_orientation,
+        )
 
     def padding(self) -> Example:
         """An example that stands for no image: zeros, nowhere valid."""

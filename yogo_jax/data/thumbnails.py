@@ -1,8 +1,9 @@
 """Cut-out cells of a definition's `thumbnail_augmentation`, for pasting into training images."""
 
+import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def load_thumbnails(
     image_hw: tuple[int, int],
     rgb: bool,
     min_box_area: float,
+    apply_orientation: bool = True,
 ) -> Thumbnails:
     """All thumbnails, in the order of the classes and of their paths.
 
@@ -69,18 +71,20 @@ def load_thumbnails(
       image_hw: that the training images are resized to.
       rgb: three channels instead of one.
       min_box_area: thumbnails of less area, as a fraction of the image's, are left out.
+      apply_orientation: turn images and thumbnails as their EXIF or TIFF tag says.
 
     Raises:
       UserError: a file cannot be read or is too large to be pasted, none is left, or the training
         images are of several sizes, so that there is no telling the scale.
     """
-    frame_hw = _size_on_disk(image_paths, rgb=rgb)
+    decode = functools.partial(decode_image, rgb=rgb, apply_orientation=apply_orientation)
+    frame_hw = _size_on_disk(image_paths, decode)
     cells: list[np.ndarray] = []
     class_ids: list[int] = []
     left_out = 0
     for class_id, name in enumerate(class_names):
         for path in _files(folders.get(name, ())):
-            cell = decode_image(path, rgb=rgb)
+            cell = decode(path)
             height, width = (
                 max(round(side * new / old), 1)
                 for side, new, old in zip(cell.shape[:2], image_hw, frame_hw, strict=True)
@@ -117,13 +121,15 @@ def _files(folders: Sequence[Path]) -> list[Path]:
     ]
 
 
-def _size_on_disk(image_paths: Sequence[str], *, rgb: bool) -> tuple[int, int]:
+def _size_on_disk(
+    image_paths: Sequence[str], decode: Callable[[str], np.ndarray]
+) -> tuple[int, int]:
     """Rows and columns of the training images, of which some are looked at."""
     step = -(-len(image_paths) // _COMPARED)
     first = image_paths[0]
-    first_hw = decode_image(first, rgb=rgb).shape[:2]
+    first_hw = decode(first).shape[:2]
     for path in image_paths[step::step]:
-        other_hw = decode_image(path, rgb=rgb).shape[:2]
+        other_hw = decode(path).shape[:2]
         if other_hw != first_hw:
             raise UserError(
                 f"augment.thumbnails: {first} has {first_hw[0]}x{first_hw[1]} px and {path} "

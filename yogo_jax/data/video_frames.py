@@ -1,5 +1,6 @@
 """Frames of a video, decoded in order."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,18 @@ from yogo_jax.data.frame_sources import EndOfFramesError, FrameError
 from yogo_jax.errors import UserError
 
 
+# Formats that say how long they are where they do not say how many frames they have.
+_WITH_DURATION = ("matroska,webm", "flv")
+# Part of a frame by which the end of the last one may be off.
+_LEAST_MISSING = 0.75
+
+
 class VideoFrames:
     """The frames of the first video stream of a file.
 
     Only decoding tells how many there are. Frames are read in order; to begin at a later one, those
-    before it are decoded and passed over.
+    before it are decoded and passed over. If the file declares more than it has, a last frame that
+    cannot be read says so.
 
     Args:
       path: of the video.
@@ -69,6 +77,8 @@ class VideoFrames:
             if frame is None:
                 raise EndOfFramesError
             self._next += 1
+        if isinstance(frame, FrameError):
+            raise frame
         if isinstance(frame, Exception):
             raise FrameError(f"{self._path}, frame {index}: cannot be decoded ({frame})")
         if frame.is_corrupt:
@@ -77,6 +87,54 @@ class VideoFrames:
         return array if array.ndim == 3 else array[:, :, None]
 
     def _decode(self) -> Iterator[Any]:
+        """Frames, and an error in the place of what cannot be decoded or is missing at the end."""
+        found, end = 0, 0.0
+        for frame in self._decode_packets():
+            found += 1
+            if not isinstance(frame, Exception) and frame.time is not None:
+                seconds = float((frame.duration or 0) * frame.time_base)
+                end = max(end, frame.time + (seconds or self._seconds_a_frame()))
+            yield frame
+        if missing := self._missing(found, end):
+            yield FrameError(f"{self._path}: {missing}; it is cut off: copy it again")
+
+    def _missing(self, found: int, end: float) -> str | None:
+        """What the file declares and does not have; None if nothing is missing or declared.
+
+        Args:
+          found: number of frames.
+          end: of the last one, in seconds.
+        """
+        stream = self._container.streams.video[0]
+        if stream.frames:
+            if found < stream.frames:
+                return f"the file declares {stream.frames} frames, {found} are there"
+            return None
+        declared = self._declared_seconds()
+        if declared - end > _LEAST_MISSING * self._seconds_a_frame():
+            return f"the file declares {declared:.2f} s, its {found} frames end at {end:.2f} s"
+        return None
+
+    def _declared_seconds(self) -> float:
+        """When the video ends by what is written in the file; 0 where that is not told.
+
+        Of other formats FFmpeg estimates the duration from what is there.
+        """
+        if self._container.format.name not in _WITH_DURATION:
+            return 0.0
+        written = self._container.streams.video[0].metadata.get("DURATION", "")
+        if parts := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", written):
+            hours, minutes, seconds = map(float, parts.groups())
+            return 3600 * hours + 60 * minutes + seconds
+        # With sound, it is the duration of whichever is longer.
+        alone = len(self._container.streams) == 1
+        return (self._container.duration or 0) / av.time_base if alone else 0.0
+
+    def _seconds_a_frame(self) -> float:
+        rate = self._container.streams.video[0].average_rate
+        return float(1 / rate) if rate else 0.0
+
+    def _decode_packets(self) -> Iterator[Any]:
         """Frames, and an error in the place of each packet that cannot be decoded."""
         stream = self._container.streams.video[0]
         # Damage is an error where the codec can tell, and no frame patched up from its neighbours.

@@ -2,17 +2,15 @@
 
 import functools
 import threading
-import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
 from jaxtyping import UInt8
 
 from yogo_jax.data.frame_sources import FrameError
+from yogo_jax.data.zarr_arrays import FoundArray, OpenedStore
 from yogo_jax.errors import UserError
 
 
@@ -22,15 +20,20 @@ LAYOUTS = ("hwn", "nhw")
 class ZarrFrames:
     """One array of gray frames in a folder or zip store.
 
+    Frames at the end that were never written are not counted.
+
     Args:
-      path: of the store.
+      path: of the store, see `OpenedStore`.
       rgb: three channels instead of one, all alike.
       layout: "hwn" (rows, columns, frames: the instrument's) or "nhw"; None is decided by the
-        shape, or else by the chunks, which then hold whole frames.
+        shape, or else by the chunks, which then hold whole frames. OME-Zarr says it itself.
       frame_hw: sizes that frames are expected in, for the former.
 
+    Attributes:
+      unwritten: frames at the end of the array that were never written.
+
     Raises:
-      UserError: it is no such store, or its layout cannot be told.
+      UserError: it is no such store, its layout cannot be told, or nothing was written.
     """
 
     in_order = False
@@ -45,52 +48,81 @@ class ZarrFrames:
     ) -> None:
         self._path = path
         self._rgb = rgb
-        self._store: Any = None
-        self._array = self._open()
-        if self._array.ndim != 3 or self._array.dtype != np.uint8:
-            raise UserError(
-                f"--zarr {path}: expected an array of gray frames, three axes of uint8, found "
-                f"{self._array.shape} of {self._array.dtype}"
-            )
-        shape, chunks = self._array.shape, self._array.chunks
-        self.layout = layout or _layout(path, shape, chunks, frame_hw)
-        self._axis = 2 if self.layout == "hwn" else 0
+        self._store = OpenedStore(path)
+        try:
+            self._use(self._store.found, layout, frame_hw)
+        except BaseException:
+            self.close()
+            raise
+
+    def _use(
+        self, found: FoundArray, layout: str | None, frame_hw: tuple[tuple[int, int], ...]
+    ) -> None:
+        path, array = self._path, found.array
+        self._array = array
+        shape, chunks = array.shape, array.chunks
+        if found.axes is None:
+            if array.ndim != 3 or array.dtype != np.uint8:
+                raise UserError(
+                    f"--zarr {path}: expected an array of gray frames, three axes of uint8, found "
+                    f"{shape} of {array.dtype}"
+                )
+            self.layout = layout or _layout(path, shape, chunks, frame_hw)
+            self._axis = 2 if self.layout == "hwn" else 0
+            self._frame_hw = shape[:2] if self.layout == "hwn" else shape[1:]
+        else:
+            if layout is not None:
+                raise UserError(
+                    f"--zarr-layout: {path} is OME-Zarr, which says its axes: leave it out"
+                )
+            self.layout = "".join(found.axes)
+            self._axis = _frame_axis(path, found)
+            self._frame_hw = shape[found.axes.index("y")], shape[found.axes.index("x")]
         self._frames_a_chunk = chunks[self._axis]
+        self._fill = array.fill_value or 0
         self.title = path.absolute().stem if path.name else path.resolve().stem or "frames"
-        self.count: int | None = shape[self._axis]
-        self.identity = {
-            "zarr": str(path.absolute()),
-            "array": f"{shape} in {chunks} as {self.layout}",
-        }
         # Chunks of several frames are read once for all of them, and not by several threads at
         # once, which would each hold a copy. Of chunks of one frame nothing need be shared.
-        self._chunk: Callable[[int], UInt8[np.ndarray, "a b c"]] = self._read_chunk
+        self._chunk: Callable[[int], np.ndarray] = self._read_chunk
         self._shared = self._frames_a_chunk > 1
         if self._shared:
             self._chunk = functools.lru_cache(maxsize=2)(self._read_chunk)
         self._lock = threading.Lock()
-
-    def _open(self) -> Any:
-        if not self._path.exists():
-            raise UserError(f"--zarr {self._path}: does not exist")
-        try:
-            if self._path.is_file():
-                zipfile.ZipFile(self._path).close()  # BadZipFile: it is none, or was cut short
-                self._store = zarr.storage.ZipStore(self._path, mode="r")
-            node = zarr.open(self._store or str(self._path), mode="r")
-            arrays = [node] if isinstance(node, zarr.Array) else [a for _, a in node.arrays()]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            self.close()
+        # One row for each block of frames, which have their chunks (or shards) in common.
+        self._written = np.moveaxis(self._store.written(), self._axis, 0)
+        self._written = self._written.reshape(len(self._written), -1)
+        self._frames_a_block = (array.shards or chunks)[self._axis]
+        self.count: int | None = self._written_frames(shape[self._axis])
+        self.unwritten = shape[self._axis] - self.count
+        if self.count == 0:
             raise UserError(
-                f"--zarr {self._path}: expected a zarr store, a folder or a zip ({error})"
-            ) from None
-        if len(arrays) != 1:
-            self.close()
-            raise UserError(
-                f"--zarr {self._path}: expected one array, found {len(arrays)}: give the folder of "
-                "one of them"
+                f"--zarr {path}: none of its {shape[self._axis]} frames was ever written; copy the "
+                "store again, with its chunks"
             )
-        return arrays[0]
+        self.identity = {
+            "zarr": str(path.absolute()),
+            "array": f"{shape} in {chunks} as {self.layout}",
+        }
+
+    def _written_frames(self, declared: int) -> int:
+        """Frames up to the last one that was written."""
+        blocks = np.flatnonzero(self._written.any(axis=1))
+        if not len(blocks):
+            return 0
+        # A block is there as soon as one of its frames is.
+        first = int(blocks[-1]) * self._frames_a_block
+        count = min(first + self._frames_a_block, declared)
+        while count - 1 > first:
+            number, last = divmod(count - 1, self._frames_a_chunk)
+            try:
+                chunk = self._read_chunk(number)
+            except Exception:  # told of when it is read for its frames
+                return count
+            for place in range(last, -1, -1):
+                if not self._is_unwritten(self._frame_of(chunk, place)):
+                    return count
+                count -= 1
+        return count
 
     def name(self, index: int) -> str:
         """The number of a frame."""
@@ -106,26 +138,66 @@ class ZarrFrames:
         Raises:
           FrameError: its chunk cannot be read, or was never written.
         """
+        block = self._written[index // self._frames_a_block]
+        if block.any() and not block.all():
+            raise FrameError(
+                f"{self._path}, frame {index}: {int((~block).sum())} of its {len(block)} chunks "
+                "are missing; copy the store again"
+            )
         try:
-            with self._lock if self._shared else nullcontext():
-                chunk = self._chunk(index // self._frames_a_chunk)
+            frame = self._frame(index)
         except Exception as error:  # stores and codecs raise nearly anything
             raise FrameError(f"{self._path}, frame {index}: cannot be read ({error})") from None
-        frame = chunk.take(index % self._frames_a_chunk, self._axis)
-        if not frame.any():
-            # A store reads as its fill value where nothing was written; no camera is so dark.
-            raise FrameError(f"{self._path}, frame {index}: all pixels are 0, it was not written")
+        if self._is_unwritten(frame):
+            raise FrameError(
+                f"{self._path}, frame {index}: all pixels are {frame[0, 0]}, it was not written"
+            )
         return np.repeat(frame[:, :, None], 3 if self._rgb else 1, axis=2)
 
-    def _read_chunk(self, number: int) -> UInt8[np.ndarray, "a b c"]:
+    def _is_unwritten(self, frame: UInt8[np.ndarray, "h w"]) -> bool:
+        # A store reads as its fill value where nothing was written; and no camera is so dark.
+        return frame[0, 0] in (0, self._fill) and bool((frame == frame[0, 0]).all())
+
+    def _frame(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        number, place = divmod(index, self._frames_a_chunk)
+        with self._lock if self._shared else nullcontext():
+            chunk = self._chunk(number)
+        return self._frame_of(chunk, place)
+
+    def _frame_of(self, chunk: UInt8[np.ndarray, "..."], place: int) -> UInt8[np.ndarray, "h w"]:
+        # Axes of OME-Zarr besides rows and columns have one entry.
+        return chunk.take(place, self._axis).reshape(self._frame_hw)
+
+    def _read_chunk(self, number: int) -> UInt8[np.ndarray, "..."]:
         frames = slice(number * self._frames_a_chunk, (number + 1) * self._frames_a_chunk)
         return np.asarray(self._array[(slice(None),) * self._axis + (frames,)])
 
     def close(self) -> None:
         """Closes the store."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self._store.close()
+
+
+def _frame_axis(path: Path, found: FoundArray) -> int:
+    """The axis of OME-Zarr that counts frames.
+
+    Raises:
+      UserError: it has several channels or slices, or is not of 8 bits.
+    """
+    assert found.axes is not None
+    array = found.array
+    if array.dtype != np.uint8:
+        raise UserError(f"--zarr {path}: expected pixels of uint8, found {array.dtype}")
+    sizes = dict(zip(found.axes, array.shape, strict=True))
+    if not {"t", "y", "x"} <= sizes.keys():
+        raise UserError(f"--zarr {path}: expected the axes t, y and x, found {', '.join(sizes)}")
+    others = [name for name in sizes if name not in ("t", "y", "x") and sizes[name] > 1]
+    if others:
+        named = " and ".join(f"{sizes[name]} along {name}" for name in others)
+        raise UserError(
+            f"--zarr {path}: several images for each frame: {named}; expected frames along t only; "
+            "save one of them"
+        )
+    return found.axes.index("t")
 
 
 def _layout(

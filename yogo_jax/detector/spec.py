@@ -31,6 +31,7 @@ class ModelSpec:
       size_multiplier_wh: original size / cropped size of a network for a crop.
       class_temperature: what class logits are divided by, so that their probabilities are as often
         right as they say; see `evaluation/calibration.py`.
+      apply_orientation: whether images are turned as their EXIF or TIFF tag says.
     """
 
     architecture: str
@@ -41,6 +42,7 @@ class ModelSpec:
     normalize_images: bool
     size_multiplier_wh: tuple[float, float] = (1.0, 1.0)
     class_temperature: float = 1.0
+    apply_orientation: bool = True
 
     def __post_init__(self) -> None:
         # In the form of Unicode that definitions are read in: the same text has several.
@@ -129,8 +131,11 @@ class ModelSpec:
         return jnp.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values for JSON, with `apply_orientation` only where it is off."""
+        values = dataclasses.asdict(self)
+        if self.apply_orientation:
+            del values["apply_orientation"]  # code before there was such a field reads the rest
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":

@@ -150,6 +150,7 @@ class Evaluator:
             image_hw=spec.image_hw,
             rgb=spec.rgb,
             max_boxes=self._max_boxes,
+            apply_orientation=spec.apply_orientation,
             packed=packed,
         )
         order = EpochOrder(

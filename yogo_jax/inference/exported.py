@@ -44,6 +44,9 @@ class ExportedModel:
             frame_hw=_frame_of_crop(path, (rows, columns), whole, options.crop_height),
             rgb=channels == 3,
             thresholds=Thresholds(**_said(path, said, "thresholds")) if is_ours else Thresholds(),
+            # Exports of earlier versions do not say.
+            apply_orientation="apply_orientation" not in said
+            or bool(_said(path, said, "apply_orientation")),
         )
         if len(self.served.class_names) != interface.output_shape[1] - 5:
             raise UserError(

@@ -96,6 +96,12 @@ def _add_frame_flags(group: argparse._ArgumentGroup) -> None:
     )
     sources.add_argument("--video", type=Path, metavar="FILE", help="a video")
     group.add_argument(
+        "--apply-orientation",
+        action=argparse.BooleanOptionalAction,
+        help="turn images as their EXIF or TIFF tag says, as viewers do; default: as the images "
+        "that the model was trained on, else yes",
+    )
+    group.add_argument(
         "--zarr-layout",
         choices=("hwn", "nhw"),
         help="axes of the store: rows, columns, frames or frames, rows, columns; default: as its "
@@ -189,6 +195,8 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, flag) and not getattr(args, needed):
             flag, needed = (name.replace("_", "-") for name in (flag, needed))
             raise UserError(f"--{flag} is of --{needed}, which was not given: give both or neither")
+    if args.apply_orientation is not None and args.images is None:
+        raise UserError("--apply-orientation is of --images, which was not given: leave it out")
     is_onnx = args.model.suffix.lower() == ".onnx"
     if is_onnx and args.batch_size is not None:
         raise UserError("--batch-size: an .onnx fixes it itself; leave it out")

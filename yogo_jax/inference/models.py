@@ -87,6 +87,7 @@ class CheckpointModel:
             frame_hw=spec.frame_hw,
             rgb=spec.rgb,
             thresholds=Thresholds(),
+            apply_orientation=spec.apply_orientation,
         )
         self.digest = _digest_of_weights(trained.to_dict(), self._variables)
         self._folder = folder

@@ -48,6 +48,8 @@ class Served:
       frame_hw: the whole frame of which that is the middle; None if nobody has said so.
       rgb: three channels instead of one.
       thresholds: that the model asks for.
+      apply_orientation: whether it was trained on images turned as their EXIF or TIFF tag says;
+        True for models that do not say.
     """
 
     class_names: tuple[str, ...]
@@ -55,6 +57,7 @@ class Served:
     frame_hw: tuple[int, int] | None
     rgb: bool
     thresholds: Thresholds
+    apply_orientation: bool = True
 
 
 class View(NamedTuple):

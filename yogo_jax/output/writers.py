@@ -6,7 +6,6 @@ have another name until they are whole.
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.detector.class_names import name_beside
+from yogo_jax.disk import reserve_space
 from yogo_jax.output.files import whole_file
 from yogo_jax.output.journal import FrameRecord
 
@@ -208,9 +208,7 @@ def scope_array(path: Path, boxes: int, classes: int, image_hw: tuple[int, int])
             yield lambda record: None
             return
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        # A mapped file is a hole: where the disk cannot fill it, the process would be killed.
-        with temporary.open("r+b") as mapped:
-            os.posix_fallocate(mapped.fileno(), 0, os.fstat(mapped.fileno()).st_size)
+        reserve_space(temporary)
 
         def add(record: FrameRecord) -> None:
             nonlocal start

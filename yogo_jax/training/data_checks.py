@@ -31,7 +31,7 @@ def check_training_data(
         `data.image_hw` looks like width, height.
     """
     lines = _check_boxes(splits, data.min_box_area, pasted=pasted)
-    lines += _check_image_hw(splits.train, data.image_hw)
+    lines += _check_image_hw(splits.train, data)
     if train is not None:
         lines += _check_validation(splits, train)
     return lines
@@ -82,13 +82,13 @@ def _check_validation(splits: Splits, train: TrainConfig) -> list[str]:
     return [f"{line}, and train.patience does not act" if train.patience else line]
 
 
-def _check_image_hw(train: Records, image_hw: tuple[int, int]) -> list[str]:
-    stretch = stretch_of(train.image_paths, image_hw)
+def _check_image_hw(train: Records, data: DataConfig) -> list[str]:
+    stretch = stretch_of(train.image_paths, data.image_hw, data.apply_orientation)
     if stretch is None:
         return []
-    height, width = image_hw
+    height, width = data.image_hw
     if stretch.turned >= TURNED:
-        rows, columns = stretch.stored_hw
+        rows, columns = stretch.found_hw
         raise UserError(
             f"data.image_hw={height},{width} is height, width, but the images are {rows} px high "
             f"and {columns} px wide ({stretch.path}): it looks like width, height; did you mean "

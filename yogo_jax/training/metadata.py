@@ -66,7 +66,7 @@ class Metadata:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the format version that they take."""
-        values = dataclasses.asdict(self)
+        values = {**dataclasses.asdict(self), "model": self.model.to_dict()}
         version = FORMAT_VERSION
         if self.model.class_temperature == 1:
             del values["model"]["class_temperature"]

@@ -51,7 +51,12 @@ def open_pack(
     if data.cache == "none" or len(records) == 0:
         return None
     try:
-        packed = find_pack(records.image_paths, image_hw=spec.image_hw, rgb=spec.rgb)
+        packed = find_pack(
+            records.image_paths,
+            image_hw=spec.image_hw,
+            rgb=spec.rgb,
+            apply_orientation=spec.apply_orientation,
+        )
         if packed.made:
             return packed
         needed, room = pack_bytes(len(records), spec.image_hw, rgb=spec.rgb), room_for_packs()
@@ -67,6 +72,7 @@ def open_pack(
             rgb=spec.rgb,
             workers=data.workers,
             tell=_telling(name, tracker, check),
+            apply_orientation=spec.apply_orientation,
         )
     except CannotPackError as error:
         if data.cache == "disk":

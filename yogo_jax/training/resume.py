@@ -16,8 +16,8 @@ from yogo_jax.training.metadata import Metadata
 # What may change when a run goes on: it alters where work is done or how often it is saved, not
 # what is computed.
 MAY_CHANGE = {
-    # The fingerprint holds the data, wherever it lies.
-    "data": {"workers", "cache", "definition"},
+    # The fingerprint holds the data, wherever it lies, and how it is turned.
+    "data": {"workers", "cache", "definition", "apply_orientation"},
     "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs", "max_hours", "patience"},
     "track": None,
 }
@@ -249,6 +249,7 @@ def _check_same(
     if metadata.data_fingerprint != data_fingerprint:
         raise UserError(
             f"{folder} was trained on other data: images, labels or thumbnails of "
-            f"{config.data.definition}, or train.teacher, have changed since. Restore them to "
-            f"continue it, or choose another --workdir{hint_if_changed}"
+            f"{config.data.definition}, or train.teacher, have changed since, or images with an "
+            "orientation are turned (data.apply_orientation), which runs of earlier versions did "
+            f"not do. Restore them to continue it, or choose another --workdir{hint_if_changed}"
         )

@@ -172,6 +172,7 @@ class Run:
             image_hw=self.spec.image_hw,
             rgb=self.spec.rgb,
             max_boxes=self.data.max_boxes,
+            apply_orientation=self.spec.apply_orientation,
             packed=self.packs.get("train"),
         )
         order, devices, data = self.order, self.devices, self.config.data

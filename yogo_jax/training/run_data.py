@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from yogo_jax.config import SYNTHETIC, Config, DataConfig, TrainConfig
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
+from yogo_jax.data.orientation import find_oriented, orientation_lines
 from yogo_jax.data.records import Records
 from yogo_jax.data.source import boxes_to_pad_to
 from yogo_jax.data.splits import Splits, load_splits
@@ -52,15 +54,34 @@ def load_data(data: DataConfig) -> Splits:
     return _splits_of(load_definition(path), data, require_train=True)
 
 
-def _fingerprint(splits: Splits, thumbnails: Thumbnails | None = None) -> str:
-    """SHA-256 (hex) of the data of a run."""
+def _oriented(splits: Splits) -> list[tuple[str, int]]:
+    """Name and orientation of the images that are not stored upright."""
+    every = (splits.train, splits.val, splits.test)
+    paths = [path for records in every for path in records.image_paths]
+    found = find_oriented(paths)
+    return sorted((os.path.basename(paths[index]), value) for index, value in found.items())
+
+
+def _fingerprint(
+    splits: Splits, turned: list[tuple[str, int]], thumbnails: Thumbnails | None = None
+) -> str:
+    """SHA-256 (hex) of the data of a run.
+
+    Args:
+      splits: its records.
+      turned: names and orientations of the images that are turned.
+      thumbnails: that are pasted, if any are.
+    """
     # Images of validation and test are read late, after hours perhaps: a broken one must be open to
     # mending without barring the run from going on.
     prints = [splits.train.fingerprint()]
     prints += [each.fingerprint(with_image_sizes=False) for each in (splits.val, splits.test)]
     if thumbnails is not None:
         prints.append(thumbnails.fingerprint())
-    return hashlib.sha256("".join(prints).encode()).hexdigest()
+    if turned:
+        # Only where it changes pixels: runs from before there was such a field go on without it.
+        prints.append(repr(turned))
+    return hashlib.sha256(os.fsencode("".join(prints))).hexdigest()
 
 
 def _splits_of(
@@ -120,11 +141,12 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
 def _was_undivided(metadata: Metadata, given: Path, splits: Splits) -> bool:
     """Whether a run was trained on all images of a data set that names no split."""
     trained_on = metadata.data_settings().definition
+    known = ([], _oriented(splits)) if metadata.model.apply_orientation else ([],)
     return (
         bool(trained_on)
         and given == definition_path(trained_on, metadata.model.image_hw)
         and metadata.validation is None
-        and metadata.data_fingerprint != _fingerprint(splits)
+        and metadata.data_fingerprint not in (_fingerprint(splits, turned) for turned in known)
     )
 
 
@@ -172,12 +194,14 @@ def prepare_data(
     splits = _splits_of(definition, data, require_train=True)
     thumbnails, lines = _load_thumbnails(definition, splits.train, data, augment)
     doubts = check_training_data(splits, data, train, pasted=thumbnails is not None)
+    oriented = _oriented(splits)
+    turned = orientation_lines(len(oriented), applied=data.apply_orientation)
     return RunData(
         splits=splits,
         max_boxes=boxes_to_pad_to([splits.train, splits.val, splits.test], data.max_boxes),
-        fingerprint=_fingerprint(splits, thumbnails),
+        fingerprint=_fingerprint(splits, oriented if data.apply_orientation else [], thumbnails),
         thumbnails=thumbnails,
-        lines=(*splits.lines(), *doubts, *lines),
+        lines=(*splits.lines(), *doubts, *turned, *lines),
     )
 
 
@@ -205,6 +229,7 @@ def _load_thumbnails(
         image_hw=data.image_hw,
         rgb=data.rgb,
         min_box_area=data.min_box_area,
+        apply_orientation=data.apply_orientation,
     )
     counts = np.bincount(thumbnails.class_ids, minlength=len(definition.class_names))
     named = ", ".join(

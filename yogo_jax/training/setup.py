@@ -45,6 +45,7 @@ def prepare_spec(config: Config, train: Records) -> ModelSpec:
         anchor_wh=mean_anchor(train) if auto else config.model.anchor_wh(),
         rgb=config.data.rgb,
         normalize_images=config.data.normalize_images,
+        apply_orientation=config.data.apply_orientation,
     )
 
 

@@ -47,7 +47,9 @@ def evaluation_media(
 
 
 def _picture(wandb: Any, image: ImageResult, spec: ModelSpec) -> Any:
-    pixels = read_image(image.path, image_hw=spec.image_hw, rgb=spec.rgb)
+    pixels = read_image(
+        image.path, image_hw=spec.image_hw, rgb=spec.rgb, apply_orientation=spec.apply_orientation
+    )
     found, names = image.found, dict(enumerate(spec.class_names))
     scores = [
         {"objectness": float(objectness), "score": float(score)}

@@ -122,17 +122,18 @@ def short(inspection: Inspection, place: str) -> str:
     return place.removeprefix(folder)
 
 
-def read_frame(path: str) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The frame in RGB, None if it cannot be read."""
+def read_frame(inspection: Inspection, path: str) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The frame in RGB, as the inspection turned it; None if it cannot be read."""
+    apply_orientation = inspection.scanned.apply_orientation
     try:
-        return np.asarray(decode_file(path, rgb=True).pixels)
+        return np.asarray(decode_file(path, rgb=True, apply_orientation=apply_orientation).pixels)
     except UserError:
         return None
 
 
 def _picture(inspection: Inspection, finding: Finding) -> Picture | None:
     """The finding as a picture: frames side by side, boxes on a part of one, or one frame."""
-    read = (read_frame(path) for path in finding.images[:SIDE_BY_SIDE])
+    read = (read_frame(inspection, path) for path in finding.images[:SIDE_BY_SIDE])
     frames = [frame for frame in read if frame is not None]
     if not frames:
         return None
@@ -155,7 +156,7 @@ def _samples(inspection: Inspection) -> Iterable[Block]:
         records = images.records
         chosen = np.unique(np.linspace(0, len(records) - 1, SAMPLES_PER_SPLIT).astype(int))
         for i in chosen[chosen >= 0].tolist() if len(records) else []:
-            frame = read_frame(records.image_paths[i])
+            frame = read_frame(inspection, records.image_paths[i])
             if frame is None:
                 continue
             boxes, class_ids = records.labels_of(i)

@@ -85,7 +85,11 @@ def find_suspects(
         images, used = inspection.splits[split].records, inspection.used[split]
         keep = large_enough(images, inspection.min_box_area)
         source = RecordSource(
-            used.subset(chosen), image_hw=spec.image_hw, rgb=spec.rgb, max_boxes=max_boxes
+            used.subset(chosen),
+            image_hw=spec.image_hw,
+            rgb=spec.rgb,
+            max_boxes=max_boxes,
+            apply_orientation=spec.apply_orientation,
         )
         for index, opinions in _opinions(step, variables, source, batch_size):
             i = int(chosen[index])

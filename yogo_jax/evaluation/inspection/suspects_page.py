@@ -57,7 +57,7 @@ def _kind(
     yield Text(f"{SUSPECT_KINDS[kind].advice} As {checkpoint} sees them.")
     pictures = []
     for suspect in shown[:MOST_PICTURES]:
-        frame = read_frame(suspect.image)
+        frame = read_frame(inspection, suspect.image)
         if frame is None:
             continue
         box = np.array([[suspect.x_center, suspect.y_center, suspect.width, suspect.height]])

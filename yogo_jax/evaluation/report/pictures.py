@@ -40,7 +40,12 @@ def write_pictures(
     """
     for name, image in zip(picture_names(images, count), images[:count], strict=True):
         picture = draw_boxes(
-            read_image(image.path, image_hw=spec.image_hw, rgb=spec.rgb),
+            read_image(
+                image.path,
+                image_hw=spec.image_hw,
+                rgb=spec.rgb,
+                apply_orientation=spec.apply_orientation,
+            ),
             image.found.boxes_xyxy,
             image.found.class_ids,
             spec.class_names,
@@ -97,7 +102,12 @@ def worst_pictures(images: Sequence[ImageResult], spec: ModelSpec, count: int) -
 def _picture(image: ImageResult, spec: ModelSpec) -> Picture:
     matches = image.matches
     drawn = draw_outcomes(
-        read_image(image.path, image_hw=spec.image_hw, rgb=spec.rgb),
+        read_image(
+            image.path,
+            image_hw=spec.image_hw,
+            rgb=spec.rgb,
+            apply_orientation=spec.apply_orientation,
+        ),
         image.found.boxes_xyxy,
         image.found.class_ids,
         image.found.scores,

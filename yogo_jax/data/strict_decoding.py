@@ -1,0 +1,86 @@
+"""Damage that decoders pass over: they fill up what is missing with gray, and say nothing.
+
+JPEG data is decoded by libjpeg-turbo with all of its warnings taken as errors; the pixels are those
+that Pillow gives. Of Deflate in TIFF files, the checksum is compared. A change that leaves valid
+data (some single bytes of a JPEG; any byte of pixels that are not compressed) cannot be seen.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image
+
+
+_COMPRESSION, _JPEG_TABLES = 259, 347
+# Offsets and sizes in bytes of the compressed pieces, which are strips or tiles.
+_PIECES = ((273, 279), (324, 325))
+_JPEG, _DEFLATE = 7, (8, 32946)
+
+
+def decode_jpeg(data: bytes, *, rgb: bool) -> UInt8[np.ndarray, "h w c"]:
+    """Pixels of an intact JPEG as RGB, or as its luma.
+
+    Raises:
+      ValueError: the data is damaged, in the words of the decoder.
+    """
+    return simplejpeg.decode_jpeg(data, "RGB" if rgb else "GRAY", strict=True)
+
+
+def check_jpeg(data: bytes) -> None:
+    """Refuses a JPEG, of any colours, that is damaged.
+
+    Raises:
+      ValueError: in the words of the decoder.
+    """
+    simplejpeg.decode_jpeg(data, "GRAY", strict=True)
+
+
+def check_tiff_page(image: Image.Image, file: BinaryIO) -> None:
+    """Refuses a page of a TIFF file whose compressed data is damaged, where that can be told.
+
+    Args:
+      image: the opened file, at this page.
+      file: that it was opened from; its position stays.
+
+    Raises:
+      ValueError: the data is damaged.
+    """
+    (compression,) = tag_values(image, _COMPRESSION) or (None,)
+    if compression in _DEFLATE:
+        for piece in _pieces(image, file):
+            _check_deflate(piece)
+    elif compression == _JPEG:
+        # Pieces share their tables, which stand in a tag, as a JPEG file without an image.
+        (tables,) = tag_values(image, _JPEG_TABLES) or (b"",)
+        for piece in _pieces(image, file):
+            check_jpeg(tables[:-2] + piece[2:] if tables else piece)
+
+
+def tag_values(image: Image.Image, tag: int) -> tuple[Any, ...]:
+    """The values of a tag of the page of a TIFF file; none if the page does not have it."""
+    value = getattr(image, "tag_v2", {}).get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _pieces(image: Image.Image, file: BinaryIO) -> Iterator[bytes]:
+    # A damaged size must not take all memory.
+    end = os.fstat(file.fileno()).st_size
+    for offsets, sizes in _PIECES:
+        pairs = zip(tag_values(image, offsets), tag_values(image, sizes), strict=True)
+        for offset, size in pairs:
+            yield os.pread(file.fileno(), min(size, end), offset)
+
+
+def _check_deflate(piece: bytes) -> None:
+    inflate = zlib.decompressobj()
+    try:
+        inflate.decompress(piece)
+    except zlib.error as error:
+        raise ValueError(f"damaged Deflate data, {error}") from None
+    if not inflate.eof:
+        raise ValueError("damaged Deflate data, its end is missing")
