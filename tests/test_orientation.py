@@ -88,7 +88,8 @@ def test_packs_are_apart(apply, definitions, monkeypatch, tmp_path):
 
 
 def test_the_fingerprint_changes_only_where_pixels_do(definitions):
-    upright, sideways = (tiny_config(each).data for each in definitions)
+    # A square, so that the stored pixels are not taken for a mistake in `image_hw`.
+    upright, sideways = (tiny_config(each, data__image_hw=(64, 64)).data for each in definitions)
     applied, stored = (
         prepare_data(dataclasses.replace(sideways, apply_orientation=apply))
         for apply in (True, False)
