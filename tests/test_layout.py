@@ -27,7 +27,6 @@ MAY_IMPORT = {
     "evaluation": {"errors", "detector", "data", "output", "evaluation"},
     "training": {
         "cache",
-        "sources",
         "errors",
         "config",
         "recipe",
@@ -51,7 +50,6 @@ MAY_IMPORT = {
         "sweeping",
     },
     "cache": set(),
-    "sources": set(),
     "startup": {"cache"},
     "huge_pages": set(),
     # Knows the other entry points by name.
@@ -61,7 +59,6 @@ MAY_IMPORT = {
             "errors",
             "config",
             "config_file",
-            "sources",
             "startup",
             "huge_pages",
             "detector",

@@ -104,7 +104,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.evaluation.evaluator import Evaluator
     from yogo_jax.evaluation.report.page import Subject
     from yogo_jax.evaluation.report.results import write_results
-    from yogo_jax.evaluation.tables import format_metrics
+    from yogo_jax.evaluation.tables import advice_on_nothing_found, format_metrics
     from yogo_jax.output.files import make_folder
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.training.run_data import evaluation_data
@@ -162,6 +162,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         pictures=args.pictures,
     )
     print(format_metrics(metrics))
+    if (advice := advice_on_nothing_found(metrics)) is not None:
+        print(advice)
     print(
         f"{args.split} split of {len(records)} images; written {args.output / 'metrics.json'} and "
         f"{args.output / 'report.html'}"

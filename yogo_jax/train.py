@@ -13,8 +13,6 @@ from pathlib import Path
 
 from absl import app, flags
 
-# Before other parts of the package, see there.
-import yogo_jax.sources
 from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
@@ -102,9 +100,7 @@ def _run(argv: list[str], stop: Stop) -> None:
         # One of several processes must not leave by itself: the others would wait for it.
         held = stop.held() if several else nullcontext()
         with held, leave_at_once_on_error(), exit_on_user_error():
-            train_and_evaluate(
-                config, Path(workdir).expanduser(), stop=stop, sources=yogo_jax.sources.AT_START
-            )
+            train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,7 +30,7 @@ from inferences import (
     write_frames,
     write_models,
 )
-from kills import assert_equals_a_run_in_peace, assert_same_runs, train_under_fire
+from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import data_set
 from reference_coco import crowded_images, pycocotools_ap
 from runs import ROOT, run_aloud, run_command, train_command
@@ -58,37 +58,6 @@ from yogo_jax.training.tracking import read_metrics
 
 
 pytestmark = pytest.mark.acceptance
-
-
-NOT_KEPT = """
-import sys
-from yogo_jax.training import traces
-from yogo_jax import train
-
-def fail(_):
-    raise ValueError("not now")
-
-# As where an operation cannot be written: the step is traced as it is.
-traces.export.Exported.serialize = fail
-train.main(sys.argv[1:])
-"""
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_kept_step_has_the_bits_of_the_one_that_is_not(tmp_path, dtype):
-    definition = write_dataset(tmp_path / "data", images=32, image_hw=(240, 320))
-    fields = {"model__name": "base_model", "data__image_hw": "240,320", "model__dtype": dtype}
-    script = tmp_path / "not_kept.py"
-    script.write_text(NOT_KEPT)
-    for name in ("not kept", "first", "second"):
-        command = train_command(definition, tmp_path / name, train__epochs=2, **fields)
-        if name == "not kept":
-            command[1:3] = [str(script)]
-        done = run_command(command, optimized=True)
-        assert done.returncode == 0, done.stderr
-        assert ("is not kept: not now" in done.stdout) == (name == "not kept")
-    for name in ("first", "second"):
-        assert_same_runs(tmp_path / "not kept", tmp_path / name, steps=8)
 
 
 def test_ten_kills_and_ten_polite_ends(tmp_path):

@@ -41,6 +41,24 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
+def advice_on_nothing_found(metrics: Mapping[str, Any]) -> str | None:
+    """A line on why there may be no prediction at all, and what to change; None if there are some.
+
+    Args:
+      metrics: with the counts `predictions`, `objects` and `images`.
+    """
+    if metrics["predictions"] or not metrics["objects"]:
+        return None
+    return (
+        f"nothing is found: no prediction in {metrics['images']} images with {metrics['objects']} "
+        "boxes. Early in a training this is usual: most cells are empty, and the network learns "
+        "those first. With configs/base.py this can take half of 64 epochs, and a short run ends "
+        "before. Train with --config configs/strong.py, or longer, or with a lower "
+        "--config.loss.no_object_weight. If it stays so, check the labels: "
+        "python -m yogo_jax.inspect FILE.yml"
+    )
+
+
 def _class_table(metrics: Mapping[str, Any]) -> list[str]:
     columns = [(title, metrics[key]) for title, key in _CLASS_COLUMNS if key in metrics]
     objects = _objects_by_class(metrics)

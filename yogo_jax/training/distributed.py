@@ -182,8 +182,8 @@ def compile_train_step(
     train_step: Callable[[TrainState, Any], tuple[TrainState, StepMetrics]],
     devices: Devices,
     inputs: Any = None,
-) -> Callable[[TrainState, Any, Any], tuple[TrainState, StepMetrics, jax.Array]]:
-    """The step on all devices: a function of (state, inputs, wishes), the state is donated.
+) -> Any:
+    """The step on all devices: a jitted function of (state, inputs, wishes), the state is donated.
 
     Args:
       train_step: the pure function.

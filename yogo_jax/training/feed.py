@@ -49,6 +49,15 @@ class Feed(abc.ABC):
         """How the inputs lie on the devices."""
 
     @abc.abstractmethod
+    def shapes(self, inputs: Any, batch_size: int) -> Any:
+        """Shapes and types of the inputs of a call with so many images in a batch.
+
+        Args:
+          inputs: of a call.
+          batch_size: images of all devices together.
+        """
+
+    @abc.abstractmethod
     def steps_of(self, train_step: TrainStep) -> Steps:
         """A pure function of (state, inputs)."""
 
@@ -87,6 +96,10 @@ class HostFeed(Feed):
     def shardings(self) -> Any:
         """Images are spread."""
         return self._devices.by_image
+
+    def shapes(self, inputs: Any, batch_size: int) -> Any:
+        """The batch."""
+        return jax.tree.map(lambda array: _with_rows(array, batch_size), inputs)
 
     def steps_of(self, train_step: TrainStep) -> Steps:
         """One step."""
@@ -145,6 +158,10 @@ class DeviceFeed(Feed):
         copied, by_image = self._devices.copied, self._devices.by_image
         return {"data": copied, "rows": by_image, "steps": copied}
 
+    def shapes(self, inputs: Any, batch_size: int) -> Any:
+        """The data stays, its rows of a batch change."""
+        return {**inputs, "rows": _with_rows(inputs["rows"], batch_size)}
+
     def steps_of(self, train_step: TrainStep) -> Steps:
         """`STEPS_PER_CALL` steps, of which the last may be left out."""
         count = self._count
@@ -194,6 +211,10 @@ class DeviceFeed(Feed):
                     "steps": devices.copy(np.asarray(len(rows), np.int32)),
                 }
                 yield Work(len(rows), inputs)
+
+
+def _with_rows(array: jax.Array, rows: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
 
 
 def fits_on_device(source: RecordSource, devices: Devices) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from yogo_jax.config import Config
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.output.files import make_folder
+from yogo_jax.output.progress import Heartbeat
 from yogo_jax.training.checkpoints import restore_state
 from yogo_jax.training.distributed import (
     check_batch_size,
@@ -34,7 +35,6 @@ def train_and_evaluate(
     *,
     stop: Stop | None = None,
     on_validation: OnValidation | None = None,
-    sources: str | None = None,
 ) -> dict[str, Any]:
     """Trains, or continues what the workdir holds, and tests the best checkpoint.
 
@@ -46,8 +46,6 @@ def train_and_evaluate(
       stop: asks the run to stop early; what it has done is saved first.
       on_validation: called after each validation with the epochs done and its metrics; what it
         raises ends the run, after the checkpoint of that validation is written.
-      sources: `sources.AT_START` keeps the traced step for the next start with the same sources;
-        None keeps nothing, for a process that puts other functions in the place of some.
 
     Returns:
       The metrics of the test split, as in test/metrics.json; empty without a test split, and in all
@@ -64,7 +62,9 @@ def train_and_evaluate(
     check_batch_size(config.train.batch_size, devices)
     config = with_absolute_paths(config)
     # ---- data ----
-    data = prepare_data(config.data, config.augment, config.train)
+    with Heartbeat(_print if devices.first else _silent) as heartbeat:
+        heartbeat.doing("reading the data set")
+        data = prepare_data(config.data, config.augment, config.train)
     make_folder(workdir, "--workdir")
     # ---- model ----
     spec = prepare_spec(config, data.splits.train)
@@ -72,7 +72,7 @@ def train_and_evaluate(
     data = taught_by(data, teacher)
     # ---- where to start ----
     start = find_start(config, workdir, data.fingerprint, data.hint_if_changed)
-    run = Run(config, workdir, spec, data, stop, devices, on_validation, teacher, sources)
+    run = Run(config, workdir, spec, data, stop, devices, on_validation, teacher)
     complete = run.test_of_complete(start)
     # All processes have looked before the first one changes anything.
     seen = {"config": config, "data": data.fingerprint, "checkpoint": start and start.folder}
@@ -96,6 +96,7 @@ def train_and_evaluate(
             f"workdir {workdir}"
         )
         # ---- steps ----
+        tracker.doing("preparing the weights")
         if start is None:
             state = initial_state(config, spec, run.tx, tracker.say)
         else:
@@ -109,3 +110,11 @@ def train_and_evaluate(
         run.train(devices.copy(state), start, tracker)
         # ---- test ----
         return run.test(tracker)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass

@@ -1,6 +1,5 @@
 """Whether the images of a run are packed (`data.cache`), and what is said meanwhile."""
 
-import time
 from collections.abc import Callable
 
 from yogo_jax.config import DataConfig
@@ -20,8 +19,6 @@ from yogo_jax.training.tracking import Tracker
 
 # Of the free room, what "auto" takes at most.
 _SHARE_OF_ROOM = 0.5
-# Packing that takes less is not worth a line.
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 def open_pack(
@@ -42,7 +39,7 @@ def open_pack(
       records: of the split.
       spec: says in which size and colours images are wanted.
       data: with `cache`.
-      tracker: takes lines, and the bar's text.
+      tracker: takes lines, and what is being done.
       check: called every few images; what it raises ends the packing.
 
     Raises:
@@ -83,16 +80,8 @@ def open_pack(
 
 
 def _telling(name: str, tracker: Tracker, check: Callable[[], None]) -> Tell:
-    """Moves the bar, and says a line from time to time."""
-    told = time.monotonic()
-
     def tell(done: int, total: int) -> None:
-        nonlocal told
         check()
-        text = f"packing images of {name}: {done}/{total}"
-        tracker.advance(0, text)
-        if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
-            tracker.say(text)
-            told = time.monotonic()
+        tracker.doing(f"packing images of {name}, {done} of {total}")
 
     return tell

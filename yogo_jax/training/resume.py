@@ -11,6 +11,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.output.files import write_atomically, write_json
 from yogo_jax.training.checkpoints import committed_checkpoints, find_checkpoint, read_metadata
 from yogo_jax.training.metadata import Metadata
+from yogo_jax.training.tracking import read_metrics
 
 
 # What may change when a run goes on: it alters where work is done or how often it is saved, not
@@ -118,7 +119,9 @@ def adopt(start: Start, workdir: Path) -> None:
 def _check_unsaved_run(config: Config, workdir: Path) -> None:
     """Refuses to start over a run that has logged steps but saved none yet."""
     path = workdir / "config.json"
-    if not path.exists():
+    steps = (each for each in read_metrics(workdir / "metrics.jsonl") if each["kind"] == "train")
+    if not path.exists() or next(steps, None) is None:
+        # Refused or stopped before its first step, as by too little memory: nothing is lost.
         return
     try:
         recorded = json.loads(path.read_text())

@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from yogo_jax.config import Config
 from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.pipeline import EpochOrder
@@ -19,20 +21,20 @@ from yogo_jax.training.checkpoints import (
     record_validation,
 )
 from yogo_jax.training.distributed import compile_train_step
-from yogo_jax.training.feed import DeviceFeed, Feed, HostFeed, fits_on_device
+from yogo_jax.training.feed import DeviceFeed, Feed, HostFeed, Work, fits_on_device
+from yogo_jax.training.memory import compile_that_fits
 from yogo_jax.training.metadata import Metadata, git_revision
-from yogo_jax.training.meter import Meter
+from yogo_jax.training.meter import Meter, pace_lines, seconds_of_call
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.pace import Pace
 from yogo_jax.training.packing import open_pack
 from yogo_jax.training.preemption import Stop, Stopped
-from yogo_jax.training.resume import Start, that_must_agree
+from yogo_jax.training.resume import Start
 from yogo_jax.training.run_data import RunData
 from yogo_jax.training.setup import prepare_loss, prepare_train_step
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import Teacher
 from yogo_jax.training.testing import evaluate_best, log_test, read_test, write_test
-from yogo_jax.training.traces import keep_trace
 from yogo_jax.training.tracking import SilentTracker, Tracker
 from yogo_jax.training.validation import Validator
 
@@ -53,7 +55,6 @@ class Run:
         devices: Devices,
         on_validation: OnValidation | None,
         teacher: Teacher | None,
-        sources: str | None,
     ) -> None:
         self.config = config
         self.workdir = workdir
@@ -63,9 +64,6 @@ class Run:
         self.devices = devices
         self.on_validation = on_validation
         self.teacher = teacher
-        # Kept are only steps for one device, without a teacher's weights or thumbnails in them.
-        alone = devices.count == 1 and teacher is None and data.thumbnails is None
-        self.sources = sources if alone else None
         self.loss = prepare_loss(config, data.splits.train)
         self.order = EpochOrder(
             num_records=len(data.splits.train),
@@ -183,26 +181,7 @@ class Run:
 
     def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
         config, order, devices = self.config, self.order, self.devices
-        closed_steps = config.augment.closed_epochs * order.steps_per_epoch
-        train_step = prepare_train_step(
-            config,
-            self.spec,
-            self.data,
-            self.tx,
-            self.schedule,
-            loss=self.loss,
-            teacher=self.teacher,
-            composed_steps=self.total_steps - closed_steps,
-        )
         feed = self._make_feed()
-        steps = feed.steps_of(train_step)
-        if self.sources is not None:
-            agreed = that_must_agree(config.to_dict())
-            made_of = (agreed, self.spec, self.loss, order, type(feed))
-            steps = keep_trace(steps, self.sources, made_of, tracker.say)
-        step_fn = self.stop.at_once_in_first_call(
-            compile_train_step(steps, devices, feed.shardings)
-        )
         done = first_step = 0 if start is None else start.metadata.step
         meter = Meter(
             order,
@@ -217,8 +196,14 @@ class Run:
         ):
             save_every = config.train.checkpoint_every_minutes * 60
             pace = Pace(self.stop, devices, save_every=save_every)
+            step_fn = None
             for work in works:
-                state, metrics, wishes = step_fn(state, work.inputs, pace.wishes())
+                wishes = pace.wishes()
+                if step_fn is None:
+                    step_fn = self._compile(feed, state, work.inputs, wishes, tracker)
+                    self._tell_pace(step_fn, state, work, wishes, done, tracker)
+                    meter.skip_time()
+                state, metrics, wishes = step_fn(state, work.inputs, wishes)
                 meter.add(done, work.steps, metrics)
                 done += work.steps
                 decision = pace.decide(wishes)
@@ -246,6 +231,77 @@ class Run:
                 if validates and self._lost_patience(done, store.best_step, tracker):
                     break
                 meter.skip_time()
+
+    def _compile(
+        self, feed: Feed, state: TrainState, inputs: Any, wishes: jax.Array, tracker: Tracker
+    ) -> jax.stages.Compiled:
+        """The training step for this machine's memory.
+
+        Args:
+          feed: gave the inputs.
+          state: like those the step takes.
+          inputs: of one call.
+          wishes: of the processes, likewise.
+          tracker: takes lines.
+
+        Raises:
+          UserError: it needs more memory than is free.
+        """
+        config, order = self.config, self.order
+        closed_steps = config.augment.closed_epochs * order.steps_per_epoch
+
+        def lowered(rematerialize: bool, batch_size: int) -> jax.stages.Lowered:
+            train_step = prepare_train_step(
+                config,
+                self.spec,
+                self.data,
+                self.tx,
+                self.schedule,
+                loss=self.loss,
+                teacher=self.teacher,
+                composed_steps=self.total_steps - closed_steps,
+                rematerialize=rematerialize,
+            )
+            step = compile_train_step(feed.steps_of(train_step), self.devices, feed.shardings)
+            return step.lower(state, feed.shapes(inputs, batch_size), wishes)
+
+        tracker.doing("compiling the training step")
+        return self.stop.at_once_in_first_call(compile_that_fits)(
+            lowered,
+            self.devices,
+            batch_size=order.batch_size,
+            image_hw=self.spec.image_hw,
+            say=tracker.say,
+        )
+
+    def _tell_pace(
+        self,
+        step_fn: jax.stages.Compiled,
+        state: TrainState,
+        work: Work,
+        wishes: jax.Array,
+        done: int,
+        tracker: Tracker,
+    ) -> None:
+        """Says how long an epoch takes, by a call of the step whose result is not used.
+
+        Args:
+          step_fn: compiled.
+          state: stays as it is.
+          work: of the call.
+          wishes: of the processes.
+          done: steps of the run so far.
+          tracker: takes a line.
+        """
+        tracker.doing("measuring how long a step takes")
+        seconds = seconds_of_call(step_fn, state, work.inputs, wishes) / work.steps
+        for line in pace_lines(
+            seconds,
+            steps_per_epoch=self.order.steps_per_epoch,
+            steps_left=self.total_steps - done,
+            image_hw=self.spec.image_hw,
+        ):
+            tracker.say(line)
 
     def test_of_complete(self, start: Start | None) -> dict[str, Any] | None:
         """Test metrics of a run that has nothing left to do, none at all without a test split.
@@ -283,6 +339,7 @@ class Run:
         if len(records) == 0:
             tracker.say("no test split in this data set: nothing is tested")
             return {}
+        tracker.doing(f"testing with {len(records)} images")
         with self.stop.held():
             found = evaluate_best(self._evaluator_of, self.workdir, records, self.check)
         if not self.devices.first:

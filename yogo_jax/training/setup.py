@@ -152,6 +152,7 @@ def prepare_train_step(
     loss: LossWeights,
     teacher: Teacher | None,
     composed_steps: int | None = None,
+    rematerialize: bool = False,
 ) -> TrainStep:
     """The training step of a run, see `make_train_step`."""
     return make_train_step(
@@ -167,6 +168,7 @@ def prepare_train_step(
         teacher=teacher,
         imitation=config.loss.imitation,
         thumbnails=data.thumbnails,
+        rematerialize=rematerialize,
     )
 
 

@@ -9,7 +9,7 @@ from yogo_jax.data.records import Records
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.evaluator import Evaluation, Evaluator
-from yogo_jax.evaluation.tables import format_metrics
+from yogo_jax.evaluation.tables import advice_on_nothing_found, format_metrics
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.tracking import Tracker, read_metrics
@@ -77,6 +77,7 @@ def write_test(tested: Tested, workdir: Path, images: int, tracker: Tracker) -> 
 
     folder, metadata, evaluation = tested
     tracker.flush()
+    tracker.doing("writing the report of the test")
     subject = Subject(
         title=f"Test of {workdir.name}",
         subtitle=f"{folder}, {images} images of the test split",
@@ -95,6 +96,8 @@ def write_test(tested: Tested, workdir: Path, images: int, tracker: Tracker) -> 
         pictures=TEST_PICTURES,
     )
     tracker.say(format_metrics(metrics))
+    if (advice := advice_on_nothing_found(metrics)) is not None:
+        tracker.say(advice)
     tracker.say(
         f"tested {folder}; written {output / 'metrics.json'}, {output / 'report.html'} and "
         f"{output / 'pictures'}"

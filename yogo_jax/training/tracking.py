@@ -7,13 +7,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from yogo_jax.config import Config
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.evaluation.curves import Roc
 from yogo_jax.evaluation.evaluator import Evaluation
 from yogo_jax.output.files import write_atomically
+from yogo_jax.output.progress import Heartbeat
 from yogo_jax.training.wandb_run import scalars, start_wandb
 
 
@@ -73,25 +80,43 @@ class Console:
             BarColumn(),
             TextColumn("{task.percentage:3.0f}%"),
             TextColumn("{task.description}"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             disable=not self._live,
         )
         self._task = self._progress.add_task("", total=total_steps, completed=first_step)
         self._progress.start()
+        self._heartbeat = Heartbeat(self._say_still)
+        self._heartbeat.__enter__()
 
     def say(self, line: str) -> None:
         """A line that stays, with the time in the log file."""
+        self._heartbeat.said()
+        self._print(line)
+        self._write(line)
+
+    def _print(self, line: str) -> None:
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _write(self, line: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         self._log.writelines(f"{stamp} {part}\n" for part in line.splitlines())
 
-    def advance(self, step: int, text: str) -> None:
-        """Moves the bar."""
+    def _say_still(self, line: str) -> None:
+        # A bar shows the same, and moves.
+        if not self._live:
+            self._print(line)
+        self._write(line)
+
+    def doing(self, text: str, step: int | None = None) -> None:
+        """Shows what is done from now on, and how many steps of the run are done."""
+        self._heartbeat.doing(text)
         if self._live:
             self._progress.update(self._task, completed=step, description=text)
 
     def close(self) -> None:
         """Takes the bar away and closes the log file."""
+        self._heartbeat.__exit__()
         self._progress.stop()
         self._log.close()
 
@@ -140,9 +165,14 @@ class Tracker:
         """A line that stays."""
         self._console.say(line)
 
-    def advance(self, step: int, text: str) -> None:
-        """Moves the bar, if there is one."""
-        self._console.advance(step, text)
+    def doing(self, text: str, step: int | None = None) -> None:
+        """What is done from now on: in the bar if there is one, and in a line from time to time.
+
+        Args:
+          text: in some words.
+          step: steps of the run that are done; None leaves the bar where it is.
+        """
+        self._console.doing(text, step)
 
     def flush(self) -> None:
         """Hands everything logged to the operating system, which a kill does not undo."""
@@ -223,7 +253,7 @@ class SilentTracker(Tracker):
     def say(self, line: str) -> None:
         """Nothing."""
 
-    def advance(self, step: int, text: str) -> None:
+    def doing(self, text: str, step: int | None = None) -> None:
         """Nothing."""
 
     def flush(self) -> None:

@@ -7,6 +7,7 @@ from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.records import Records
 from yogo_jax.detector.found import NotNumbersError
 from yogo_jax.evaluation.evaluator import Evaluator
+from yogo_jax.evaluation.tables import advice_on_nothing_found
 from yogo_jax.training.meter import NotFiniteError
 from yogo_jax.training.state import TrainState
 from yogo_jax.training.tracking import Tracker
@@ -37,6 +38,8 @@ class Validator:
         self._steps_per_epoch = steps_per_epoch
         self._total_steps = epochs * steps_per_epoch
         self._every_epochs = every_epochs
+        # Once in a run is enough.
+        self._advised = False
 
     def is_due(self, done: int) -> bool:
         """Whether the checkpoint after `done` steps is one to be validated."""
@@ -69,6 +72,7 @@ class Validator:
         if len(self._records) == 0:
             tracker.say("no validation split in this data set: the latest checkpoint is the best")
             return None
+        tracker.doing(f"validating with {len(self._records)} images")
         try:
             evaluation = self._evaluator.run(
                 state.variables,
@@ -91,4 +95,8 @@ class Validator:
             f"epoch {epoch}: validation loss {metrics['loss']:.4f}, mAP50 "
             f"{'-' if m_ap is None else f'{m_ap:.4f}'}"
         )
+        advice = advice_on_nothing_found(metrics)
+        if advice is not None and not self._advised:
+            self._advised = True
+            tracker.say(advice)
         return metrics

@@ -1,0 +1,220 @@
+"""Memory for the training step: bytes that are free, and whether a compiled step fits into them."""
+
+import math
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import psutil
+
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.devices import Devices
+
+
+# Of the free memory, what a step may take, and what it must leave besides. The rest is for images,
+# validation and other programs.
+_SHARE_OF_FREE = 0.85
+_LEFT_BYTES = 256 * 2**20
+# XLA for CPUs removes the barriers between segments of a rematerialised step, and then merges what
+# is computed twice, unless it is told not to. Its other schedule holds less at a time.
+_CPU_OPTIONS: dict[str, str | bool] = {
+    "xla_disable_hlo_passes": "cse,cse_barrier_expander",
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def bytes_needed(compiled: Any) -> int:
+    """Bytes that a call of a compiled function takes besides its arguments.
+
+    Args:
+      compiled: as `jax.jit(f).lower(...).compile()` gives it.
+    """
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    own = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return int(analysis.temp_size_in_bytes + max(own, 0))
+
+
+def free_bytes(devices: Devices) -> int:
+    """Bytes that a device of this process can still take.
+
+    The devices of a CPU share the memory of the host.
+    """
+    if devices.mesh.devices.flat[0].platform == "cpu":
+        return free_on_host() // len(jax.local_devices())
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    free = [
+        int(each["bytes_limit"]) - int(each.get("bytes_in_use", 0))
+        for each in stats
+        if "bytes_limit" in each
+    ]
+    return min(free) if free else 2**63
+
+
+def bytes_for_step(devices: Devices) -> int:
+    """Bytes of a device's free memory that a training step may take."""
+    return max(int(_SHARE_OF_FREE * free_bytes(devices)) - _LEFT_BYTES, 0)
+
+
+def free_on_host() -> int:
+    """Bytes of memory that this process can still take: of the machine, its cgroup, its limits."""
+    limits = [psutil.virtual_memory().available, *_free_in_cgroups(), *_free_under_limits()]
+    return max(min(limits), 0)
+
+
+def _free_under_limits() -> Iterator[int]:
+    """What `ulimit -v` and `ulimit -d` leave."""
+    used = psutil.Process().memory_info()
+    for name, taken in (("RLIMIT_AS", used.vms), ("RLIMIT_DATA", getattr(used, "data", used.rss))):
+        limit, _ = resource.getrlimit(getattr(resource, name))
+        if limit != resource.RLIM_INFINITY:
+            yield limit - taken
+
+
+def _free_in_cgroups(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """What the limits of this process's cgroup and of those around it leave; none without any.
+
+    Args:
+      root: where the cgroup file systems are mounted.
+      own: names the cgroups of this process.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, files = root, ("memory.max", "memory.current", "inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            files = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+                "total_active_file",
+            )
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        # In a container the own group may be mounted as the root.
+        for each in [folder, *folder.parents]:
+            if (free := _free_in_cgroup(each, *files)) is not None:
+                yield free
+            if each == base:
+                break
+
+
+def _free_in_cgroup(folder: Path, limit: str, usage: str, *reclaimable: str) -> int | None:
+    try:
+        allowed = int((folder / limit).read_text(encoding="utf-8"))
+        used = int((folder / usage).read_text(encoding="utf-8"))
+        stat = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+    # There is no such group, or "max": no limit.
+    except (OSError, ValueError):
+        return None
+    counts = dict(line.split(maxsplit=1) for line in stat)
+    # The system gives cached files up for a program that asks.
+    cached = sum(int(counts.get(name, 0)) for name in reclaimable)
+    return allowed - used + cached
+
+
+def compile_that_fits(
+    lowered: Callable[[bool, int], jax.stages.Lowered],
+    devices: Devices,
+    *,
+    batch_size: int,
+    image_hw: tuple[int, int],
+    say: Callable[[str], None],
+) -> jax.stages.Compiled:
+    """The training step, compiled so that it fits into the memory that is free.
+
+    What does not fit is compiled once more with rematerialised gradients, see `train_outputs`.
+
+    Args:
+      lowered: the step, traced, by (whether it is rematerialised, images in a batch).
+      devices: of the run; all of its processes come to the same decision.
+      batch_size: images in a batch.
+      image_hw: their size in px.
+      say: takes a line if the step is rematerialised.
+
+    Raises:
+      UserError: it does not fit either way; names a batch and an image size that do.
+    """
+    options = _CPU_OPTIONS if devices.mesh.devices.flat[0].platform == "cpu" else None
+
+    def fits(compiled: jax.stages.Compiled) -> bool:
+        # Asked each time: worker processes and the compiler take memory meanwhile.
+        return not devices.any(bytes_needed(compiled) > bytes_for_step(devices))
+
+    plain = lowered(False, batch_size).compile()
+    if fits(plain):
+        return plain
+    needed = bytes_needed(plain)
+    del plain
+    small = lowered(True, batch_size).compile(compiler_options=options)
+    if fits(small):
+        say(
+            f"memory: a step would take {_gib(needed)}, and {_gib(bytes_for_step(devices))} are "
+            "free for it. It computes some features twice and takes "
+            f"{_gib(bytes_needed(small))}: about a third more time"
+        )
+        return small
+    needed = bytes_needed(small)
+    del small
+
+    def needed_by(images: int) -> int:
+        return bytes_needed(lowered(True, images).compile(compiler_options=options))
+
+    # A little less than there is, since the next start does not find exactly as much.
+    room = bytes_for_step(devices)
+    largest = _largest_batch(batch_size, devices.count, int(0.9 * room), needed, needed_by)
+    raise UserError(_refusal(needed, room, batch_size, image_hw, largest))
+
+
+def _largest_batch(
+    batch_size: int, step: int, room: int, needed: int, needed_by: Callable[[int], int]
+) -> int:
+    """The largest batch that fits, to a few images; 0 if there is none.
+
+    Args:
+      batch_size: that does not fit.
+      step: batches are multiples of it.
+      room: bytes that a step may take.
+      needed: bytes that the batch takes.
+      needed_by: compiles a batch.
+    """
+    images = batch_size
+    while images > 0 and needed > room:
+        # Memory grows about as the batch.
+        images = min(math.floor(images * room / needed), images - step) // step * step
+        needed = needed_by(images) if images > 0 else 0
+    return max(images, 0)
+
+
+def _refusal(
+    needed: int, room: int, batch_size: int, image_hw: tuple[int, int], largest: int
+) -> str:
+    height, width = image_hw
+    # Memory grows about as the number of pixels in a batch.
+    share = 0.85 * (largest / batch_size if largest else room / needed)
+    rows, columns = (max(math.floor(side * math.sqrt(share) / 8) * 8, 16) for side in image_hw)
+    size = f"--config.data.image_hw={rows},{columns}"
+    text = (
+        f"a training step of {batch_size} images of {height}x{width} px takes {_gib(needed)} of "
+        f"memory, and {_gib(room)} are free for it: "
+    )
+    if largest == 0:
+        return text + f"not even the smallest batch fits; set {size}, or take more memory"
+    return text + (
+        f"set --config.train.batch_size={largest} (the largest that fits), or {size}, or take "
+        "more memory"
+    )
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
