@@ -6,6 +6,11 @@ Rounds of all models follow each other in turn, so that what else the machine do
 them; ratios are to the first model, of the same round.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import math
 import statistics
@@ -15,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
 
 
 SUFFIXES = (".xml", ".onnx")
@@ -241,8 +247,8 @@ def format_benchmark(figures: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         figures = benchmark(args)
         print(format_benchmark(figures))

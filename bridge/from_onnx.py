@@ -6,13 +6,19 @@ The architecture is recognized from the graph, anchor and crop are read from it,
 grid is restored. What was read is then compared with what the file computes.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
 
 
 # Of a value up to 1, above that of its own size: sizes of boxes stand behind an exponential.
@@ -194,8 +200,8 @@ def from_onnx(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         from_onnx(args)
 
 

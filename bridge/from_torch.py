@@ -5,6 +5,11 @@
 What is written evaluates, exports and is a start for training (`train.from_pretrained`).
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
 
 
 Say = Callable[[str], None]
@@ -175,8 +181,8 @@ def from_torch(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         from_torch(args)
 
 

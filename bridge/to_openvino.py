@@ -6,6 +6,11 @@ Writes DIR/model.onnx, model.xml, model.bin and verification.json. If the models
 the checkpoint does, only verification.json is left.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import json
 import math
@@ -14,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.limits import DEFAULT_OPSET, MAX_MAP_LOSS
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
 from yogo_jax.startup import start_jax
 
 
@@ -259,8 +265,8 @@ def _why_not(verification: dict[str, Any], args: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         verification = export(args)
         from bridge.verify import format_verification

@@ -133,7 +133,7 @@ def test_an_interruption_at_any_step_leaves_no_trace(models, tmp_path, monkeypat
         output = ["--output", tmp_path / str(number)]
         with pytest.raises(SystemExit) as stopped:
             run_infer(*base, *output)
-        assert stopped.value.code == 130
+        assert stopped.value.code == 75
         assert "--resume goes on" in capsys.readouterr().err
         assert "add --resume to go on with it" in refused_infer(capsys, *base, *output)
         stop_at = None

@@ -17,6 +17,7 @@ ENTRY_POINTS = {
 # Groups of modules, each with the groups that it may import.
 MAY_IMPORT = {
     "errors": set(),
+    "command": {"errors"},
     "detector": {"errors", "detector"},
     "schema": {"errors"},
     "recipe": {"schema", "detector"},
@@ -28,6 +29,7 @@ MAY_IMPORT = {
         "cache",
         "sources",
         "errors",
+        "command",
         "config",
         "recipe",
         "detector",
@@ -54,10 +56,11 @@ MAY_IMPORT = {
     "startup": {"cache"},
     "huge_pages": set(),
     # Knows the other entry points by name.
-    "__main__": {"errors", "huge_pages"},
+    "__main__": {"errors", "command", "huge_pages"},
     **{
         entry: {
             "errors",
+            "command",
             "config",
             "config_file",
             "sources",

@@ -8,12 +8,18 @@ its head. Also prints, by class, the score (objectness times class probability) 
 detections have a chosen precision.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
 from yogo_jax.output.files import write_json
 from yogo_jax.startup import start_jax
 
@@ -171,8 +177,8 @@ def format_calibration(figures: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         figures = calibrate(args)
         print(format_calibration(figures))

@@ -6,11 +6,17 @@ Prints a table; writes DIR/metrics.json, DIR/report.html with intervals, curves 
 frames, and DIR/pictures/ with boxes found and true.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
 from yogo_jax.startup import start_jax
 
 
@@ -167,8 +173,8 @@ def _history_of(checkpoint: Path, keep_best: str) -> "History | None":
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         evaluate(args)
 

@@ -7,13 +7,19 @@ DIR/inspection.json. With --checkpoint a trained detector looks at every label, 
 DIR/suspects.csv list the labels that it contradicts. Findings are no failure: the exit status is 0.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yogo_jax.command import as_command
 from yogo_jax.data.scan import default_workers
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.errors import UserError
 from yogo_jax.startup import start_jax
 
 
@@ -253,8 +259,8 @@ def write(args: argparse.Namespace, inspection: "Inspection", suspects: "Suspect
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         inspect(args)
 

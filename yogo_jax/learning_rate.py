@@ -6,6 +6,11 @@ Nothing is kept of the training. What it prints is for `--config.optim.learning_
 the config are those of `yogo_jax.train`, and the answer is for these.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -14,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from yogo_jax.command import as_command
 from yogo_jax.config import field_names, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.errors import UserError
 from yogo_jax.output.files import write_json
 from yogo_jax.startup import start_jax
 
@@ -96,38 +102,37 @@ def format_rates(tried: "Sequence[Tried]", best: "Tried", tries: int) -> str:
 
 
 def _run(argv: list[str]) -> None:
-    with exit_on_user_error():
-        if len(argv) > 1:
-            raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
-        values, _ = config_values(flags.FLAGS)
-        config = from_mapping(values)
-        given = flags.FLAGS
-        steps, lowest, highest = given.steps, given.lowest, given.highest
-        check(steps, lowest, highest, given.output)
-        start_jax()
-        from yogo_jax.training.rate_search import fastest, rates_between, try_rates
+    if len(argv) > 1:
+        raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
+    values, _ = config_values(flags.FLAGS)
+    config = from_mapping(values)
+    given = flags.FLAGS
+    steps, lowest, highest = given.steps, given.lowest, given.highest
+    check(steps, lowest, highest, given.output)
+    start_jax()
+    from yogo_jax.training.rate_search import fastest, rates_between, try_rates
 
-        tried = try_rates(config, rates_between(lowest, highest, steps), print)
-        best = fastest(tried)
-        print(format_rates(tried, best, steps))
-        if given.output is not None:
-            found = {"fastest": best._asdict(), "tried": [each._asdict() for each in tried]}
-            try:
-                write_json(Path(given.output), found)
-            except OSError as error:
-                raise UserError(f"--output {given.output}: {error.strerror or error}") from error
+    tried = try_rates(config, rates_between(lowest, highest, steps), print)
+    best = fastest(tried)
+    print(format_rates(tried, best, steps))
+    if given.output is not None:
+        found = {"fastest": best._asdict(), "tried": [each._asdict() for each in tried]}
+        try:
+            write_json(Path(given.output), found)
+        except OSError as error:
+            raise UserError(f"--output {given.output}: {error.strerror or error}") from error
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        make_parser().parse_args(["--help"])
-    command = [sys.argv[0], *arguments]
-    _define_flags(command)
-    with exit_on_user_error():
+    with as_command():
+        if {"-h", "--help"} & set(arguments):
+            make_parser().parse_args(["--help"])
+        command = [sys.argv[0], *arguments]
+        _define_flags(command)
         rest = parse_config_flags(command, field_names(), flags.FLAGS)
-    app.run(_run, argv=rest, flags_parser=lambda args: args)
+        app.run(_run, argv=rest, flags_parser=lambda args: args)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,18 @@ Each task of the first command trains one trial after the other until the sweep 
 planned, and takes up those whose task has died. The second writes DIR/report.html at any time.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import functools
 import sys
 from pathlib import Path
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
 from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.startup import start_jax
 from yogo_jax.sweeping.claims import STALE_AFTER_S
@@ -108,9 +114,10 @@ def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
         values["sweep"]["trials"] = args.trials
     space = read_space(values)
 
-    start_jax()
-    from yogo_jax.sweeping.study import open_study
-    from yogo_jax.sweeping.trial import check_data, run_task
+    with stop.at_once():
+        start_jax()
+        from yogo_jax.sweeping.study import open_study
+        from yogo_jax.sweeping.trial import check_data, run_task
 
     # Grain's worker processes take over absl's flags, which must have been parsed for it.
     flags.FLAGS.mark_as_parsed()
@@ -147,13 +154,12 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["report"]:
-        report_args = make_report_parser().parse_args(arguments[1:])
-        with exit_on_user_error():
-            report(report_args)
+        with as_command():
+            report(make_report_parser().parse_args(arguments[1:]))
         return
-    # The fields of the config are left to absl.
-    args, overrides = make_parser().parse_known_args(arguments)
-    with exit_when_stopped() as stop, exit_on_user_error():
+    with exit_when_stopped() as stop:
+        # The fields of the config are left to absl.
+        args, overrides = make_parser().parse_known_args(arguments)
         check(args)
         sweep(args, overrides, stop)
 

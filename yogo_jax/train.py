@@ -4,6 +4,11 @@ Continues by itself what the workdir holds, see `train.resume` in configs/base.p
 and `train.max_hours` stop it: it saves, and exits with status 75.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import functools
 import sys
@@ -80,19 +85,21 @@ def _run(argv: list[str], stop: Stop) -> None:
         values, name = config_values(flags.FLAGS)
         config = from_mapping(values)
         workdir = flags.FLAGS.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        start_jax()
-        # Imported late: a mistake in a flag is told without waiting for JAX.
-        from yogo_jax.training.distributed import (
-            Coordinates,
-            are_several,
-            join_processes,
-            leave_at_once_on_error,
-        )
-        from yogo_jax.training.loop import train_and_evaluate
+        with stop.at_once():
+            start_jax()
+            # Imported late: a mistake in a flag is told without waiting for JAX.
+            from yogo_jax.training.distributed import (
+                Coordinates,
+                are_several,
+                join_processes,
+                leave_at_once_on_error,
+            )
+            from yogo_jax.training.loop import train_and_evaluate
 
         given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
         several = are_several(given)
         # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
+        stop.with_others = several
         stop.ends_all = not several or given == Coordinates(None, None, None)
         if several:
             with stop.at_once():
@@ -110,13 +117,12 @@ def _run(argv: list[str], stop: Stop) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        make_parser().parse_args(["--help"])
     with exit_when_stopped() as stop:
+        if {"-h", "--help"} & set(arguments):
+            make_parser().parse_args(["--help"])
         command = [sys.argv[0], *arguments]
         _define_flags(command)
-        with exit_on_user_error():
-            rest = parse_config_flags(command, field_names(), flags.FLAGS)
+        rest = parse_config_flags(command, field_names(), flags.FLAGS)
         app.run(functools.partial(_run, stop=stop), argv=rest, flags_parser=lambda args: args)
 
 

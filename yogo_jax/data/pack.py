@@ -29,7 +29,7 @@ from jaxtyping import UInt8
 
 from yogo_jax.cache import cache_folder
 from yogo_jax.data.images import read_image
-from yogo_jax.data.workers import leave_with_parent, signals_held_back
+from yogo_jax.data.workers import leave_with_parent, signals_held_back, start_resource_tracker
 from yogo_jax.errors import UserError
 
 
@@ -221,6 +221,7 @@ def _fill(partial: Path, paths: Sequence[str], decode: Decode, workers: int, tel
 def _pool(workers: int, chunks: int) -> concurrent.futures.Executor:
     if workers == 0 or chunks < 2:
         return concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, max(chunks, 1)))
+    start_resource_tracker()
     # Not forked, which neither JAX nor the threads of this process would survive.
     return concurrent.futures.ProcessPoolExecutor(
         min(workers, chunks),
