@@ -22,6 +22,7 @@ from typing import Any
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 
 
 SUFFIXES = (".xml", ".onnx")
@@ -36,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Frames/s and latencies of exported models, in interleaved rounds.",
     )
     add = parser.add_argument
-    add("models", type=Path, nargs="+", metavar="MODEL", help="an IR (.xml) or an .onnx")
+    add("models", type=path_flag, nargs="+", metavar="MODEL", help="an IR (.xml) or an .onnx")
     add("--rounds", type=int, default=7, help="default: %(default)s")
     add("--seconds", type=float, default=2.0, help="of one measurement; default: %(default)s")
     add("--frame-rate", type=float, default=30.0, help="of the paced run; default: %(default)s")
@@ -47,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="what OpenVINO computes in; kernels of INT8 stay so; default: %(default)s",
     )
     add("--device", default="CPU", help="of OpenVINO; default: %(default)s")
-    add("--output", type=Path, metavar="FILE.json", help="where to write the figures as well")
+    add("--output", type=path_flag, metavar="FILE.json", help="where to write the figures as well")
     return parser
 
 

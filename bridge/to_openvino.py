@@ -21,6 +21,7 @@ from typing import Any
 from bridge.limits import DEFAULT_OPSET, MAX_MAP_LOSS
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 from yogo_jax.startup import start_jax
 
 
@@ -35,8 +36,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="Exports a checkpoint to ONNX and OpenVINO IR, and verifies what it wrote.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a run's workdir (its best checkpoint) or one checkpoint")
-    add("--output", type=Path, required=True, help="folder for model.* and verification.json")
+    add(
+        "checkpoint", type=path_flag, help="a run's workdir (its best checkpoint) or one checkpoint"
+    )
+    add("--output", type=path_flag, required=True, help="folder for model.* and verification.json")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--crop-height",
@@ -71,7 +74,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="ncs2 refuses what the stick cannot run; default: %(default)s",
     )
     add("--opset", type=int, default=DEFAULT_OPSET, help="of the ONNX model; default: %(default)s")
-    add("--definition", type=Path, help="data set whose frames the models are verified on, too")
+    add(
+        "--definition", type=path_flag, help="data set whose frames the models are verified on, too"
+    )
     return parser
 
 

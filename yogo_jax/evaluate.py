@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 from yogo_jax.startup import start_jax
 
 
@@ -32,10 +33,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "checkpoint", type=Path, help="a run's workdir (its best checkpoint) or a checkpoint folder"
+        "checkpoint",
+        type=path_flag,
+        help="a run's workdir (its best checkpoint) or a checkpoint folder",
     )
     add("--definition", help="data set definition (.yml); default: the one it was trained on")
-    add("--output", type=Path, required=True, help="folder for what it writes")
+    add("--output", type=path_flag, required=True, help="folder for what it writes")
     add("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
     add(
         "--image-hw",
@@ -63,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--score-thresholds",
-        type=Path,
+        type=path_flag,
         metavar="FILE.json",
         help="least scores by class, as `yogo_jax.calibrate --output` writes them",
     )

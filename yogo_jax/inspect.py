@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from yogo_jax.command import as_command
 from yogo_jax.data.scan import default_workers
 from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 from yogo_jax.startup import start_jax
 
 
@@ -46,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("definition", help="data set definition (.yml), or synthetic")
     add(
         "--output",
-        type=Path,
+        type=path_flag,
         help="folder for inspection.html, inspection.json and suspects.csv; default: only print",
     )
     add("--min-box-area", type=float, help="as data.min_box_area; smaller boxes are findings")
@@ -71,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     detector = parser.add_argument_group("detector", "looks for labels that it contradicts")
     detector.add_argument(
-        "--checkpoint", type=Path, help="a run's workdir (its best checkpoint) or a checkpoint"
+        "--checkpoint", type=path_flag, help="a run's workdir (its best checkpoint) or a checkpoint"
     )
     detector.add_argument(
         "--min-confidence",

@@ -23,6 +23,7 @@ from yogo_jax.command import as_command
 from yogo_jax.config import field_names, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError
+from yogo_jax.given import given_path
 from yogo_jax.output.files import write_json
 from yogo_jax.startup import start_jax
 
@@ -62,7 +63,7 @@ def _define_flags(argv: list[str]) -> None:
     flags.DEFINE_string("output", None, "See --help.")
 
 
-def check(steps: int, lowest: float, highest: float, output: str | None) -> None:
+def check(steps: int, lowest: float, highest: float, output: Path | None) -> None:
     """Refuses values out of range.
 
     Raises:
@@ -76,8 +77,8 @@ def check(steps: int, lowest: float, highest: float, output: str | None) -> None
         raise UserError(
             f"--lowest must be above 0 and below --highest, got {lowest:g} and {highest:g}"
         )
-    if output is not None and not Path(output).absolute().parent.is_dir():
-        raise UserError(f"--output {output}: {Path(output).parent} is no folder")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: {output.parent} is no folder")
 
 
 def format_rates(tried: "Sequence[Tried]", best: "Tried", tries: int) -> str:
@@ -108,19 +109,20 @@ def _run(argv: list[str]) -> None:
     config = from_mapping(values)
     given = flags.FLAGS
     steps, lowest, highest = given.steps, given.lowest, given.highest
-    check(steps, lowest, highest, given.output)
+    output = None if given.output is None else given_path(given.output)
+    check(steps, lowest, highest, output)
     start_jax()
     from yogo_jax.training.rate_search import fastest, rates_between, try_rates
 
     tried = try_rates(config, rates_between(lowest, highest, steps), print)
     best = fastest(tried)
     print(format_rates(tried, best, steps))
-    if given.output is not None:
+    if output is not None:
         found = {"fastest": best._asdict(), "tried": [each._asdict() for each in tried]}
         try:
-            write_json(Path(given.output), found)
+            write_json(output, found)
         except OSError as error:
-            raise UserError(f"--output {given.output}: {error.strerror or error}") from error
+            raise UserError(f"--output {output}: {error.strerror or error}") from error
 
 
 def main(argv: list[str] | None = None) -> None:

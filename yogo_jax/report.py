@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="One HTML page of what runs have logged so far: curves, metrics, configs.",
     )
     add = parser.add_argument
-    add("runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run, finished or not")
+    add("runs", type=path_flag, nargs="+", metavar="RUN", help="workdir of a run, finished or not")
     add(
         "--output",
-        type=Path,
+        type=path_flag,
         metavar="FILE.html",
         help="the page; default: report.html in the workdir, of several runs in this folder",
     )

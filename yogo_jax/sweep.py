@@ -19,6 +19,7 @@ from pathlib import Path
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.startup import start_jax
 from yogo_jax.sweeping.claims import STALE_AFTER_S
@@ -44,7 +45,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", metavar="FILE.py", help="a config with a search space: configs/sweep.py")
-    add("--study", type=Path, metavar="DIR", help="folder of the sweep, the same for all its tasks")
+    add(
+        "--study",
+        type=path_flag,
+        metavar="DIR",
+        help="folder of the sweep, the same for all its tasks",
+    )
     add("--trials", type=int, metavar="N", help="trials of the sweep; default: config.sweep.trials")
     add("--one", action="store_true", help="work on one trial, then end")
     add(
@@ -63,9 +69,9 @@ def make_report_parser() -> argparse.ArgumentParser:
         prog="python -m yogo_jax.sweep report",
         description="What a sweep has found so far: a table here, and a page.",
     )
-    parser.add_argument("study", type=Path, metavar="DIR", help="folder of the sweep")
+    parser.add_argument("study", type=path_flag, metavar="DIR", help="folder of the sweep")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="the page; default: DIR/report.html"
+        "--output", type=path_flag, metavar="FILE.html", help="the page; default: DIR/report.html"
     )
     return parser
 

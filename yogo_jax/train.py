@@ -14,7 +14,6 @@ import functools
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 from absl import app, flags
 
@@ -23,6 +22,7 @@ import yogo_jax.sources
 from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.given import given_path
 from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.startup import start_jax
 from yogo_jax.training.preemption import Stop, exit_when_stopped
@@ -110,7 +110,7 @@ def _run(argv: list[str], stop: Stop) -> None:
         held = stop.held() if several else nullcontext()
         with held, leave_at_once_on_error(), exit_on_user_error():
             train_and_evaluate(
-                config, Path(workdir).expanduser(), stop=stop, sources=yogo_jax.sources.AT_START
+                config, given_path(workdir), stop=stop, sources=yogo_jax.sources.AT_START
             )
 
 

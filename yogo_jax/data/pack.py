@@ -132,7 +132,7 @@ def make_pack(
     folder = packed.path.parent
     with _as_cannot_pack(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        lock = (folder / "lock").open("w", encoding="utf-8")
     with lock, _only_one(lock, folder, functools.partial(tell, 0, len(paths))):
         if not packed.made:
             decode = functools.partial(read_image, image_hw=image_hw, rgb=rgb)
@@ -250,7 +250,7 @@ def _content_key(paths: Sequence[str], image_hw: tuple[int, int], rgb: bool) -> 
         told = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
         stats.update(repr(told).encode("utf-8", "surrogateescape"))
     known = cache_folder() / "packs" / "keys" / stats.hexdigest()
-    if known.exists() and (key := known.read_text()):
+    if known.exists() and (key := known.read_text(encoding="utf-8")):
         return key
     contents = hashlib.sha256(settings.encode())
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
@@ -259,7 +259,7 @@ def _content_key(paths: Sequence[str], image_hw: tuple[int, int], rgb: bool) -> 
     key = contents.hexdigest()
     known.parent.mkdir(parents=True, exist_ok=True)
     temporary = known.with_name(f"{known.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(key)
+    temporary.write_text(key, encoding="utf-8")
     temporary.replace(known)
     return key
 

@@ -58,7 +58,7 @@ def read_claims(folder: Path) -> list[Claimed]:
     for path in (folder / "claims").glob("*.json"):
         try:
             # To open a file is what makes NFS ask its server for the times.
-            with path.open() as file:
+            with path.open(encoding="utf-8") as file:
                 text, renewed_at = file.read(), os.fstat(file.fileno()).st_mtime
             values = json.loads(text)
         except ValueError:
@@ -70,7 +70,7 @@ def read_claims(folder: Path) -> list[Claimed]:
 def file_system_now(folder: Path) -> float:
     """The time by the clock that stamps files in a folder: that of a server, if it is shared."""
     path = folder / f".clock.{socket.gethostname()}.{os.getpid()}"
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(".")
         file.flush()
         os.fsync(file.fileno())
@@ -121,7 +121,8 @@ class Claim:
 
     def note(self, **values: Any) -> None:
         """Adds to what the claim's file says."""
-        self._path.write_text(json.dumps(json.loads(self._path.read_text()) | values))
+        before = json.loads(self._path.read_text(encoding="utf-8"))
+        self._path.write_text(json.dumps(before | values), encoding="utf-8")
 
     @property
     def is_mine(self) -> bool:
@@ -178,7 +179,7 @@ def try_to_claim(
         "stale_after": stale_after,
         "step": step,
     }
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(values, file)
     return Claim(folder, number, stale_after=stale_after, on_lost=on_lost)
 

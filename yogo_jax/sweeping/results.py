@@ -128,7 +128,7 @@ def _result(study: SweepStudy, trial: FrozenTrial, now: float) -> TrialResult:
         figures=trial.user_attrs,
         reason=trial.user_attrs.get("reason", ""),
         taken_up=max(len(claims) - 1, 0),
-        test=json.loads(test.read_text()) if test.exists() else None,
+        test=json.loads(test.read_text(encoding="utf-8")) if test.exists() else None,
         workdir=workdir,
     )
 

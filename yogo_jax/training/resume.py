@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from yogo_jax.config import Config, differences, with_defaults
 from yogo_jax.errors import UserError
+from yogo_jax.given import given_path
 from yogo_jax.output.files import write_atomically, write_json
 from yogo_jax.training.checkpoints import committed_checkpoints, find_checkpoint, read_metadata
 from yogo_jax.training.metadata import Metadata
+from yogo_jax.training.run_data import same_path, with_paths_of
 
 
 # What may change when a run goes on: it alters where work is done or how often it is saved, not
@@ -62,7 +64,7 @@ def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | 
             )
         return None
     if own:
-        if resume not in ("auto", _recorded_resume(workdir)):
+        if resume != "auto" and not same_path(_recorded_resume(workdir), resume):
             raise UserError(
                 f"{workdir} holds checkpoints of its own, so train.resume={resume} would pass "
                 "them over: choose another --workdir, or --config.train.resume=auto"
@@ -72,7 +74,7 @@ def find_start(config: Config, workdir: Path, data_fingerprint: str) -> Start | 
         _check_unsaved_run(config, workdir)
         return None
     else:
-        given = Path(resume).expanduser()
+        given = given_path(resume)
         # A run is continued where it stopped, not where it was best.
         runs = committed_checkpoints(given / "checkpoints")
         folder = runs[-1] if runs else find_checkpoint(given)
@@ -97,7 +99,7 @@ def adopt(start: Start, workdir: Path) -> None:
             folders.append(best)
         metrics = other / "metrics.jsonl"
         if metrics.exists():
-            write_atomically(workdir / "metrics.jsonl", metrics.read_text())
+            write_atomically(workdir / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
     for folder in folders:
         place = workdir / "checkpoints" / str(read_metadata(folder).step)
         # Renamed when complete: a kill must not leave half a checkpoint under a valid name.
@@ -113,11 +115,10 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
     if not path.exists():
         return
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); choose another --workdir") from error
-    recorded = with_defaults(recorded)
-    different = differences(that_must_agree(recorded), that_must_agree(config.to_dict()))
+    different = _differences(recorded, config)
     if different:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(different)}) that has no "
@@ -130,11 +131,18 @@ def record_config(config: Config, workdir: Path) -> None:
     write_json(workdir / "config.json", config.to_dict())
 
 
-def _recorded_resume(workdir: Path) -> str | None:
+def _differences(recorded: Mapping[str, Any], config: Config) -> list[str]:
+    """Fields of a recorded config that must agree with those of now, and do not."""
+    now = config.to_dict()
+    recorded = with_paths_of(now, with_defaults(recorded))
+    return differences(that_must_agree(recorded), that_must_agree(now))
+
+
+def _recorded_resume(workdir: Path) -> str:
     try:
-        return json.loads((workdir / "config.json").read_text())["train"]["resume"]
+        return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["resume"]
     except (OSError, ValueError, KeyError):
-        return None
+        return ""
 
 
 def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folder: Path) -> None:
@@ -143,8 +151,7 @@ def _check_same(config: Config, metadata: Metadata, data_fingerprint: str, folde
             f"{folder} holds weights only, there is no run to continue: use "
             f"--config.train.from_pretrained={folder}"
         )
-    recorded = with_defaults(metadata.config)
-    different = differences(that_must_agree(recorded), that_must_agree(config.to_dict()))
+    different = _differences(metadata.config, config)
     if different:
         raise UserError(
             f"{folder} was trained with another config ({'; '.join(different)}): give the same "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.counting.compensation import Line, spellings
+from yogo_jax.given import read_given_text
 
 
 COLUMNS = ("conf_val", "fit_m", "fit_b", "cov_m", "cov_b", "ratiometric_error")
@@ -31,12 +32,13 @@ def read_line(path: Path, confidence_value: float) -> Line:
       UserError: it is no such file, or has no such row.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(io.StringIO(read_given_text(path), newline="")))
         if not rows or tuple(rows[0]) != COLUMNS:
             raise ValueError(f"its first line must be {','.join(COLUMNS)}")
         table = {float(row[0]): Line(*map(float, row[1:])) for row in rows[1:]}
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except (OSError, csv.Error, ValueError, TypeError, IndexError) as error:
         raise UserError(f"--compensation {path}: cannot be read ({error})") from error
     if confidence_value not in table:
         nearest = sorted(table, key=lambda value: abs(value - confidence_value))[:2]
@@ -57,9 +59,8 @@ def read_runs(path: Path) -> list[tuple[Path, float]]:
       UserError: naming the line and what is wrong with it.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.reader(io.StringIO(read_given_text(path), newline="")))
+    except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error
     if not rows or [name.strip() for name in rows[0]] != ["run", "reference_per_ul"]:
         raise UserError(f"{path}:1: expected the line run,reference_per_ul, found {rows[:1]}")

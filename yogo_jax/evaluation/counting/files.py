@@ -1,6 +1,7 @@
 """Counts from files: the instrument's array of a run, and tables that `infer --count` writes."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.errors import UserError
+from yogo_jax.given import read_given_text
 
 
 # The instrument's classes, in its order.
@@ -155,8 +157,8 @@ def read_json(path: Path) -> Any:
         hint = f"; did you mean {inside[0]}?" if inside else ""
         raise UserError(f"{path}: is a folder, expected a JSON file{hint}")
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_given_text(path))
+    except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
@@ -185,9 +187,8 @@ def _read_counts_json(path: Path) -> Sample:
 
 def _read_csv(path: Path) -> Sample:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.reader(io.StringIO(read_given_text(path), newline="")))
+    except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error
     header = rows[0] if rows else []
     columns = [
