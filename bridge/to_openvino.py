@@ -22,6 +22,7 @@ from bridge.limits import DEFAULT_OPSET, MAX_MAP_LOSS
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
 from yogo_jax.given import path_flag
+from yogo_jax.output.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -273,7 +274,8 @@ def main(argv: list[str] | None = None) -> None:
     with as_command():
         args = make_parser().parse_args(argv)
         check(args)
-        verification = export(args)
+        with own_folder(args.output, "--output"):
+            verification = export(args)
         from bridge.verify import format_verification
 
         print(format_verification(verification))

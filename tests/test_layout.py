@@ -17,7 +17,7 @@ ENTRY_POINTS = {
 # Groups of modules, each with the groups that it may import.
 MAY_IMPORT = {
     "errors": set(),
-    "command": {"errors"},
+    "command": {"errors", "cache"},
     "given": {"errors"},
     "detector": {"errors", "detector"},
     "schema": {"errors"},
@@ -137,6 +137,29 @@ def test_commands_do_not_wait_for_jax_before_they_look_at_their_flags():
     imports = "; ".join(f"import yogo_jax.{name}" for name in sorted(ENTRY_POINTS))
     script = f"{imports}; import sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def calls_that_read_or_write_text(path: Path) -> list[ast.Call]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        is_method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if is_method else getattr(node.func, "id", "")
+        modes = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        modes = [each for each in modes if isinstance(each, str) and set(each) <= set("rwax+b")]
+        # Methods that are called so mostly open no file, or one that is no text.
+        opens = not is_method or bool(modes) or "newline" in {each.arg for each in node.keywords}
+        is_open = name in ("open", "fdopen") and not any("b" in mode for mode in modes)
+        if name in ("read_text", "write_text") or (is_open and opens):
+            found.append(node)
+    return found
+
+
+@pytest.mark.parametrize("path", [*FILES, *BRIDGE_FILES], ids=lambda path: path.stem)
+def test_files_are_utf_8_in_every_locale(path):
+    for call in calls_that_read_or_write_text(path):
+        assert "encoding" in {each.arg for each in call.keywords}, ast.unparse(call)
 
 
 def test_no_drawer_for_odds_and_ends():

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
+from yogo_jax.cache import spare_libraries_the_home
 from yogo_jax.errors import exit_on_user_error
 
 
@@ -89,6 +90,7 @@ def as_command(
     with _safe_output(on_closed):
         try:
             with signals, exit_on_user_error():
+                spare_libraries_the_home()
                 yield
         except BaseException as error:
             # What is interrupted may turn that into an error of its own, as imports do.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
 from yogo_jax.given import path_flag
+from yogo_jax.output.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -179,7 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     with as_command():
         args = make_parser().parse_args(argv)
         check(args)
-        evaluate(args)
+        with own_folder(args.output, "--output"):
+            evaluate(args)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from yogo_jax.command import as_command
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED, UserError
 from yogo_jax.inference.flags import check, make_parser
+from yogo_jax.output.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -153,7 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     with as_command(interrupted=INTERRUPTED, status=EXIT_TO_BE_CONTINUED):
         args = make_parser().parse_args(argv)
         check(args)
-        infer(args)
+        with own_folder(args.output, "--output"):
+            infer(args)
 
 
 if __name__ == "__main__":

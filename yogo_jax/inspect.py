@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from yogo_jax.command import as_command
 from yogo_jax.data.scan import default_workers
 from yogo_jax.errors import UserError
 from yogo_jax.given import path_flag
+from yogo_jax.output.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -263,7 +265,8 @@ def main(argv: list[str] | None = None) -> None:
     with as_command():
         args = make_parser().parse_args(argv)
         check(args)
-        inspect(args)
+        with nullcontext() if args.output is None else own_folder(args.output, "--output"):
+            inspect(args)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
 from yogo_jax.given import path_flag
 from yogo_jax.huge_pages import use_huge_pages
+from yogo_jax.output.claims import STALE_AFTER_S
 from yogo_jax.startup import start_jax
-from yogo_jax.sweeping.claims import STALE_AFTER_S
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
 

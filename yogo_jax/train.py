@@ -14,6 +14,7 @@ import functools
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 from absl import app, flags
 
@@ -24,6 +25,7 @@ from yogo_jax.config_file import config_values, define_config_flag, parse_config
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.given import given_path
 from yogo_jax.huge_pages import use_huge_pages
+from yogo_jax.output.ownership import make_new_folder, own_folder
 from yogo_jax.startup import start_jax
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
@@ -84,10 +86,11 @@ def _run(argv: list[str], stop: Stop) -> None:
             raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
         values, name = config_values(flags.FLAGS)
         config = from_mapping(values)
-        workdir = flags.FLAGS.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         with stop.at_once():
             start_jax()
             # Imported late: a mistake in a flag is told without waiting for JAX.
+            import jax
+
             from yogo_jax.training.distributed import (
                 Coordinates,
                 are_several,
@@ -109,9 +112,24 @@ def _run(argv: list[str], stop: Stop) -> None:
         # One of several processes must not leave by itself: the others would wait for it.
         held = stop.held() if several else nullcontext()
         with held, leave_at_once_on_error(), exit_on_user_error():
-            train_and_evaluate(
-                config, given_path(workdir), stop=stop, sources=yogo_jax.sources.AT_START
-            )
+            workdir, is_new = _find_workdir(name)
+            # Of several processes the first one writes.
+            first = jax.process_index() == 0
+            owned = own_folder(workdir, "--workdir", is_new=is_new) if first else nullcontext()
+            with owned:
+                train_and_evaluate(config, workdir, stop=stop, sources=yogo_jax.sources.AT_START)
+
+
+def _find_workdir(name: str) -> tuple[Path, bool]:
+    """The workdir, the same in all processes of a run, and whether it was made just now."""
+    if flags.FLAGS.workdir:
+        return given_path(flags.FLAGS.workdir), False
+    from yogo_jax.evaluation.devices import Devices
+
+    devices = Devices()
+    default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    made = [make_new_folder(default)] if devices.first else []
+    return devices.gather(made)[0], True
 
 
 def main(argv: list[str] | None = None) -> None:

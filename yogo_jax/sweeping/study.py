@@ -23,8 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from yogo_jax.config import differences, from_mapping
 from yogo_jax.errors import UserError
 from yogo_jax.given import given_path
-from yogo_jax.output.files import make_folder, write_json
-from yogo_jax.sweeping.claims import (
+from yogo_jax.output.claims import (
     Claim,
     Claimed,
     deaths_without_progress,
@@ -32,6 +31,7 @@ from yogo_jax.sweeping.claims import (
     read_claims,
     try_to_claim,
 )
+from yogo_jax.output.files import make_folder, write_json
 from yogo_jax.sweeping.journal import open_journal
 from yogo_jax.sweeping.sampler import TrialSeededSampler
 from yogo_jax.sweeping.space import Parameter, SearchSpace
