@@ -16,14 +16,16 @@ _told: set[str] = set()
 
 
 def cache_folder() -> Path:
-    """`YOGO_JAX_CACHE`, else `yogo_jax` in the user's cache folder; it is there and writable.
+    """`YOGO_JAX_CACHE`, else `yogo_jax` in the user's cache folder.
 
-    Where that cannot be written, it is a folder of this user among the temporary ones, and a line
-    on standard error says so, once.
+    Where the latter cannot be written, it is a folder of this user among the temporary ones, and a
+    line on standard error says so, once.
 
     Raises:
       UserError: `YOGO_JAX_CACHE` begins with `~` and no home folder is known.
     """
+    if own := os.environ.get("YOGO_JAX_CACHE"):
+        return given_path(own).resolve()
     try:
         wanted = _wanted()
         wanted.mkdir(parents=True, exist_ok=True)
@@ -45,8 +47,6 @@ def cache_folder() -> Path:
 
 
 def _wanted() -> Path:
-    if own := os.environ.get("YOGO_JAX_CACHE"):
-        return given_path(own).resolve()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG standard has relative paths ignored.
     return (base if base.is_absolute() else Path.home() / ".cache") / "yogo_jax"
@@ -78,7 +78,7 @@ def spare_libraries_the_home() -> None:
     except RuntimeError:
         # Some would make a folder `~` in this one.
         home = cache_folder()
-        os.environ["HOME"] = str(home)
+        os.environ["HOME"] = os.environ["YOGO_JAX_CACHE"] = str(home)
     if not os.access(home, os.W_OK | os.X_OK):
         # Else it makes a new folder at each start, and says so.
         os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))

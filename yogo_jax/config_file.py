@@ -53,8 +53,8 @@ def find_config(given: str) -> str:
         return f"{CONFIGS / path.name.removesuffix('.py')}.py{colon}{argument}"
     if path.suffix != ".py":
         raise UserError(
-            f"--config {text}: expected one of {', '.join(known)}, or a Python file as "
-            "configs/base.py; a data set definition goes to --config.data.definition"
+            f"--config {text}: expected a Python file as configs/base.py, or one of "
+            f"{', '.join(known)}; a data set definition goes to --config.data.definition"
         )
     raise UserError(
         f"--config {text}: cannot be read: there is no such file here; known by name are "
