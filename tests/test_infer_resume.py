@@ -181,7 +181,7 @@ def test_a_full_disk_says_how_to_go_on(models, tmp_path, monkeypatch, capsys):
     base = [models["ir"], "--images", frames, "--output", tmp_path / "out", "--save-preds"]
     with monkeypatch.context() as patch:
 
-        def full(*_):
+        def full(*_, **__):
             raise OSError(28, "No space left on device")
 
         patch.setattr(Path, "write_text", full)

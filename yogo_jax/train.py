@@ -1,7 +1,7 @@
 """Trains a detector: `python -m yogo_jax.train --config configs/base.py [--config.FIELD=VALUE]`.
 
-Continues by itself what the workdir holds, see `train.resume` in configs/base.py. SIGTERM, SIGUSR1
-and `train.max_hours` stop it: it saves, and exits with status 75.
+Continues by itself what the workdir holds, see `train.resume` in configs/base.py. Ctrl-C, SIGTERM,
+SIGUSR1 and `train.max_hours` stop it: it saves, and exits with status 75.
 """
 
 if __name__ == "__main__":

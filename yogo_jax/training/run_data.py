@@ -72,7 +72,7 @@ def with_paths_of(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[s
     """A recorded config, whose paths are written as in the one of now where they are the same."""
     train = dict(recorded["train"])
     for name in PATHS_OF_TRAIN:
-        if same_path(train[name], now["train"][name]):
+        if name in train and same_path(train[name], now["train"][name]):
             train[name] = now["train"][name]
     return {**recorded, "train": train}
 
