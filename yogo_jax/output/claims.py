@@ -146,7 +146,9 @@ class Claim:
         self._stop.set()
         self._thread.join()
         if isinstance(error, Exception):
-            self.note(error=f"{type(error).__name__}: {error}")
+            # On a full disk the error that says so must get through.
+            with suppress(OSError):
+                self.note(error=f"{type(error).__name__}: {error}")
         with suppress(FileNotFoundError):
             os.utime(self.path, (0, 0))
 
