@@ -219,7 +219,7 @@ def peak_mib(pid: int) -> float | None:
 
     Not `ru_maxrss`, which counts what this process had when it started the other.
     """
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     found = re.search(r"VmHWM:\s*(\d+) kB", status)
     return int(found[1]) / 2**10 if found else None
 

@@ -6,6 +6,11 @@ Rounds of all models follow each other in turn, so that what else the machine do
 them; ratios are to the first model, of the same round.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import math
 import statistics
@@ -15,7 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 
 
 SUFFIXES = (".xml", ".onnx")
@@ -30,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Frames/s and latencies of exported models, in interleaved rounds.",
     )
     add = parser.add_argument
-    add("models", type=Path, nargs="+", metavar="MODEL", help="an IR (.xml) or an .onnx")
+    add("models", type=path_flag, nargs="+", metavar="MODEL", help="an IR (.xml) or an .onnx")
     add("--rounds", type=int, default=7, help="default: %(default)s")
     add("--seconds", type=float, default=2.0, help="of one measurement; default: %(default)s")
     add("--frame-rate", type=float, default=30.0, help="of the paced run; default: %(default)s")
@@ -41,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="what OpenVINO computes in; kernels of INT8 stay so; default: %(default)s",
     )
     add("--device", default="CPU", help="of OpenVINO; default: %(default)s")
-    add("--output", type=Path, metavar="FILE.json", help="where to write the figures as well")
+    add("--output", type=path_flag, metavar="FILE.json", help="where to write the figures as well")
     return parser
 
 
@@ -241,8 +248,8 @@ def format_benchmark(figures: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         figures = benchmark(args)
         print(format_benchmark(figures))

@@ -6,13 +6,19 @@ The architecture is recognized from the graph, anchor and crop are read from it,
 grid is restored. What was read is then compared with what the file computes.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 
 
 # Of a value up to 1, above that of its own size: sizes of boxes stand behind an exponential.
@@ -26,8 +32,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="A network that the original exported to ONNX, as a checkpoint of ours.",
     )
     add = parser.add_argument
-    add("onnx", type=Path, metavar="X.onnx", help="as the original implementation exports it")
-    add("--output", type=Path, required=True, help="checkpoint folder to write; must not exist")
+    add("onnx", type=path_flag, metavar="X.onnx", help="as the original implementation exports it")
+    add(
+        "--output", type=path_flag, required=True, help="checkpoint folder to write; must not exist"
+    )
     add("--class-names", help="A,B,C in the order of the ids; default: the instrument's seven")
     return parser
 
@@ -194,8 +202,8 @@ def from_onnx(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         from_onnx(args)
 
 

@@ -5,14 +5,20 @@
 What is written evaluates, exports and is a start for training (`train.from_pretrained`).
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 
 
 Say = Callable[[str], None]
@@ -25,8 +31,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="A checkpoint of the original implementation (.pth) as one of ours.",
     )
     add = parser.add_argument
-    add("pth", type=Path, metavar="X.pth", help="as the original implementation saves it")
-    add("--output", type=Path, required=True, help="checkpoint folder to write; must not exist")
+    add("pth", type=path_flag, metavar="X.pth", help="as the original implementation saves it")
+    add(
+        "--output", type=path_flag, required=True, help="checkpoint folder to write; must not exist"
+    )
     add("--class-names", help="A,B,C in the order of the ids; needed if the file has none")
     add("--architecture", help="needed only if the file names none and it is a silu_model")
     add(
@@ -175,8 +183,8 @@ def from_torch(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         from_torch(args)
 
 

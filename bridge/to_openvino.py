@@ -6,6 +6,11 @@ Writes DIR/model.onnx, model.xml, model.bin and verification.json. If the models
 the checkpoint does, only verification.json is left.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import json
 import math
@@ -14,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bridge.limits import DEFAULT_OPSET, MAX_MAP_LOSS
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
+from yogo_jax.output.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -29,8 +37,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="Exports a checkpoint to ONNX and OpenVINO IR, and verifies what it wrote.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a run's workdir (its best checkpoint) or one checkpoint")
-    add("--output", type=Path, required=True, help="folder for model.* and verification.json")
+    add(
+        "checkpoint", type=path_flag, help="a run's workdir (its best checkpoint) or one checkpoint"
+    )
+    add("--output", type=path_flag, required=True, help="folder for model.* and verification.json")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--crop-height",
@@ -65,7 +75,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="ncs2 refuses what the stick cannot run; default: %(default)s",
     )
     add("--opset", type=int, default=DEFAULT_OPSET, help="of the ONNX model; default: %(default)s")
-    add("--definition", type=Path, help="data set whose frames the models are verified on, too")
+    add(
+        "--definition", type=path_flag, help="data set whose frames the models are verified on, too"
+    )
     return parser
 
 
@@ -260,10 +272,11 @@ def _why_not(verification: dict[str, Any], args: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
-        verification = export(args)
+        with own_folder(args.output, "--output"):
+            verification = export(args)
         from bridge.verify import format_verification
 
         print(format_verification(verification))

@@ -44,7 +44,8 @@ prepare() {
         esac
     done
     [ -n "$config" ] || fail "no config given: sbatch $script --config configs/base.py"
-    [ -f "${config%%:*}" ] || fail "--config $config: no such file in $PWD"
+    # A name without a suffix is one of the configs that come with the package.
+    [[ $config != *.py* || -f ${config%%:*} ]] || fail "--config $config: no such file in $PWD"
     [ -n "${SLURM_JOB_ID:-}" ] || fail "this is no job: sbatch $script, not bash"
     [ -n "$workdir" ] || arguments+=(--workdir "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID")
     echo "job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, start $((${SLURM_RESTART_COUNT:-0} + 1))"

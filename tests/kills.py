@@ -155,7 +155,6 @@ def assert_equals_a_run_in_peace(
     rarely = {**overrides, "train__checkpoint_every_minutes": 60.0}
     done = run_command(train_command(definition, folder / "peace", **rarely), optimized=True)
     assert done.returncode == 0, done.stderr
-    assert "leaked" not in done.stderr, done.stderr
     assert_same_runs(folder / "run", folder / "peace", steps=steps)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from yogo_jax.sweeping.claims import (
+from yogo_jax.output.claims import (
     Claimed,
     deaths_without_progress,
     file_system_now,
@@ -26,6 +26,9 @@ def claim_all(folders: list[Path], start: Path, wins: Path) -> None:
         folder.name for folder in folders if try_to_claim(folder, step=0, now=now, stale_after=60)
     ]
     wins.write_text(json.dumps(won))
+    # While another still looks, this one must live.
+    while len(list(wins.parent.glob("wins-*"))) < 3:
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("stale", [False, True], ids=["new", "left by the dead"])

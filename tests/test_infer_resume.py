@@ -133,7 +133,7 @@ def test_an_interruption_at_any_step_leaves_no_trace(models, tmp_path, monkeypat
         output = ["--output", tmp_path / str(number)]
         with pytest.raises(SystemExit) as stopped:
             run_infer(*base, *output)
-        assert stopped.value.code == 130
+        assert stopped.value.code == 75
         assert "--resume goes on" in capsys.readouterr().err
         assert "add --resume to go on with it" in refused_infer(capsys, *base, *output)
         stop_at = None
@@ -181,7 +181,7 @@ def test_a_full_disk_says_how_to_go_on(models, tmp_path, monkeypatch, capsys):
     base = [models["ir"], "--images", frames, "--output", tmp_path / "out", "--save-preds"]
     with monkeypatch.context() as patch:
 
-        def full(*_):
+        def full(*_, **__):
             raise OSError(28, "No space left on device")
 
         patch.setattr(Path, "write_text", full)

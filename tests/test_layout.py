@@ -17,17 +17,21 @@ ENTRY_POINTS = {
 # Groups of modules, each with the groups that it may import.
 MAY_IMPORT = {
     "errors": set(),
+    "command": {"errors", "cache"},
+    "given": {"errors"},
     "detector": {"errors", "detector"},
     "schema": {"errors"},
     "recipe": {"schema", "detector"},
     "config": {"errors", "schema", "recipe", "detector"},
     "disk": set(),
-    "data": {"errors", "cache", "disk", "data"},
-    "output": {"errors", "disk", "detector", "output"},
-    "evaluation": {"errors", "detector", "data", "output", "evaluation"},
+    "data": {"errors", "given", "cache", "disk", "data"},
+    "output": {"errors", "given", "disk", "detector", "output"},
+    "evaluation": {"errors", "given", "detector", "data", "output", "evaluation"},
     "training": {
         "cache",
         "errors",
+        "given",
+        "command",
         "config",
         "recipe",
         "detector",
@@ -36,10 +40,11 @@ MAY_IMPORT = {
         "evaluation",
         "training",
     },
-    "inference": {"errors", "detector", "data", "output", "training", "inference"},
-    "config_file": {"errors"},
+    "inference": {"errors", "given", "detector", "data", "output", "training", "inference"},
+    "config_file": {"errors", "given"},
     "sweeping": {
         "errors",
+        "given",
         "schema",
         "config",
         "detector",
@@ -49,14 +54,16 @@ MAY_IMPORT = {
         "training",
         "sweeping",
     },
-    "cache": set(),
+    "cache": {"given"},
     "startup": {"cache"},
     "huge_pages": set(),
     # Knows the other entry points by name.
-    "__main__": {"errors", "huge_pages"},
+    "__main__": {"errors", "command", "huge_pages"},
     **{
         entry: {
             "errors",
+            "given",
+            "command",
             "config",
             "config_file",
             "startup",
@@ -128,6 +135,29 @@ def test_commands_do_not_wait_for_jax_before_they_look_at_their_flags():
     imports = "; ".join(f"import yogo_jax.{name}" for name in sorted(ENTRY_POINTS))
     script = f"{imports}; import sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def calls_that_read_or_write_text(path: Path) -> list[ast.Call]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        is_method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if is_method else getattr(node.func, "id", "")
+        modes = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        modes = [each for each in modes if isinstance(each, str) and set(each) <= set("rwax+b")]
+        # Methods that are called so mostly open no file, or one that is no text.
+        opens = not is_method or bool(modes) or "newline" in {each.arg for each in node.keywords}
+        is_open = name in ("open", "fdopen") and not any("b" in mode for mode in modes)
+        if name in ("read_text", "write_text") or (is_open and opens):
+            found.append(node)
+    return found
+
+
+@pytest.mark.parametrize("path", [*FILES, *BRIDGE_FILES], ids=lambda path: path.stem)
+def test_files_are_utf_8_in_every_locale(path):
+    for call in calls_that_read_or_write_text(path):
+        assert "encoding" in {each.arg for each in call.keywords}, ast.unparse(call)
 
 
 def test_no_drawer_for_odds_and_ends():

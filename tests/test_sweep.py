@@ -13,8 +13,8 @@ from sweeps import finish_with, response, space_of, states_of, study_in
 from tiny_data import write_dataset
 from yogo_jax import sweep
 from yogo_jax.errors import UserError
+from yogo_jax.output.claims import read_claims
 from yogo_jax.sweeping import trial as trials
-from yogo_jax.sweeping.claims import read_claims
 from yogo_jax.sweeping.figures import pareto_front
 from yogo_jax.sweeping.results import read_results
 from yogo_jax.sweeping.study import load_study

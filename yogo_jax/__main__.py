@@ -7,7 +7,8 @@ import importlib.metadata
 import sys
 from typing import NamedTuple
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command, own_this_process
+from yogo_jax.errors import UserError
 from yogo_jax.huge_pages import use_huge_pages
 
 
@@ -102,14 +103,16 @@ def _print_completion(arguments: list[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(format_help())
-        return
-    if arguments == ["--version"]:
-        print(importlib.metadata.version("yogo_jax"))
-        return
-    name, *rest = arguments
-    with exit_on_user_error():
+    if argv is None:
+        own_this_process()
+    with as_command():
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(format_help())
+            return
+        if arguments == ["--version"]:
+            print(importlib.metadata.version("yogo_jax"))
+            return
+        name, *rest = arguments
         if name == "completion":
             _print_completion(rest)
             return
@@ -119,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{name!r} is not a command of yogo-jax; {hint} See yogo-jax --help")
         if argv is None and name in WITH_HUGE_PAGES:
             use_huge_pages()
-        importlib.import_module(COMMANDS[name].module).main(rest)
+        command = importlib.import_module(COMMANDS[name].module).main
+    command(rest)
 
 
 if __name__ == "__main__":

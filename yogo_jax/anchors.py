@@ -1,11 +1,17 @@
 """Best anchor of a data set: `python -m yogo_jax.anchors FILE.yml`, for `--config.model.anchor`."""
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 
 import numpy as np
 
+from yogo_jax.command import as_command
 from yogo_jax.data.records import MIN_BOX_AREA
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.errors import UserError
 
 
 # The size at which "synthetic" is looked at.
@@ -63,8 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         if not 0 <= args.min_box_area < 1:
             raise UserError(f"--min-box-area must be in [0, 1), got {args.min_box_area}")
         print(

@@ -1,13 +1,89 @@
-"""The folder for everything that can be made again."""
+"""The folder for everything that can be made again, also where a user has no home to write to."""
 
+import functools
+import getpass
 import os
+import stat
+import sys
+import tempfile
 from pathlib import Path
+
+from yogo_jax.given import given_path
+
+
+# Places that could not be used, of which the user has been told.
+_told: set[str] = set()
 
 
 def cache_folder() -> Path:
-    """`YOGO_JAX_CACHE`, else `yogo_jax` in the user's cache folder."""
+    """`YOGO_JAX_CACHE`, else `yogo_jax` in the user's cache folder.
+
+    Where the latter cannot be written, it is a folder of this user among the temporary ones, and a
+    line on standard error says so, once.
+
+    Raises:
+      UserError: `YOGO_JAX_CACHE` begins with `~` and no home folder is known.
+    """
     if own := os.environ.get("YOGO_JAX_CACHE"):
-        return Path(own).expanduser().resolve()
+        return given_path(own).resolve()
+    try:
+        wanted = _wanted()
+        wanted.mkdir(parents=True, exist_ok=True)
+        if os.access(wanted, os.W_OK | os.X_OK):
+            return wanted
+        reason = f"{wanted} cannot be written"
+    except OSError as error:
+        reason = f"{wanted} cannot be made ({error.strerror})"
+    except RuntimeError:
+        reason = "this user has no home folder"
+    folder = _temporary_folder()
+    if reason not in _told:
+        _told.add(reason)
+        print(
+            f"{reason}: the cache is {folder}; export YOGO_JAX_CACHE=FOLDER for another",
+            file=sys.stderr,
+        )
+    return folder
+
+
+def _wanted() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG standard has relative paths ignored.
     return (base if base.is_absolute() else Path.home() / ".cache") / "yogo_jax"
+
+
+def _temporary_folder() -> Path:
+    """A folder of this user alone; one of the same name that somebody else made is not touched."""
+    folder = Path(tempfile.gettempdir()) / f"yogo_jax-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return _private_folder()
+    if found.st_mode == stat.S_IFDIR | 0o700 and found.st_uid == os.getuid():
+        return folder
+    return _private_folder()
+
+
+@functools.cache
+def _private_folder() -> Path:
+    """A new folder, the same for the whole process."""
+    return Path(tempfile.mkdtemp(prefix="yogo_jax-"))
+
+
+def spare_libraries_the_home() -> None:
+    """Gives libraries that insist on a home folder one that they can use, if the user has none."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # Some would make a folder `~` in this one.
+        home = cache_folder()
+        os.environ["HOME"] = os.environ["YOGO_JAX_CACHE"] = str(home)
+    if not os.access(home, os.W_OK | os.X_OK):
+        # Else it makes a new folder at each start, and says so.
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        # Nobody by that number has a name, which some libraries ask for.
+        os.environ["LOGNAME"] = f"user{os.getuid()}"

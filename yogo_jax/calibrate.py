@@ -8,12 +8,18 @@ its head. Also prints, by class, the score (objectness times class probability) 
 detections have a chosen precision.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 from yogo_jax.output.files import write_json
 from yogo_jax.startup import start_jax
 
@@ -30,7 +36,9 @@ def make_parser() -> argparse.ArgumentParser:
         "that it was not trained on, and keeps it in the checkpoint.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a run's workdir (its best checkpoint) or one checkpoint")
+    add(
+        "checkpoint", type=path_flag, help="a run's workdir (its best checkpoint) or one checkpoint"
+    )
     add("--definition", metavar="FILE.yml", help="labelled frames; default: those of the run")
     add(
         "--split",
@@ -44,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=0.95,
         help="of the thresholds that are printed; default: %(default)s",
     )
-    add("--output", type=Path, metavar="FILE.json", help="where to write the figures as well")
+    add("--output", type=path_flag, metavar="FILE.json", help="where to write the figures as well")
     add("--batch-size", type=int, default=8, help="images of a step; default: %(default)s")
     add("--workers", type=int, default=0, help="processes that read images; default: %(default)s")
     return parser
@@ -179,8 +187,8 @@ def format_calibration(figures: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         figures = calibrate(args)
         print(format_calibration(figures))

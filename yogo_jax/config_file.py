@@ -5,6 +5,8 @@ user errors that name the flag.
 """
 
 import difflib
+import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,65 @@ from absl import flags
 from ml_collections import config_flags
 
 from yogo_jax.errors import UserError
+from yogo_jax.given import given_path
+
+
+# The configs that come with the package lie beside it, in a checkout and where it is installed.
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def known_configs() -> list[str]:
+    """Names of the configs that come with the package, as `--config NAME` takes them."""
+    return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+
+
+def find_config(given: str) -> str:
+    """The file that `--config` means, as text.
+
+    A file of the user goes first; then `base`, `base.py` and `configs/base.py` are the package's,
+    from any folder.
+
+    Args:
+      given: a path, or a name; behind a colon may stand an argument of its `get_config`.
+
+    Raises:
+      UserError: there is no such file; the message lists the names that are known.
+    """
+    text, colon, argument = given.partition(":")
+    path = given_path(text)
+    if path.suffix == ".py" and path.is_file():
+        return f"{path}{colon}{argument}"
+    known = known_configs()
+    if path.parent in (Path(), Path("configs")) and path.name.removesuffix(".py") in known:
+        # Configs import one another by `configs`, which the user may have one of, too.
+        if "configs" not in sys.modules:
+            with_ours = importlib.util.spec_from_file_location("configs", CONFIGS / "__init__.py")
+            assert with_ours is not None
+            sys.modules["configs"] = importlib.util.module_from_spec(with_ours)
+        return f"{CONFIGS / path.name.removesuffix('.py')}.py{colon}{argument}"
+    if path.suffix != ".py":
+        raise UserError(
+            f"--config {text}: expected a Python file as configs/base.py, or one of "
+            f"{', '.join(known)}; a data set definition goes to --config.data.definition"
+        )
+    raise UserError(
+        f"--config {text}: cannot be read: there is no such file here; known by name are "
+        f"{', '.join(known)}"
+    )
+
+
+def _with_found_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the path of the config file in place of a name."""
+    found = list(argv)
+    for index, argument in enumerate(argv):
+        name, is_attached, value = argument.partition("=")
+        if name not in ("-config", "--config") or index == 0:
+            continue
+        if is_attached:
+            found[index] = f"{name}={find_config(value)}"
+        elif index + 1 < len(argv):
+            found[index + 1] = find_config(argv[index + 1])
+    return found
 
 
 EXAMPLE = "configs/base.py"
@@ -52,15 +113,10 @@ def parse_config_flags(
     """
     names = [arg.lstrip("-").split("=")[0] for arg in argv[1:] if arg.startswith("-")]
     if "config" not in names:
-        raise UserError(f"no config given: add --config {example} or another of configs/")
-    for arg, value in zip(argv, [*argv[1:], ""], strict=True):
-        name, _, attached = arg.lstrip("-").partition("=")
-        file = (attached or value).split(":")[0]
-        if arg.startswith("-") and name == "config" and not file.endswith(".py"):
-            raise UserError(
-                f"--config {file}: expected a Python file as {example}; a data set "
-                "definition goes to --config.data.definition"
-            )
+        raise UserError(
+            f"no config given: add --config {example}, or another of {', '.join(known_configs())}"
+        )
+    argv = _with_found_config(argv)
     for name in names:
         field = name.removeprefix("config.")
         if field == name or field.split(".")[0] == extra_group:

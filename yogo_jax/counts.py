@@ -4,11 +4,17 @@ Corrects counts of a run by what a validation says of the network, gives parasit
 and writes the files that the instrument's count corrector reads.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import math
 from pathlib import Path
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
 from yogo_jax.evaluation.counting.flags import (
     add_compensation,
     add_coverage,
@@ -118,8 +124,8 @@ def _flag(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         # Imported late: a mistake in a flag is told without waiting for SciPy.
         from yogo_jax.evaluation.counting import commands

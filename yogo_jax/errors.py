@@ -33,8 +33,9 @@ class UserError(ValueError):
 def exit_on_user_error() -> Iterator[None]:
     """Turns a `UserError` into its message on standard error and exit status 2.
 
-    A worker process hands its exceptions on wrapped in others, so causes are looked through. A
-    package of an extra that is not installed is such an error, too.
+    A worker process hands its exceptions on wrapped in others, so causes are looked through; not
+    what was being handled when another error came. A package of an extra that is not installed is
+    such an error, too, and a name of a file that the locale cannot write.
     """
     try:
         yield
@@ -55,5 +56,11 @@ def _user_error_in(error: BaseException | None) -> UserError | None:
                     f"{package} is not installed, which this needs: pip install "
                     f"-c constraints.txt -e '.[{extra}]'"
                 )
-        error = error.__cause__ or error.__context__
+        if isinstance(error, UnicodeEncodeError) and error.encoding not in ("utf-8", "utf8"):
+            # Files are UTF-8 and terminals get escapes: only names of files are left.
+            return UserError(
+                f"{error.object!a}: a path that {error.encoding}, the encoding of this locale, "
+                "cannot write: set LC_ALL=C.UTF-8"
+            )
+        error = error.__cause__
     return error

@@ -6,12 +6,20 @@ Prints a table; writes DIR/metrics.json, DIR/report.html with intervals, curves 
 frames, and DIR/pictures/ with boxes found and true.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
+from yogo_jax.output.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -27,10 +35,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "checkpoint", type=Path, help="a run's workdir (its best checkpoint) or a checkpoint folder"
+        "checkpoint",
+        type=path_flag,
+        help="a run's workdir (its best checkpoint) or a checkpoint folder",
     )
     add("--definition", help="data set definition (.yml); default: the one it was trained on")
-    add("--output", type=Path, required=True, help="folder for what it writes")
+    add("--output", type=path_flag, required=True, help="folder for what it writes")
     add("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
     add(
         "--image-hw",
@@ -63,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--score-thresholds",
-        type=Path,
+        type=path_flag,
         metavar="FILE.json",
         help="least scores by class, as `yogo_jax.calibrate --output` writes them",
     )
@@ -185,10 +195,11 @@ def _history_of(checkpoint: Path, keep_best: str) -> "History | None":
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
-        evaluate(args)
+        with own_folder(args.output, "--output"):
+            evaluate(args)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def use_huge_pages() -> None:
     To be called first of all, and by a command alone. `GLIBCTUNABLES`, even empty, turns it off.
     """
     try:
-        setting = _SETTING.read_text()
+        setting = _SETTING.read_text(encoding="utf-8")
     except OSError:
         return
     environment = with_huge_pages(os.environ, setting=setting, libc=_libc())

@@ -5,6 +5,11 @@
 MODEL is a run, a checkpoint, or what `bridge.to_openvino` wrote; docs/inference.md has the rest.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import os
 import sys
@@ -12,8 +17,10 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import EXIT_TO_BE_CONTINUED, UserError
 from yogo_jax.inference.flags import check, make_parser
+from yogo_jax.output.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -23,7 +30,9 @@ if TYPE_CHECKING:
     from yogo_jax.inference.served import Served
 
 
-EXIT_INTERRUPTED = 130
+INTERRUPTED = (
+    f"interrupted: the same command with --resume goes on (exit status {EXIT_TO_BE_CONTINUED})"
+)
 
 
 def infer(args: argparse.Namespace) -> None:
@@ -151,14 +160,11 @@ def _model_name(path: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command(interrupted=INTERRUPTED, status=EXIT_TO_BE_CONTINUED):
+        args = make_parser().parse_args(argv)
         check(args)
-        try:
+        with own_folder(args.output, "--output"):
             infer(args)
-        except KeyboardInterrupt:
-            print("interrupted; the same command with --resume goes on", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

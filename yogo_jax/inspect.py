@@ -7,14 +7,23 @@ DIR/inspection.json. With --checkpoint a trained detector looks at every label, 
 DIR/suspects.csv list the labels that it contradicts. Findings are no failure: the exit status is 0.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yogo_jax.command import as_command
 from yogo_jax.data.scan import default_workers
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
+from yogo_jax.output.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -41,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("definition", help="data set definition (.yml), or synthetic")
     add(
         "--output",
-        type=Path,
+        type=path_flag,
         help="folder for inspection.html, inspection.json and suspects.csv; default: only print",
     )
     add("--min-box-area", type=float, help="as data.min_box_area; smaller boxes are findings")
@@ -72,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     detector = parser.add_argument_group("detector", "looks for labels that it contradicts")
     detector.add_argument(
-        "--checkpoint", type=Path, help="a run's workdir (its best checkpoint) or a checkpoint"
+        "--checkpoint", type=path_flag, help="a run's workdir (its best checkpoint) or a checkpoint"
     )
     detector.add_argument(
         "--min-confidence",
@@ -277,10 +286,11 @@ def write(args: argparse.Namespace, inspection: "Inspection", suspects: "Suspect
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
-        inspect(args)
+        with nullcontext() if args.output is None else own_folder(args.output, "--output"):
+            inspect(args)
 
 
 if __name__ == "__main__":

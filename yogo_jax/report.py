@@ -6,6 +6,11 @@ Writes one HTML page: training curves of all runs in the same figures, their met
 in which their configs differ.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import json
 import os
@@ -13,7 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 
 
 if TYPE_CHECKING:
@@ -28,10 +35,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="One HTML page of what runs have logged so far: curves, metrics, configs.",
     )
     add = parser.add_argument
-    add("runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run, finished or not")
+    add("runs", type=path_flag, nargs="+", metavar="RUN", help="workdir of a run, finished or not")
     add(
         "--output",
-        type=Path,
+        type=path_flag,
         metavar="FILE.html",
         help="the page; default: report.html in the workdir, of several runs in this folder",
     )
@@ -184,8 +191,8 @@ def report(args: argparse.Namespace) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    args = make_parser().parse_args(argv)
-    with exit_on_user_error():
+    with as_command():
+        args = make_parser().parse_args(argv)
         check(args)
         report(args)
 

@@ -36,7 +36,7 @@ def cpu_fingerprint() -> str:
     described = [platform.machine(), platform.processor()]
     info = Path("/proc/cpuinfo")
     if info.exists():
-        lines = info.read_text().splitlines()
+        lines = info.read_text(encoding="utf-8").splitlines()
         described += sorted({line for line in lines if line.startswith(("model name", "flags"))})
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
 

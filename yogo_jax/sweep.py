@@ -7,6 +7,11 @@ Each task of the first command trains one trial after the other until the sweep 
 planned, and takes up those whose task has died. The second writes DIR/report.html at any time.
 """
 
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
+
 import argparse
 import functools
 import sys
@@ -14,10 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag
 from yogo_jax.huge_pages import use_huge_pages
+from yogo_jax.output.claims import STALE_AFTER_S
 from yogo_jax.startup import start_jax
-from yogo_jax.sweeping.claims import STALE_AFTER_S
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
 
@@ -44,7 +51,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", metavar="FILE.py", help="a config with a search space: configs/sweep.py")
-    add("--study", type=Path, metavar="DIR", help="folder of the sweep, the same for all its tasks")
+    add(
+        "--study",
+        type=path_flag,
+        metavar="DIR",
+        help="folder of the sweep, the same for all its tasks",
+    )
     add("--trials", type=int, metavar="N", help="trials of the sweep; default: config.sweep.trials")
     add("--one", action="store_true", help="work on one trial, then end")
     add(
@@ -63,9 +75,9 @@ def make_report_parser() -> argparse.ArgumentParser:
         prog="python -m yogo_jax.sweep report",
         description="What a sweep has found so far: a table here, and a page.",
     )
-    parser.add_argument("study", type=Path, metavar="DIR", help="folder of the sweep")
+    parser.add_argument("study", type=path_flag, metavar="DIR", help="folder of the sweep")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="the page; default: DIR/report.html"
+        "--output", type=path_flag, metavar="FILE.html", help="the page; default: DIR/report.html"
     )
     return parser
 
@@ -139,9 +151,10 @@ def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
     space = read_space(values)
     check_overrides(overrides, space)
 
-    start_jax()
-    from yogo_jax.sweeping.study import open_study
-    from yogo_jax.sweeping.trial import check_data, run_task
+    with stop.at_once():
+        start_jax()
+        from yogo_jax.sweeping.study import open_study
+        from yogo_jax.sweeping.trial import check_data, run_task
 
     # Grain's worker processes take over absl's flags, which must have been parsed for it.
     flags.FLAGS.mark_as_parsed()
@@ -178,13 +191,12 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["report"]:
-        report_args = make_report_parser().parse_args(arguments[1:])
-        with exit_on_user_error():
-            report(report_args)
+        with as_command():
+            report(make_report_parser().parse_args(arguments[1:]))
         return
-    # The fields of the config are left to absl.
-    args, overrides = make_parser().parse_known_args(arguments)
-    with exit_when_stopped() as stop, exit_on_user_error():
+    with exit_when_stopped() as stop:
+        # The fields of the config are left to absl.
+        args, overrides = make_parser().parse_known_args(arguments)
         check(args)
         sweep(args, overrides, stop)
 

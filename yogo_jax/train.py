@@ -1,8 +1,13 @@
 """Trains a detector: `python -m yogo_jax.train --config configs/base.py [--config.FIELD=VALUE]`.
 
-Continues by itself what the workdir holds, see `train.resume` in configs/base.py. SIGTERM, SIGUSR1
-and `train.max_hours` stop it: it saves, and exits with status 75.
+Continues by itself what the workdir holds, see `train.resume` in configs/base.py. Ctrl-C, SIGTERM,
+SIGUSR1 and `train.max_hours` stop it: it saves, and exits with status 75.
 """
+
+if __name__ == "__main__":
+    from yogo_jax.command import own_this_process
+
+    own_this_process()
 
 import argparse
 import functools
@@ -16,7 +21,9 @@ from absl import app, flags
 from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.given import given_path
 from yogo_jax.huge_pages import use_huge_pages
+from yogo_jax.output.ownership import make_new_folder, own_folder
 from yogo_jax.startup import start_jax
 from yogo_jax.training.preemption import Stop, exit_when_stopped
 
@@ -77,20 +84,23 @@ def _run(argv: list[str], stop: Stop) -> None:
             raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
         values, name = config_values(flags.FLAGS)
         config = from_mapping(values)
-        workdir = flags.FLAGS.workdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        start_jax()
-        # Imported late: a mistake in a flag is told without waiting for JAX.
-        from yogo_jax.training.distributed import (
-            Coordinates,
-            are_several,
-            join_processes,
-            leave_at_once_on_error,
-        )
-        from yogo_jax.training.loop import train_and_evaluate
+        with stop.at_once():
+            start_jax()
+            # Imported late: a mistake in a flag is told without waiting for JAX.
+            import jax
+
+            from yogo_jax.training.distributed import (
+                Coordinates,
+                are_several,
+                join_processes,
+                leave_at_once_on_error,
+            )
+            from yogo_jax.training.loop import train_and_evaluate
 
         given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
         several = are_several(given)
         # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
+        stop.with_others = several
         stop.ends_all = not several or given == Coordinates(None, None, None)
         if several:
             with stop.at_once():
@@ -100,19 +110,35 @@ def _run(argv: list[str], stop: Stop) -> None:
         # One of several processes must not leave by itself: the others would wait for it.
         held = stop.held() if several else nullcontext()
         with held, leave_at_once_on_error(), exit_on_user_error():
-            train_and_evaluate(config, Path(workdir).expanduser(), stop=stop)
+            workdir, is_new = _find_workdir(name)
+            # Of several processes the first one writes.
+            first = jax.process_index() == 0
+            owned = own_folder(workdir, "--workdir", is_new=is_new) if first else nullcontext()
+            with owned:
+                train_and_evaluate(config, workdir, stop=stop)
+
+
+def _find_workdir(name: str) -> tuple[Path, bool]:
+    """The workdir, the same in all processes of a run, and whether it was made just now."""
+    if flags.FLAGS.workdir:
+        return given_path(flags.FLAGS.workdir), False
+    from yogo_jax.evaluation.devices import Devices
+
+    devices = Devices()
+    default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    made = [make_new_folder(default)] if devices.first else []
+    return devices.gather(made)[0], True
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        make_parser().parse_args(["--help"])
     with exit_when_stopped() as stop:
+        if {"-h", "--help"} & set(arguments):
+            make_parser().parse_args(["--help"])
         command = [sys.argv[0], *arguments]
         _define_flags(command)
-        with exit_on_user_error():
-            rest = parse_config_flags(command, field_names(), flags.FLAGS)
+        rest = parse_config_flags(command, field_names(), flags.FLAGS)
         app.run(functools.partial(_run, stop=stop), argv=rest, flags_parser=lambda args: args)
 
 

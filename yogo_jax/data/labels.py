@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int32
 
 from yogo_jax.data.label_header import CENTRE, CORNERS, STANDARD, Columns, find_columns
 from yogo_jax.errors import UserError
+from yogo_jax.given import read_given_text
 
 
 LABEL_SUFFIXES = (".txt", ".csv")
@@ -285,8 +286,10 @@ def read_categories(label_folder: Path | str) -> dict[int, str] | None:
     if not path.exists():
         return None
     try:
-        notes = json.loads(path.read_text("utf-8-sig"))
+        notes = json.loads(read_given_text(path))
         rows = [(row["id"], row["name"]) for row in notes["categories"]]
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a readable file") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:

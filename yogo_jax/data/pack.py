@@ -30,7 +30,7 @@ from jaxtyping import UInt8
 
 from yogo_jax.cache import cache_folder
 from yogo_jax.data.images import read_image
-from yogo_jax.data.workers import leave_with_parent, signals_held_back
+from yogo_jax.data.workers import leave_with_parent, signals_held_back, start_resource_tracker
 from yogo_jax.disk import reserve_space
 from yogo_jax.errors import UserError
 
@@ -143,7 +143,7 @@ def make_pack(
     folder = packed.path.parent
     with _as_cannot_pack(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        lock = (folder / "lock").open("w", encoding="utf-8")
     with lock, _only_one(lock, folder, functools.partial(tell, 0, len(paths))):
         if not packed.made:
             decode = functools.partial(
@@ -232,6 +232,7 @@ def _fill(partial: Path, paths: Sequence[str], decode: Decode, workers: int, tel
 def _pool(workers: int, chunks: int) -> concurrent.futures.Executor:
     if workers == 0 or chunks < 2:
         return concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, max(chunks, 1)))
+    start_resource_tracker()
     # Not forked, which neither JAX nor the threads of this process would survive.
     return concurrent.futures.ProcessPoolExecutor(
         min(workers, chunks),
@@ -263,7 +264,7 @@ def _content_key(
         told = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
         stats.update(repr(told).encode("utf-8", "surrogateescape"))
     known = cache_folder() / "packs" / "keys" / stats.hexdigest()
-    if known.exists() and (key := known.read_text()):
+    if known.exists() and (key := known.read_text(encoding="utf-8")):
         return key
     contents = hashlib.sha256(settings.encode())
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
@@ -272,7 +273,7 @@ def _content_key(
     key = contents.hexdigest()
     known.parent.mkdir(parents=True, exist_ok=True)
     temporary = known.with_name(f"{known.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(key)
+    temporary.write_text(key, encoding="utf-8")
     temporary.replace(known)
     return key
 

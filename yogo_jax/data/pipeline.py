@@ -8,14 +8,13 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
 from absl import flags
 
 from yogo_jax.data.source import Example, RecordSource
-from yogo_jax.data.workers import leave_with_parent, signals_held_back
+from yogo_jax.data.workers import leave_with_parent, signals_held_back, start_resource_tracker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,9 +159,7 @@ def open_batches(
     dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
     if workers:
-        with signals_held_back():
-            # Python's own process, for what processes share; else the first worker would start it.
-            resource_tracker.ensure_running()
+        start_resource_tracker()
     with signals_held_back():
         iterator = iter(dataset)
         iterator.start_prefetch()

@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from yogo_jax.errors import UserError
+from yogo_jax.given import given_path, read_given_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,8 @@ class Section:
         if not isinstance(value, str) or not value.strip():
             raise self.error(key, f"is {shown(value)}; expected a path as text")
         try:
-            return self.file.parent / Path(value).expanduser()
-        except RuntimeError:
+            return self.file.parent / given_path(value)
+        except UserError:
             raise self.error(key, f"{value!r} names no user with a home folder") from None
 
     def folder(self, key: Any, value: Any) -> Path:
@@ -119,8 +120,10 @@ def read_yaml(path: Path) -> Section:
       UserError: naming the file (and line) if it cannot be read or is not a mapping.
     """
     try:
-        path = path.expanduser().resolve()
-        values = YAML(typ="rt", pure=True).load(path.read_bytes().decode("utf-8-sig"))
+        path = given_path(str(path)).resolve()
+        values = YAML(typ="rt", pure=True).load(read_given_text(path))
+    except UserError:
+        raise
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: {reason}; expected a data set definition (YAML)") from None

@@ -19,6 +19,7 @@ from yogo_jax.detector.found import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.evaluator import ImageResult
 from yogo_jax.evaluation.metrics import Calibration
+from yogo_jax.given import read_given_text
 
 
 # A temperature outside of these would say that the network knows nothing, or everything.
@@ -145,12 +146,14 @@ def read_min_scores(
     if path is None:
         return ()
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_given_text(path))
         given = {
             unicodedata.normalize("NFC", name): each and float(each["score"])
             for name, each in values["thresholds"].items()
         }
         measured_at = {name: float(values["measured_at"][name]) for name in ("objectness", "iou")}
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; expected a file to read") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

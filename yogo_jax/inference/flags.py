@@ -1,9 +1,9 @@
 """The flags of `python -m yogo_jax.infer`, and which values of them are refused."""
 
 import argparse
-from pathlib import Path
 
 from yogo_jax.errors import UserError
+from yogo_jax.given import path_flag, path_text_flag
 
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
@@ -45,7 +45,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "model",
-        type=Path,
+        type=path_flag,
         metavar="MODEL",
         help="a run's workdir, a checkpoint folder, an OpenVINO IR (.xml) or an .onnx",
     )
@@ -83,6 +83,7 @@ def _add_frame_flags(group: argparse._ArgumentGroup) -> None:
     sources.add_argument(
         "--images",
         "--path-to-images",
+        type=path_text_flag,
         metavar="PATH",
         help="an image, a folder of them, a quoted pattern ('a/**/*.png'), or - for a list on "
         "standard input; every page of a TIFF stack is a frame",
@@ -90,11 +91,11 @@ def _add_frame_flags(group: argparse._ArgumentGroup) -> None:
     sources.add_argument(
         "--zarr",
         "--path-to-zarr",
-        type=Path,
+        type=path_flag,
         metavar="STORE",
         help="a zarr store, a folder or a zip, as the instrument writes it",
     )
-    sources.add_argument("--video", type=Path, metavar="FILE", help="a video")
+    sources.add_argument("--video", type=path_flag, metavar="FILE", help="a video")
     group.add_argument(
         "--apply-orientation",
         action=argparse.BooleanOptionalAction,
@@ -111,7 +112,14 @@ def _add_frame_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_output_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--output", "--output-dir", type=Path, required=True, metavar="DIR", help="folder for all")
+    add(
+        "--output",
+        "--output-dir",
+        type=path_flag,
+        required=True,
+        metavar="DIR",
+        help="folder for all",
+    )
     add("--draw-boxes", action="store_true", help="pictures/: every frame with its boxes")
     add(
         "--output-img-filetype",
@@ -146,7 +154,7 @@ def _add_detection_flags(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--score-thresholds",
-        type=Path,
+        type=path_flag,
         metavar="FILE.json",
         help="least scores by class, as `yogo_jax.calibrate --output` writes them",
     )

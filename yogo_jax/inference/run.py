@@ -176,7 +176,7 @@ def _finished(
         return None
     if running.resume and summary.exists():
         try:
-            earlier = json.loads(summary.read_text())
+            earlier = json.loads(summary.read_text(encoding="utf-8"))
             check_same_settings(summary, earlier["settings"], settings)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
@@ -234,7 +234,7 @@ def _skipped_lines(path: Path, count: int, most: int) -> list[str]:
     """The first frames that were skipped, with the reasons."""
     import csv
 
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = [row["reason"] for row, _ in zip(csv.DictReader(file), range(most), strict=False)]
     lines = ["skipped:", *(f"  {reason}" for reason in rows)]
     if count > len(rows):

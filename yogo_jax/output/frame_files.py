@@ -71,4 +71,4 @@ def write_label_file(path: Path, record: FrameRecord, *, with_confidence: bool) 
         values += [score] if with_confidence else []
         lines.append(f"{class_id} " + " ".join(f"{value:.6f}" for value in values) + "\n")
     with whole_file(path) as temporary:
-        temporary.write_text("".join(lines))
+        temporary.write_text("".join(lines), encoding="utf-8")

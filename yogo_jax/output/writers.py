@@ -72,7 +72,7 @@ def counts_header(class_names: Sequence[str]) -> list[str]:
 @contextmanager
 def counts_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
     """Detections of each class in each frame; of frames that were skipped the fields are empty."""
-    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(counts_header(class_names))
 
@@ -89,7 +89,7 @@ def counts_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
 @contextmanager
 def detections_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
     """One row a detection; corners in px of the frame as it was read, as the network gives them."""
-    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         corners = ("x1_px", "y1_px", "x2_px", "y2_px")
         probs = [f"p_{name}" for name in class_names]
@@ -133,8 +133,8 @@ def coco_json(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
     annotations_path = path.with_name(f".{path.name}.annotations.tmp")
     with (
         whole_file(path) as temporary,
-        temporary.open("w") as file,
-        annotations_path.open("w+") as annotations,
+        temporary.open("w", encoding="utf-8") as file,
+        annotations_path.open("w+", encoding="utf-8") as annotations,
     ):
         file.write('{"images": [')
 
@@ -231,7 +231,7 @@ def scope_array(path: Path, boxes: int, classes: int, image_hw: tuple[int, int])
 @contextmanager
 def skipped_csv(path: Path) -> Iterator[Add]:
     """Frames that could not be read, and why."""
-    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image_id", "image", "reason"])
 

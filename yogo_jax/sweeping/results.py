@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from yogo_jax.evaluation.tables import align
-from yogo_jax.sweeping.claims import Claimed, file_system_now, read_claims
+from yogo_jax.output.claims import Claimed, file_system_now, read_claims
 from yogo_jax.sweeping.space import SearchSpace
 from yogo_jax.sweeping.study import SweepStudy
 
@@ -128,7 +128,7 @@ def _result(study: SweepStudy, trial: FrozenTrial, now: float) -> TrialResult:
         figures=trial.user_attrs,
         reason=trial.user_attrs.get("reason", ""),
         taken_up=max(len(claims) - 1, 0),
-        test=json.loads(test.read_text()) if test.exists() else None,
+        test=json.loads(test.read_text(encoding="utf-8")) if test.exists() else None,
         workdir=workdir,
     )
 

@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from yogo_jax.config import differences, from_mapping
 from yogo_jax.errors import UserError
-from yogo_jax.output.files import make_folder, write_json
-from yogo_jax.sweeping.claims import (
+from yogo_jax.given import given_path
+from yogo_jax.output.claims import (
     Claim,
     Claimed,
     deaths_without_progress,
@@ -31,12 +31,13 @@ from yogo_jax.sweeping.claims import (
     read_claims,
     try_to_claim,
 )
+from yogo_jax.output.files import make_folder, write_json
 from yogo_jax.sweeping.journal import open_journal
 from yogo_jax.sweeping.sampler import TrialSeededSampler
-from yogo_jax.sweeping.space import SearchSpace, with_fields
+from yogo_jax.sweeping.space import Parameter, SearchSpace, with_fields
 from yogo_jax.sweeping.space_rules import read_space
 from yogo_jax.training.checkpoints import committed_checkpoints
-from yogo_jax.training.run_data import with_absolute_paths
+from yogo_jax.training.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
 
 
 STUDY_NAME = "sweep"
@@ -189,7 +190,8 @@ def open_study(folder: Path, space: SearchSpace, *, stale_after: float) -> Sweep
     make_folder(folder, "--study")
     # Tasks may be started from different folders.
     config = with_absolute_paths(from_mapping(space.base))
-    space = dataclasses.replace(space, base=config.to_dict())
+    parameters = tuple(map(_with_absolute_paths, space.parameters))
+    space = dataclasses.replace(space, base=config.to_dict(), parameters=parameters)
     path = folder / "study.json"
     ours = json.loads(json.dumps(space.to_dict()))
     own = folder / f".study.{os.getpid()}.{time.time_ns()}.json"
@@ -199,6 +201,7 @@ def open_study(folder: Path, space: SearchSpace, *, stale_after: float) -> Sweep
         os.link(own, path)
     except FileExistsError:
         theirs = _read_study(path)
+        theirs["config"] = with_paths_of(ours["config"], theirs["config"])
         different = differences(_that_must_agree(theirs), _that_must_agree(ours), "study")
         if different:
             raise UserError(
@@ -212,6 +215,15 @@ def open_study(folder: Path, space: SearchSpace, *, stale_after: float) -> Sweep
     study = SweepStudy(folder, space, stale_after=stale_after)
     study.plan(space.settings.trials)
     return study
+
+
+def _with_absolute_paths(parameter: Parameter) -> Parameter:
+    """The parameter, whose values, if they are paths, mean the same from any folder."""
+    group, _, name = parameter.field.rpartition(".")
+    if group != "train" or name not in PATHS_OF_TRAIN:
+        return parameter
+    values = tuple(str(given_path(each).resolve()) if each else each for each in parameter.values)
+    return dataclasses.replace(parameter, values=values)
 
 
 def load_study(folder: Path, *, stale_after: float) -> SweepStudy:
@@ -234,7 +246,7 @@ def load_study(folder: Path, *, stale_after: float) -> SweepStudy:
 
 def _read_study(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 

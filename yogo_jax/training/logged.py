@@ -87,7 +87,7 @@ def _is_record(record: object) -> bool:
 
 def _read_json(path: Path, fields: Sequence[str]) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(values, dict) or not set(fields) <= values.keys():

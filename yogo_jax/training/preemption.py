@@ -1,4 +1,4 @@
-"""Stopping in time: signals of a scheduler, and the budget of `train.max_hours`.
+"""Stopping in time: Ctrl-C, signals of a scheduler, and the budget of `train.max_hours`.
 
 A run that is asked to stop saves what it has done and ends with `EXIT_TO_BE_CONTINUED`; the same
 command goes on from there.
@@ -14,12 +14,13 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn, ParamSpec, TypeVar
 
+from yogo_jax.command import as_command, end, hush
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 
 
 # What schedulers send before they take the machine away: SLURM the first when it preempts or
-# cancels, and the second when `sbatch --signal=USR1@SECONDS` asked for it.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# cancels, and the second when `sbatch --signal=USR1@SECONDS` asked for it. The third is Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 P = ParamSpec("P")
@@ -51,6 +52,8 @@ class Stop:
         # Whether the process may end while it compiles the first step: no other process goes on
         # without the signal, and whoever called has nothing to put in order.
         self.ends_all = False
+        # Whether other processes belong to the run.
+        self.with_others = False
 
     def limit(self, max_hours: float) -> None:
         """Sets the budget, counted from when this was made; 0 is no end."""
@@ -70,6 +73,8 @@ class Stop:
             raise Stopped(reason)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._held:
+            hush()
         self.request(signal.Signals(number).name)
 
     @property
@@ -107,6 +112,9 @@ class Stop:
 
         Python would look at them only afterwards. Nothing may be at stake in here. To be called in
         the main thread.
+
+        Raises:
+          Stopped: there was a request before.
         """
         ours, pythons = os.pipe()
         os.set_blocking(pythons, False)
@@ -120,7 +128,9 @@ class Stop:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
-            yield
+            # Held: one of the two says that it ends, not both.
+            with self.held():
+                yield
         finally:
             signal.set_wakeup_fd(before)
             os.write(pythons, b"\0")
@@ -137,7 +147,7 @@ class Stop:
             calls += 1
             if self.ends_all and calls == 1 and self._reason is not None:
                 # It came a moment ago, and would now wait for the compiler.
-                end_process(self._reason)
+                self.leave()
             with self.at_once() if self.ends_all and calls == 1 else nullcontext():
                 return function(*args, **kwargs)
 
@@ -196,11 +206,15 @@ def end_process(reason: str) -> NoReturn:
 
 @contextmanager
 def exit_when_stopped() -> Iterator[Stop]:
-    """For a command: listens to the signals, and turns `Stopped` into exit status 75."""
+    """For a command: `as_command` that also listens to the signals; `Stopped` is exit status 75."""
     stop = Stop()
-    try:
-        stop.listen()
-        yield stop
-    except Stopped as stopped:
-        say_stopped(str(stopped))
-        sys.exit(EXIT_TO_BE_CONTINUED)
+    with as_command(stop.request):
+        try:
+            stop.listen()
+            yield stop
+        except Stopped as stopped:
+            say_stopped(str(stopped))
+            if stop.with_others:
+                # Python's farewell is what tells them.
+                sys.exit(EXIT_TO_BE_CONTINUED)
+            end(EXIT_TO_BE_CONTINUED)

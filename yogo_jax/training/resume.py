@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from yogo_jax.config import Config, differences, with_defaults
 from yogo_jax.errors import UserError
+from yogo_jax.given import given_path
 from yogo_jax.output.files import write_atomically, write_json
 from yogo_jax.training.checkpoints import committed_checkpoints, find_checkpoint, read_metadata
 from yogo_jax.training.metadata import Metadata
+from yogo_jax.training.run_data import same_path, with_paths_of
 from yogo_jax.training.tracking import read_metrics
 
 
@@ -71,7 +73,7 @@ def find_start(
             )
         return None
     if own:
-        if resume not in ("auto", _recorded_resume(workdir)):
+        if resume != "auto" and not same_path(_recorded_resume(workdir), resume):
             raise UserError(
                 f"{workdir} holds checkpoints of its own, so train.resume={resume} would pass "
                 "them over: choose another --workdir, or --config.train.resume=auto"
@@ -81,7 +83,7 @@ def find_start(
         _check_unsaved_run(config, workdir)
         return None
     else:
-        given = Path(resume).expanduser()
+        given = given_path(resume)
         # A run is continued where it stopped, not where it was best.
         runs = committed_checkpoints(given / "checkpoints")
         folder = runs[-1] if runs else find_checkpoint(given)
@@ -106,7 +108,7 @@ def adopt(start: Start, workdir: Path) -> None:
             folders.append(best)
         metrics = other / "metrics.jsonl"
         if metrics.exists():
-            write_atomically(workdir / "metrics.jsonl", metrics.read_text())
+            write_atomically(workdir / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
     for folder in folders:
         place = workdir / "checkpoints" / str(read_metadata(folder).step)
         # Renamed when complete: a kill must not leave half a checkpoint under a valid name.
@@ -124,7 +126,7 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
         # Refused or stopped before its first step, as by too little memory: nothing is lost.
         return
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); choose another --workdir") from error
     different = _different(recorded, config)
@@ -137,7 +139,9 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
 
 def _different(recorded: Mapping[str, Any], config: Config) -> list[str]:
     """Fields that must agree and do not; none if a run only becomes longer that may."""
-    theirs, ours = that_must_agree(with_defaults(recorded)), that_must_agree(config.to_dict())
+    now = config.to_dict()
+    theirs = that_must_agree(with_paths_of(now, with_defaults(recorded)))
+    ours = that_must_agree(now)
     different, before = differences(theirs, ours), theirs["train"]["epochs"]
     longer = _is_length_alone(different) and config.train.epochs > before
     return [] if longer and not why_length_counts(config, before) else different
@@ -226,11 +230,11 @@ def record_config(config: Config, workdir: Path) -> None:
     write_json(workdir / "config.json", config.to_dict())
 
 
-def _recorded_resume(workdir: Path) -> str | None:
+def _recorded_resume(workdir: Path) -> str:
     try:
-        return json.loads((workdir / "config.json").read_text())["train"]["resume"]
+        return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["resume"]
     except (OSError, ValueError, KeyError):
-        return None
+        return ""
 
 
 def _check_same(

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.synthetic import ensure_synthetic
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
 from yogo_jax.errors import UserError
+from yogo_jax.given import given_path
 from yogo_jax.recipe import AugmentConfig
 from yogo_jax.training.data_checks import check_training_data
 from yogo_jax.training.metadata import DataSettings, Metadata
@@ -24,24 +26,57 @@ from yogo_jax.training.metadata import DataSettings, Metadata
 
 Say = Callable[[str], None]
 
+# Fields that hold a path, and the values of these that are none.
+PATHS_OF_TRAIN = ("from_pretrained", "teacher", "resume")
+NO_PATHS = {("resume", "auto"), ("resume", "never")}
+
 
 def definition_path(definition: str, image_hw: tuple[int, int]) -> Path:
     """The absolute path of a definition file; the synthetic one is written first if need be."""
     if definition == SYNTHETIC:
         return ensure_synthetic(image_hw).resolve()
-    return Path(definition).expanduser().resolve()
+    return given_path(definition).resolve()
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The config with a definition and a teacher that mean the same from any folder."""
+    """The config with paths that mean the same from any folder; for where a command starts.
+
+    Raises:
+      UserError: a path begins with `~` and there is no such user.
+    """
     data, train = config.data, config.train
     if data.definition != SYNTHETIC:
         path = definition_path(data.definition, data.image_hw)
         data = dataclasses.replace(data, definition=str(path))
-    if train.teacher:
-        path = Path(train.teacher).expanduser().resolve()
-        train = dataclasses.replace(train, teacher=str(path))
-    return dataclasses.replace(config, data=data, train=train)
+    paths = {name: getattr(train, name) for name in PATHS_OF_TRAIN}
+    absolute: dict[str, Any] = {
+        name: str(given_path(path).resolve())
+        for name, path in paths.items()
+        if path and (name, path) not in NO_PATHS
+    }
+    return dataclasses.replace(config, data=data, train=dataclasses.replace(train, **absolute))
+
+
+def same_path(recorded: str, now: str) -> bool:
+    """Whether a path that a run recorded may be the absolute one that is given now.
+
+    Earlier versions recorded it as it was given: a relative one is then all that is known of it.
+    """
+    if recorded == now or not recorded or not now:
+        return recorded == now
+    path = Path(os.path.expanduser(recorded))
+    if path.is_absolute() or path.resolve() == Path(now):
+        return path.resolve() == Path(now)
+    return Path(now).parts[-len(path.parts) :] == path.parts
+
+
+def with_paths_of(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config, whose paths are written as in the one of now where they are the same."""
+    train = dict(recorded["train"])
+    for name in PATHS_OF_TRAIN:
+        if name in train and same_path(train[name], now["train"][name]):
+            train[name] = now["train"][name]
+    return {**recorded, "train": train}
 
 
 def load_data(data: DataConfig) -> Splits:

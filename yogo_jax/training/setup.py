@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from yogo_jax.detector.initialization import Initialization
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.given import given_path
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.run_data import RunData, Say
 from yogo_jax.training.state import TrainState, create_state, start_from
@@ -71,7 +71,7 @@ def initial_state(
     )
     if not config.train.from_pretrained:
         return state
-    folder = find_checkpoint(Path(config.train.from_pretrained).expanduser())
+    folder = find_checkpoint(given_path(config.train.from_pretrained))
     other = read_metadata(folder).model
     for field in ("architecture", "rgb", "normalize_images"):
         ours, theirs = getattr(spec, field), getattr(other, field)
@@ -112,7 +112,7 @@ def load_teacher(
     """
     if not config.train.teacher:
         return None
-    folder = find_checkpoint(Path(config.train.teacher).expanduser())
+    folder = find_checkpoint(given_path(config.train.teacher))
     teacher = read_metadata(folder).model
     for field in ("class_names", "image_hw", "rgb", "grid_hw"):
         ours, theirs = getattr(spec, field), getattr(teacher, field)

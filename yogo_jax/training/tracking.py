@@ -29,7 +29,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -54,7 +54,7 @@ class MetricsLog:
             and (record["kind"], record["step"]) not in again
         ]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One object as one line."""
@@ -74,7 +74,7 @@ class Console:
 
     def __init__(self, log_path: Path, *, total_steps: int, first_step: int) -> None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log_path.open("a", buffering=1)
+        self._log = log_path.open("a", buffering=1, encoding="utf-8")
         self._live = sys.stdout.isatty()
         self._progress = Progress(
             BarColumn(),

@@ -125,7 +125,7 @@ def _identity(workdir: Path) -> dict[str, Any]:
     path = workdir / "wandb" / "run_id"
     if not path.exists():
         write_atomically(path, secrets.token_hex(4))
-    return {"id": path.read_text().strip(), "resume": "allow"}
+    return {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow"}
 
 
 def scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from yogo_jax.errors import UserError
 from yogo_jax.evaluation.counting.compensation import Line, spellings
+from yogo_jax.given import read_given_text
 
 
 COLUMNS = ("conf_val", "fit_m", "fit_b", "cov_m", "cov_b", "ratiometric_error")
@@ -37,27 +38,28 @@ def read_line(path: Path, confidence_value: float) -> Line:
       UserError: it is no such file, or has no such row.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, strict=True)
-            names = [name.strip() for name in rows.fieldnames or ()]
-            rows.fieldnames = names
-            required = [name for name in COLUMNS if name != OPTIONAL]
-            missing = [name for name in required if names.count(name) != 1]
-            if missing:
-                raise ValueError(
-                    f"expected one column of each of {', '.join(required)} in its first line, "
-                    f"found {', '.join(names) or 'nothing'}"
-                )
-            table = {}
-            for row in rows:
-                value, m, b, variance_m, variance_b = (
-                    _number(rows.line_num, name, row[name]) for name in required
-                )
-                spread = math.nan
-                if OPTIONAL in names:
-                    spread = _number(rows.line_num, OPTIONAL, row[OPTIONAL])
-                table[value] = Line(m, b, variance_m, variance_b, spread)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        rows = csv.DictReader(io.StringIO(read_given_text(path), newline=""), strict=True)
+        names = [name.strip() for name in rows.fieldnames or ()]
+        rows.fieldnames = names
+        required = [name for name in COLUMNS if name != OPTIONAL]
+        missing = [name for name in required if names.count(name) != 1]
+        if missing:
+            raise ValueError(
+                f"expected one column of each of {', '.join(required)} in its first line, "
+                f"found {', '.join(names) or 'nothing'}"
+            )
+        table = {}
+        for row in rows:
+            value, m, b, variance_m, variance_b = (
+                _number(rows.line_num, name, row[name]) for name in required
+            )
+            spread = math.nan
+            if OPTIONAL in names:
+                spread = _number(rows.line_num, OPTIONAL, row[OPTIONAL])
+            table[value] = Line(m, b, variance_m, variance_b, spread)
+    except UserError:
+        raise
+    except (OSError, csv.Error, ValueError) as error:
         raise UserError(f"--compensation {path}: cannot be read ({error})") from error
     if confidence_value not in table:
         nearest = sorted(table, key=lambda value: abs(value - confidence_value))[:2]
@@ -85,9 +87,8 @@ def read_runs(path: Path) -> list[tuple[Path, float]]:
       UserError: naming the line and what is wrong with it.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.reader(io.StringIO(read_given_text(path), newline="")))
+    except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error
     if not rows or [name.strip() for name in rows[0]] != ["run", "reference_per_ul"]:
         raise UserError(f"{path}:1: expected the line run,reference_per_ul, found {rows[:1]}")

@@ -1,6 +1,7 @@
 """Counts from files: the instrument's array of a run, and tables that `infer --count` writes."""
 
 import csv
+import io
 import json
 import unicodedata
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.errors import UserError
+from yogo_jax.given import read_given_text
 from yogo_jax.output.writers import counts_header
 
 
@@ -160,8 +162,8 @@ def read_json(path: Path) -> Any:
         hint = f"; did you mean {inside[0]}?" if inside else ""
         raise UserError(f"{path}: is a folder, expected a JSON file{hint}")
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_given_text(path))
+    except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
@@ -193,9 +195,8 @@ def _read_counts_json(path: Path) -> Sample:
 
 def _read_csv(path: Path) -> Sample:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.reader(io.StringIO(read_given_text(path), newline="")))
+    except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error
     header = [unicodedata.normalize("NFC", name.strip()) for name in rows[0]] if rows else []
     columns = _class_columns(header)

@@ -3,8 +3,9 @@
 import argparse
 import unicodedata
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from yogo_jax.given import path_flag
 
 
 # Asexual parasites and what they live in; gametocytes are neither, as in the instrument's software.
@@ -21,12 +22,12 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
     add = commands.add_parser("estimate", help=text, description=text).add_argument
     add(
         "counts",
-        type=Path,
+        type=path_flag,
         help="the 15 x N array of a run (.npy), or counts of classes (.json, .csv)",
     )
     add(
         "--validation",
-        type=Path,
+        type=path_flag,
         nargs="+",
         metavar="METRICS.json",
         help="metrics.json of the same network, of one validation or of several folds: corrects "
@@ -41,7 +42,7 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
     )
     add(
         "--compensation",
-        type=Path,
+        type=path_flag,
         metavar="FILE.csv",
         help="line between counts and reference, as `compensation` writes it; needs "
         "--min-class-confidence-threshold, whose row is taken",
@@ -68,7 +69,7 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
         help="red cells to give the limit of detection for; default: those of the sample",
     )
     _add_classes(add)
-    add("--output", type=Path, help="folder for counts.json and counts.csv; default: none")
+    add("--output", type=path_flag, help="folder for counts.json and counts.csv; default: none")
 
 
 def add_matrix(commands: argparse._SubParsersAction) -> None:
@@ -77,7 +78,7 @@ def add_matrix(commands: argparse._SubParsersAction) -> None:
     add = commands.add_parser("matrix", help=text, description=text).add_argument
     add(
         "validation",
-        type=Path,
+        type=path_flag,
         nargs="+",
         metavar="METRICS.json",
         help="of one validation, or of each of k folds",
@@ -98,7 +99,7 @@ def add_compensation(commands: argparse._SubParsersAction) -> None:
     add = commands.add_parser("compensation", help=text, description=text).add_argument
     add(
         "runs",
-        type=Path,
+        type=path_flag,
         metavar="RUNS.csv",
         help="lines `run,reference_per_ul` under just that header: .npy files, relative to this "
         "one, and parasites per uL by another method",
@@ -131,7 +132,7 @@ def add_coverage(commands: argparse._SubParsersAction) -> None:
     add = commands.add_parser("coverage", help=text, description=text).add_argument
     add(
         "--validation",
-        type=Path,
+        type=path_flag,
         nargs="+",
         metavar="METRICS.json",
         help="taken as the truth about the network; default: a made-up network of seven classes",
@@ -218,4 +219,4 @@ def _add_classes(add: Add) -> None:
 
 def _add_model(add: Add) -> None:
     add("--model", required=True, help="name of the model: of the folder, and first in file names")
-    add("--output", type=Path, required=True, help="files go to the folder MODEL in this one")
+    add("--output", type=path_flag, required=True, help="files go to the folder MODEL in this one")

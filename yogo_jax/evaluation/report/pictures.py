@@ -76,7 +76,7 @@ def remove_pictures_of(metrics: Path, folder: Path, keep: Sequence[str]) -> None
       keep: names of files that are about to be written.
     """
     try:
-        names = json.loads(metrics.read_text())["picture_files"]
+        names = json.loads(metrics.read_text(encoding="utf-8"))["picture_files"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     for name in names if isinstance(names, list) else ():

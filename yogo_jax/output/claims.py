@@ -1,20 +1,24 @@
-"""Who works on a trial: claims that one process can win and that a dead one loses.
+"""Who works in a folder: claims that one process can win and that a dead one loses.
 
-A trial's folder holds `claims/0.json`, `claims/1.json`, …: one file for each task that worked on
-it, made with O_EXCL, which of several processes on a shared file system lets exactly one succeed
-(NFS since version 3, Lustre, GPFS, BeeGFS). The owner of the highest number owns the trial. A
-thread renews the file's time of modification; a claim that was not renewed for a while is stale,
-and whoever makes the next number goes on in its place. Nothing is ever deleted, so there is no
-moment in which two see the place as free.
+A folder, as that of a trial, holds `claims/0.json`, `claims/1.json`, …: one file for each process
+that worked in it, made with O_EXCL, which of several processes on a shared file system lets exactly
+one succeed (NFS since version 3, Lustre, GPFS, BeeGFS). The owner of the highest number owns the
+folder. A thread renews the file's time of modification; a claim that was not renewed for a while is
+stale, and whoever makes the next number goes on in its place. So does who can tell that the owner
+is dead: on the same machine, or as the later start of the same job. Of trials nothing is ever
+deleted, so there is no moment in which two see the place as free.
 """
 
+import functools
 import json
 import os
+import shlex
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +48,29 @@ class Claimed(NamedTuple):
 
     def is_stale(self, now: float, stale_after: float) -> bool:
         """Whether its owner gave it back or is dead, by the clock of the file system."""
-        return now - self.renewed_at > stale_after
+        return now - self.renewed_at > stale_after or self.owner_lives is False
+
+    @property
+    def owner_lives(self) -> bool | None:
+        """Whether its process is there; None if that cannot be told from here."""
+        machine, job = _machine(), _slurm_job()
+        if machine is not None and self.values.get("machine") == machine:
+            # Another process may have got the number since.
+            return _started(self.values["process"]) == self.values["started"]
+        if job is not None and self.values.get("job") == job:
+            # SLURM starts a job again only when its first processes are gone.
+            return None if self.values["restart"] == _restart() else False
+        return None
+
+    def describe(self) -> str:
+        """Whose it is, for messages."""
+        if not self.values:
+            return "another process"
+        job = f", job {self.values['job']}" if self.values["job"] else ""
+        return (
+            f"process {self.values['process']} on {self.values['host']}{job}, since "
+            f"{self.values['time']} ({self.values.get('command', '')})"
+        )
 
     @property
     def ended_orderly(self) -> bool:
@@ -52,15 +78,18 @@ class Claimed(NamedTuple):
         return self.renewed_at == 0 and "error" not in self.values
 
 
-def read_claims(folder: Path) -> list[Claimed]:
-    """All claims of a trial's folder in their order."""
+def read_claims(folder: Path, name: str = "claims") -> list[Claimed]:
+    """All claims of a folder, which lie in one of this name in it, in their order."""
     claims = []
-    for path in (folder / "claims").glob("*.json"):
+    for path in (folder / name).glob("*.json"):
         try:
             # To open a file is what makes NFS ask its server for the times.
-            with path.open() as file:
+            with path.open(encoding="utf-8") as file:
                 text, renewed_at = file.read(), os.fstat(file.fileno()).st_mtime
             values = json.loads(text)
+        except FileNotFoundError:
+            # Given back in this moment.
+            continue
         except ValueError:
             values = {}
         claims.append(Claimed(int(path.stem), path, renewed_at, values))
@@ -70,7 +99,7 @@ def read_claims(folder: Path) -> list[Claimed]:
 def file_system_now(folder: Path) -> float:
     """The time by the clock that stamps files in a folder: that of a server, if it is shared."""
     path = folder / f".clock.{socket.gethostname()}.{os.getpid()}"
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(".")
         file.flush()
         os.fsync(file.fileno())
@@ -86,7 +115,7 @@ def stop_this_task(message: str) -> None:
 
 
 class Claim:
-    """A trial that this process owns, renewed by a thread until it is given back.
+    """A folder that this process owns, renewed by a thread until it is given back.
 
     Use as a context manager. An exception that passes through is noted in the claim, but for those
     that end a process in order (`SystemExit`, `KeyboardInterrupt`).
@@ -99,10 +128,11 @@ class Claim:
         *,
         stale_after: float,
         on_lost: Callable[[str], None] = stop_this_task,
+        name: str = "claims",
     ) -> None:
         self.folder = folder
         self.number = number
-        self._path = _path(folder, number)
+        self.path = folder / name / f"{number}.json"
         self._interval = stale_after / RENEWALS
         self._on_lost = on_lost
         self._stop = threading.Event()
@@ -116,31 +146,39 @@ class Claim:
         self._stop.set()
         self._thread.join()
         if isinstance(error, Exception):
-            self.note(error=f"{type(error).__name__}: {error}")
-        os.utime(self._path, (0, 0))
+            # On a full disk the error that says so must get through.
+            with suppress(OSError):
+                self.note(error=f"{type(error).__name__}: {error}")
+        with suppress(FileNotFoundError):
+            os.utime(self.path, (0, 0))
 
     def note(self, **values: Any) -> None:
         """Adds to what the claim's file says."""
-        self._path.write_text(json.dumps(json.loads(self._path.read_text()) | values))
+        before = json.loads(self.path.read_text(encoding="utf-8"))
+        self.path.write_text(json.dumps(before | values), encoding="utf-8")
 
     @property
     def is_mine(self) -> bool:
         """False once another has taken the trial over."""
-        return not _path(self.folder, self.number + 1).exists()
+        return self.path.exists() and not self._next.exists()
+
+    @property
+    def _next(self) -> Path:
+        return self.path.with_name(f"{self.number + 1}.json")
 
     def _renew(self) -> None:
         while not self._stop.wait(self._interval):
             if not self.is_mine:
                 self._on_lost(
                     f"{self.folder} was taken over by another task, because this one had not "
-                    f"renewed {self._path.name} in time; it stops"
+                    f"renewed {self.path.name} in time; it stops"
                 )
                 return
             try:
-                os.utime(self._path)
+                os.utime(self.path)
             except OSError as error:
                 # A server that stumbles may be back for the next time.
-                print(f"{self._path} cannot be renewed now ({error.strerror})", file=sys.stderr)
+                print(f"{self.path} cannot be renewed now ({error.strerror})", file=sys.stderr)
 
 
 def try_to_claim(
@@ -150,21 +188,24 @@ def try_to_claim(
     now: float,
     stale_after: float = STALE_AFTER_S,
     on_lost: Callable[[str], None] = stop_this_task,
+    name: str = "claims",
 ) -> Claim | None:
-    """Takes a trial that nobody works on; None if somebody does, or was faster.
+    """Takes a folder that nobody works in; None if somebody does, or was faster.
 
     Args:
-      folder: of the trial.
+      folder: as that of a trial.
       step: of its newest checkpoint, noted in the claim.
       now: from `file_system_now`, read before.
       stale_after: seconds without renewal after which a claim counts as that of a dead process.
-      on_lost: called in a thread, with a message, should another take the trial over.
+      on_lost: called in a thread, with a message, should another take the folder over.
+      name: of the folder of claims in it.
     """
-    claims = read_claims(folder)
+    claims = read_claims(folder, name)
     if claims and not claims[-1].is_stale(now, stale_after):
         return None
     number = claims[-1].number + 1 if claims else 0
-    path = _path(folder, number)
+    claim = Claim(folder, number, stale_after=stale_after, on_lost=on_lost, name=name)
+    path = claim.path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -173,14 +214,18 @@ def try_to_claim(
     values = {
         "host": socket.gethostname(),
         "process": os.getpid(),
+        "machine": _machine(),
+        "started": _started(os.getpid()),
+        "command": shlex.join(sys.argv),
         "job": _slurm_job(),
+        "restart": _restart(),
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "stale_after": stale_after,
         "step": step,
     }
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(values, file)
-    return Claim(folder, number, stale_after=stale_after, on_lost=on_lost)
+    return claim
 
 
 def _slurm_job() -> str | None:
@@ -189,8 +234,30 @@ def _slurm_job() -> str | None:
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / "claims" / f"{number}.json"
+def _restart() -> str:
+    """How often SLURM has started this job again."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
+@functools.cache
+def _machine() -> str | None:
+    """Where numbers of processes mean the same: a start of a kernel, and a container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(process: int) -> str | None:
+    """When a process of this machine began, in ticks of its clock; None if there is none."""
+    try:
+        line = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return None
+    # Behind the name, which may hold anything: the state, …, as field 22 the start.
+    fields = line.rpartition(b")")[2].split()
+    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
 def deaths_without_progress(claims: list[Claimed], step: int) -> list[Claimed]:

@@ -1,0 +1,249 @@
+"""Ctrl-C, a reader that has gone, and errors within errors: how commands end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kills import assert_nothing_survives, readable_steps, steps_logged
+from runs import ROOT, environment, run_command, train_command
+from tiny_data import write_dataset
+from yogo_jax.command import as_command
+from yogo_jax.errors import UserError, exit_on_user_error
+
+
+def start_script(text: str, *arguments: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+# Compiled code that takes very long, in which Python does not come to its handlers.
+WAITS = """
+import hashlib, threading
+from yogo_jax.command import as_command, own_this_process
+
+own_this_process()
+with as_command():
+    threading.Timer(1.0, print, ["waiting"], {"flush": True}).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+def test_a_second_ctrl_c_ends_a_command_at_once_in_compiled_code():
+    process = start_script(WAITS)
+    assert process.stdout.readline() == "waiting\n"
+    # What comes at the same moment is the same Ctrl-C.
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    time.sleep(0.6)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said == "interrupted again: ended at once\n"
+
+
+IMPORTS = """
+import sys
+from contextlib import nullcontext
+from yogo_jax.command import as_command, own_this_process
+
+own_this_process()
+sys.path.insert(0, sys.argv[1])
+with as_command() if sys.argv[2] == "in it" else nullcontext():
+    import slow
+"""
+
+
+@pytest.mark.parametrize("when", ["before the command", "in it"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path, when):
+    # As some libraries do with whatever stops their import.
+    (tmp_path / "slow.py").write_text(
+        "import time\nprint('waiting', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept BaseException as e:\n    raise ImportError('x') from e\n"
+    )
+    process = start_script(IMPORTS, tmp_path, when)
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, "interrupted\n")
+
+
+def test_an_interruption_stays_one_whatever_it_is_made_into(capsys):
+    handler = signal.getsignal(signal.SIGINT)
+
+    def turn_into_another_error():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("made of it") from None
+
+    with pytest.raises(SystemExit) as stopped, as_command(interrupted="go on", status=75):
+        turn_into_another_error()
+    assert stopped.value.code == 75
+    assert capsys.readouterr().err == "go on\n"
+    assert signal.getsignal(signal.SIGINT) == handler
+
+
+def test_an_interruption_that_python_drops_is_heard():
+    script = WAITS.replace("threading.Timer", "Collected(); threading.Timer").replace(
+        "own_this_process()\n",
+        "import signal\nclass Collected:\n    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGINT)\nown_this_process()\n",
+    )
+    process = start_script(script)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, "interrupted\n")
+
+
+PRINTS = """
+import sys
+from yogo_jax.command import as_command, own_this_process
+from yogo_jax.errors import UserError
+
+own_this_process()
+with as_command():
+    try:
+        for number in range(int(sys.argv[1])):
+            print(number)
+    except OSError as error:
+        raise UserError("the disk is full") from error
+"""
+STOPS = """
+from yogo_jax.command import own_this_process
+from yogo_jax.training.preemption import exit_when_stopped
+
+own_this_process()
+with exit_when_stopped() as stop:
+    with stop.held():
+        while not stop.noted:
+            print("x" * 10000)
+        print("saved", flush=True)
+    stop.check()
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "lines", "status", "said"),
+    [
+        pytest.param(PRINTS, 100_000, 141, "", id="while it prints"),
+        pytest.param(PRINTS, 100, 141, "", id="at its end"),
+        pytest.param(
+            STOPS,
+            0,
+            75,
+            "stopped (nobody reads its output): the same command goes on (exit status 75)\n",
+            id="a training saves first",
+        ),
+    ],
+)
+def test_a_reader_that_has_gone(script, lines, status, said):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(lines)],
+        cwd=ROOT,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_a_command_without_any_output_runs():
+    closed = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-']
+    command = [*closed, sys.executable, "-m", "yogo_jax", "--help"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def raise_cause():
+    try:
+        raise UserError("the user's")
+    except UserError as error:
+        raise RuntimeError("wrapped") from error
+
+
+def raise_context():
+    try:
+        raise UserError("handled")
+    except UserError:
+        raise RuntimeError("a bug while handling it")  # noqa: B904
+
+
+def raise_user_error_while_handling():
+    try:
+        raise KeyError("x")
+    except KeyError:
+        raise UserError("the user's")  # noqa: B904
+
+
+def raise_name_of_file():
+    "\u0436".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (raise_cause, "error: the user's\n"),
+        (raise_user_error_while_handling, "error: the user's\n"),
+        (raise_context, None),
+        (raise_name_of_file, "cannot write: set LC_ALL=C.UTF-8"),
+    ],
+)
+def test_only_what_is_the_users_fault_is_told_as_such(function, said, capsys):
+    with pytest.raises((SystemExit, RuntimeError)) as caught, exit_on_user_error():
+        function()
+    if said is None:
+        assert str(caught.value) == "a bug while handling it"
+        assert capsys.readouterr().err == ""
+    else:
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_training_and_its_workers_stay_silent(tmp_path):
+    definition = write_dataset(tmp_path / "data", images=16, published=True)
+    fields = {"train__epochs": 2000, "train__eval_every_epochs": 1000, "data__workers": 1}
+    workdir = tmp_path / "run"
+    command = train_command(definition, workdir, **fields)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**environment(optimized=False), "YOGO_TEST_MARK": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (workdir / "train.log").exists():
+        time.sleep(0.05)
+    second = run_command(command)
+    assert second.returncode == 2
+    assert f"--workdir {workdir} is in use by process {process.pid} on" in second.stderr
+    while process.poll() is None and steps_logged(workdir) < 2:
+        time.sleep(0.05)
+    # As a terminal does, to the worker processes, too.
+    os.killpg(process.pid, signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (
+        75,
+        "stopped (SIGINT): the same command goes on (exit status 75)\n",
+    )
+    assert_nothing_survives(str(tmp_path))
+    saved = int(out.split("step ")[-1].split()[0])
+    assert readable_steps(workdir)[-1] == saved
+    assert not (workdir / ".owner").exists()

@@ -1,0 +1,245 @@
+"""One command from its start to its end: what it prints, how it is interrupted, its exit status.
+
+Every entry point runs inside `as_command`. A mistake of the user, Ctrl-C and a reader of its output
+that has gone (`infer … | head -1`) end it without a traceback.
+"""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any, NoReturn, TextIO, cast
+
+from yogo_jax.cache import spare_libraries_the_home
+from yogo_jax.errors import exit_on_user_error
+
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_OUTPUT_CLOSED = 128 + signal.SIGPIPE
+# A second SIGINT within this time comes from the same Ctrl-C: `timeout` and others send it to the
+# process and to its group.
+_ONE_CTRL_C_S = 0.5
+
+
+class OutputClosed(BaseException):
+    """Nobody reads any more what the command prints."""
+
+
+# Whether this process is a command and nothing else.
+_owned = False
+
+
+def own_this_process() -> None:
+    """Says that this process is a command and nothing else: it may end without Python's farewell.
+
+    To be called at the top of a command: what it imports below takes a while, and Ctrl-C ends it
+    from here on with one line.
+    """
+    global _owned
+    _owned = True
+    signal.signal(signal.SIGINT, lambda *_: _leave("interrupted", EXIT_INTERRUPTED))
+
+
+def end(status: int) -> NoReturn:
+    """Ends the command: everything is in order.
+
+    A process of its own ends here. Python would wait for threads that nobody needs any more, and
+    crash where they compile.
+
+    Raises:
+      SystemExit: the command was called by others.
+    """
+    if not _owned:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+@contextmanager
+def as_command(
+    request: Callable[[str], None] | None = None,
+    *,
+    interrupted: str = "interrupted",
+    status: int = EXIT_INTERRUPTED,
+) -> Iterator[None]:
+    """What stands in here is a command: it prints safely, and ends with a status and one line.
+
+    A `UserError` ends it with status 2, Ctrl-C with `status`, a second Ctrl-C at once with 130. If
+    nobody reads its output, it ends with 141 and says nothing.
+
+    Args:
+      request: told why the command has to stop when nobody reads its output, in place of ending it
+        there; for commands that save first. They take SIGINT over themselves.
+      interrupted: the line after Ctrl-C.
+      status: the exit status after Ctrl-C.
+    """
+
+    def on_closed() -> None:
+        if request is None:
+            raise OutputClosed
+        request("nobody reads its output")
+
+    signals = _Interrupts(interrupted, status)
+    with _safe_output(on_closed):
+        try:
+            with signals, exit_on_user_error():
+                spare_libraries_the_home()
+                yield
+        except BaseException as error:
+            # What is interrupted may turn that into an error of its own, as imports do.
+            if signals.came or isinstance(error, KeyboardInterrupt):
+                print(interrupted, file=sys.stderr)
+                end(status)
+            raise
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+class _Output:
+    """A stream for text whose reader may go away: from then on, what is written goes nowhere."""
+
+    def __init__(self, stream: Any, on_closed: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_closed = on_closed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text; the only way in that `print` and Rich take."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._close()
+            return len(text)
+
+    def flush(self) -> None:
+        """Hands everything written to the operating system."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._close()
+
+    def _close(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        self._on_closed()
+
+
+@contextmanager
+def _safe_output(on_closed: Callable[[], None]) -> Iterator[None]:
+    """Text that the terminal cannot show is escaped; a reader that has gone is noticed."""
+    before = sys.stdout, sys.stderr
+    errors = [getattr(stream, "errors", None) for stream in before]
+    for stream in before:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        # None is what Python has for a stream that was closed before it started.
+        sys.stdout, sys.stderr = (
+            cast(TextIO, _Output(stream or nowhere, on_closed)) for stream in before
+        )
+        try:
+            yield
+            sys.stdout.flush()
+        except OutputClosed:
+            end(EXIT_OUTPUT_CLOSED)
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream, old in zip(before, errors, strict=True):
+                if old is not None and hasattr(stream, "reconfigure"):
+                    stream.reconfigure(errors=old)
+
+
+class _Interrupts:
+    """The first Ctrl-C raises `KeyboardInterrupt`, the second ends the process at once.
+
+    Python calls handlers only when compiled code returns, but writes the number of a signal into a
+    pipe at once, which a thread reads.
+
+    Attributes:
+      came: whether there was a Ctrl-C.
+    """
+
+    def __init__(self, line: str, status: int) -> None:
+        self.came = False
+        self._line, self._status = line, status
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "_Interrupts":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        ours, pythons = os.pipe()
+        os.set_blocking(pythons, False)
+        watcher = threading.Thread(target=self._watch, args=(ours,), daemon=True)
+        watcher.start()
+        put_back = self._stack.callback
+        for descriptor in (ours, pythons):
+            put_back(os.close, descriptor)
+        put_back(watcher.join)
+        put_back(os.write, pythons, b"\0")
+        put_back(signal.set_wakeup_fd, signal.set_wakeup_fd(pythons, warn_on_full_buffer=False))
+        put_back(setattr, sys, "unraisablehook", sys.unraisablehook)
+        sys.unraisablehook = functools.partial(self._on_unraisable, sys.unraisablehook)
+        put_back(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, self._on_signal))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            return
+        if _owned and _imports(frame):
+            # Compiled modules abort where their first lines are interrupted.
+            _leave(self._line, self._status)
+        self.came = True
+        hush()
+        raise KeyboardInterrupt
+
+    def _on_unraisable(self, hook: Callable[[Any], object], unraisable: Any) -> None:
+        # Python drops what is raised while it collects garbage, and prints a traceback of it.
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            _leave(self._line, self._status)
+        elif issubclass(unraisable.exc_type, Exception):
+            hook(unraisable)
+
+    def _watch(self, descriptor: int) -> None:
+        first: float | None = None
+        while number := os.read(descriptor, 1)[0]:
+            if number != signal.SIGINT:
+                continue
+            now = time.monotonic()
+            if first is None:
+                first = now
+            elif now - first > _ONE_CTRL_C_S:
+                _leave("interrupted again: ended at once", EXIT_INTERRUPTED)
+
+
+def hush() -> None:
+    """No more logs of libraries, which complain at length when they are interrupted."""
+    logging.disable(logging.CRITICAL)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is just being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave(line: str, status: int) -> NoReturn:
+    """Ends the process without putting anything in order."""
+    # Not by Python's streams, which the main thread may be in the middle of.
+    os.write(2, f"{line}\n".encode(errors="replace"))
+    os._exit(status)
