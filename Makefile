@@ -38,7 +38,7 @@ demo: $(VENV)/.runtime
 	@echo "Report of the test, for a browser: runs/demo/test/report.html"
 	@echo "Pictures of detections (true boxes dashed): runs/demo/test/pictures/"
 	@echo "Next:"
-	@echo "  your own data        $(BIN)/python -m yogo_jax.train --config configs/base.py --config.data.definition=FILE.yml"
+	@echo "  your own data        $(BIN)/python -m yogo_jax.train --config configs/strong.py --config.data.definition=FILE.yml --config.data.image_hw=240,320"
 	@echo "  how to describe it   docs/data.md; look at it first: $(BIN)/python -m yogo_jax.inspect FILE.yml"
 	@echo "  find and count cells $(BIN)/python -m yogo_jax.infer runs/demo --images '$${YOGO_JAX_CACHE:-$$HOME/.cache/yogo_jax}/synthetic-192x256-*/images/test/*.png' --output found --draw-boxes --count"
 	@echo "                       (this network knows synthetic frames only; one of yours counts yours)"

@@ -1,4 +1,4 @@
-"""The original's recipe: base_model on full frames.
+"""The original's recipe: base_model on full frames; to start with, take `strong.py`.
 
     python -m yogo_jax.train --config configs/base.py --config.data.definition=FILE.yml
 

@@ -40,11 +40,16 @@ def assert_but_for_rounding(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(abs(theirs).max()))
 
 
+# The copies of a gradient: of all images at once, or of one at a time.
+@pytest.mark.parametrize("copied_bytes", [400_000_000, 1])
 @pytest.mark.parametrize("block_bytes", [2_000_000, 7000, 1])
 @pytest.mark.parametrize("stride", [1, 2])
 @SIZES
-def test_gradients_are_those_of_the_plain_convolution(stride, image_hw, block_bytes, monkeypatch):
+def test_gradients_are_those_of_the_plain_convolution(
+    stride, image_hw, block_bytes, copied_bytes, monkeypatch
+):
     monkeypatch.setattr(conv, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(conv, "_COPIED_BYTES", copied_bytes)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, *image_hw, 4)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 4, 5)), jnp.float32)

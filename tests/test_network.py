@@ -10,10 +10,10 @@ import pytest
 from bridge.torch_archive import read_torch_archive
 from bridge.weights import to_variables
 from parity import RECORDED_NAMES, load, parity_file
-from yogo_jax.detector.backbones import BACKBONES, get_backbone
+from yogo_jax.detector.backbones import BACKBONES, ConvNextBackbone, get_backbone
 from yogo_jax.detector.decode import decode
 from yogo_jax.detector.initialization import Initialization
-from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables
+from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables, train_outputs
 from yogo_jax.errors import UserError
 
 
@@ -251,3 +251,53 @@ def test_kernels_are_the_draws_of_variance_scaling(mode, shape):
     library = nn.initializers.variance_scaling(2 / (1 + slope**2), mode, "normal")
     drawn = Initialization(kernel_init=mode).kernel(slope)(key, shape)
     np.testing.assert_array_equal(drawn, library(key, shape, jnp.float32))
+
+
+@pytest.mark.parametrize("name", ["quarter_filters", "yogo_n", "depth_ver_3", "tiny_convnext"])
+def test_features_computed_twice_give_the_same_gradients(name, monkeypatch):
+    tiny = ConvNextBackbone(depths=(1, 2), channels=(8, 16))
+    monkeypatch.setitem(BACKBONES, "tiny_convnext", tiny)
+    network = make_network(name)
+    variables = init_variables(network, jax.random.key(0), image_hw=(48, 64), channels=1)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 48, 64, 1)), jnp.uint8)
+    valid = jnp.asarray([True, True, True, False])
+
+    def result(params, rematerialize):
+        raw, stats = train_outputs(
+            network,
+            {**variables, "params": params},
+            images,
+            image_valid=valid,
+            dropout_key=jax.random.key(1),
+            rematerialize=rematerialize,
+        )
+        return jnp.square(raw).sum(), (raw, stats)
+
+    def both(rematerialize):
+        function = functools.partial(result, rematerialize=rematerialize)
+        return jax.jit(jax.value_and_grad(function, has_aux=True))(variables["params"])
+
+    (_, plain), gradients = both(False)
+    (_, twice), gradients_twice = both(True)
+    largest = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    assert jax.tree.structure((plain, gradients)) == jax.tree.structure((twice, gradients_twice))
+    for ours, theirs in zip(jax.tree.leaves(twice), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(gradients_twice), jax.tree.leaves(gradients), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize(
+    ("name", "segments"),
+    [
+        ("base_model", [[0], [1, 2], [3, 4], [5], [6]]),
+        ("depth_ver_0", [[0], [1], [2]]),
+        ("depth_ver_4", [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9], [10]]),
+    ],
+)
+def test_segments_end_where_the_resolution_falls(name, segments):
+    found = [list(each) for each in get_backbone(name).segments()]
+    assert [i for blocks in found for i in blocks] == list(range(len(get_backbone(name).blocks)))
+    assert found == segments

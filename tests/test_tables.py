@@ -5,7 +5,7 @@ import pytest
 
 from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
 from yogo_jax.evaluation.metrics import DetectionMetrics
-from yogo_jax.evaluation.tables import format_metrics
+from yogo_jax.evaluation.tables import advice_on_nothing_found, format_metrics
 
 
 NAMES = ["healthy", "ring", "wbc"]
@@ -98,3 +98,14 @@ def test_missing_keys_leave_their_place_out(keys, expected):
     text = format_metrics({key: metrics[key] for key in keys})
     assert text.splitlines()[: len(expected)] == expected
     assert bool(text) == bool(keys)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "objects", "advised"), [(0, 5, True), (1, 5, False), (0, 0, False)]
+)
+def test_a_test_without_predictions_says_what_that_means(predictions, objects, advised):
+    advice = advice_on_nothing_found({"predictions": predictions, "objects": objects, "images": 3})
+    assert (advice is not None) == advised
+    if advice is not None:
+        assert "no prediction in 3 images with 5 boxes" in advice
+        assert "configs/strong.py" in advice

@@ -54,8 +54,8 @@ SHELLS = ("bash", "zsh", "tcsh")
 EXAMPLES = """\
 A first project:
   yogo-jax inspect FILE.yml                         is the data what you think it is?
-  yogo-jax train --config configs/base.py --workdir runs/first \\
-      --config.data.definition=FILE.yml --config.model.anchor=auto
+  yogo-jax train --config strong --workdir runs/first \\
+      --config.data.definition=FILE.yml --config.data.image_hw=240,320
   yogo-jax evaluate runs/first --output results     metrics.json and report.html
   yogo-jax infer runs/first --images FOLDER --output found --draw-boxes --count
   yogo-jax export runs/first --output exported      for the instrument

@@ -1,4 +1,4 @@
-"""Trains a detector: `python -m yogo_jax.train --config configs/base.py [--config.FIELD=VALUE]`.
+"""Trains a detector: `python -m yogo_jax.train --config configs/strong.py [--config.FIELD=VALUE]`.
 
 Continues by itself what the workdir holds, see `train.resume` in configs/base.py. Ctrl-C, SIGTERM,
 SIGUSR1 and `train.max_hours` stop it: it saves, and exits with status 75.
@@ -31,8 +31,8 @@ from yogo_jax.training.preemption import Stop, exit_when_stopped
 EXAMPLES = """\
 examples:
   python -m yogo_jax.train --config configs/demo.py --workdir runs/demo
-  python -m yogo_jax.train --config configs/base.py --config.data.definition=FILE.yml \\
-      --config.data.image_hw=240,320 --config.model.anchor=auto --config.optim.learning_rate=1e-3
+  python -m yogo_jax.train --config configs/strong.py --config.data.definition=FILE.yml \\
+      --config.data.image_hw=240,320 --config.optim.learning_rate=1e-3
 
 The same command with the same --workdir continues a run that was stopped.
 """
@@ -51,7 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE.py", help="the run: configs/base.py or a variant")
+    parser.add_argument(
+        "--config", metavar="FILE.py", help="the run: configs/strong.py, base.py or a variant"
+    )
     parser.add_argument("--workdir", metavar="DIR", help="where it goes; else runs/CONFIG-TIME")
     processes = parser.add_argument_group(
         "a run in several processes", "where SLURM does not start them; all three, to each of them"

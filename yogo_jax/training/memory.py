@@ -19,7 +19,7 @@ _SHARE_OF_FREE = 0.85
 _LEFT_BYTES = 256 * 2**20
 # XLA for CPUs removes the barriers between segments of a rematerialised step, and then merges what
 # is computed twice, unless it is told not to. Its other schedule holds less at a time.
-_CPU_OPTIONS: dict[str, str | bool] = {
+CPU_OPTIONS: dict[str, str | bool] = {
     "xla_disable_hlo_passes": "cse,cse_barrier_expander",
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 }
@@ -62,7 +62,7 @@ def bytes_for_step(devices: Devices) -> int:
 
 def free_on_host() -> int:
     """Bytes of memory that this process can still take: of the machine, its cgroup, its limits."""
-    limits = [psutil.virtual_memory().available, *_free_in_cgroups(), *_free_under_limits()]
+    limits = [psutil.virtual_memory().available, *free_in_cgroups(), *_free_under_limits()]
     return max(min(limits), 0)
 
 
@@ -75,7 +75,7 @@ def _free_under_limits() -> Iterator[int]:
             yield limit - taken
 
 
-def _free_in_cgroups(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def free_in_cgroups(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
     """What the limits of this process's cgroup and of those around it leave; none without any.
 
     Args:
@@ -117,7 +117,7 @@ def _free_in_cgroup(folder: Path, limit: str, usage: str, *reclaimable: str) -> 
     # There is no such group, or "max": no limit.
     except (OSError, ValueError):
         return None
-    counts = dict(line.split(maxsplit=1) for line in stat)
+    counts = dict(line.split(maxsplit=1) for line in stat if " " in line)
     # The system gives cached files up for a program that asks.
     cached = sum(int(counts.get(name, 0)) for name in reclaimable)
     return allowed - used + cached
@@ -145,7 +145,7 @@ def compile_that_fits(
     Raises:
       UserError: it does not fit either way; names a batch and an image size that do.
     """
-    options = _CPU_OPTIONS if devices.mesh.devices.flat[0].platform == "cpu" else None
+    options = CPU_OPTIONS if devices.mesh.devices.flat[0].platform == "cpu" else None
 
     def fits(compiled: jax.stages.Compiled) -> bool:
         # Asked each time: worker processes and the compiler take memory meanwhile.

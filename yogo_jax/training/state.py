@@ -16,10 +16,11 @@ from yogo_jax.detector.spec import ModelSpec
 class TrainState:
     """Everything a step changes. No key is in it: randomness is a function of (seed, step).
 
-    `averaged` holds moving averages of `params` and `batch_stats`, or None where none are kept.
+    `step` is a whole number. `averaged` holds moving averages of `params` and `batch_stats`, or
+    None where none are kept. While JAX traces and lowers, the leaves are no arrays.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any

@@ -118,7 +118,7 @@ def read_test(workdir: Path) -> dict[str, Any] | None:
         return None
     metadata = read_metadata(find_checkpoint(workdir))
     try:
-        metrics: dict[str, Any] = json.loads((output / "metrics.json").read_text())
+        metrics: dict[str, Any] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
         # A calibration gives a checkpoint another temperature.
         tested = metrics["step"], metrics.get("class_temperature", 1.0)
     except (OSError, ValueError, KeyError, TypeError):

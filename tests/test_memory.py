@@ -1,0 +1,209 @@
+"""Memory of the training step: what is free, what it takes, and what is said if it is too much."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import psutil
+import pytest
+
+from runs import tiny_config
+from tiny_data import write_dataset
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.evaluation.devices import Devices
+from yogo_jax.recipe import AugmentConfig, LossConfig
+from yogo_jax.training import memory
+from yogo_jax.training.distributed import compile_train_step
+from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.memory import bytes_needed, compile_that_fits, free_in_cgroups, free_on_host
+from yogo_jax.training.state import create_state
+from yogo_jax.training.step import make_train_step
+
+
+# What is free --------------------------------------------------------------------------------
+
+
+def write_group(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+def test_a_cgroup_of_version_2_and_those_around_it(tmp_path):
+    cached = "anon 5\ninactive_file 20\nactive_file 10\n"
+    write_group(tmp_path, memory__max="max", memory__current=500, memory__stat=cached)
+    write_group(tmp_path / "job", memory__max=1000, memory__current=400, memory__stat=cached)
+    write_group(tmp_path / "job/step", memory__max=900, memory__current=300, memory__stat=cached)
+    own = tmp_path / "own"
+    own.write_text("0::/job/step\n")
+    # Cached files are given up for a program that asks.
+    assert list(free_in_cgroups(tmp_path, own)) == [630, 630]
+
+
+def test_a_cgroup_of_version_1(tmp_path):
+    cached = "inactive_file 1\ntotal_inactive_file 20\ntotal_active_file 10"
+    root = {"memory__limit_in_bytes": 2**63 - 4096, "memory__usage_in_bytes": 100}
+    group = {"memory__limit_in_bytes": 3000, "memory__usage_in_bytes": 1000}
+    write_group(tmp_path / "memory", **root, memory__stat=cached)
+    write_group(tmp_path / "memory/docker/abc", **group, memory__stat=cached)
+    own = tmp_path / "own"
+    own.write_text("9:name=systemd:/\n5:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/\n")
+    free = list(free_in_cgroups(tmp_path, own))
+    assert free == [2030, 2**63 - 4096 - 100 + 30]
+
+
+@pytest.mark.parametrize("own", ["", "0::/\n", "4:memory:/gone\n"])
+def test_no_cgroup_with_a_limit(tmp_path, own):
+    (tmp_path / "own").write_text(own)
+    assert list(free_in_cgroups(tmp_path, tmp_path / "own")) == []
+    assert list(free_in_cgroups(tmp_path, tmp_path / "not there")) == []
+
+
+@pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_limits_of_the_process_count(name):
+    script = (
+        "import resource; from yogo_jax.training.memory import free_on_host; "
+        f"resource.setrlimit(resource.{name}, (8 << 30,) * 2); print(free_on_host())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert 0 < int(result.stdout) < 8 << 30
+
+
+def test_the_machine_has_no_more_than_it_has():
+    assert 0 < free_on_host() <= psutil.virtual_memory().total
+
+
+# What a step takes ---------------------------------------------------------------------------
+
+
+BATCH = 16
+SPEC = ModelSpec(
+    architecture="quarter_filters",
+    class_names=("healthy", "ring"),
+    image_hw=(192, 256),
+    anchor_wh=(0.1, 0.1),
+    rgb=False,
+    normalize_images=True,
+)
+
+
+def lowered_of(spec):
+    """The step of a model as `compile_that_fits` asks for it."""
+    loss = LossConfig(
+        no_object_weight=0.5, iou_weight=5.0, classify_weight=1.0, label_smoothing=0.01
+    )
+    tx, schedule = optax.sgd(0.1), optax.constant_schedule(0.1)
+    state = create_state(spec, tx, seed=0)
+
+    def lowered(rematerialize, batch_size):
+        step = make_train_step(
+            spec,
+            tx,
+            schedule,
+            loss=loss,
+            augment=AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5),
+            seed=0,
+            rematerialize=rematerialize,
+        )
+        shapes = {
+            "image": ((*spec.image_hw, spec.channels), np.uint8),
+            "boxes_cxcywh": ((8, 4), np.float32),
+            "class_ids": ((8,), np.int32),
+            "valid": ((8,), bool),
+            "image_valid": ((), bool),
+        }
+        batch = {
+            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+            for name, (shape, dtype) in shapes.items()
+        }
+        wishes = jax.ShapeDtypeStruct((1, 2), bool)
+        return compile_train_step(step, Devices()).lower(state, batch, wishes)
+
+    return lowered
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The step by whether it is rematerialised, and how often it was compiled."""
+    lowered = lowered_of(SPEC)
+    needed = {
+        rematerialize: bytes_needed(lowered(rematerialize, BATCH).compile(compiler_options=options))
+        for rematerialize, options in ((False, None), (True, memory.CPU_OPTIONS))
+    }
+    return lowered, needed
+
+
+def fitted(compiled, monkeypatch, room):
+    lines = []
+    monkeypatch.setattr(memory, "bytes_for_step", lambda devices: room)
+    step = compile_that_fits(
+        compiled[0], Devices(), batch_size=BATCH, image_hw=SPEC.image_hw, say=lines.append
+    )
+    return bytes_needed(step), lines
+
+
+def test_a_step_that_fits_is_compiled_as_it_is(compiled, monkeypatch):
+    _, needed = compiled
+    assert fitted(compiled, monkeypatch, needed[False]) == (needed[False], [])
+
+
+def test_a_step_that_does_not_fit_takes_less(compiled, monkeypatch):
+    _, needed = compiled
+    # Compiled with few optimizations, as most tests are; as users do it is less than half.
+    assert needed[True] < 0.8 * needed[False]
+    taken, lines = fitted(compiled, monkeypatch, needed[False] - 1)
+    assert taken == needed[True]
+    assert len(lines) == 1
+    assert "computes some features twice" in lines[0]
+
+
+def test_a_step_that_does_not_fit_either_way_names_what_does(compiled, monkeypatch):
+    lowered, needed = compiled
+    room = needed[True] // 2
+    with pytest.raises(UserError) as caught:
+        fitted(compiled, monkeypatch, room)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "16 images of 192x256 px takes" in message
+    found = re.search(r"batch_size=(\d+) \(the largest that fits\).*image_hw=(\d+),(\d+)", message)
+    batch, *image_hw = map(int, found.groups())
+    assert 4 <= batch < BATCH
+    options = memory.CPU_OPTIONS
+    assert bytes_needed(lowered(True, batch).compile(compiler_options=options)) <= room
+    smaller = lowered_of(dataclasses.replace(SPEC, image_hw=tuple(image_hw)))
+    assert bytes_needed(smaller(True, BATCH).compile(compiler_options=options)) <= room
+
+
+def test_memory_for_no_image_at_all(compiled, monkeypatch):
+    with pytest.raises(UserError, match=r"not even the smallest batch fits; set .*image_hw="):
+        fitted(compiled, monkeypatch, 1000)
+
+
+# In a run ------------------------------------------------------------------------------------
+
+
+def test_a_run_without_enough_memory_is_refused_before_its_first_step(tmp_path, monkeypatch):
+    definition = write_dataset(tmp_path / "data", images=8)
+    monkeypatch.setattr(memory, "free_bytes", lambda devices: 2**20)
+    with pytest.raises(UserError, match=r"takes .* GiB of memory"):
+        train_and_evaluate(tiny_config(definition), tmp_path / "run")
+    monkeypatch.undo()
+    # The same workdir takes the run that fits.
+    train_and_evaluate(tiny_config(definition, train__batch_size=2), tmp_path / "run")
+
+
+def test_a_run_that_computes_features_twice_learns_the_same(tmp_path, monkeypatch):
+    definition = write_dataset(tmp_path / "data", images=8)
+    plain = train_and_evaluate(tiny_config(definition), tmp_path / "plain")
+    room = iter([0])
+    monkeypatch.setattr(memory, "bytes_for_step", lambda devices: next(room, 2**40))
+    twice = train_and_evaluate(tiny_config(definition), tmp_path / "twice")
+    assert "computes some features twice" in (tmp_path / "twice" / "train.log").read_text()
+    assert twice["test_loss"] == pytest.approx(plain["test_loss"], rel=1e-4)
