@@ -179,6 +179,7 @@ def test_a_run_with_a_relative_path_in_its_record_goes_on(home):
     # As earlier versions wrote it.
     workdir = home / "run"
     record_config(config, workdir)
+    (workdir / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 1}) + "\n")
     assert find_start(with_absolute_paths(config), workdir, "") is None
     assert json.loads((workdir / "config.json").read_text())["train"]["from_pretrained"] == "runs/a"
     other = tiny_config(definition, train__from_pretrained="runs/b")

@@ -143,7 +143,7 @@ def test_strips_without_a_box_cannot_judge(seen_by_itself, tmp_path, capsys):
     flags = ["--target", "cpu", "--int8", definition, "--crop-height", 0.25]
     error = refused_export(capsys, checkpoint, "--output", tmp_path / "out", *flags)
     assert "expected a labelled box in the 24x128 px that are served of the 2 validation" in error
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_strips_hold_the_boxes_whose_centre_they_hold(tmp_path):

@@ -207,7 +207,7 @@ class _Interrupts:
 
     def _on_unraisable(self, hook: Callable[[Any], object], unraisable: Any) -> None:
         # Python drops what is raised while it collects garbage, and prints a traceback of it.
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if _owned and issubclass(unraisable.exc_type, KeyboardInterrupt):
             _leave(self._line, self._status)
         elif issubclass(unraisable.exc_type, Exception):
             hook(unraisable)

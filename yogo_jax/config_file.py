@@ -20,6 +20,7 @@ from yogo_jax.given import given_path
 
 # The configs that come with the package lie beside it, in a checkout and where it is installed.
 CONFIGS = Path(__file__).parents[1] / "configs"
+EXAMPLE = "configs/base.py"
 
 
 def known_configs() -> list[str]:
@@ -27,7 +28,7 @@ def known_configs() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
 
 
-def find_config(given: str) -> str:
+def find_config(given: str, example: str = EXAMPLE) -> str:
     """The file that `--config` means, as text.
 
     A file of the user goes first; then `base`, `base.py` and `configs/base.py` are the package's,
@@ -35,6 +36,7 @@ def find_config(given: str) -> str:
 
     Args:
       given: a path, or a name; behind a colon may stand an argument of its `get_config`.
+      example: a file that can be read, for messages.
 
     Raises:
       UserError: there is no such file; the message lists the names that are known.
@@ -53,16 +55,16 @@ def find_config(given: str) -> str:
         return f"{CONFIGS / path.name.removesuffix('.py')}.py{colon}{argument}"
     if path.suffix != ".py":
         raise UserError(
-            f"--config {text}: expected a Python file as configs/base.py, or one of "
+            f"--config {text}: expected a Python file as {example}, or one of "
             f"{', '.join(known)}; a data set definition goes to --config.data.definition"
         )
     raise UserError(
-        f"--config {text}: cannot be read: there is no such file here; known by name are "
+        f"--config {text}: no such file, so it cannot be read; try {example}, or a name: "
         f"{', '.join(known)}"
     )
 
 
-def _with_found_config(argv: Sequence[str]) -> list[str]:
+def _with_found_config(argv: Sequence[str], example: str) -> list[str]:
     """The arguments, with the path of the config file in place of a name."""
     found = list(argv)
     for index, argument in enumerate(argv):
@@ -70,13 +72,10 @@ def _with_found_config(argv: Sequence[str]) -> list[str]:
         if name not in ("-config", "--config") or index == 0:
             continue
         if is_attached:
-            found[index] = f"{name}={find_config(value)}"
+            found[index] = f"{name}={find_config(value, example)}"
         elif index + 1 < len(argv):
-            found[index + 1] = find_config(argv[index + 1])
+            found[index + 1] = find_config(argv[index + 1], example)
     return found
-
-
-EXAMPLE = "configs/base.py"
 
 
 def define_config_flag(argv: list[str], flag_values: flags.FlagValues) -> None:
@@ -116,7 +115,7 @@ def parse_config_flags(
         raise UserError(
             f"no config given: add --config {example}, or another of {', '.join(known_configs())}"
         )
-    argv = _with_found_config(argv)
+    argv = _with_found_config(argv, example)
     for name in names:
         field = name.removeprefix("config.")
         if field == name or field.split(".")[0] == extra_group:
