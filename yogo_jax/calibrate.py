@@ -94,6 +94,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         threshold_at_precision,
     )
     from yogo_jax.evaluation.evaluator import Evaluator
+    from yogo_jax.output.progress import said_while
     from yogo_jax.training.checkpoints import (
         find_checkpoint,
         read_metadata,
@@ -124,7 +125,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         thresholds=at,
     )
     variables = restore_variables(folder, metadata.model)
-    images = evaluator.run(variables, records, keep_images=True).images
+    with said_while(f"evaluating {len(records)} images"):
+        images = evaluator.run(variables, records, keep_images=True).images
     names = metadata.model.class_names
     if len(names) < 2:
         raise UserError(f"{folder} knows one class only, of which it is always sure")

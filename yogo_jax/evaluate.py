@@ -116,13 +116,15 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.evaluation.report.results import write_results
     from yogo_jax.evaluation.tables import advice_on_nothing_found, format_metrics
     from yogo_jax.output.files import make_folder
+    from yogo_jax.output.progress import said_while
     from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.training.run_data import evaluation_data
 
     make_folder(args.output, "--output")
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)
-    splits = evaluation_data(metadata, args.definition, print)
+    with said_while("reading the data set"):
+        splits = evaluation_data(metadata, args.definition, print)
     records = getattr(splits, args.split)
     for line in splits.lines():
         print(line)
@@ -163,14 +165,17 @@ def evaluate(args: argparse.Namespace) -> dict:
         config=metadata.config,
         history=history,
     )
-    metrics = write_results(
-        args.output,
-        evaluator.run(variables, records, keep_images=True),
-        subject,
-        checkpoint=folder,
-        step=metadata.step,
-        pictures=args.pictures,
-    )
+    with said_while(f"evaluating {len(records)} images"):
+        evaluation = evaluator.run(variables, records, keep_images=True)
+    with said_while("writing the report"):
+        metrics = write_results(
+            args.output,
+            evaluation,
+            subject,
+            checkpoint=folder,
+            step=metadata.step,
+            pictures=args.pictures,
+        )
     print(format_metrics(metrics))
     if (advice := advice_on_nothing_found(metrics)) is not None:
         print(advice)

@@ -58,6 +58,24 @@ class Heartbeat:
 
 
 @contextmanager
+def said_while(text: str, *, silent: bool = False) -> Iterator[None]:
+    """While the block runs, says on standard output from time to time that it does.
+
+    Args:
+      text: what is being done.
+      silent: says nothing, as all but one of several processes.
+    """
+
+    def say(line: str) -> None:
+        if not silent:
+            print(line, flush=True)
+
+    with Heartbeat(say) as heartbeat:
+        heartbeat.doing(text)
+        yield
+
+
+@contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int], Callable[[], None]]]:
     """A bar on standard error if that is a terminal, else nothing.
 

@@ -9,7 +9,7 @@ from typing import Any
 from yogo_jax.config import Config
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.output.files import make_folder
-from yogo_jax.output.progress import Heartbeat
+from yogo_jax.output.progress import said_while
 from yogo_jax.training.checkpoints import restore_state
 from yogo_jax.training.distributed import (
     check_batch_size,
@@ -62,8 +62,7 @@ def train_and_evaluate(
     check_batch_size(config.train.batch_size, devices)
     config = with_absolute_paths(config)
     # ---- data ----
-    with Heartbeat(_print if devices.first else _silent) as heartbeat:
-        heartbeat.doing("reading the data set")
+    with said_while("reading the data set", silent=not devices.first):
         data = prepare_data(config.data, config.augment, config.train)
     make_folder(workdir, "--workdir")
     # ---- model ----
@@ -110,11 +109,3 @@ def train_and_evaluate(
         run.train(devices.copy(state), start, tracker)
         # ---- test ----
         return run.test(tracker)
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
-
-
-def _silent(line: str) -> None:
-    pass

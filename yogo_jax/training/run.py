@@ -202,6 +202,7 @@ class Run:
                 if step_fn is None:
                     step_fn = self._compile(feed, state, work.inputs, wishes, tracker)
                     self._tell_pace(step_fn, state, work, wishes, done, tracker)
+                    tracker.doing("taking the first step")
                     meter.skip_time()
                 state, metrics, wishes = step_fn(state, work.inputs, wishes)
                 meter.add(done, work.steps, metrics)
