@@ -125,6 +125,17 @@ with as_command():
     except OSError as error:
         raise UserError("the disk is full") from error
 """
+BEATS = """
+import time
+from yogo_jax.command import as_command, own_this_process
+from yogo_jax.output.progress import Heartbeat
+
+own_this_process()
+with as_command(), Heartbeat(lambda line: print(line, flush=True), seconds=0.05) as heartbeat:
+    heartbeat.doing("compiling")
+    time.sleep(0.5)
+    print("done")
+"""
 STOPS = """
 from yogo_jax.command import own_this_process
 from yogo_jax.training.preemption import exit_when_stopped
@@ -144,6 +155,7 @@ with exit_when_stopped() as stop:
     [
         pytest.param(PRINTS, 100_000, 141, "", id="while it prints"),
         pytest.param(PRINTS, 100, 141, "", id="at its end"),
+        pytest.param(BEATS, 0, 141, "", id="while another thread prints"),
         pytest.param(
             STOPS,
             0,

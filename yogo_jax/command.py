@@ -128,6 +128,9 @@ class _Output:
             self._close()
 
     def _close(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            # What it raises ends the command in the main thread alone, which writes soon, too.
+            return
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

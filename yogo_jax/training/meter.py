@@ -19,8 +19,8 @@ from yogo_jax.training.tracking import Tracker
 # Calls whose metrics may still be on the device: enough to keep it busy, few enough that a
 # non-finite loss stops the run at once.
 CALLS_IN_FLIGHT = 2
-# A call that takes longer is measured once.
-_SHORT_S = 2.0
+# A first call that takes less is measured again.
+SHORT_CALL_S = 2.0
 
 
 # Training that takes longer is worth a word on what would be faster.
@@ -31,21 +31,12 @@ _LONG_RUN_S = 6 * 3600.0
 def seconds_of_call(
     step: Callable[..., Any], state: TrainState, inputs: Any, wishes: jax.Array
 ) -> float:
-    """Seconds of a call of the compiled training step; its result is not used.
-
-    The first call of a program also waits for memory that the system hands out: a short one is
-    made twice, and the second counts.
-    """
-    seconds = math.inf
-    for _ in range(2):
-        # The step writes into the state that it is given.
-        copied = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-        began = time.monotonic()
-        jax.block_until_ready(step(copied, inputs, wishes))
-        seconds = time.monotonic() - began
-        if seconds > _SHORT_S:
-            break
-    return seconds
+    """Seconds of a call of the compiled training step; its result is not used."""
+    # The step writes into the state that it is given.
+    copied = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+    began = time.monotonic()
+    jax.block_until_ready(step(copied, inputs, wishes))
+    return time.monotonic() - began
 
 
 def pace_lines(

@@ -24,7 +24,7 @@ from yogo_jax.training.distributed import compile_train_step
 from yogo_jax.training.feed import DeviceFeed, Feed, HostFeed, Work, fits_on_device
 from yogo_jax.training.memory import compile_that_fits
 from yogo_jax.training.metadata import Metadata, git_revision
-from yogo_jax.training.meter import Meter, pace_lines, seconds_of_call
+from yogo_jax.training.meter import SHORT_CALL_S, Meter, pace_lines, seconds_of_call
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.pace import Pace
 from yogo_jax.training.packing import open_pack
@@ -200,9 +200,9 @@ class Run:
             for work in works:
                 wishes = pace.wishes()
                 if step_fn is None:
-                    step_fn = self._compile(feed, state, work.inputs, wishes, tracker)
-                    self._tell_pace(step_fn, state, work, wishes, done, tracker)
-                    tracker.doing("taking the first step")
+                    # Nothing is at stake in it yet, so that a signal may end the process.
+                    prepare = self.stop.at_once_in_first_call(self._prepare_step)
+                    step_fn = prepare(feed, state, work, wishes, done, tracker)
                     meter.skip_time()
                 state, metrics, wishes = step_fn(state, work.inputs, wishes)
                 meter.add(done, work.steps, metrics)
@@ -233,16 +233,23 @@ class Run:
                     break
                 meter.skip_time()
 
-    def _compile(
-        self, feed: Feed, state: TrainState, inputs: Any, wishes: jax.Array, tracker: Tracker
+    def _prepare_step(
+        self,
+        feed: Feed,
+        state: TrainState,
+        work: Work,
+        wishes: jax.Array,
+        done: int,
+        tracker: Tracker,
     ) -> jax.stages.Compiled:
-        """The training step for this machine's memory.
+        """The training step, compiled for this machine's memory; says how long an epoch takes.
 
         Args:
-          feed: gave the inputs.
-          state: like those the step takes.
-          inputs: of one call.
-          wishes: of the processes, likewise.
+          feed: gave the work.
+          state: that the first step takes; it stays as it is.
+          work: of the first call.
+          wishes: of the processes.
+          done: steps of the run so far.
           tracker: takes lines.
 
         Raises:
@@ -264,45 +271,31 @@ class Run:
                 rematerialize=rematerialize,
             )
             step = compile_train_step(feed.steps_of(train_step), self.devices, feed.shardings)
-            return step.lower(state, feed.shapes(inputs, batch_size), wishes)
+            return step.lower(state, feed.shapes(work.inputs, batch_size), wishes)
 
         tracker.doing("compiling the training step")
-        return self.stop.at_once_in_first_call(compile_that_fits)(
+        step_fn = compile_that_fits(
             lowered,
             self.devices,
             batch_size=order.batch_size,
             image_hw=self.spec.image_hw,
             say=tracker.say,
         )
-
-    def _tell_pace(
-        self,
-        step_fn: jax.stages.Compiled,
-        state: TrainState,
-        work: Work,
-        wishes: jax.Array,
-        done: int,
-        tracker: Tracker,
-    ) -> None:
-        """Says how long an epoch takes, by a call of the step whose result is not used.
-
-        Args:
-          step_fn: compiled.
-          state: stays as it is.
-          work: of the call.
-          wishes: of the processes.
-          done: steps of the run so far.
-          tracker: takes a line.
-        """
         tracker.doing("measuring how long a step takes")
-        seconds = seconds_of_call(step_fn, state, work.inputs, wishes) / work.steps
+        seconds = seconds_of_call(step_fn, state, work.inputs, wishes)
+        # A first call also waits for memory that the system hands out: a short one does not count.
+        # All processes take part in a call.
+        if self.devices.any(seconds < SHORT_CALL_S):
+            seconds = seconds_of_call(step_fn, state, work.inputs, wishes)
         for line in pace_lines(
-            seconds,
-            steps_per_epoch=self.order.steps_per_epoch,
+            seconds / work.steps,
+            steps_per_epoch=order.steps_per_epoch,
             steps_left=self.total_steps - done,
             image_hw=self.spec.image_hw,
         ):
             tracker.say(line)
+        tracker.doing("taking the first step")
+        return step_fn
 
     def test_of_complete(self, start: Start | None) -> dict[str, Any] | None:
         """Test metrics of a run that has nothing left to do, none at all without a test split.
