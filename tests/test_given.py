@@ -182,6 +182,10 @@ def test_a_run_with_a_relative_path_in_its_record_goes_on(home):
     (workdir / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 1}) + "\n")
     assert find_start(with_absolute_paths(config), workdir, "") is None
     assert json.loads((workdir / "config.json").read_text())["train"]["from_pretrained"] == "runs/a"
+    # A project that was moved no longer has the one that was recorded.
+    moved = tiny_config(definition, train__from_pretrained="/elsewhere/runs/b")
+    assert find_start(with_absolute_paths(moved), workdir, "") is None
+    Path("runs/a").mkdir(parents=True)
     other = tiny_config(definition, train__from_pretrained="runs/b")
     with pytest.raises(UserError, match=r"config\.train\.from_pretrained: 'runs/a' != "):
         find_start(with_absolute_paths(other), workdir, "")

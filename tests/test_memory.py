@@ -18,9 +18,16 @@ from yogo_jax.errors import UserError
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.recipe import AugmentConfig, LossConfig
 from yogo_jax.training import memory
+from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.distributed import compile_train_step
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.memory import bytes_needed, compile_that_fits, free_in_cgroups, free_on_host
+from yogo_jax.training.memory import (
+    TooLittleMemoryError,
+    bytes_needed,
+    compile_that_fits,
+    free_in_cgroups,
+    free_on_host,
+)
 from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
 
@@ -140,28 +147,42 @@ def compiled():
     return lowered, needed
 
 
-def fitted(compiled, monkeypatch, room):
+def fitted(compiled, monkeypatch, room, before=None):
+    """Bytes of the step that was chosen, whether it computes features twice, and what was said."""
     lines = []
     monkeypatch.setattr(memory, "bytes_for_step", lambda devices: room)
     step = compile_that_fits(
-        compiled[0], Devices(), batch_size=BATCH, image_hw=SPEC.image_hw, say=lines.append
+        compiled[0],
+        Devices(),
+        batch_size=BATCH,
+        image_hw=SPEC.image_hw,
+        before=before,
+        say=lines.append,
     )
-    return bytes_needed(step), lines
+    return bytes_needed(step.function), step.rematerialized, lines
 
 
 def test_a_step_that_fits_is_compiled_as_it_is(compiled, monkeypatch):
     _, needed = compiled
-    assert fitted(compiled, monkeypatch, needed[False]) == (needed[False], [])
+    assert fitted(compiled, monkeypatch, needed[False]) == (needed[False], False, [])
 
 
 def test_a_step_that_does_not_fit_takes_less(compiled, monkeypatch):
     _, needed = compiled
     # Compiled with few optimizations, as most tests are; as users do it is less than half.
     assert needed[True] < 0.8 * needed[False]
-    taken, lines = fitted(compiled, monkeypatch, needed[False] - 1)
-    assert taken == needed[True]
-    assert len(lines) == 1
+    taken, rematerialized, lines = fitted(compiled, monkeypatch, needed[False] - 1)
+    assert (taken, rematerialized, len(lines)) == (needed[True], True, 1)
     assert "computes some features twice" in lines[0]
+
+
+def test_a_run_stays_with_the_step_it_had(compiled, monkeypatch):
+    _, needed = compiled
+    assert fitted(compiled, monkeypatch, 2**40, before=True)[:2] == (needed[True], True)
+    assert fitted(compiled, monkeypatch, 2**40, before=False)[:2] == (needed[False], False)
+    _, rematerialized, lines = fitted(compiled, monkeypatch, needed[True], before=False)
+    assert rematerialized
+    assert "not bit for bit" in lines[-1]
 
 
 def test_a_step_that_does_not_fit_either_way_names_what_does(compiled, monkeypatch):
@@ -182,8 +203,10 @@ def test_a_step_that_does_not_fit_either_way_names_what_does(compiled, monkeypat
 
 
 def test_memory_for_no_image_at_all(compiled, monkeypatch):
-    with pytest.raises(UserError, match=r"not even the smallest batch fits; set .*image_hw="):
+    with pytest.raises(TooLittleMemoryError) as caught:
         fitted(compiled, monkeypatch, 1000)
+    message = str(caught.value)
+    assert message.endswith("0 MiB are free for it: free memory or take a machine with more")
 
 
 # In a run ------------------------------------------------------------------------------------
@@ -192,11 +215,12 @@ def test_memory_for_no_image_at_all(compiled, monkeypatch):
 def test_a_run_without_enough_memory_is_refused_before_its_first_step(tmp_path, monkeypatch):
     definition = write_dataset(tmp_path / "data", images=8)
     monkeypatch.setattr(memory, "free_bytes", lambda devices: 2**20)
-    with pytest.raises(UserError, match=r"takes .* GiB of memory"):
+    with pytest.raises(TooLittleMemoryError, match=r"takes .* MiB of memory"):
         train_and_evaluate(tiny_config(definition), tmp_path / "run")
     monkeypatch.undo()
     # The same workdir takes the run that fits.
-    train_and_evaluate(tiny_config(definition, train__batch_size=2), tmp_path / "run")
+    fits = tiny_config(definition, train__batch_size=2, train__epochs=1)
+    train_and_evaluate(fits, tmp_path / "run")
 
 
 def test_a_run_that_computes_features_twice_learns_the_same(tmp_path, monkeypatch):
@@ -207,3 +231,7 @@ def test_a_run_that_computes_features_twice_learns_the_same(tmp_path, monkeypatc
     twice = train_and_evaluate(tiny_config(definition), tmp_path / "twice")
     assert "computes some features twice" in (tmp_path / "twice" / "train.log").read_text()
     assert twice["test_loss"] == pytest.approx(plain["test_loss"], rel=1e-4)
+    for name, rematerialized in (("plain", False), ("twice", True)):
+        metadata = read_metadata(find_checkpoint(tmp_path / name))
+        assert metadata.rematerialized == rematerialized
+        assert ("rematerialized" in metadata.to_dict()) == rematerialized

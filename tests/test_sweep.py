@@ -18,6 +18,7 @@ from yogo_jax.sweeping import trial as trials
 from yogo_jax.sweeping.figures import pareto_front
 from yogo_jax.sweeping.results import read_results
 from yogo_jax.sweeping.study import load_study
+from yogo_jax.training.memory import TooLittleMemoryError
 from yogo_jax.training.meter import NotFiniteError
 from yogo_jax.training.preemption import Stopped
 from yogo_jax.training.tracking import read_metrics
@@ -127,10 +128,11 @@ OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory al
     ("error", "reason"),
     [
         (NotFiniteError("the box loss is not finite at step 5"), "the box loss is not finite"),
+        (TooLittleMemoryError("a training step takes 9 GiB"), "a training step takes 9 GiB"),
         (OUT_OF_MEMORY, "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
         (MemoryError(), "out of memory: of the host"),
     ],
-    ids=["loss", "device", "host"],
+    ids=["loss", "step", "device", "host"],
 )
 def test_what_the_parameters_are_to_blame_for_is_a_failed_trial(
     tmp_path, monkeypatch, error, reason

@@ -59,8 +59,8 @@ def find_config(given: str, example: str = EXAMPLE) -> str:
             f"{', '.join(known)}; a data set definition goes to --config.data.definition"
         )
     raise UserError(
-        f"--config {text}: no such file, so it cannot be read; try {example}, or a name: "
-        f"{', '.join(known)}"
+        f"--config {text}: cannot be read; try {example}, or a name: {', '.join(known)} (there is "
+        "no such file)"
     )
 
 

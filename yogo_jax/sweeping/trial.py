@@ -19,6 +19,7 @@ from yogo_jax.sweeping.speed import count_parameters, measure_speed
 from yogo_jax.sweeping.study import SweepStudy
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.memory import TooLittleMemoryError
 from yogo_jax.training.meter import NotFiniteError
 from yogo_jax.training.preemption import Stop
 from yogo_jax.training.run_data import load_data
@@ -113,7 +114,7 @@ def run_trial(
     except _Pruned as pruned:
         study.prune(trial, str(pruned))
         say(f"trial {number} pruned: {pruned}")
-    except NotFiniteError as error:
+    except (NotFiniteError, TooLittleMemoryError) as error:
         study.fail(number, str(error))
         say(f"trial {number} failed: {error}")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -2,9 +2,10 @@
 
 import math
 import resource
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import psutil
@@ -24,6 +25,8 @@ CPU_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 }
 _CGROUPS = Path("/sys/fs/cgroup")
+# Smaller images are no advice, px.
+_LEAST_SIDE = 64
 
 
 def bytes_needed(compiled: Any) -> int:
@@ -40,23 +43,27 @@ def bytes_needed(compiled: Any) -> int:
 
 
 def free_bytes(devices: Devices) -> int:
-    """Bytes that a device of this process can still take.
+    """Bytes that each device can still take: the least of all devices of the run.
 
-    The devices of a CPU share the memory of the host.
+    The devices of a CPU share the memory of their host. All processes have to ask.
     """
+    hosts = devices.gather([socket.gethostname()])
+    sharing = hosts.count(socket.gethostname())
     if devices.mesh.devices.flat[0].platform == "cpu":
-        return free_on_host() // len(jax.local_devices())
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    free = [
-        int(each["bytes_limit"]) - int(each.get("bytes_in_use", 0))
-        for each in stats
-        if "bytes_limit" in each
-    ]
-    return min(free) if free else 2**63
+        own = free_on_host() // (sharing * len(jax.local_devices()))
+    else:
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]
+        free = [
+            int(each["bytes_limit"]) - int(each.get("bytes_in_use", 0))
+            for each in stats
+            if "bytes_limit" in each
+        ]
+        own = min(free) if free else 2**62
+    return min(devices.gather([own]))
 
 
 def bytes_for_step(devices: Devices) -> int:
-    """Bytes of a device's free memory that a training step may take."""
+    """Bytes of each device's free memory that a training step may take. All processes ask."""
     return max(int(_SHARE_OF_FREE * free_bytes(devices)) - _LEFT_BYTES, 0)
 
 
@@ -123,14 +130,26 @@ def _free_in_cgroup(folder: Path, limit: str, usage: str, *reclaimable: str) -> 
     return allowed - used + cached
 
 
+class TooLittleMemoryError(UserError):
+    """The training step needs more memory than is free."""
+
+
+class FittedStep(NamedTuple):
+    """The compiled training step, and whether it computes some features twice."""
+
+    function: jax.stages.Compiled
+    rematerialized: bool
+
+
 def compile_that_fits(
     lowered: Callable[[bool, int], jax.stages.Lowered],
     devices: Devices,
     *,
     batch_size: int,
     image_hw: tuple[int, int],
+    before: bool | None,
     say: Callable[[str], None],
-) -> jax.stages.Compiled:
+) -> FittedStep:
     """The training step, compiled so that it fits into the memory that is free.
 
     What does not fit is compiled once more with rematerialised gradients, see `train_outputs`.
@@ -140,40 +159,44 @@ def compile_that_fits(
       devices: of the run; all of its processes come to the same decision.
       batch_size: images in a batch.
       image_hw: their size in px.
-      say: takes a line if the step is rematerialised.
+      before: whether the run was rematerialised until now, which it then stays, so that its numbers
+        do not depend on where it goes on; None for a run that starts.
+      say: takes lines.
 
     Raises:
-      UserError: it does not fit either way; names a batch and an image size that do.
+      TooLittleMemoryError: it does not fit either way; names a batch and an image size that do.
     """
     options = CPU_OPTIONS if devices.mesh.devices.flat[0].platform == "cpu" else None
-
-    def fits(compiled: jax.stages.Compiled) -> bool:
-        # Asked each time: worker processes and the compiler take memory meanwhile.
-        return not devices.any(bytes_needed(compiled) > bytes_for_step(devices))
-
-    plain = lowered(False, batch_size).compile()
-    if fits(plain):
-        return plain
-    needed = bytes_needed(plain)
-    del plain
-    small = lowered(True, batch_size).compile(compiler_options=options)
-    if fits(small):
-        say(
-            f"memory: a step would take {_gib(needed)}, and {_gib(bytes_for_step(devices))} are "
-            "free for it. It computes some features twice and takes "
-            f"{_gib(bytes_needed(small))}: about a third more time"
+    text = "memory: the step takes"
+    if not before:
+        plain = lowered(False, batch_size).compile()
+        # Asked anew for each: worker processes and the compiler take memory meanwhile.
+        needed, room = bytes_needed(plain), bytes_for_step(devices)
+        if needed <= room:
+            return FittedStep(plain, rematerialized=False)
+        del plain
+        text = (
+            f"memory: a step would take {_size(needed)}, and {_size(room)} are free for it. It "
+            "takes"
         )
-        return small
-    needed = bytes_needed(small)
+    small = lowered(True, batch_size).compile(compiler_options=options)
+    needed, room = bytes_needed(small), bytes_for_step(devices)
+    if needed <= room:
+        say(f"{text} {_size(needed)} and about a third more time: it computes some features twice")
+        if before is False:
+            say(
+                "note: until now this run did not. Its numbers go on with other rounding, not bit "
+                "for bit"
+            )
+        return FittedStep(small, rematerialized=True)
     del small
 
     def needed_by(images: int) -> int:
         return bytes_needed(lowered(True, images).compile(compiler_options=options))
 
     # A little less than there is, since the next start does not find exactly as much.
-    room = bytes_for_step(devices)
     largest = _largest_batch(batch_size, devices.count, int(0.9 * room), needed, needed_by)
-    raise UserError(_refusal(needed, room, batch_size, image_hw, largest))
+    raise TooLittleMemoryError(_refusal(needed, room, batch_size, image_hw, largest))
 
 
 def _largest_batch(
@@ -202,19 +225,18 @@ def _refusal(
     height, width = image_hw
     # Memory grows about as the number of pixels in a batch.
     share = 0.85 * (largest / batch_size if largest else room / needed)
-    rows, columns = (max(math.floor(side * math.sqrt(share) / 8) * 8, 16) for side in image_hw)
-    size = f"--config.data.image_hw={rows},{columns}"
-    text = (
-        f"a training step of {batch_size} images of {height}x{width} px takes {_gib(needed)} of "
-        f"memory, and {_gib(room)} are free for it: "
-    )
-    if largest == 0:
-        return text + f"not even the smallest batch fits; set {size}, or take more memory"
-    return text + (
-        f"set --config.train.batch_size={largest} (the largest that fits), or {size}, or take "
-        "more memory"
+    smaller = [math.floor(side * math.sqrt(share) / 8) * 8 for side in image_hw]
+    ways = []
+    if largest:
+        ways.append(f"set --config.train.batch_size={largest} (the largest that fits)")
+    if min(smaller) >= _LEAST_SIDE:
+        ways.append(f"set --config.data.image_hw={smaller[0]},{smaller[1]}")
+    ways.append("free memory or take a machine with more")
+    return (
+        f"a training step of {batch_size} images of {height}x{width} px takes {_size(needed)} of "
+        f"memory, and {_size(room)} are free for it: {', or '.join(ways)}"
     )
 
 
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

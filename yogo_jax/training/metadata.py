@@ -52,6 +52,8 @@ class Metadata:
       validation: metrics of the validation that this checkpoint belongs to, if any.
       git_revision: of the code that wrote it.
       source: file that the weights were converted from; empty for those of a run.
+      rematerialized: whether the step computed some features twice, for want of memory. Its numbers
+        are then rounded otherwise, and a run that goes on stays with it.
     """
 
     model: ModelSpec
@@ -63,6 +65,7 @@ class Metadata:
     validation: dict[str, Any] | None
     git_revision: str
     source: str = ""
+    rematerialized: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the format version that they take."""
@@ -71,6 +74,9 @@ class Metadata:
         if self.model.class_temperature == 1:
             del values["model"]["class_temperature"]
             version = 1
+        if not self.rematerialized:
+            # Code before there was such a field reads the rest.
+            del values["rematerialized"]
         return {**values, "format_version": version}
 
     @property

@@ -3,15 +3,12 @@
 import collections
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from yogo_jax.data.pipeline import EpochOrder
 from yogo_jax.errors import UserError
-from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import StepMetrics
 from yogo_jax.training.tracking import Tracker
 
@@ -19,59 +16,6 @@ from yogo_jax.training.tracking import Tracker
 # Calls whose metrics may still be on the device: enough to keep it busy, few enough that a
 # non-finite loss stops the run at once.
 CALLS_IN_FLIGHT = 2
-# A first call that takes less is measured again.
-SHORT_CALL_S = 2.0
-
-
-# Training that takes longer is worth a word on what would be faster.
-_LONG_EPOCH_S = 3600.0
-_LONG_RUN_S = 6 * 3600.0
-
-
-def seconds_of_call(
-    step: Callable[..., Any], state: TrainState, inputs: Any, wishes: jax.Array
-) -> float:
-    """Seconds of a call of the compiled training step; its result is not used."""
-    # The step writes into the state that it is given.
-    copied = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-    began = time.monotonic()
-    jax.block_until_ready(step(copied, inputs, wishes))
-    return time.monotonic() - began
-
-
-def pace_lines(
-    seconds: float, *, steps_per_epoch: int, steps_left: int, image_hw: tuple[int, int]
-) -> list[str]:
-    """Says how long an epoch and the rest of the run take, and what would be faster if it is long.
-
-    Args:
-      seconds: of a step.
-      steps_per_epoch: of the run.
-      steps_left: until its end.
-      image_hw: height and width of its images in px.
-    """
-    epoch, rest = seconds * steps_per_epoch, seconds * steps_left
-    lines = [
-        f"an epoch takes about {duration(epoch)} here ({steps_per_epoch} steps of "
-        f"{duration(seconds)}), the {steps_left / steps_per_epoch:g} to come about "
-        f"{duration(rest)}, besides validation"
-    ]
-    if epoch >= _LONG_EPOCH_S or rest >= _LONG_RUN_S:
-        height, width = (side // 2 for side in image_hw)
-        lines.append(
-            f"faster: smaller images (--config.data.image_hw={height},{width} takes a quarter of "
-            "the time), the faster network of --config configs/strong.py, or an accelerator"
-        )
-    return lines
-
-
-def duration(seconds: float) -> str:
-    """A time in words, as "0.5 s", "12 min" or "3.5 h"."""
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 class NotFiniteError(UserError):

@@ -21,10 +21,11 @@ from yogo_jax.training.checkpoints import (
     record_validation,
 )
 from yogo_jax.training.distributed import compile_train_step
+from yogo_jax.training.duration import SHORT_CALL_S, duration_lines, seconds_of_call
 from yogo_jax.training.feed import DeviceFeed, Feed, HostFeed, Work, fits_on_device
 from yogo_jax.training.memory import compile_that_fits
 from yogo_jax.training.metadata import Metadata, git_revision
-from yogo_jax.training.meter import SHORT_CALL_S, Meter, pace_lines, seconds_of_call
+from yogo_jax.training.meter import Meter
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.pace import Pace
 from yogo_jax.training.packing import open_pack
@@ -84,6 +85,8 @@ class Run:
             every_epochs=config.train.eval_every_epochs,
         )
         self.packs: dict[str, PackedImages | None] = {}
+        # Whether the step computes some features twice; None before that is decided.
+        self.rematerialized: bool | None = None
         self._revision = git_revision()
 
     def _make_evaluator(self, spec: ModelSpec) -> Evaluator:
@@ -181,7 +184,10 @@ class Run:
 
     def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
         config, order, devices = self.config, self.order, self.devices
+        tracker.doing("reading the images")
         feed = self._make_feed()
+        if start is not None:
+            self.rematerialized = start.metadata.rematerialized
         done = first_step = 0 if start is None else start.metadata.step
         meter = Meter(
             order,
@@ -221,6 +227,7 @@ class Run:
                         stopped = True
                 store.save(state, self._metadata(done, validation))
                 pace.saved()
+                tracker.doing("training")
                 self._tell(done, validation)
                 if stopped:
                     store.wait()
@@ -274,27 +281,33 @@ class Run:
             return step.lower(state, feed.shapes(work.inputs, batch_size), wishes)
 
         tracker.doing("compiling the training step")
-        step_fn = compile_that_fits(
+        step_fn, self.rematerialized = compile_that_fits(
             lowered,
             self.devices,
             batch_size=order.batch_size,
             image_hw=self.spec.image_hw,
+            before=self.rematerialized,
             say=tracker.say,
         )
         tracker.doing("measuring how long a step takes")
         seconds = seconds_of_call(step_fn, state, work.inputs, wishes)
-        # A first call also waits for memory that the system hands out: a short one does not count.
-        # All processes take part in a call.
+        # All processes take part in a call, so that all have to decide the same.
         if self.devices.any(seconds < SHORT_CALL_S):
             seconds = seconds_of_call(step_fn, state, work.inputs, wishes)
-        for line in pace_lines(
+        ways = []
+        if not self.spec.architecture.startswith("yogo_"):
+            ways.append("the faster network of --config configs/strong.py")
+        if self.devices.mesh.devices.flat[0].platform == "cpu":
+            ways.append("a GPU")
+        for line in duration_lines(
             seconds / work.steps,
             steps_per_epoch=order.steps_per_epoch,
             steps_left=self.total_steps - done,
             image_hw=self.spec.image_hw,
+            ways=tuple(ways),
         ):
             tracker.say(line)
-        tracker.doing("taking the first step")
+        tracker.doing("taking the first steps")
         return step_fn
 
     def test_of_complete(self, start: Start | None) -> dict[str, Any] | None:
@@ -365,4 +378,5 @@ class Run:
             data_fingerprint=self.data.fingerprint,
             validation=validation,
             git_revision=self._revision,
+            rematerialized=bool(self.rematerialized),
         )

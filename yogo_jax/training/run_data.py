@@ -71,11 +71,15 @@ def same_path(recorded: str, now: str) -> bool:
 
 
 def with_paths_of(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded config, whose paths are written as in the one of now where they are the same."""
+    """A recorded config, whose paths are written as in the one of now where they are the same.
+
+    One that is no longer there, as where a project was moved, is taken for the one of now.
+    """
     train = dict(recorded["train"])
     for name in PATHS_OF_TRAIN:
-        if name in train and same_path(train[name], now["train"][name]):
-            train[name] = now["train"][name]
+        old, new = train.get(name), now["train"][name]
+        if old and new and (same_path(old, new) or not given_path(old).exists()):
+            train[name] = new
     return {**recorded, "train": train}
 
 
