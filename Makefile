@@ -7,6 +7,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done)
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Installs what is given; pip says nothing for longer than people like to wait.
+INSTALL = @echo "installing packages into $(VENV)"; \
+	(while sleep 10; do echo "still installing packages"; done) & beat=$$!; \
+	$(PIP) $(1); status=$$?; kill $$beat; exit $$status
 
 PYTEST = $(BIN)/python -m pytest --dist worksteal
 # Of most tests half the time went into compilations, which take a quarter of it without XLA's newer
@@ -25,11 +29,11 @@ help:
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found; set PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(call INSTALL,--editable .)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) --editable '.[dev]'
+	$(call INSTALL,--editable '.[dev]')
 	@touch $@
 
 demo: $(VENV)/.runtime
