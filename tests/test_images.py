@@ -17,7 +17,12 @@ from yogo_jax.data.images import (
     read_image,
     resize_image,
 )
-from yogo_jax.data.orientation import find_oriented, orientation_lines, read_orientation
+from yogo_jax.data.orientation import (
+    find_oriented,
+    orientation_lines,
+    orientation_of,
+    read_orientation,
+)
 from yogo_jax.errors import UserError
 
 
@@ -167,6 +172,42 @@ def test_orientation_behind_the_pixels_of_a_png(tmp_path):
     np.testing.assert_array_equal(decode_image(path, rgb=False)[..., 0], UPRIGHT[6](GRAY))
 
 
+class CountedReads(io.BufferedReader):
+    """A file that notes how many bytes each read asks for."""
+
+    def __init__(self, path):
+        super().__init__(io.FileIO(path))
+        self.asked = []
+
+    def read(self, size=-1):
+        self.asked.append(size)
+        return super().read(size)
+
+
+@pytest.mark.parametrize("behind", ["none", "text", "exif and text"])
+def test_the_end_of_a_png_is_read_once_and_letters_are_no_exif(behind, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    large = np.tile(np.frombuffer(b"eXIf....", np.uint8), (200, 400))
+    path = save(tmp_path, Image.fromarray(large), compress_level=0)
+    data, end = path.read_bytes()[:-12], path.read_bytes()[-12:]
+    chunks = data.count(b"IDAT")
+    assert chunks > 5
+    text = png_chunk(b"tEXt", b"note\0eXIf of 2025")
+    if behind != "none":
+        data += text
+    if behind == "exif and text":
+        data += png_chunk(b"eXIf", block) + text
+    path.write_bytes(data + end)
+    with CountedReads(path) as file, Image.open(file) as image:
+        before = len(file.asked)
+        assert orientation_of(image, file) == (8 if behind == "exif and text" else 1)
+        assert len(file.asked) == before + 1
+        assert 0 < file.asked[-1] <= 1 << 16
+        np.testing.assert_array_equal(np.asarray(image), large)
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"], ids=["png", "jpeg"])
 def test_an_exif_block_that_cannot_be_read_turns_nothing(tmp_path, name):
     path = save(tmp_path, Image.fromarray(GRAY), name, exif=b"Exif\0\0nothing of the kind")
@@ -180,6 +221,9 @@ def test_images_that_are_not_upright_are_found_and_told(tmp_path):
     turned = save(tmp_path, Image.fromarray(GRAY), "b.jpg", exif=exif)
     paths = [str(plain), str(tmp_path / "missing.png"), str(turned)]
     assert find_oriented(paths) == {2: 8}
+    # More than are handed to a thread at a time.
+    assert find_oriented([*[str(plain)] * 600, str(turned)]) == {600: 8}
+    assert find_oriented([]) == {}
     assert orientation_lines(0, applied=True) == []
     assert "1 image has an orientation" in orientation_lines(1, applied=True)[0]
     assert "2 images have" in orientation_lines(2, applied=False)[0]
