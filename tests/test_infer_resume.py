@@ -173,9 +173,10 @@ def test_a_store_that_has_grown_is_not_said_to_be_done(models, tmp_path, monkeyp
     run_infer(*base, *ended)
     run_infer(*base, *ended)
     assert "this run has already ended" in capsys.readouterr().out
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        run_infer(*base, *interrupted)
+        with pytest.raises(SystemExit):
+            run_infer(*base, *interrupted)
     capsys.readouterr()
 
     array[..., 2:5] = written[..., 2:5]
