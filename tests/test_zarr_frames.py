@@ -89,9 +89,26 @@ def test_a_frame_with_a_missing_chunk_is_damaged(zarr_format, name, as_zip, fram
         path = Path(shutil.make_archive(str(tmp_path / "a"), "zip", path))
     found, problems = read_all(ZarrFrames(path, rgb=False, frame_hw=(HW,)))
     assert list(problems) == [2]
-    assert "frame 2: 1 of its 6 chunks are missing; copy the store again" in problems[2]
+    assert "frame 2: 1 of its 6 chunks are missing" in problems[2]
+    assert "copy it again" in problems[2]
     for index, frame in found.items():
         np.testing.assert_array_equal(frame, frames[index])
+
+
+def test_a_frame_with_an_empty_tile_is_told_with_both_causes(frames, tmp_path):
+    tiled = frames.copy()
+    tiled[2, :16, :16] = 0
+    write(str(tmp_path / "a.zarr"), tiled, count=5, chunks=(16, 16, 1), zarr_format=3)
+    _, problems = read_all(ZarrFrames(tmp_path / "a.zarr", rgb=False, frame_hw=(HW,)))
+    assert list(problems) == [2]
+    assert "the store is not complete: copy it again; or" in problems[2]
+    assert "write_empty_chunks=True" in problems[2]
+
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        write(str(tmp_path / "b.zarr"), tiled, count=5, chunks=(16, 16, 1), zarr_format=3)
+    found, problems = read_all(ZarrFrames(tmp_path / "b.zarr", rgb=False, frame_hw=(HW,)))
+    assert not problems
+    np.testing.assert_array_equal([*found.values()], tiled)
 
 
 @pytest.mark.parametrize("fill", [0, 255])

@@ -142,7 +142,9 @@ class ZarrFrames:
         if block.any() and not block.all():
             raise FrameError(
                 f"{self._path}, frame {index}: {int((~block).sum())} of its {len(block)} chunks "
-                "are missing; copy the store again"
+                "are missing: either the store is not complete: copy it again; or the program that "
+                "wrote it leaves out chunks whose pixels all have the fill value: write them, too "
+                "(zarr: write_empty_chunks=True)"
             )
         try:
             frame = self._frame(index)
