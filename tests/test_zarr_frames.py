@@ -172,6 +172,22 @@ def test_ome_zarr_without_channels(frames, tmp_path):
     np.testing.assert_array_equal([*found.values()], frames)
 
 
+@pytest.mark.parametrize("axes", ["txy", "xty", "xyt", "ytx", "tcxy"])
+def test_the_axes_of_ome_zarr_may_be_in_any_order(axes, frames, tmp_path):
+    path = tmp_path / "a.zarr"
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    stored = frames[:, None] if "c" in axes else frames
+    named = "tcyx" if "c" in axes else "tyx"
+    data = stored.transpose([named.index(axis) for axis in axes])
+    array = group.create_array("0", shape=data.shape, chunks=data.shape, dtype="u1")
+    array[:] = data
+    image = {"datasets": [{"path": "0"}], "axes": [{"name": axis} for axis in axes]}
+    group.attrs["multiscales"] = [{**image, "version": "0.4"}]
+    found, problems = read_all(ZarrFrames(path, rgb=False))
+    assert not problems
+    np.testing.assert_array_equal([*found.values()], frames)
+
+
 @pytest.mark.parametrize(
     ("axes", "shape", "message"),
     [

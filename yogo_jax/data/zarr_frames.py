@@ -61,6 +61,7 @@ class ZarrFrames:
         path, array = self._path, found.array
         self._array = array
         shape, chunks = array.shape, array.chunks
+        self._by_columns = False
         if found.axes is None:
             if array.ndim != 3 or array.dtype != np.uint8:
                 raise UserError(
@@ -77,7 +78,8 @@ class ZarrFrames:
                 )
             self.layout = "".join(found.axes)
             self._axis = _frame_axis(path, found)
-            self._frame_hw = shape[found.axes.index("y")], shape[found.axes.index("x")]
+            y, x = found.axes.index("y"), found.axes.index("x")
+            self._frame_hw, self._by_columns = (shape[y], shape[x]), x < y
         self._frames_a_chunk = chunks[self._axis]
         self._fill = array.fill_value or 0
         self.title = path.absolute().stem if path.name else path.resolve().stem or "frames"
@@ -168,7 +170,12 @@ class ZarrFrames:
 
     def _frame_of(self, chunk: UInt8[np.ndarray, "..."], place: int) -> UInt8[np.ndarray, "h w"]:
         # Axes of OME-Zarr besides rows and columns have one entry.
-        return chunk.take(place, self._axis).reshape(self._frame_hw)
+        frame = chunk.take(place, self._axis)
+        return (
+            frame.reshape(self._frame_hw[::-1]).T
+            if self._by_columns
+            else frame.reshape(self._frame_hw)
+        )
 
     def _read_chunk(self, number: int) -> UInt8[np.ndarray, "..."]:
         frames = slice(number * self._frames_a_chunk, (number + 1) * self._frames_a_chunk)
