@@ -79,6 +79,33 @@ def test_frames_that_were_never_written_are_none(
     np.testing.assert_array_equal([*found.values()], frames)
 
 
+@pytest.mark.parametrize("last", [0, 7], ids=["no frame behind", "a frame behind"])
+@pytest.mark.parametrize(
+    ("chunks", "shards"),
+    [((32, 48, 1), None), ((16, 16, 1), None), ((32, 48, 4), None), ((32, 48, 1), (32, 48, 4))],
+    ids=["whole", "tiles", "several", "shards"],
+)
+def test_the_same_frames_count_for_any_chunks_of_a_preallocated_store(
+    chunks, shards, last, frames, tmp_path
+):
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = write(
+            str(tmp_path / "a.zarr"),
+            np.concatenate([frames, np.zeros((7, *HW), np.uint8)]),
+            count=12,
+            chunks=chunks,
+            shards=shards,
+            zarr_format=3,
+        )
+        if last:
+            array[:, :, last] = frames[0]
+    source = ZarrFrames(tmp_path / "a.zarr", rgb=False, layout="hwn")
+    assert (source.count, source.unwritten) == ((8, 4) if last else (5, 7))
+    found, problems = read_all(source)
+    assert list(problems) == ([5, 6] if last else [])
+    np.testing.assert_array_equal([*found.values()], [*frames, *(frames[:1] if last else [])])
+
+
 @pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
 @pytest.mark.parametrize(("zarr_format", "name"), [(2, "1.2.2"), (3, "c/1/2/2")])
 def test_a_frame_with_a_missing_chunk_is_damaged(zarr_format, name, as_zip, frames, tmp_path):

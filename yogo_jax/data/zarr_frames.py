@@ -107,15 +107,18 @@ class ZarrFrames:
         }
 
     def _written_frames(self, declared: int) -> int:
-        """Frames up to the last one that was written."""
-        blocks = np.flatnonzero(self._written.any(axis=1))
-        if not len(blocks):
-            return 0
-        # A block is there as soon as one of its frames is.
-        first = int(blocks[-1]) * self._frames_a_block
-        count = min(first + self._frames_a_block, declared)
-        while count - 1 > first:
+        """Frames up to the last one that was written.
+
+        Its pixels decide, not its chunk: one chunk may have several frames, and a program may write
+        chunks of zeros before there are frames.
+        """
+        count = declared
+        while count:
+            block = (count - 1) // self._frames_a_block
             number, last = divmod(count - 1, self._frames_a_chunk)
+            if not self._written[block].any():
+                count = block * self._frames_a_block
+                continue
             try:
                 chunk = self._read_chunk(number)
             except Exception:  # told of when it is read for its frames
@@ -124,7 +127,7 @@ class ZarrFrames:
                 if not self._is_unwritten(self._frame_of(chunk, place)):
                     return count
                 count -= 1
-        return count
+        return 0
 
     def name(self, index: int) -> str:
         """The number of a frame."""
@@ -171,11 +174,8 @@ class ZarrFrames:
     def _frame_of(self, chunk: UInt8[np.ndarray, "..."], place: int) -> UInt8[np.ndarray, "h w"]:
         # Axes of OME-Zarr besides rows and columns have one entry.
         frame = chunk.take(place, self._axis)
-        return (
-            frame.reshape(self._frame_hw[::-1]).T
-            if self._by_columns
-            else frame.reshape(self._frame_hw)
-        )
+        h, w = self._frame_hw
+        return frame.reshape(w, h).T if self._by_columns else frame.reshape(h, w)
 
     def _read_chunk(self, number: int) -> UInt8[np.ndarray, "..."]:
         frames = slice(number * self._frames_a_chunk, (number + 1) * self._frames_a_chunk)
