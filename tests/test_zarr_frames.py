@@ -247,13 +247,27 @@ def test_several_images_are_named_and_each_can_be_given(frames, tmp_path):
 
 
 @pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
-def test_a_store_may_lie_in_a_folder_of_its_own(as_zip, frames, tmp_path):
+@pytest.mark.parametrize("within", ["", "n1", "n1/n2", "1/2/3/4/5/6/7"])
+def test_a_store_may_lie_in_a_folder_of_its_own(within, as_zip, frames, tmp_path):
     path = tmp_path / "a"
-    write(str(path / "run.zarr"), frames, count=5, chunks=(32, 48, 1))
+    (path / "other" / "folder").mkdir(parents=True)
+    write(str(path / within / "run.zarr"), frames, count=5, chunks=(32, 48, 1))
     if as_zip:
         path = Path(shutil.make_archive(str(path), "zip", path))
     found, _ = read_all(ZarrFrames(path, rgb=False))
     np.testing.assert_array_equal([*found.values()], frames)
+
+
+@pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
+def test_stores_in_folders_are_named(as_zip, frames, tmp_path):
+    path = tmp_path / "a"
+    for within in ("n1/n2/x.zarr", "n1/y.zarr"):
+        write(str(path / within), frames, count=5, chunks=(32, 48, 1))
+    if as_zip:
+        path = Path(shutil.make_archive(str(path), "zip", path))
+    with pytest.raises(UserError, match=f"give one of {path}/n1/n2/x.zarr, {path}/n1/y.zarr"):
+        ZarrFrames(path, rgb=False)
+    assert ZarrFrames(path / "n1/n2/x.zarr", rgb=False, layout="hwn").count == 5
 
 
 def test_the_layout_of_ome_zarr_is_not_asked_for(frames, tmp_path):
