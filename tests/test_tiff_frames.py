@@ -275,6 +275,7 @@ def pages_with_a_first_description(path: Path, frames: np.ndarray, said: str, **
             tiff.write(frame, description=description, metadata=None, **options)
 
 
+STACK = "a stack of 6 images; expected one image a file; save the pages separately"
 CUT_STACKS = {
     "ImageJ": lambda path, frames: imagej_pages(path, frames),
     "ImageJ, one page": lambda path, frames: imagej_frames(path, frames),
@@ -304,6 +305,11 @@ def test_frames_that_are_there_and_missing_are_those_declared(write, part, frame
     np.testing.assert_array_equal(found, frames[: len(found)])
     assert found
     assert problems
+    # As one image: that it is cut off comes before that it is a stack, if its list of pages tells.
+    missing = [each for each in problems if "the file declares" in each or "ends within" in each]
+    with pytest.raises(UserError) as refused:
+        decode_image(path, rgb=False)
+    assert str(refused.value) in (missing[:1] or [f"{path}: {STACK}"])
 
 
 def test_pages_that_are_cut_off_are_told(frames, tmp_path):
