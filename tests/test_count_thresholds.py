@@ -168,6 +168,17 @@ def test_boxes_that_were_not_kept_cannot_be_counted(folder, capsys, flag, record
     assert "give 0.8 or more" in said
 
 
+@pytest.mark.parametrize(
+    ("flag", "recorded"),
+    [("--obj-thresh", "obj_thresh"), ("--min-class-confidence-threshold",) * 2],
+)
+def test_a_threshold_in_float32_is_the_same(folder, capsys, flag, recorded):
+    recorded = recorded.strip("-").replace("-", "_")
+    write(folder / "run.json", {**RUN, recorded: float(np.float32(0.6))})  # 0.6000000238
+    run(f"estimate run.npy {flag} 0.6 --output out")
+    assert f"{flag} 0.5999: run.json" in refusal(f"estimate run.npy {flag} 0.5999", capsys)
+
+
 def test_a_row_of_a_compensation_file_is_that_of_the_counts(folder, capsys):
     write_infer(folder, {**RUN, "min_class_confidence_threshold": 0.9})
     flags = "--compensation none.csv --min-class-confidence-threshold"

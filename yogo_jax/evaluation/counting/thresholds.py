@@ -119,7 +119,7 @@ def _chosen(name: str, given: float | None, recorded: Recorded, default: float) 
     said = getattr(recorded.at, name)
     if given is None:
         return default if said is None else said
-    if said is not None and given < said:
+    if said is not None and given < said and not _same(given, said):
         raise UserError(
             f"{FLAGS[name]} {given:g}: {recorded.file} records the {NAMES[name]} {said:g}, so that "
             f"boxes below it are not there: give {said:g} or more, or infer again with "
