@@ -18,6 +18,7 @@ RUN = {
     "min_class_confidence_threshold": 0.0,
 }
 SCORES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+SCORES_SAID = ", ".join(map("{} {}".format, INSTRUMENT_CLASSES, SCORES))
 NUMBERS = [20_000, 50, 5, 2, 1, 20, 100]
 ESTIMATE = "estimate run.npy --validation metrics.json"
 
@@ -63,8 +64,8 @@ DIFFERENT = {
     ),
     "scores": (
         {"score_thresholds": SCORES},
-        f"score thresholds {SCORES} and []",
-        f"--score-thresholds {SCORES}",
+        f"score thresholds {SCORES_SAID} and none",
+        f"--score-thresholds FILE.json (a file with these scores: {SCORES_SAID})",
     ),
 }
 
