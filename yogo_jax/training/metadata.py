@@ -15,8 +15,9 @@ from yogo_jax.recipe import LossConfig
 
 
 # Raised whenever older code could not read a checkpoint, or would read it wrongly. A checkpoint
-# says the least version that its own content takes: 2 is for a class temperature.
-FORMAT_VERSION = 2
+# says the least version that its own content takes: 2 is for a class temperature, 3 for a split
+# that nobody named, which older code would take for training images.
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Metadata:
       validation: metrics of the validation that this checkpoint belongs to, if any.
       git_revision: of the code that wrote it.
       source: file that the weights were converted from; empty for those of a run.
+      split_is_usual: whether nobody said how to split the data, so that it was done as usual; runs
+        of versions that took all of such data for training do not have it.
     """
 
     model: ModelSpec
@@ -63,14 +66,18 @@ class Metadata:
     validation: dict[str, Any] | None
     git_revision: str
     source: str = ""
+    split_is_usual: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the format version that they take."""
         values = {**dataclasses.asdict(self), "model": self.model.to_dict()}
         version = FORMAT_VERSION
+        if not self.split_is_usual:
+            del values["split_is_usual"]
+            version = 2
         if self.model.class_temperature == 1:
             del values["model"]["class_temperature"]
-            version = 1
+            version = 1 if version == 2 else version
         return {**values, "format_version": version}
 
     @property

@@ -372,4 +372,5 @@ class Run:
             data_fingerprint=self.data.fingerprint,
             validation=validation,
             git_revision=self._revision,
+            split_is_usual=self.data.splits.split_is_usual,
         )
