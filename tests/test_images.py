@@ -413,6 +413,47 @@ def test_a_jpeg_of_which_a_part_is_gone_is_refused(tmp_path, kind, damage):
     assert caught(tmp_path / "a.jpg", data, damage) == 60
 
 
+def of_another_jfif_revision(data):
+    at = data.index(b"JFIF\0") + 5
+    return data[:at] + b"\x02\x01" + data[at + 2 :]
+
+
+def with_stray_bytes(data, marker=b"\xff\xda", stray=b"\0"):
+    at = data.index(marker)
+    return data[:at] + stray + data[at:]
+
+
+HARMLESS = {
+    "JFIF 2.01": of_another_jfif_revision,
+    "a stray byte before the tables": lambda data: with_stray_bytes(data, b"\xff\xdb"),
+    "stray bytes before the pixels": lambda data: with_stray_bytes(data, stray=b"a\xff\0bc"),
+    "both": lambda data: with_stray_bytes(of_another_jfif_revision(data)),
+}
+
+
+@pytest.mark.parametrize("spoil", HARMLESS.values(), ids=HARMLESS)
+@pytest.mark.parametrize("kind", [kind for kind in JPEGS if kind != "colour_rgb"])
+def test_warnings_of_a_jpeg_that_are_not_of_its_pixels_pass(tmp_path, kind, spoil):
+    colour, options = JPEGS[kind]
+    data = encoded(picture(colour=colour), "JPEG", **options)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    expected = decode_image(path, rgb=True)
+    path.write_bytes(spoil(data))
+    np.testing.assert_array_equal(decode_image(path, rgb=True), expected)
+    # Damage behind the header is still seen.
+    assert caught(path, spoil(data), closed_by_end_marker, count=20) == 20
+
+
+def test_stray_bytes_between_the_pixels_are_damage(tmp_path):
+    data = encoded(picture(), "JPEG", progressive=True)
+    path = tmp_path / "a.jpg"
+    last = data.rindex(b"\xff\xda")
+    path.write_bytes(data[:last] + bytes(30) + data[last:])
+    with pytest.raises(UserError, match="extraneous bytes"):
+        decode_image(path, rgb=False)
+
+
 def test_most_lost_sectors_of_a_jpeg_are_refused(tmp_path):
     data = encoded(picture(), "JPEG", quality=90)
     assert caught(tmp_path / "a.jpg", data, zeros_within) >= 50
