@@ -113,3 +113,8 @@ def orientation_lines(count: int, *, applied: bool) -> list[str]:
         f"{images} an orientation (EXIF or TIFF tag) that is not applied "
         "(data.apply_orientation is False)"
     ]
+
+
+def lines_on(paths: Sequence[str], *, applied: bool) -> list[str]:
+    """As `orientation_lines`, of these image files."""
+    return orientation_lines(len(find_oriented(paths)), applied=applied)
