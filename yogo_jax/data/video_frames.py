@@ -127,7 +127,7 @@ class VideoFrames:
         Of other formats FFmpeg estimates the duration from what is there.
         """
         stream, name = self._container.streams.video[0], self._container.format.name
-        if name.startswith("mov") and stream.duration:
+        if name.startswith("mov") and stream.duration and stream.time_base:
             # It follows the edit list: frames that are cut away are stored, but not shown.
             return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
         if name == "avi" and found != self._indexed:
