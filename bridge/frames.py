@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int32, UInt8
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.frames import draw_frame
 from yogo_jax.data.images import read_image
+from yogo_jax.data.orientation import lines_on
 from yogo_jax.data.records import MIN_BOX_AREA, Records
 from yogo_jax.data.splits import load_splits
 from yogo_jax.data.synthetic import CLASS_PROPORTIONS
@@ -119,6 +120,8 @@ def frames_of_definition(
     by_preference = (splits.test, splits.val, splits.train)
     records = next((each for each in by_preference if len(each)), splits.train)
     strips = Strips(records, trained, served)
+    for line in lines_on(records.image_paths[:count], applied=trained.apply_orientation):
+        print(line)
     if len(strips) == 0:
         raise UserError(f"--definition {definition}: expected labelled images, found none")
     return np.stack([strips.frame(i) for i in range(min(count, len(strips)))])

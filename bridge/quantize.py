@@ -9,6 +9,7 @@ from jaxtyping import Float32
 from bridge.frames import Strips
 from bridge.quiet_openvino import ov
 from bridge.to_ir import WITH_KERNEL
+from yogo_jax.data.orientation import lines_on
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.metadata import Metadata
@@ -49,6 +50,9 @@ def quantization_strips(
         `evaluation_data` and `Strips`.
     """
     splits = evaluation_data(metadata, definition, print)
+    paths = [*splits.train.image_paths, *splits.val.image_paths]
+    for line in lines_on(paths, applied=metadata.model.apply_orientation):
+        print(line)
     calibration, labelled = (
         Strips(records, metadata.model, served) for records in (splits.train, splits.val)
     )

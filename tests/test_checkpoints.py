@@ -162,7 +162,9 @@ def test_another_format_is_refused(tmp_path, state):
     file = tmp_path / "checkpoints" / "1" / "metadata" / "metadata"
     values = json.loads(file.read_text())
     file.write_text(json.dumps({**values, "format_version": FORMAT_VERSION + 1}))
-    with pytest.raises(UserError, match="checkpoint format 3, but this version"):
+    with pytest.raises(
+        UserError, match=f"checkpoint format {FORMAT_VERSION + 1}, but this version"
+    ):
         read_metadata(tmp_path / "checkpoints" / "1")
 
 
@@ -173,7 +175,11 @@ def test_a_checkpoint_says_the_least_format_that_it_takes():
     assert "class_temperature" not in plain["model"]
     warm = dataclasses.replace(metadata(1), model=dataclasses.replace(SPEC, class_temperature=1.5))
     assert warm.to_dict()["format_version"] == 2
-    for each in (metadata(1), warm):
+    split = dataclasses.replace(metadata(1), split_is_usual=True)
+    assert "split_is_usual" not in plain
+    assert split.to_dict()["format_version"] == 3
+    assert dataclasses.replace(warm, split_is_usual=True).to_dict()["format_version"] == 3
+    for each in (metadata(1), warm, split):
         again = Metadata.from_dict(json.loads(json.dumps(each.to_dict())), Path("a"))
         assert again.to_dict() == each.to_dict()
 

@@ -18,6 +18,7 @@ RUN = {
     "min_class_confidence_threshold": 0.0,
 }
 SCORES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+SCORES_SAID = ", ".join(map("{} {}".format, INSTRUMENT_CLASSES, SCORES))
 NUMBERS = [20_000, 50, 5, 2, 1, 20, 100]
 ESTIMATE = "estimate run.npy --validation metrics.json"
 
@@ -63,8 +64,8 @@ DIFFERENT = {
     ),
     "scores": (
         {"score_thresholds": SCORES},
-        f"score thresholds {SCORES} and []",
-        f"--score-thresholds {SCORES}",
+        f"score thresholds {SCORES_SAID} and none",
+        f"--score-thresholds FILE.json (a file with these scores: {SCORES_SAID})",
     ),
 }
 
@@ -166,6 +167,17 @@ def test_boxes_that_were_not_kept_cannot_be_counted(folder, capsys, flag, record
     said = refusal(f"estimate run.npy {flag} 0.75", capsys)
     assert f"{flag} 0.75: run.json records the" in said
     assert "give 0.8 or more" in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "recorded"),
+    [("--obj-thresh", "obj_thresh"), ("--min-class-confidence-threshold",) * 2],
+)
+def test_a_threshold_in_float32_is_the_same(folder, capsys, flag, recorded):
+    recorded = recorded.strip("-").replace("-", "_")
+    write(folder / "run.json", {**RUN, recorded: float(np.float32(0.6))})  # 0.6000000238
+    run(f"estimate run.npy {flag} 0.6 --output out")
+    assert f"{flag} 0.5999: run.json" in refusal(f"estimate run.npy {flag} 0.5999", capsys)
 
 
 def test_a_row_of_a_compensation_file_is_that_of_the_counts(folder, capsys):

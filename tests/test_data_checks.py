@@ -16,6 +16,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.inspect import main as inspect_main
 from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
 from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.metadata import Metadata
 from yogo_jax.training.run_data import evaluation_data, prepare_data
 
 
@@ -247,6 +248,21 @@ def test_a_set_that_is_too_small_to_split(tmp_path, images, val):
         assert "validation split has no image" in refusal(definition, train__keep_best="mAP50")
 
 
+def test_a_run_of_today_has_its_split_whatever_else_it_saw(tmp_path):
+    definition = write_plain(tmp_path / "data", 10)
+    train_and_evaluate(tiny_config(definition, train__epochs=1), tmp_path / "run")
+    metadata = read_metadata(find_checkpoint(tmp_path / "run"))
+    assert metadata.split_is_usual
+    # A checkpoint within an epoch has no validation. The fingerprint is another with thumbnails, or
+    # when labels were mended.
+    stopped = dataclasses.replace(metadata, validation=None, data_fingerprint="other")
+    said = []
+    for seen in (metadata, stopped, Metadata.from_dict(stopped.to_dict(), tmp_path)):
+        splits = evaluation_data(seen, None, said.append)
+        assert (len(splits.train), len(splits.val), len(splits.test)) == (8, 1, 1)
+    assert not said
+
+
 def test_a_run_from_before_sets_without_a_split_got_one(tmp_path):
     definition = write_plain(tmp_path / "data", 10)
     plain = definition.read_text()
@@ -264,10 +280,6 @@ def test_a_run_from_before_sets_without_a_split_got_one(tmp_path):
     assert (len(splits.train), len(splits.val), len(splits.test)) == (10, 0, 0)
     assert len(said) == 1
     assert re.search("this run is from before .*were its training split", said[0])
-    # A run of today has them.
-    today = dataclasses.replace(metadata, data_fingerprint=prepared(definition).fingerprint)
-    splits = evaluation_data(today, None, said.append)
-    assert (len(splits.train), len(splits.val), len(splits.test)) == (8, 1, 1)
     definition.write_text(f"{plain}dataset_split_fractions: {{train: 1}}\n")
     train_and_evaluate(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["epochs"] == 1

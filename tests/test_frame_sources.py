@@ -59,7 +59,9 @@ def save_zarr(path: Path, array: np.ndarray, chunks: tuple[int, ...], zarr_forma
 def save_video(
     path: Path, frames: np.ndarray, codec: str = "ffv1", pixel_format: str = "gray"
 ) -> None:
-    with av.open(str(path), "w") as container:
+    # An MP4 that is cut off can only be read if its list of frames stands at the beginning.
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=10)
         stream.height, stream.width = frames.shape[1:]
         stream.pix_fmt = pixel_format
@@ -255,6 +257,7 @@ CUT_VIDEOS = [
     pytest.param("run.mkv", "ffv1", "gray", "declares 4.00 s", id="mkv"),
     pytest.param("run.avi", "mjpeg", "yuvj420p", "declares 40 frames", id="avi"),
     pytest.param("run.flv", "flv1", "yuv420p", "declares 4.00 s", id="flv"),
+    pytest.param("run.mp4", "mpeg4", "yuv420p", "declares 40 frames", id="mp4"),
 ]
 
 
@@ -299,6 +302,62 @@ def test_a_video_that_is_cut_off_says_so(name, codec, pixel_format, said, frames
 def test_of_a_whole_video_nothing_is_missing(name, codec, pixel_format, frames, tmp_path):
     save_video(tmp_path / name, np.repeat(frames, 8, axis=0), codec, pixel_format)
     assert read_video(tmp_path / name) == (40, [])
+
+
+def copy_packets(path: Path, into: Path, *, trimmed: int = 0, dropped: tuple[int, ...] = ()):
+    """Copies a video without encoding it again.
+
+    Args:
+      path: of the video.
+      into: the copy.
+      trimmed: frames at the beginning that are stored, but not shown.
+      dropped: frames that are left out.
+    """
+    with av.open(str(path)) as video, av.open(str(into), "w") as copy:
+        stream = copy.add_stream_from_template(video.streams.video[0])
+        for index, packet in enumerate(video.demux(video=0)):
+            if packet.dts is not None and index not in dropped:
+                packet.pts -= trimmed * packet.duration
+                packet.dts -= trimmed * packet.duration
+                packet.stream = stream
+                copy.mux(packet)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+@pytest.mark.parametrize("trimmed", [25, -25], ids=["from a later frame", "with a pause before"])
+def test_a_video_trimmed_without_encoding_is_whole(suffix, trimmed, frames, tmp_path):
+    save_video(tmp_path / "whole.mp4", np.repeat(frames, 8, axis=0), "mpeg4", "yuv420p")
+    path = tmp_path / f"trimmed{suffix}"
+    copy_packets(tmp_path / "whole.mp4", path, trimmed=trimmed)
+    shown, problems = read_video(path)
+    assert not problems
+    assert shown == (15 if trimmed > 0 else 40)
+    with av.open(str(path)) as video:
+        assert video.streams.video[0].frames == 40
+
+
+def test_dropped_frames_of_an_avi_are_not_missing(frames, tmp_path):
+    save_video(tmp_path / "whole.avi", np.repeat(frames, 8, axis=0), "mjpeg", "yuvj420p")
+    path = tmp_path / "run.avi"
+    copy_packets(tmp_path / "whole.avi", path, dropped=(5, 6, 20))
+    data = bytearray(path.read_bytes())
+    assert read_video(path) == (37, [])
+
+    # The last frames, too: an empty chunk, and junk in the place of its pixels.
+    index = data.index(b"idx1") + 8
+    last = index + 16 * 39
+    at = data.index(b"movi") + int.from_bytes(data[last + 8 : last + 12], "little")
+    size = int.from_bytes(data[at + 4 : at + 8], "little")
+    assert data[at : at + 4] == b"00dc"
+    data[at : at + 16] = b"00dc" + bytes(4) + b"JUNK" + (size - 8).to_bytes(4, "little")
+    data[last + 12 : last + 16] = bytes(4)
+    (tmp_path / "last.avi").write_bytes(data)
+    assert read_video(tmp_path / "last.avi") == (36, [])
+
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    shown, problems = read_video(path)
+    assert 15 < shown < 30
+    assert "declares 40 frames" in problems[-1]
 
 
 def test_the_case_of_a_cut_video():

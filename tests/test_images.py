@@ -17,7 +17,12 @@ from yogo_jax.data.images import (
     read_image,
     resize_image,
 )
-from yogo_jax.data.orientation import find_oriented, orientation_lines, read_orientation
+from yogo_jax.data.orientation import (
+    find_oriented,
+    orientation_lines,
+    orientation_of,
+    read_orientation,
+)
 from yogo_jax.errors import UserError
 
 
@@ -167,6 +172,42 @@ def test_orientation_behind_the_pixels_of_a_png(tmp_path):
     np.testing.assert_array_equal(decode_image(path, rgb=False)[..., 0], UPRIGHT[6](GRAY))
 
 
+class CountedReads(io.BufferedReader):
+    """A file that notes how many bytes each read asks for."""
+
+    def __init__(self, path):
+        super().__init__(io.FileIO(path))
+        self.asked = []
+
+    def read(self, size=-1):
+        self.asked.append(size)
+        return super().read(size)
+
+
+@pytest.mark.parametrize("behind", ["none", "text", "exif and text"])
+def test_the_end_of_a_png_is_read_once_and_letters_are_no_exif(behind, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    large = np.tile(np.frombuffer(b"eXIf....", np.uint8), (200, 400))
+    path = save(tmp_path, Image.fromarray(large), compress_level=0)
+    data, end = path.read_bytes()[:-12], path.read_bytes()[-12:]
+    chunks = data.count(b"IDAT")
+    assert chunks > 5
+    text = png_chunk(b"tEXt", b"note\0eXIf of 2025")
+    if behind != "none":
+        data += text
+    if behind == "exif and text":
+        data += png_chunk(b"eXIf", block) + text
+    path.write_bytes(data + end)
+    with CountedReads(path) as file, Image.open(file) as image:
+        before = len(file.asked)
+        assert orientation_of(image, file) == (8 if behind == "exif and text" else 1)
+        assert len(file.asked) == before + 1
+        assert 0 < file.asked[-1] <= 1 << 16
+        np.testing.assert_array_equal(np.asarray(image), large)
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"], ids=["png", "jpeg"])
 def test_an_exif_block_that_cannot_be_read_turns_nothing(tmp_path, name):
     path = save(tmp_path, Image.fromarray(GRAY), name, exif=b"Exif\0\0nothing of the kind")
@@ -180,6 +221,9 @@ def test_images_that_are_not_upright_are_found_and_told(tmp_path):
     turned = save(tmp_path, Image.fromarray(GRAY), "b.jpg", exif=exif)
     paths = [str(plain), str(tmp_path / "missing.png"), str(turned)]
     assert find_oriented(paths) == {2: 8}
+    # More than are handed to a thread at a time.
+    assert find_oriented([*[str(plain)] * 600, str(turned)]) == {600: 8}
+    assert find_oriented([]) == {}
     assert orientation_lines(0, applied=True) == []
     assert "1 image has an orientation" in orientation_lines(1, applied=True)[0]
     assert "2 images have" in orientation_lines(2, applied=False)[0]
@@ -367,6 +411,47 @@ def test_a_jpeg_of_which_a_part_is_gone_is_refused(tmp_path, kind, damage):
     colour, options = JPEGS[kind]
     data = encoded(picture(colour=colour), "JPEG", **options)
     assert caught(tmp_path / "a.jpg", data, damage) == 60
+
+
+def of_another_jfif_revision(data):
+    at = data.index(b"JFIF\0") + 5
+    return data[:at] + b"\x02\x01" + data[at + 2 :]
+
+
+def with_stray_bytes(data, marker=b"\xff\xda", stray=b"\0"):
+    at = data.index(marker)
+    return data[:at] + stray + data[at:]
+
+
+HARMLESS = {
+    "JFIF 2.01": of_another_jfif_revision,
+    "a stray byte before the tables": lambda data: with_stray_bytes(data, b"\xff\xdb"),
+    "stray bytes before the pixels": lambda data: with_stray_bytes(data, stray=b"a\xff\0bc"),
+    "both": lambda data: with_stray_bytes(of_another_jfif_revision(data)),
+}
+
+
+@pytest.mark.parametrize("spoil", HARMLESS.values(), ids=HARMLESS)
+@pytest.mark.parametrize("kind", [kind for kind in JPEGS if kind != "colour_rgb"])
+def test_warnings_of_a_jpeg_that_are_not_of_its_pixels_pass(tmp_path, kind, spoil):
+    colour, options = JPEGS[kind]
+    data = encoded(picture(colour=colour), "JPEG", **options)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    expected = decode_image(path, rgb=True)
+    path.write_bytes(spoil(data))
+    np.testing.assert_array_equal(decode_image(path, rgb=True), expected)
+    # Damage behind the header is still seen.
+    assert caught(path, spoil(data), closed_by_end_marker, count=20) == 20
+
+
+def test_stray_bytes_between_the_pixels_are_damage(tmp_path):
+    data = encoded(picture(), "JPEG", progressive=True)
+    path = tmp_path / "a.jpg"
+    last = data.rindex(b"\xff\xda")
+    path.write_bytes(data[:last] + bytes(30) + data[last:])
+    with pytest.raises(UserError, match="extraneous bytes"):
+        decode_image(path, rgb=False)
 
 
 def test_most_lost_sectors_of_a_jpeg_are_refused(tmp_path):

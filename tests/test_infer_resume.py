@@ -1,5 +1,6 @@
 """Interrupted inferences: the journal, kills at any moment, and what --resume makes of them."""
 
+import json
 import random
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from inferences import THRESHOLD, contents, refused_infer, run_infer, write_frames, write_models
 from mounts import mounted
@@ -157,6 +159,31 @@ def test_resuming_what_has_ended_or_is_another_run(models, tmp_path, capsys):
     assert "another output csv (False then, True now)" in message
     (frames / "f9.png").write_bytes((frames / "f0.png").read_bytes())
     assert "another files (" in refused_infer(capsys, *base, "--resume")
+
+
+def test_a_store_that_has_grown_is_not_said_to_be_done(models, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run.zarr"
+    array = zarr.create_array(
+        str(path), shape=(96, 128, 9), chunks=(96, 128, 1), dtype="u1", zarr_format=2
+    )
+    written = np.random.default_rng(0).integers(1, 256, (96, 128, 9), np.uint8)
+    array[..., :2] = written[..., :2]
+    base = [models["ir"], "--zarr", path, "--zarr-layout", "hwn", "--count", "--resume"]
+    ended, interrupted = (["--output", tmp_path / name] for name in ("ended", "interrupted"))
+    run_infer(*base, *ended)
+    run_infer(*base, *ended)
+    assert "this run has already ended" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            run_infer(*base, *interrupted)
+    capsys.readouterr()
+
+    array[..., 2:5] = written[..., 2:5]
+    message = refused_infer(capsys, *base, *ended)
+    assert "is of a run that ended with 2 frames, now there are 5: choose another" in message
+    run_infer(*base, *interrupted)
+    assert json.loads((tmp_path / "interrupted" / "summary.json").read_text())["frames"] == 5
 
 
 def test_strictness_sees_what_was_skipped_before(models, tmp_path, monkeypatch, capsys):

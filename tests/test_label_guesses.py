@@ -1,6 +1,8 @@
 """Boxes of other forms are named by an inspection, and by a training that reads them."""
 
 import re
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from tiny_data import spoil_labels, write_dataset
 from yogo_jax.data.collected import collect
 from yogo_jax.data.definition import load_definition
-from yogo_jax.data.label_guesses import boxes_look_like
+from yogo_jax.data.label_guesses import boxes_look_like, guess_findings
+from yogo_jax.data.labels import Labels
 from yogo_jax.inspect import main
 
 
@@ -50,6 +53,20 @@ def test_the_command_says_how_to_mend_it(tmp_path, capsys):
     output = capsys.readouterr().out
     assert f"{tmp_path / 'labels' / 'all'}: all of its 24 boxes look like corners" in output
     assert "with `class xmin ymin xmax ymax` as the first row" in output
+
+
+def test_rows_of_many_bad_files_are_held_as_numbers(tmp_path):
+    """Two arrays of 20 bytes a row at most; lists take more than 200."""
+    paths = [str(tmp_path / f"{i}.txt") for i in range(60)]
+    for path in paths:
+        Path(path).write_text("0 300.5 200.25 40.125 30.0625\n" * 500)
+    nothing = Labels(np.zeros(0, np.int32), np.zeros((0, 4), np.float32), ("bad",))
+    tracemalloc.start()
+    (found,) = guess_findings(tmp_path, paths, [nothing] * 60, ("a", "b"), None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "30,000 of 30,000 boxes have numbers up to 300.5" in found.message
+    assert peak < 100 * 30_000
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -3,16 +3,19 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from bridge.frames import frames_of_definition
+from bridge.quantize import quantization_strips
 from drawn_models import make_spec, write_random_checkpoint
 from runs import tiny_config
 from tiny_data import write_dataset
-from yogo_jax import evaluate, inspect
+from yogo_jax import calibrate, evaluate, inspect
 from yogo_jax.config import from_mapping
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.images import read_image
@@ -145,6 +148,30 @@ def test_a_run_from_before_the_field_goes_on_where_its_data_is_the_same(apply, t
 def test_the_model_of_a_run_knows_how_its_images_were_read(definitions):
     config = tiny_config(definitions[0], data__apply_orientation=False)
     assert not prepare_spec(config, records_of(definitions[0])).apply_orientation
+
+
+@pytest.mark.parametrize("apply", [True, False])
+def test_every_command_that_reads_labelled_images_says_it(apply, tmp_path, capsys):
+    checkpoint = write_random_checkpoint(tmp_path / "checkpoint")
+    metadata = read_metadata(checkpoint)
+    spec = dataclasses.replace(metadata.model, apply_orientation=apply)
+    metadata = dataclasses.replace(metadata, model=spec)
+    rewrite_metadata(checkpoint, metadata)
+    names = spec.class_names
+    definition = write_dataset(tmp_path / "data", image_hw=(96, 128), class_names=names)
+    turn_files(definition)
+    told = "turned" if apply else "not applied"
+
+    with pytest.raises(SystemExit):  # too few boxes are found
+        calibrate.main([str(checkpoint), "--definition", str(definition)])
+    said = capsys.readouterr().out
+    assert re.search(f"3 images have an orientation .*{told}", said)
+
+    frames_of_definition(definition, spec, spec)
+    assert re.search(f"3 images have an orientation .*{told}", capsys.readouterr().out)
+
+    quantization_strips(str(definition), metadata, spec)
+    assert re.search(f"9 images have an orientation .*{told}", capsys.readouterr().out)
 
 
 @pytest.mark.slow

@@ -207,6 +207,111 @@ def test_a_stack_that_is_cut_off_names_each_missing_frame(frames, tmp_path):
         assert f"frame {index} is missing: the file declares 6" in problem
 
 
+def ome_said(**sizes: int) -> str:
+    """A description of one file with these sizes."""
+    said = " ".join(f'Size{axis}="{size}"' for axis, size in sizes.items())
+    return (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" '
+        f'SizeX="48" SizeY="32" {said}><TiffData/></Pixels></Image></OME>'
+    )
+
+
+SAID_OF_A_STACK = {
+    "images": "ImageJ=1.53t\nimages=6\nloop=false\n",
+    "frames": "ImageJ=1.53t\nimages=6\nframes=6\nloop=false\n",
+    "channels": "ImageJ=1.53t\nimages=6\nchannels=6\nloop=false\n",
+    "hyperstack": "ImageJ=1.53t\nimages=6\nchannels=2\nframes=3\nhyperstack=true\n",
+    "OME C": ome_said(C=3, Z=1, T=1),
+    "OME Z": ome_said(C=1, Z=3, T=1),
+    "OME T": ome_said(C=1, Z=1, T=6),
+    "shaped": '{"shape": [6, 32, 48]}',
+}
+
+
+def one_page(path: Path, frame: np.ndarray, said: str, form: str) -> None:
+    """A page of a split stack, which keeps its description."""
+    options = {"compression": "zlib"} if form == "compressed" else {}
+    tifffile.imwrite(path, frame, description=said, metadata=None, **options)
+    data = path.read_bytes()
+    if form == "with a few bytes behind":
+        path.write_bytes(data + bytes(6))
+    elif form == "directory behind":
+        # As libtiff writes. There may be more behind than a frame takes.
+        with tifffile.TiffFile(path) as tiff:
+            start = tiff.pages.first.offset
+        behind = len(data).to_bytes(4, "little")
+        path.write_bytes(data[:4] + behind + data[8:] + data[start : start + 250] + bytes(4000))
+
+
+@pytest.mark.parametrize(
+    "form", ["plain", "compressed", "directory behind", "with a few bytes behind"]
+)
+@pytest.mark.parametrize("said", SAID_OF_A_STACK.values(), ids=SAID_OF_A_STACK)
+def test_a_page_of_a_split_stack_is_one_image(said, form, frames, tmp_path):
+    path = tmp_path / "p0.tif"
+    one_page(path, frames[0], said, form)
+    np.testing.assert_array_equal(decode_image(path, rgb=False)[..., 0], frames[0])
+    found, problems = read_all(path)
+    assert not problems
+    np.testing.assert_array_equal(found, frames[:1])
+
+
+@pytest.mark.parametrize("said", ["images=x", "images=-3", "images=x\nframes=y", "images="])
+def test_a_count_that_is_no_number_is_not_said(said, frames, tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for frame in frames[:2]:
+            tiff.write(frame, description=f"ImageJ=1.53t\n{said}\n", metadata=None)
+    found, problems = read_all(path)
+    assert not problems
+    np.testing.assert_array_equal(found, frames[:2])
+
+
+def pages_with_a_first_description(path: Path, frames: np.ndarray, said: str, **options) -> None:
+    with tifffile.TiffWriter(path) as tiff:
+        for i, frame in enumerate(frames):
+            description = said if i == 0 else None
+            tiff.write(frame, description=description, metadata=None, **options)
+
+
+STACK = "a stack of 6 images; expected one image a file; save the pages separately"
+CUT_STACKS = {
+    "ImageJ": lambda path, frames: imagej_pages(path, frames),
+    "ImageJ, one page": lambda path, frames: imagej_frames(path, frames),
+    "ImageJ, compressed": lambda path, frames: pages_with_a_first_description(
+        path, frames, SAID_OF_A_STACK["frames"], compression="zlib"
+    ),
+    "OME": lambda path, frames: pages_with_a_first_description(
+        path, frames, SAID_OF_A_STACK["OME T"]
+    ),
+    "OME, compressed": lambda path, frames: pages_with_a_first_description(
+        path, frames, SAID_OF_A_STACK["OME T"], compression="zlib"
+    ),
+    "shaped": lambda path, frames: tifffile.imwrite(path, frames),
+    "shaped, compressed": lambda path, frames: tifffile.imwrite(path, frames, compression="zlib"),
+}
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("write", CUT_STACKS.values(), ids=CUT_STACKS)
+def test_frames_that_are_there_and_missing_are_those_declared(write, part, frames, tmp_path):
+    path = tmp_path / "a.tif"
+    write(path, frames)
+    assert read_all(path)[1] == []
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+    found, problems = read_all(path)
+    assert len(found) + len(problems) == 6
+    np.testing.assert_array_equal(found, frames[: len(found)])
+    assert found
+    assert problems
+    # As one image: that it is cut off comes before that it is a stack, if its list of pages tells.
+    missing = [each for each in problems if "the file declares" in each or "ends within" in each]
+    with pytest.raises(UserError) as refused:
+        decode_image(path, rgb=False)
+    assert str(refused.value) in (missing[:1] or [f"{path}: {STACK}"])
+
+
 def test_pages_that_are_cut_off_are_told(frames, tmp_path):
     path = tmp_path / "a.tif"
     pages_with_reduced_copies(path, frames)

@@ -79,6 +79,33 @@ def test_frames_that_were_never_written_are_none(
     np.testing.assert_array_equal([*found.values()], frames)
 
 
+@pytest.mark.parametrize("last", [0, 7], ids=["no frame behind", "a frame behind"])
+@pytest.mark.parametrize(
+    ("chunks", "shards"),
+    [((32, 48, 1), None), ((16, 16, 1), None), ((32, 48, 4), None), ((32, 48, 1), (32, 48, 4))],
+    ids=["whole", "tiles", "several", "shards"],
+)
+def test_the_same_frames_count_for_any_chunks_of_a_preallocated_store(
+    chunks, shards, last, frames, tmp_path
+):
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = write(
+            str(tmp_path / "a.zarr"),
+            np.concatenate([frames, np.zeros((7, *HW), np.uint8)]),
+            count=12,
+            chunks=chunks,
+            shards=shards,
+            zarr_format=3,
+        )
+        if last:
+            array[:, :, last] = frames[0]
+    source = ZarrFrames(tmp_path / "a.zarr", rgb=False, layout="hwn")
+    assert (source.count, source.unwritten) == ((8, 4) if last else (5, 7))
+    found, problems = read_all(source)
+    assert list(problems) == ([5, 6] if last else [])
+    np.testing.assert_array_equal([*found.values()], [*frames, *(frames[:1] if last else [])])
+
+
 @pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
 @pytest.mark.parametrize(("zarr_format", "name"), [(2, "1.2.2"), (3, "c/1/2/2")])
 def test_a_frame_with_a_missing_chunk_is_damaged(zarr_format, name, as_zip, frames, tmp_path):
@@ -89,9 +116,26 @@ def test_a_frame_with_a_missing_chunk_is_damaged(zarr_format, name, as_zip, fram
         path = Path(shutil.make_archive(str(tmp_path / "a"), "zip", path))
     found, problems = read_all(ZarrFrames(path, rgb=False, frame_hw=(HW,)))
     assert list(problems) == [2]
-    assert "frame 2: 1 of its 6 chunks are missing; copy the store again" in problems[2]
+    assert "frame 2: 1 of its 6 chunks are missing" in problems[2]
+    assert "copy it again" in problems[2]
     for index, frame in found.items():
         np.testing.assert_array_equal(frame, frames[index])
+
+
+def test_a_frame_with_an_empty_tile_is_told_with_both_causes(frames, tmp_path):
+    tiled = frames.copy()
+    tiled[2, :16, :16] = 0
+    write(str(tmp_path / "a.zarr"), tiled, count=5, chunks=(16, 16, 1), zarr_format=3)
+    _, problems = read_all(ZarrFrames(tmp_path / "a.zarr", rgb=False, frame_hw=(HW,)))
+    assert list(problems) == [2]
+    assert "the store is not complete: copy it again; or" in problems[2]
+    assert "write_empty_chunks=True" in problems[2]
+
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        write(str(tmp_path / "b.zarr"), tiled, count=5, chunks=(16, 16, 1), zarr_format=3)
+    found, problems = read_all(ZarrFrames(tmp_path / "b.zarr", rgb=False, frame_hw=(HW,)))
+    assert not problems
+    np.testing.assert_array_equal([*found.values()], tiled)
 
 
 @pytest.mark.parametrize("fill", [0, 255])
@@ -155,6 +199,22 @@ def test_ome_zarr_without_channels(frames, tmp_path):
     np.testing.assert_array_equal([*found.values()], frames)
 
 
+@pytest.mark.parametrize("axes", ["txy", "xty", "xyt", "ytx", "tcxy"])
+def test_the_axes_of_ome_zarr_may_be_in_any_order(axes, frames, tmp_path):
+    path = tmp_path / "a.zarr"
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    stored = frames[:, None] if "c" in axes else frames
+    named = "tcyx" if "c" in axes else "tyx"
+    data = stored.transpose([named.index(axis) for axis in axes])
+    array = group.create_array("0", shape=data.shape, chunks=data.shape, dtype="u1")
+    array[:] = data
+    image = {"datasets": [{"path": "0"}], "axes": [{"name": axis} for axis in axes]}
+    group.attrs["multiscales"] = [{**image, "version": "0.4"}]
+    found, problems = read_all(ZarrFrames(path, rgb=False))
+    assert not problems
+    np.testing.assert_array_equal([*found.values()], frames)
+
+
 @pytest.mark.parametrize(
     ("axes", "shape", "message"),
     [
@@ -187,13 +247,27 @@ def test_several_images_are_named_and_each_can_be_given(frames, tmp_path):
 
 
 @pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
-def test_a_store_may_lie_in_a_folder_of_its_own(as_zip, frames, tmp_path):
+@pytest.mark.parametrize("within", ["", "n1", "n1/n2", "1/2/3/4/5/6/7"])
+def test_a_store_may_lie_in_a_folder_of_its_own(within, as_zip, frames, tmp_path):
     path = tmp_path / "a"
-    write(str(path / "run.zarr"), frames, count=5, chunks=(32, 48, 1))
+    (path / "other" / "folder").mkdir(parents=True)
+    write(str(path / within / "run.zarr"), frames, count=5, chunks=(32, 48, 1))
     if as_zip:
         path = Path(shutil.make_archive(str(path), "zip", path))
     found, _ = read_all(ZarrFrames(path, rgb=False))
     np.testing.assert_array_equal([*found.values()], frames)
+
+
+@pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
+def test_stores_in_folders_are_named(as_zip, frames, tmp_path):
+    path = tmp_path / "a"
+    for within in ("n1/n2/x.zarr", "n1/y.zarr"):
+        write(str(path / within), frames, count=5, chunks=(32, 48, 1))
+    if as_zip:
+        path = Path(shutil.make_archive(str(path), "zip", path))
+    with pytest.raises(UserError, match=f"give one of {path}/n1/n2/x.zarr, {path}/n1/y.zarr"):
+        ZarrFrames(path, rgb=False)
+    assert ZarrFrames(path / "n1/n2/x.zarr", rgb=False, layout="hwn").count == 5
 
 
 def test_the_layout_of_ome_zarr_is_not_asked_for(frames, tmp_path):

@@ -82,6 +82,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.data.orientation import lines_on
     from yogo_jax.data.shapes import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
@@ -113,6 +114,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     stretch = stretch_of(records.image_paths, model.image_hw, model.apply_orientation)
     if stretch is not None:
         print(stretch)
+    for line in lines_on(records.image_paths, applied=model.apply_orientation):
+        print(line)
     if len(records) == 0:
         raise UserError(f"the {args.split} split is empty: choose another by --split")
     at = Thresholds()

@@ -104,7 +104,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.data.orientation import find_oriented, orientation_lines
+    from yogo_jax.data.orientation import lines_on
     from yogo_jax.data.shapes import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
@@ -136,8 +136,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     turned = spec.apply_orientation
     if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
         print(stretch)
-    oriented = len(find_oriented(records.image_paths))
-    for line in orientation_lines(oriented, applied=turned):
+    for line in lines_on(records.image_paths, applied=turned):
         print(line)
     devices = Devices()
     print(f"{folder} on {devices}")

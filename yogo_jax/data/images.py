@@ -196,11 +196,12 @@ def _frames_of(path: Path | str, image: Image.Image) -> list[TiffFrame]:
 
 def _stack_problem(frames: list[TiffFrame]) -> str | None:
     """Why the frames of a file are not one image, or None."""
-    if len(frames) > 1:
+    problem = next((frame.problem for frame in frames if frame.problem is not None), None)
+    if problem is None and len(frames) > 1:
         return (
             f"a stack of {len(frames)} images; expected one image a file; save the pages separately"
         )
-    return frames[0].problem
+    return problem
 
 
 def _depth_problem(image: Image.Image) -> str | None:

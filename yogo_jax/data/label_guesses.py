@@ -42,7 +42,9 @@ def guess_findings(
     if not bad:
         return
     # Of the files with a bad row all rows, of the others those that were read.
-    rows = np.array([row for path in bad for row in numbers_of_rows(path)]).reshape(-1, 5)
+    # One array a file: if all are bad, they are many, and lists of Python take ten times as much.
+    of_files = (np.array(numbers_of_rows(path), np.float32).reshape(-1, 5) for path in bad)
+    rows = np.concatenate([*of_files])
     good = [found for found in read if not found.problems]
     total = len(rows) + sum(len(found.class_ids) for found in good)
     in_pixels = rows[(rows[:, 1:] >= LEAST_PIXELS).any(1), 1:]

@@ -4,6 +4,9 @@ Cameras and scanners store the pixels as they come, and note in a tag (EXIF in J
 Orientation in TIFF files) how the picture is to be turned. Labels are drawn on the turned picture.
 """
 
+import itertools
+import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
@@ -28,7 +31,9 @@ UNDO_TURN = {
     8: Image.Transpose.ROTATE_270,
 }
 UPRIGHT = 1
-_READERS = 8
+_READERS, _SLICE = 8, 256
+# Of a PNG file, in which an EXIF chunk behind the pixels is looked for.
+_LAST_BYTES = 1 << 14
 
 
 def orientation_of(image: Image.Image, file: BinaryIO) -> int:
@@ -58,18 +63,19 @@ def _tag_of(exif: bytes) -> int | None:
 
 
 def _exif_behind_pixels(file: BinaryIO) -> bytes | None:
-    """The EXIF chunk of a PNG file, which some programs write after the pixels."""
+    """The EXIF chunk of a PNG file, which some programs write after the pixels: near its end."""
     position = file.tell()
-    try:
-        file.seek(8)
-        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
-            length = int.from_bytes(head[:4], "big")
-            if head[4:] == b"eXIf":
-                return file.read(length)
-            file.seek(length + 4, 1)
-        return None
-    finally:
-        file.seek(position)
+    file.seek(max(file.seek(0, os.SEEK_END) - _LAST_BYTES, 0))
+    end = file.read(_LAST_BYTES)
+    file.seek(position)
+    at = len(end)
+    while (at := end.rfind(b"eXIf", 4, at)) > 0:
+        # Pixels, too, may have these letters; the checksum tells.
+        length = int.from_bytes(end[at - 4 : at], "big")
+        exif, behind = end[at + 4 : at + 4 + length], end[at + 4 + length :]
+        if zlib.crc32(b"eXIf" + exif).to_bytes(4, "big") == behind[:4]:
+            return exif
+    return None
 
 
 def read_orientation(path: str) -> int:
@@ -86,9 +92,14 @@ def read_orientation(path: str) -> int:
 
 def find_oriented(paths: Sequence[str]) -> dict[int, int]:
     """Index -> orientation, of those images that are not stored upright."""
+    slices = (paths[start : start + _SLICE] for start in range(0, len(paths), _SLICE))
     with ThreadPoolExecutor(_READERS) as pool:
-        found = enumerate(pool.map(read_orientation, paths))
-        return {index: value for index, value in found if value != UPRIGHT}
+        values = itertools.chain.from_iterable(pool.map(_read_orientations, slices))
+        return {index: value for index, value in enumerate(values) if value != UPRIGHT}
+
+
+def _read_orientations(paths: Sequence[str]) -> list[int]:
+    return [read_orientation(path) for path in paths]
 
 
 def orientation_lines(count: int, *, applied: bool) -> list[str]:
@@ -102,3 +113,8 @@ def orientation_lines(count: int, *, applied: bool) -> list[str]:
         f"{images} an orientation (EXIF or TIFF tag) that is not applied "
         "(data.apply_orientation is False)"
     ]
+
+
+def lines_on(paths: Sequence[str], *, applied: bool) -> list[str]:
+    """As `orientation_lines`, of these image files."""
+    return orientation_lines(len(find_oriented(paths)), applied=applied)

@@ -1,8 +1,9 @@
 """Damage that decoders pass over: they fill up what is missing with gray, and say nothing.
 
-JPEG data is decoded by libjpeg-turbo with all of its warnings taken as errors; the pixels are those
-that Pillow gives. Of Deflate in TIFF files, the checksum is compared. A change that leaves valid
-data (some single bytes of a JPEG; any byte of pixels that are not compressed) cannot be seen.
+JPEG data is decoded by libjpeg-turbo with its warnings taken as errors, but for those on the header
+that do not concern the pixels; the pixels are those that Pillow gives. Of Deflate in TIFF files,
+the checksum is compared. A change that leaves valid data (some single bytes of a JPEG; any byte of
+pixels that are not compressed) cannot be seen.
 """
 
 import os
@@ -20,6 +21,9 @@ _COMPRESSION, _JPEG_TABLES = 259, 347
 # Offsets and sizes in bytes of the compressed pieces, which are strips or tiles.
 _PIECES = ((273, 279), (324, 325))
 _JPEG, _DEFLATE = 7, (8, 32946)
+# Warnings of libjpeg that do not concern the pixels, if they are of what stands before these.
+_HARMLESS_IN_HEADERS = ("unknown JFIF revision number", "extraneous bytes before marker")
+_PIXELS_FOLLOW = 0xDA
 
 
 def decode_jpeg(data: bytes, *, rgb: bool) -> UInt8[np.ndarray, "h w c"]:
@@ -28,7 +32,7 @@ def decode_jpeg(data: bytes, *, rgb: bool) -> UInt8[np.ndarray, "h w c"]:
     Raises:
       ValueError: the data is damaged, in the words of the decoder.
     """
-    return simplejpeg.decode_jpeg(data, "RGB" if rgb else "GRAY", strict=True)
+    return _strictly(data, "RGB" if rgb else "GRAY")
 
 
 def check_jpeg(data: bytes) -> None:
@@ -37,7 +41,34 @@ def check_jpeg(data: bytes) -> None:
     Raises:
       ValueError: in the words of the decoder.
     """
-    simplejpeg.decode_jpeg(data, "GRAY", strict=True)
+    _strictly(data, "GRAY")
+
+
+def _strictly(data: bytes, colours: str) -> UInt8[np.ndarray, "h w c"]:
+    try:
+        return simplejpeg.decode_jpeg(data, colours, strict=True)
+    except ValueError as error:
+        if not any(text in str(error) for text in _HARMLESS_IN_HEADERS):
+            raise
+    # The decoder stops at its first warning. Without what it warned of, it sees the pixels.
+    return simplejpeg.decode_jpeg(_with_plain_header(data), colours, strict=True)
+
+
+def _with_plain_header(data: bytes) -> bytes:
+    """A JPEG without stray bytes between the segments before its pixels, and of JFIF 1.01."""
+    header, at = data[:2], 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _PIXELS_FOLLOW:
+            return header + data[at:]
+        if marker in (0x00, 0xFF):  # a stray byte, or one that fills up
+            at += 1
+            continue
+        segment = data[at:end]
+        if segment[4:9] == b"JFIF\0":
+            segment = segment[:9] + b"\x01\x01" + segment[11:]
+        header, at = header + segment, end
+    return data
 
 
 def check_tiff_page(image: Image.Image, file: BinaryIO) -> None:

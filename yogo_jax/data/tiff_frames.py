@@ -26,7 +26,10 @@ _ANY_STACK_IS_SLICES = ("imagej", "stk", "nih")
 _IMAGE_AXES = "YXS"
 # Time, and sequences without a meaning.
 _FRAME_AXES = "TIQRM"
+_IMAGEJ_SIZES = {"T": "frames", "Z": "slices", "C": "channels"}
 _REDUCED, _MASK = 1, 4
+# Part of a frame that lies behind the first one, if there are more.
+_LEAST_BEHIND = 0.01
 
 
 class TiffFrame(NamedTuple):
@@ -64,7 +67,11 @@ def tiff_frames(path: Path | str) -> list[TiffFrame]:
 
 
 def _frames(tiff: tifffile.TiffFile) -> list[TiffFrame]:
-    described = [each for each in tiff.series if each.kind not in _NO_DESCRIPTION]
+    _forget_no_counts(tiff)
+    if _is_one_image(tiff):
+        return [TiffFrame(0)]
+    is_cut = _is_cut(tiff)
+    described = [] if is_cut else [each for each in tiff.series if each.kind not in _NO_DESCRIPTION]
     if described:
         described = described if described[0].kind in _ALL_SERIES else described[:1]
         frames = [frame for each in described for frame in _frames_of(each)]
@@ -72,11 +79,36 @@ def _frames(tiff: tifffile.TiffFile) -> list[TiffFrame]:
         frames = [*_pages(tiff)]
     if not described or (len(frames) == 1 and frames[0].problem is None):
         # Where axes are not named, or the file is too short for them, tifffile gives up.
-        frames = _declared_by_imagej(tiff) or frames
-    if _is_cut(tiff):
-        problem = f"the file ends within its list of pages, of which {len(tiff.pages)} are left"
-        frames.append(TiffFrame(len(tiff.pages), problem=f"{problem}; copy it again"))
+        frames = _declared(tiff, frames) or frames
+    if is_cut and all(frame.problem is None for frame in frames):
+        problem = f"the file ends within its list of pages; frames that are left: {len(frames)}"
+        frames.append(TiffFrame(len(frames), problem=f"{problem}; copy it again"))
     return frames or [TiffFrame(0)]
+
+
+def _is_one_image(tiff: tifffile.TiffFile) -> bool:
+    """Whether the only page of a file is an image alone, although it may describe a stack.
+
+    Programs that split a stack copy its description into each file. Of OME-TIFF a page is always
+    one image. A stack of one page (ImageJ, tifffile) has its frames uncompressed behind its
+    directory: what has another form, or nothing behind the first frame, is one image. So is a stack
+    of one page that was cut off just behind its first frame: nothing tells it apart.
+    """
+    if len(tiff.pages) != 1 or _is_cut(tiff):
+        return False
+    if tiff.is_ome:
+        return True
+    first: Any = tiff.pages.first
+    if not (tiff.is_imagej or tiff.is_shaped):
+        return False
+    behind = tiff.filehandle.size - first.dataoffsets[0] - first.nbytes
+    return not _may_hold_frames(first) or behind <= first.nbytes * _LEAST_BEHIND
+
+
+def _may_hold_frames(page: Any) -> bool:
+    """Whether more frames than one may lie behind the directory of a page."""
+    is_plain = page.compression == 1 and page.is_contiguous
+    return bool(is_plain and page.offset < page.dataoffsets[0])
 
 
 def _frames_of(series: Any) -> Iterator[TiffFrame]:
@@ -122,33 +154,62 @@ def _missing(index: int, declared: int) -> TiffFrame:
     return TiffFrame(0, problem=f"{problem} again")
 
 
-def _declared_by_imagej(tiff: tifffile.TiffFile) -> list[TiffFrame]:
-    """Frames of an ImageJ stack that declares more than it has pages; else none."""
-    said = tiff.imagej_metadata or {}
-    declared = int(said.get("images", 1))
-    if declared <= len(tiff.pages):
+def _declared(tiff: tifffile.TiffFile, pages: list[TiffFrame]) -> list[TiffFrame]:
+    """Frames of a stack that declares more than its `pages`; else none."""
+    sizes, declared = _sizes_said(tiff)
+    if declared <= len(pages):
         return []
-    names = {"T": "frames", "Z": "slices", "C": "channels"}
-    sizes = {axis: said[name] for axis, name in names.items() if said.get(name, 1) > 1}
-    if "C" in sizes or len(sizes) > 1:
-        return [_several(sizes)]
+    others = {axis: size for axis, size in sizes.items() if size > 1}
+    if "C" in others or len(others) > 1 or ("Z" in others and tiff.is_ome):
+        return [_several(others)]
     first: Any = tiff.pages.first
-    if len(tiff.pages) == 1 and first.is_contiguous and first.compression == 1:
+    there = pages
+    if not tiff.is_ome and len(pages) == 1 and _may_hold_frames(first):
         whole = (tiff.filehandle.size - first.dataoffsets[0]) // first.nbytes
         there = [TiffFrame(0, i * first.nbytes) for i in range(min(whole, declared))]
-    else:
-        there = [*_pages(tiff)]
     return [*there, *(_missing(i, declared) for i in range(len(there), declared))]
 
 
+def _sizes_said(tiff: tifffile.TiffFile) -> tuple[dict[str, int], int]:
+    """Sizes along the axes besides those of an image, and number of images, by the description."""
+    first: Any = tiff.pages.first
+    if said := tiff.imagej_metadata:
+        sizes = {axis: said.get(name, 1) for axis, name in _IMAGEJ_SIZES.items()}
+        return sizes, said.get("images", 1)
+    if tiff.is_ome and (tiff.ome_metadata or "").count("<Pixels ") == 1:
+        found = re.findall(r'\bSize([TZC])="(\d+)"', tiff.ome_metadata or "")
+        sizes = {axis: int(size) for axis, size in found}
+        if first.samplesperpixel > 1:
+            sizes.pop("C", None)  # colours of one image
+        return sizes, math.prod(sizes.values())
+    if tiff.shaped_metadata:
+        shape = tiff.shaped_metadata[0].get("shape", first.shape)
+        return {}, math.prod(shape) // math.prod(first.shape)
+    return {}, 1
+
+
+def _forget_no_counts(tiff: tifffile.TiffFile) -> None:
+    """Takes what is no number out of ImageJ's description, where tifffile expects one."""
+    said = tiff.imagej_metadata or {}
+    for name in {"images", *_IMAGEJ_SIZES.values()} & said.keys():
+        if not isinstance(said[name], int) or said[name] < 1:
+            del said[name]
+
+
 def _pages(tiff: tifffile.TiffFile) -> Iterator[TiffFrame]:
-    """Every page that is no reduced copy and no mask."""
-    for index, page in enumerate(tiff.pages):
-        if not int(page.aspage().subfiletype) & (_REDUCED | _MASK):
+    """Every page that is no reduced copy and no mask, up to where the file is cut off."""
+    for index in range(len(tiff.pages)):
+        try:
+            page = tiff.pages[index].aspage()
+        except tifffile.TiffFileError:
+            return
+        if not int(page.subfiletype) & (_REDUCED | _MASK):
             yield TiffFrame(index)
 
 
 def _is_cut(tiff: tifffile.TiffFile) -> bool:
-    """Whether the last page names a next one that is not in the file."""
+    """Whether the list of pages goes on behind the end of the file."""
+    len(tiff.pages)  # goes through the list
     tiff.filehandle.seek(tiff.pages.next_page_offset or 0)
-    return any(tiff.filehandle.read(tiff.tiff.offsetsize))
+    following = tiff.filehandle.read(tiff.tiff.offsetsize)
+    return len(following) < tiff.tiff.offsetsize or any(following)

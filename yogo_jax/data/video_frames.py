@@ -15,6 +15,8 @@ from yogo_jax.errors import UserError
 
 # Formats that say how long they are where they do not say how many frames they have.
 _WITH_DURATION = ("matroska,webm", "flv")
+# Formats whose count of frames has some that are stored but not shown, or dropped.
+_WITH_OTHER_FRAMES = ("mov", "avi")
 # Part of a frame by which the end of the last one may be off.
 _LEAST_MISSING = 0.75
 
@@ -49,6 +51,8 @@ class VideoFrames:
             raise UserError(f"--video {path}: there is no video in it")
         self._path = path
         self._format = "rgb24" if rgb else "gray"
+        # What the index of the file lists; read before decoding, which adds to it.
+        self._indexed = len(self._container.streams.video[0].index_entries)
         self._frames = self._decode()
         self._next = 0
         self.title = path.stem
@@ -106,23 +110,33 @@ class VideoFrames:
           end: of the last one, in seconds.
         """
         stream = self._container.streams.video[0]
-        if stream.frames:
-            if found < stream.frames:
-                return f"the file declares {stream.frames} frames, {found} are there"
+        if stream.frames and found >= stream.frames:
             return None
-        declared = self._declared_seconds()
-        if declared - end > _LEAST_MISSING * self._seconds_a_frame():
+        declared = self._declared_seconds(found)
+        ends_early = declared - end > _LEAST_MISSING * self._seconds_a_frame()
+        by_time = self._container.format.name.startswith(_WITH_OTHER_FRAMES)
+        if stream.frames and (ends_early or not by_time):
+            return f"the file declares {stream.frames} frames, {found} are there"
+        if ends_early:
             return f"the file declares {declared:.2f} s, its {found} frames end at {end:.2f} s"
         return None
 
-    def _declared_seconds(self) -> float:
+    def _declared_seconds(self, found: int) -> float:
         """When the video ends by what is written in the file; 0 where that is not told.
 
         Of other formats FFmpeg estimates the duration from what is there.
         """
-        if self._container.format.name not in _WITH_DURATION:
+        stream, name = self._container.streams.video[0], self._container.format.name
+        if name.startswith("mov") and stream.duration and stream.time_base:
+            # It follows the edit list: frames that are cut away are stored, but not shown.
+            return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        if name == "avi" and found != self._indexed:
+            # A dropped frame is an empty chunk: nothing to decode, but it takes its time. If they
+            # are the last ones, only the index tells, which a file that is cut off does not have.
+            return stream.frames * self._seconds_a_frame()
+        if name not in _WITH_DURATION:
             return 0.0
-        written = self._container.streams.video[0].metadata.get("DURATION", "")
+        written = stream.metadata.get("DURATION", "")
         if parts := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", written):
             hours, minutes, seconds = map(float, parts.groups())
             return 3600 * hours + 60 * minutes + seconds

@@ -18,6 +18,8 @@ _MARKERS = (".zarray", ".zgroup", "zarr.json")
 # Of OME-Zarr before version 0.3, which did not write them down.
 _OLD_AXES = ("t", "c", "z", "y", "x")
 _MOST_NAMED = 5
+# Levels of folders in which a store is looked for.
+_DEEPEST = 8
 
 
 class FoundArray(NamedTuple):
@@ -91,11 +93,9 @@ class OpenedStore:
         if within:
             return [within]
         if self._files is None:
-            if any((self._container / marker).exists() for marker in _MARKERS):
-                return [""]
-            markers = (path for name in _MARKERS for path in self._container.glob(f"*/{name}"))
-            return sorted({path.parent.name for path in markers})
+            return sorted(_stores_below(self._container))
         folders = {name.rpartition("/")[0] for name in self._files if _name(name) in _MARKERS}
+        folders = {each for each in folders if each.count("/") < _DEEPEST}
         return sorted(each for each in folders if not _has_parent(each, folders))
 
     def _arrays_below(self, path: str) -> Iterator[FoundArray]:
@@ -133,6 +133,17 @@ def _container(path: Path) -> tuple[Path | None, str]:
 def _files_of_zip(path: Path) -> set[str]:
     with zipfile.ZipFile(path) as file:  # BadZipFile: it is none, or was cut short
         return set(file.namelist())
+
+
+def _stores_below(folder: Path) -> Iterator[str]:
+    """Paths in a folder of the stores in it; itself, if it is one."""
+    for parent, folders, names in os.walk(folder):
+        below = Path(parent).relative_to(folder)
+        if not set(_MARKERS).isdisjoint(names):
+            yield "" if below == Path() else below.as_posix()
+            folders.clear()
+        elif len(below.parts) == _DEEPEST:
+            folders.clear()
 
 
 def _files_below(folder: Path, prefix: str) -> Iterator[str]:

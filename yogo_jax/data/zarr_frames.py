@@ -61,6 +61,7 @@ class ZarrFrames:
         path, array = self._path, found.array
         self._array = array
         shape, chunks = array.shape, array.chunks
+        self._by_columns = False
         if found.axes is None:
             if array.ndim != 3 or array.dtype != np.uint8:
                 raise UserError(
@@ -77,7 +78,8 @@ class ZarrFrames:
                 )
             self.layout = "".join(found.axes)
             self._axis = _frame_axis(path, found)
-            self._frame_hw = shape[found.axes.index("y")], shape[found.axes.index("x")]
+            y, x = found.axes.index("y"), found.axes.index("x")
+            self._frame_hw, self._by_columns = (shape[y], shape[x]), x < y
         self._frames_a_chunk = chunks[self._axis]
         self._fill = array.fill_value or 0
         self.title = path.absolute().stem if path.name else path.resolve().stem or "frames"
@@ -105,15 +107,18 @@ class ZarrFrames:
         }
 
     def _written_frames(self, declared: int) -> int:
-        """Frames up to the last one that was written."""
-        blocks = np.flatnonzero(self._written.any(axis=1))
-        if not len(blocks):
-            return 0
-        # A block is there as soon as one of its frames is.
-        first = int(blocks[-1]) * self._frames_a_block
-        count = min(first + self._frames_a_block, declared)
-        while count - 1 > first:
+        """Frames up to the last one that was written.
+
+        Its pixels decide, not its chunk: one chunk may have several frames, and a program may write
+        chunks of zeros before there are frames.
+        """
+        count = declared
+        while count:
+            block = (count - 1) // self._frames_a_block
             number, last = divmod(count - 1, self._frames_a_chunk)
+            if not self._written[block].any():
+                count = block * self._frames_a_block
+                continue
             try:
                 chunk = self._read_chunk(number)
             except Exception:  # told of when it is read for its frames
@@ -122,7 +127,7 @@ class ZarrFrames:
                 if not self._is_unwritten(self._frame_of(chunk, place)):
                     return count
                 count -= 1
-        return count
+        return 0
 
     def name(self, index: int) -> str:
         """The number of a frame."""
@@ -142,7 +147,9 @@ class ZarrFrames:
         if block.any() and not block.all():
             raise FrameError(
                 f"{self._path}, frame {index}: {int((~block).sum())} of its {len(block)} chunks "
-                "are missing; copy the store again"
+                "are missing: either the store is not complete: copy it again; or the program that "
+                "wrote it leaves out chunks whose pixels all have the fill value: write them, too "
+                "(zarr: write_empty_chunks=True)"
             )
         try:
             frame = self._frame(index)
@@ -166,7 +173,9 @@ class ZarrFrames:
 
     def _frame_of(self, chunk: UInt8[np.ndarray, "..."], place: int) -> UInt8[np.ndarray, "h w"]:
         # Axes of OME-Zarr besides rows and columns have one entry.
-        return chunk.take(place, self._axis).reshape(self._frame_hw)
+        frame = chunk.take(place, self._axis)
+        h, w = self._frame_hw
+        return frame.reshape(w, h).T if self._by_columns else frame.reshape(h, w)
 
     def _read_chunk(self, number: int) -> UInt8[np.ndarray, "..."]:
         frames = slice(number * self._frames_a_chunk, (number + 1) * self._frames_a_chunk)

@@ -70,7 +70,7 @@ def infer_frames(
     batch_size = model.batch_size_for(source.count)
     settings = _settings(model, source, model_name, batch_size, thresholds, wanted)
     make_folder(folder, "--output")
-    if (earlier := _finished(folder, settings, wanted, running)) is not None:
+    if (earlier := _finished(folder, settings, wanted, running, source.count)) is not None:
         return earlier
     finish = _telling_of_resizing(
         make_finish(folder, wanted, model.served, thresholds, strict=running.strict),
@@ -163,9 +163,12 @@ def _settings(
 
 
 def _finished(
-    folder: Path, settings: dict[str, Any], wanted: Wanted, running: Running
+    folder: Path, settings: dict[str, Any], wanted: Wanted, running: Running, count: int | None
 ) -> dict[str, Any] | None:
     """The summary of a run that has ended before, for --resume; None if there is work to do.
+
+    An interrupted run goes on with all `count` frames of its source; one that has ended must be of
+    as many, because a store may have grown since.
 
     Raises:
       UserError: the folder is not free, and --resume was not given or does not fit.
@@ -178,10 +181,16 @@ def _finished(
         try:
             earlier = json.loads(summary.read_text(encoding="utf-8"))
             check_same_settings(summary, earlier["settings"], settings)
+            before = earlier["frames"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"--resume: {summary} cannot be read: it is none of ours") from None
+        if count not in (None, before):
+            raise UserError(
+                f"--resume: {summary} is of a run that ended with {before} frames, now there are "
+                f"{count}: choose another --output for all of them"
+            )
         running.say("this run has already ended; there is nothing to do")
         return earlier
     if has_journal:

@@ -15,8 +15,9 @@ from yogo_jax.recipe import LossConfig
 
 
 # Raised whenever older code could not read a checkpoint, or would read it wrongly. A checkpoint
-# says the least version that its own content takes: 2 is for a class temperature.
-FORMAT_VERSION = 2
+# says the least version that its own content takes: 2 is for a class temperature, 3 for a split
+# that nobody named, which older code would take for training images.
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class Metadata:
       source: file that the weights were converted from; empty for those of a run.
       rematerialized: whether the step computed some features twice, for want of memory. Its numbers
         are then rounded otherwise, and a run that goes on stays with it.
+      split_is_usual: whether nobody said how to split the data, so that it was done as usual; runs
+        of versions that took all of such data for training do not have it.
     """
 
     model: ModelSpec
@@ -66,17 +69,22 @@ class Metadata:
     git_revision: str
     source: str = ""
     rematerialized: bool = False
+    split_is_usual: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the format version that they take."""
         values = {**dataclasses.asdict(self), "model": self.model.to_dict()}
-        version = FORMAT_VERSION
+        # The lowest version that reads it: what has its default is left out.
+        version = 1
         if self.model.class_temperature == 1:
             del values["model"]["class_temperature"]
-            version = 1
-        if not self.rematerialized:
-            # Code before there was such a field reads the rest.
-            del values["rematerialized"]
+        else:
+            version = 2
+        for name in ("split_is_usual", "rematerialized"):
+            if values[name]:
+                version = FORMAT_VERSION
+            else:
+                del values[name]
         return {**values, "format_version": version}
 
     @property

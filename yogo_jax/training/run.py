@@ -379,4 +379,5 @@ class Run:
             validation=validation,
             git_revision=self._revision,
             rematerialized=bool(self.rematerialized),
+            split_is_usual=self.data.splits.split_is_usual,
         )

@@ -159,7 +159,7 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
         data = dataclasses.replace(data, split_override=())
     dataset = load_definition(given)
     splits = _splits_of(dataset, data, require_train=False)
-    if splits.split_is_usual and _was_undivided(metadata, given, splits):
+    if splits.split_is_usual and _was_undivided(metadata, given):
         say(
             f"this run is from before data sets without a split got one: all images of {given} "
             "were its training split"
@@ -177,15 +177,14 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
     return splits
 
 
-def _was_undivided(metadata: Metadata, given: Path, splits: Splits) -> bool:
+def _was_undivided(metadata: Metadata, given: Path) -> bool:
     """Whether a run was trained on all images of a data set that names no split."""
     trained_on = metadata.data_settings().definition
-    known = ([], _oriented(splits)) if metadata.model.apply_orientation else ([],)
     return (
         bool(trained_on)
         and given == definition_path(trained_on, metadata.model.image_hw)
         and metadata.validation is None
-        and metadata.data_fingerprint not in (_fingerprint(splits, turned) for turned in known)
+        and not metadata.split_is_usual
     )
 
 

@@ -119,7 +119,7 @@ def _chosen(name: str, given: float | None, recorded: Recorded, default: float) 
     said = getattr(recorded.at, name)
     if given is None:
         return default if said is None else said
-    if said is not None and given < said:
+    if said is not None and given < said and not _same(given, said):
         raise UserError(
             f"{FLAGS[name]} {given:g}: {recorded.file} records the {NAMES[name]} {said:g}, so that "
             f"boxes below it are not there: give {said:g} or more, or infer again with "
@@ -191,11 +191,15 @@ def notes_on_unknown(counts: Recorded, validation: Recorded) -> list[str]:
 
 def flags_of(at: CountedAt) -> str:
     """The thresholds that are known, as flags of `evaluate` and `infer`."""
-    return " ".join(
-        f"{FLAGS[name]} {_shown(value)}"
+    flags = [
+        f"{FLAGS[name]} {value:g}"
         for name, value in at._asdict().items()
-        if value is not None and value != {}
-    )
+        if value is not None and name != "min_scores"
+    ]
+    if at.min_scores:
+        scores = _shown(at.min_scores)
+        flags.append(f"{FLAGS['min_scores']} FILE.json (a file with these scores: {scores})")
+    return " ".join(flags)
 
 
 def _counted_at(
@@ -240,4 +244,6 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return str(list(value.values())) if isinstance(value, Mapping) else f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {score:g}" for name, score in value.items()) or "none"
+    return f"{value:g}"
