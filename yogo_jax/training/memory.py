@@ -182,7 +182,7 @@ def compile_that_fits(
     small = lowered(True, batch_size).compile(compiler_options=options)
     needed, room = bytes_needed(small), bytes_for_step(devices)
     if needed <= room:
-        say(f"{text} {_size(needed)} and about a third more time: it computes some features twice")
+        say(f"{text} {_size(needed)} and somewhat more time: it computes some features twice")
         if before is False:
             say(
                 "note: until now this run did not. Its numbers go on with other rounding, not bit "

@@ -94,7 +94,7 @@ def make_train_step(
       teacher: whose predictions are imitated, of the same grid.
       imitation: share of the loss that does so.
       thumbnails: what is pasted into the images, if anything is.
-      rematerialize: takes less memory and a third more time, see `train_outputs`.
+      rematerialize: takes less memory and more time, see `train_outputs`.
     """
     network = spec.network(compute_dtype)
     if augment.vertical_crop < 1:
