@@ -121,17 +121,42 @@ def test_the_budget_of_hours(monkeypatch):
         stop.check()
 
 
+ENDS = """
+import signal, sys
+from yogo_jax.command import own_this_process
+from yogo_jax.training.preemption import exit_when_stopped
+
+if sys.argv[2] == "owned":
+    own_this_process()
+with exit_when_stopped():
+    signal.raise_signal(signal.Signals[sys.argv[1]])
+"""
+
+
+# Each in a process of its own: whatever goes wrong with a signal, this one gets none.
+@pytest.mark.parametrize("process", ["owned", "called by others"])
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_command_exits_with_its_code(capsys, number):
+def test_a_command_exits_with_its_code(number, process):
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, number.name, process],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    said = f"stopped ({number.name}): the same command goes on (exit status 75)\n"
+    assert (done.returncode, done.stderr) == (75, said)
+
+
+def test_callers_get_their_handlers_back():
     before = [signal.getsignal(each) for each in SIGNALS]
-    try:
-        with pytest.raises(SystemExit) as caught, exit_when_stopped():
-            signal.raise_signal(number)
-    finally:
-        for each, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(each, handler)
+    with exit_when_stopped():
+        assert all(signal.getsignal(each) not in before for each in SIGNALS)
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    with pytest.raises(SystemExit) as caught, exit_when_stopped() as stop:
+        stop.request("its time is over")
     assert caught.value.code == 75
-    assert f"stopped ({number.name}): the same command goes on" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
 @pytest.fixture(scope="module")

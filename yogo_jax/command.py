@@ -46,6 +46,11 @@ def own_this_process() -> None:
     signal.signal(signal.SIGINT, lambda *_: _leave("interrupted", EXIT_INTERRUPTED))
 
 
+def is_owned() -> bool:
+    """Whether this process is a command and nothing else."""
+    return _owned
+
+
 def end(status: int) -> NoReturn:
     """Ends the command: everything is in order.
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn, ParamSpec, TypeVar
 
-from yogo_jax.command import as_command, end, hush
+from yogo_jax.command import as_command, end, hush, is_owned
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 
 
@@ -206,8 +206,13 @@ def end_process(reason: str) -> NoReturn:
 
 @contextmanager
 def exit_when_stopped() -> Iterator[Stop]:
-    """For a command: `as_command` that also listens to the signals; `Stopped` is exit status 75."""
+    """For a command: `as_command` that also listens to the signals; `Stopped` is exit status 75.
+
+    Whoever calls it in a process of their own gets their handlers back. A process that is a command
+    and nothing else keeps ours to its end, which a second signal must not cut.
+    """
     stop = Stop()
+    before = [(each, signal.getsignal(each)) for each in SIGNALS]
     with as_command(stop.request):
         try:
             stop.listen()
@@ -218,3 +223,7 @@ def exit_when_stopped() -> Iterator[Stop]:
                 # Python's farewell is what tells them.
                 sys.exit(EXIT_TO_BE_CONTINUED)
             end(EXIT_TO_BE_CONTINUED)
+        finally:
+            if not is_owned():
+                for each, handler in before:
+                    signal.signal(each, handler)
