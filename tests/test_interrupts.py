@@ -208,17 +208,12 @@ def raise_user_error_while_handling():
         raise UserError("the user's")  # noqa: B904
 
 
-def raise_name_of_file():
-    "\u0436".encode("latin-1")
-
-
 @pytest.mark.parametrize(
     ("function", "said"),
     [
         (raise_cause, "error: the user's\n"),
         (raise_user_error_while_handling, "error: the user's\n"),
         (raise_context, None),
-        (raise_name_of_file, "cannot write: set LC_ALL=C.UTF-8"),
     ],
 )
 def test_only_what_is_the_users_fault_is_told_as_such(function, said, capsys):
@@ -230,6 +225,35 @@ def test_only_what_is_the_users_fault_is_told_as_such(function, said, capsys):
     else:
         assert caught.value.code == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("locale", "encoding", "text", "is_told"),
+    [
+        ("iso8859-1", "latin-1", "\u0436", True),
+        ("ascii", "us-ascii", "\u0436", True),
+        ("koi8-r", "koi8-r", "\u4e00", True),
+        ("utf-8", "latin-1", "\u0436", False),
+        ("utf-8", "ascii", "\u0436", False),
+        ("utf-8", "utf-8", "\ud800", False),
+        ("ascii", "latin-1", "\u0436", False),
+        ("koi8-r", "ascii", "\u0436", False),
+    ],
+)
+def test_only_a_name_that_the_locale_cannot_write_is_told_as_such(
+    locale, encoding, text, is_told, monkeypatch, capsys
+):
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: locale)
+    expected = SystemExit if is_told else UnicodeEncodeError
+    with pytest.raises(expected), exit_on_user_error():
+        text.encode(encoding)
+    said = capsys.readouterr().err
+    assert said == (
+        f"error: {text!a}: a path that {locale}, the encoding of this locale, cannot write: "
+        "set LC_ALL=C.UTF-8\n"
+        if is_told
+        else ""
+    )
 
 
 @pytest.mark.slow
