@@ -136,6 +136,43 @@ with as_command(), Heartbeat(lambda line: print(line, flush=True), seconds=0.05)
     time.sleep(0.5)
     print("done")
 """
+FAILS = """
+from yogo_jax.command import as_command, own_this_process
+from yogo_jax.errors import UserError
+
+own_this_process()
+with as_command():
+    print("some output")
+    raise UserError("x.yml:3: wrong")
+"""
+# As with `| tee`, which Ctrl-C ends, too.
+INTERRUPTED = """
+import signal
+from yogo_jax.command import as_command, own_this_process
+
+own_this_process()
+with as_command(interrupted="go on with --resume", status=75):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        print("3 frames are done")
+"""
+TRAINS = """
+from yogo_jax.command import own_this_process
+from yogo_jax.training.preemption import exit_when_stopped
+
+own_this_process()
+with exit_when_stopped() as stop, stop.held():
+    print("complete")
+"""
+HELP = """
+import sys
+from yogo_jax.command import own_this_process
+from yogo_jax import counts, sweep, train
+
+own_this_process()
+{"counts": counts, "train": train, "sweep": sweep}[sys.argv[1]].main(["--help"])
+"""
 STOPS = """
 from yogo_jax.command import own_this_process
 from yogo_jax.training.preemption import exit_when_stopped
@@ -150,35 +187,63 @@ with exit_when_stopped() as stop:
 """
 
 
-@pytest.mark.parametrize(
-    ("script", "lines", "status", "said"),
-    [
-        pytest.param(PRINTS, 100_000, 141, "", id="while it prints"),
-        pytest.param(PRINTS, 100, 141, "", id="at its end"),
-        pytest.param(BEATS, 0, 141, "", id="while another thread prints"),
-        pytest.param(
-            STOPS,
-            0,
-            75,
-            "stopped (nobody reads its output): the same command goes on (exit status 75)\n",
-            id="a training saves first",
-        ),
-    ],
-)
-def test_a_reader_that_has_gone(script, lines, status, said):
+SAVED = "stopped (nobody reads its output): the same command goes on (exit status 75)\n"
+
+
+def end_without_reader(
+    script: str, argument: object, buffered: bool, *, streams: tuple[str, ...] = ("stdout",)
+) -> tuple[int, str | None]:
+    """The exit status of a command whose reader has gone, and what it said on standard error."""
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(lines)],
+        [sys.executable, "-c", script, str(argument)],
         cwd=ROOT,
-        stdout=theirs,
-        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
+        **{"stderr": subprocess.PIPE, **dict.fromkeys(streams, theirs)},
         text=True,
         check=False,
         timeout=60,
     )
     os.close(theirs)
-    assert (done.returncode, done.stderr) == (status, said)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("script", "argument", "status", "said"),
+    [
+        pytest.param(PRINTS, 100_000, 141, "", id="while it prints"),
+        pytest.param(PRINTS, 100, 141, "", id="at its end"),
+        pytest.param(BEATS, 0, 141, "", id="while another thread prints"),
+        pytest.param(INTERRUPTED, 0, 75, "go on with --resume\n", id="while it is interrupted"),
+        pytest.param(HELP, "counts", 141, "", id="of a help"),
+        pytest.param(HELP, "train", 141, "", id="of the help of a training"),
+        pytest.param(HELP, "sweep", 141, "", id="of the help of a sweep"),
+        pytest.param(STOPS, 0, 75, SAVED, id="a training saves first"),
+        pytest.param(TRAINS, 0, 0, "", id="a training that is complete"),
+    ],
+)
+def test_a_reader_that_has_gone(script, argument, status, said, buffered):
+    assert end_without_reader(script, argument, buffered) == (status, said)
+
+
+@pytest.mark.parametrize(
+    ("buffered", "expected"), [(True, (2, "error: x.yml:3: wrong\n")), (False, (141, ""))]
+)
+def test_a_mistake_and_a_reader_that_has_gone(buffered, expected):
+    # What comes first counts: without a buffer it is the reader.
+    assert end_without_reader(FAILS, 0, buffered) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [(FAILS.replace("print", "str"), 2), (INTERRUPTED, 75), (STOPS, 75), (PRINTS, 141)],
+    ids=["a mistake", "an interruption", "a training", "a command"],
+)
+def test_nobody_reads_what_a_command_complains_of(script, status):
+    found = end_without_reader(script, 100_000, buffered=True, streams=("stdout", "stderr"))
+    assert found == (status, None)
 
 
 def test_a_command_without_any_output_runs():

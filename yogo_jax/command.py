@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
@@ -86,7 +86,14 @@ def as_command(
       status: the exit status after Ctrl-C.
     """
 
+    is_over = False
+
     def on_closed() -> None:
+        nonlocal is_over
+        if is_over:
+            # How it ends is settled. What it still says must not change that.
+            return
+        is_over = True
         if request is None:
             raise OutputClosed
         request("nobody reads its output")
@@ -96,15 +103,34 @@ def as_command(
         try:
             with signals, exit_on_user_error():
                 spare_libraries_the_home()
-                yield
+                # What was saved is what counts of a command that saves; of others, their output.
+                with _flushed_at_end() if request is None else nullcontext():
+                    yield
         except BaseException as error:
+            is_over = True
             # What is interrupted may turn that into an error of its own, as imports do.
             if signals.came or isinstance(error, KeyboardInterrupt):
                 print(interrupted, file=sys.stderr)
                 end(status)
+            if isinstance(error, OutputClosed):
+                end(EXIT_OUTPUT_CLOSED)
             raise
         finally:
+            is_over = True
             logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def _flushed_at_end() -> Iterator[None]:
+    """A command that ends well has handed over all that it printed, else it does not end well."""
+    try:
+        yield
+    except SystemExit as ended:
+        # As --help ends.
+        if not ended.code:
+            sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 class _Output:
@@ -152,19 +178,20 @@ def _safe_output(on_closed: Callable[[], None]) -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         # None is what Python has for a stream that was closed before it started.
-        sys.stdout, sys.stderr = (
-            cast(TextIO, _Output(stream or nowhere, on_closed)) for stream in before
-        )
+        safe = [cast(TextIO, _Output(stream or nowhere, on_closed)) for stream in before]
+        sys.stdout, sys.stderr = safe
         try:
             yield
-            sys.stdout.flush()
-        except OutputClosed:
-            end(EXIT_OUTPUT_CLOSED)
         finally:
-            sys.stdout, sys.stderr = before
-            for stream, old in zip(before, errors, strict=True):
-                if old is not None and hasattr(stream, "reconfigure"):
-                    stream.reconfigure(errors=old)
+            try:
+                # Python would do it at its end, and complain there.
+                for output in safe:
+                    output.flush()
+            finally:
+                sys.stdout, sys.stderr = before
+                for stream, old in zip(before, errors, strict=True):
+                    if old is not None and hasattr(stream, "reconfigure"):
+                        stream.reconfigure(errors=old)
 
 
 class _Interrupts:
@@ -249,5 +276,6 @@ def _imports(frame: FrameType | None) -> bool:
 def _leave(line: str, status: int) -> NoReturn:
     """Ends the process without putting anything in order."""
     # Not by Python's streams, which the main thread may be in the middle of.
-    os.write(2, f"{line}\n".encode(errors="replace"))
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="replace"))
     os._exit(status)

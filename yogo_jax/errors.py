@@ -43,8 +43,11 @@ def exit_on_user_error() -> Iterator[None]:
         user_error = _user_error_in(error)
         if user_error is None:
             raise
-        print(f"error: {user_error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        try:
+            print(f"error: {user_error}", file=sys.stderr)
+        finally:
+            # Also if nobody reads it.
+            sys.exit(EXIT_USER_ERROR)
 
 
 def _user_error_in(error: BaseException | None) -> UserError | None:

@@ -185,7 +185,8 @@ class Stop:
         Raises:
           Stopped: always.
         """
-        raise Stopped(self.reason or "another process of the run has to stop")
+        self._reason = self.reason or "another process of the run has to stop"
+        raise Stopped(self._reason)
 
 
 def say_stopped(reason: str) -> None:
@@ -199,9 +200,11 @@ def say_stopped(reason: str) -> None:
 
 def end_process(reason: str) -> NoReturn:
     """Ends the command, to be continued, without putting anything in order."""
-    say_stopped(reason)
-    sys.stdout.flush()
-    os._exit(EXIT_TO_BE_CONTINUED)
+    try:
+        say_stopped(reason)
+        sys.stdout.flush()
+    finally:
+        os._exit(EXIT_TO_BE_CONTINUED)
 
 
 @contextmanager
@@ -226,4 +229,6 @@ def exit_when_stopped() -> Iterator[Stop]:
         finally:
             if not is_owned():
                 for each, handler in before:
-                    signal.signal(each, handler)
+                    # None is one that Python did not set, and cannot set again.
+                    if handler is not None:
+                        signal.signal(each, handler)
