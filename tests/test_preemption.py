@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import jax
@@ -58,6 +59,16 @@ def test_what_raised_unheard_stops_before_anything_is_at_stake():
     with pytest.raises(Stopped):
         stop.request("SIGTERM")
     with pytest.raises(Stopped, match="SIGTERM"), stop.held():
+        raise AssertionError("it goes on")
+
+
+def test_another_thread_only_notes_it():
+    stop = Stop()
+    with ThreadPoolExecutor(1) as pool:
+        # It would raise here what it raised there.
+        pool.submit(stop.request, "nobody reads its output").result()
+    assert stop.noted
+    with pytest.raises(Stopped, match="nobody reads its output"), stop.held():
         raise AssertionError("it goes on")
 
 

@@ -65,11 +65,15 @@ class Stop:
             signal.signal(each, self._on_signal)
 
     def request(self, reason: str) -> None:
-        """Asks for the stop; an earlier reason stays."""
+        """Asks for the stop; an earlier reason stays. Other threads than the main one only note it.
+
+        Raises:
+          Stopped: at once, in the main thread, unless it is held.
+        """
         if self._reason is not None:
             return
         self._reason = reason
-        if not self._held:
+        if not self._held and threading.current_thread() is threading.main_thread():
             raise Stopped(reason)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
