@@ -3,11 +3,14 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from yogo_jax.output import claims as claims_of_folders
 from yogo_jax.output.claims import (
     Claimed,
     deaths_without_progress,
@@ -123,6 +126,62 @@ def test_a_claim_names_the_job_as_squeue_does(tmp_path, monkeypatch, variables, 
         monkeypatch.setenv(f"SLURM_{name}", value)
     try_to_claim(tmp_path / "0", step=0, now=0.0)
     assert read_claims(tmp_path / "0")[0].values["job"] == expected
+
+
+HERE = {"machine": claims_of_folders._machine()}
+
+
+@pytest.fixture
+def processes():
+    """Numbers of processes: one that runs, one that has ended unnoticed, one that is gone."""
+    command = [sys.executable, "-c", "input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    runs, zombie, gone = (subprocess.Popen(command, **pipes) for _ in range(3))
+    started = {
+        name: claims_of_folders._started(each.pid)
+        for name, each in (("runs", runs), ("zombie", zombie), ("gone", gone))
+    }
+    for each in (zombie, gone):
+        each.kill()
+    gone.wait()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    yield {
+        name: {"process": each.pid, "started": started[name], **HERE}
+        for name, each in (("runs", runs), ("zombie", zombie), ("gone", gone))
+    }
+    for each in (runs, zombie):
+        each.kill()
+        each.wait()
+    for each in (runs, zombie, gone):
+        each.stdin.close()
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["all is seen", "others are hidden"])
+@pytest.mark.parametrize(
+    ("name", "changed", "expected", "if_hidden"),
+    [
+        ("runs", {}, True, None),
+        ("runs", {"started": "1"}, False, None),
+        ("zombie", {}, False, None),
+        ("gone", {}, False, False),
+        ("runs", {"machine": "another"}, None, None),
+    ],
+)
+def test_only_a_process_that_is_not_there_counts_as_dead(
+    processes, monkeypatch, name, changed, expected, if_hidden, hides
+):
+    if hides:
+        # As /proc with hidepid=2, of a user who may send no signal either.
+        real = os.kill
+
+        def kill(process, number):
+            real(process, number)
+            raise PermissionError
+
+        monkeypatch.setattr("os.kill", kill)
+        monkeypatch.setattr(claims_of_folders, "_started", lambda process: None)
+    claim = claimed(0, 0, **{**processes[name], **changed})
+    assert claim.owner_lives is (if_hidden if hides else expected)
 
 
 def claimed(number: int, step: int | None, *, renewed_at: float = 5.0, **values) -> Claimed:

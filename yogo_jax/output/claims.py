@@ -55,8 +55,7 @@ class Claimed(NamedTuple):
         """Whether its process is there; None if that cannot be told from here."""
         machine, job = _machine(), _slurm_job()
         if machine is not None and self.values.get("machine") == machine:
-            # Another process may have got the number since.
-            return _started(self.values["process"]) == self.values["started"]
+            return _lives(self.values["process"], self.values["started"])
         if job is not None and self.values.get("job") == job:
             # SLURM starts a job again only when its first processes are gone.
             return None if self.values["restart"] == _restart() else False
@@ -249,15 +248,33 @@ def _machine() -> str | None:
         return None
 
 
+def _lives(process: int, started: str) -> bool | None:
+    """Whether the process of this machine that began then is there; None if it may be."""
+    try:
+        # Sends nothing.
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is there, and belongs to another user.
+        pass
+    now = _started(process)
+    # A system may hide the processes of other users. The number may be that of another by now.
+    return None if now is None else now == started
+
+
 def _started(process: int) -> str | None:
-    """When a process of this machine began, in ticks of its clock; None if there is none."""
+    """When a process of this machine began, in ticks of its clock.
+
+    Empty if it has ended and only its number is left; None if it is not there or is hidden.
+    """
     try:
         line = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:
         return None
     # Behind the name, which may hold anything: the state, …, as field 22 the start.
     fields = line.rpartition(b")")[2].split()
-    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
 def deaths_without_progress(claims: list[Claimed], step: int) -> list[Claimed]:
