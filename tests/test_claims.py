@@ -1,5 +1,6 @@
 """Claims of trials: one winner, signs of life, and what is left by tasks that died."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -92,6 +93,33 @@ def test_a_slow_task_notices_that_it_was_replaced(tmp_path):
         while not lost and time.monotonic() < deadline:
             time.sleep(0.01)
     assert "was taken over by another task" in lost[0]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO], ids=errno.errorcode.get)
+def test_a_server_that_stumbles_ends_no_renewing(tmp_path, monkeypatch, capsys, number):
+    folder = tmp_path / "0"
+    lost: list[str] = []
+    now = file_system_now(tmp_path)
+    claim = try_to_claim(folder, step=0, now=now, stale_after=0.4, on_lost=lost.append)
+    assert claim is not None
+    real, stumbles = Path.exists, [True, True, True]
+
+    def exists(path):
+        if path.parent == claim.path.parent and stumbles:
+            stumbles.pop()
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    os.utime(claim.path, (1, 1))
+    with claim:
+        deadline = time.monotonic() + 10
+        while claim.path.stat().st_mtime == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert claim.path.stat().st_mtime > 1
+    said = capsys.readouterr().err
+    assert said == f"{claim.path} cannot be renewed now ({os.strerror(number)})\n" * 3
+    assert not lost
 
 
 @pytest.mark.parametrize(

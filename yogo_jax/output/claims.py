@@ -109,8 +109,10 @@ def file_system_now(folder: Path) -> float:
 
 def stop_this_task(message: str) -> None:
     """Ends the process at once: whatever it wrote now would mix with the new owner's files."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(EXIT_LOST)
+    try:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(EXIT_LOST)
 
 
 class Claim:
@@ -148,7 +150,8 @@ class Claim:
             # On a full disk the error that says so must get through.
             with suppress(OSError):
                 self.note(error=f"{type(error).__name__}: {error}")
-        with suppress(FileNotFoundError):
+        # Others then wait until it is stale.
+        with suppress(OSError):
             os.utime(self.path, (0, 0))
 
     def note(self, **values: Any) -> None:
@@ -167,17 +170,20 @@ class Claim:
 
     def _renew(self) -> None:
         while not self._stop.wait(self._interval):
-            if not self.is_mine:
+            try:
+                is_mine = self.is_mine
+                if is_mine:
+                    os.utime(self.path)
+            except OSError as error:
+                # A server that stumbles may be back for the next time.
+                print(f"{self.path} cannot be renewed now ({error.strerror})", file=sys.stderr)
+                continue
+            if not is_mine:
                 self._on_lost(
                     f"{self.folder} was taken over by another task, because this one had not "
                     f"renewed {self.path.name} in time; it stops"
                 )
                 return
-            try:
-                os.utime(self.path)
-            except OSError as error:
-                # A server that stumbles may be back for the next time.
-                print(f"{self.path} cannot be renewed now ({error.strerror})", file=sys.stderr)
 
 
 def try_to_claim(
