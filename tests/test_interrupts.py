@@ -1,6 +1,8 @@
 """Ctrl-C, a reader that has gone, and errors within errors: how commands end."""
 
+import errno
 import gc
+import io
 import os
 import signal
 import subprocess
@@ -20,10 +22,8 @@ def start_script(text: str, *arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", text, *map(str, arguments)],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         text=True,
-        **options,
     )
 
 
@@ -226,6 +226,32 @@ def end_without_reader(
 )
 def test_a_reader_that_has_gone(script, argument, status, said, buffered):
     assert end_without_reader(script, argument, buffered) == (status, said)
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "said"), [(PRINTS, 141, ""), (BEATS, 141, ""), (STOPS, 75, SAVED)]
+)
+def test_a_terminal_that_was_closed(script, status, said):
+    ours, theirs = os.openpty()
+    process = start_script(script, 100_000, stdout=theirs)
+    os.close(theirs)
+    # It is a terminal while Python starts.
+    os.read(ours, 1)
+    os.close(ours)
+    _, found = process.communicate(timeout=60)
+    assert (process.returncode, found) == (status, said)
+
+
+def test_a_fault_of_the_disk_is_no_reader_that_has_gone(tmp_path, monkeypatch):
+    class Disk(io.TextIOWrapper):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with (tmp_path / "log").open("wb") as file, Disk(file) as disk:
+        monkeypatch.setattr(sys, "stdout", disk)
+        with pytest.raises(OSError, match="Input/output error"), as_command():
+            print("x")
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ Every entry point runs inside `as_command`. A mistake of the user, Ctrl-C and a 
 that has gone (`infer … | head -1`) end it without a traceback.
 """
 
+import errno
 import functools
 import logging
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -147,18 +149,20 @@ class _Output:
         """Writes text; the only way in that `print` and Rich take."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._close()
+        except OSError as error:
+            self._close(error)
             return len(text)
 
     def flush(self) -> None:
         """Hands everything written to the operating system."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._close()
+        except OSError as error:
+            self._close(error)
 
-    def _close(self) -> None:
+    def _close(self, error: OSError) -> None:
+        if not self._has_no_reader(error):
+            raise error
         if threading.current_thread() is not threading.main_thread():
             # What it raises ends the command in the main thread alone, which writes soon, too.
             return
@@ -166,6 +170,12 @@ class _Output:
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
         self._on_closed()
+
+    def _has_no_reader(self, error: OSError) -> bool:
+        if error.errno == errno.EIO:
+            # A terminal that was closed, as that of a lost connection; of a file it is the disk.
+            return stat.S_ISCHR(os.fstat(self._stream.fileno()).st_mode)
+        return error.errno == errno.EPIPE
 
 
 @contextmanager
