@@ -156,6 +156,39 @@ def test_a_claim_names_the_job_as_squeue_does(tmp_path, monkeypatch, variables, 
     assert read_claims(tmp_path / "0")[0].values["job"] == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "now", "expected"),
+    [
+        ({"job": "7", "restart": "0"}, {"JOB_ID": "7", "RESTART_COUNT": "1"}, False),
+        ({"job": "7", "restart": 9}, {"JOB_ID": "7", "RESTART_COUNT": "10"}, False),
+        ({"job": "7", "restart": 1}, {"JOB_ID": "7", "RESTART_COUNT": "1"}, None),
+        ({"job": "7", "restart": 1}, {"JOB_ID": "7"}, None),
+        ({"job": "7", "restart": 1}, {"JOB_ID": "7", "RESTART_COUNT": ""}, None),
+        ({"job": "7"}, {"JOB_ID": "7", "RESTART_COUNT": "1"}, None),
+        ({"job": "8", "restart": 0}, {"JOB_ID": "7", "RESTART_COUNT": "1"}, None),
+        ({"job": None, "restart": 0}, {"RESTART_COUNT": "1"}, None),
+        ({}, {"JOB_ID": "7"}, None),
+    ],
+    ids=[
+        "requeued",
+        "many times",
+        "the same start",
+        "not told",
+        "told nothing",
+        "of an earlier version",
+        "another job",
+        "no job",
+        "being written",
+    ],
+)
+def test_only_an_earlier_start_of_a_job_counts_as_dead(monkeypatch, values, now, expected):
+    for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name, value in now.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert claimed(0, 0, **values).owner_lives is expected
+
+
 HERE = {"machine": claims_of_folders._machine()}
 
 

@@ -57,8 +57,10 @@ class Claimed(NamedTuple):
         if machine is not None and self.values.get("machine") == machine:
             return _lives(self.values["process"], self.values["started"])
         if job is not None and self.values.get("job") == job:
-            # SLURM starts a job again only when its first processes are gone.
-            return None if self.values["restart"] == _restart() else False
+            # SLURM starts a job again only when its first processes are gone. Earlier versions
+            # noted no number, and not every process of a job is told its own.
+            before = self.values.get("restart")
+            return False if before is not None and int(before) < _restart() else None
         return None
 
     def describe(self) -> str:
@@ -239,9 +241,10 @@ def _slurm_job() -> str | None:
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
-def _restart() -> str:
-    """How often SLURM has started this job again."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0")
+def _restart() -> int:
+    """How often SLURM has started this job again; 0 also where it does not say."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
 
 
 @functools.cache
