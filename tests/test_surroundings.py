@@ -57,6 +57,14 @@ def test_a_cache_that_cannot_be_written_is_a_temporary_folder_of_this_user(
     assert said.count(f"the cache is {folder}; export YOGO_JAX_CACHE=FOLDER for another") == 1
 
 
+def test_a_temporary_folder_that_hands_its_group_on(temporary, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    temporary.chmod(0o2777)
+    folder = cache.cache_folder()
+    assert folder == temporary / f"yogo_jax-{os.getuid()}"
+    assert folder.stat().st_mode & stat.S_ISGID
+
+
 def make_link(place: Path) -> None:
     (place.parent / "elsewhere").mkdir()
     place.symlink_to(place.parent / "elsewhere")

@@ -60,7 +60,9 @@ def _temporary_folder() -> Path:
         found = folder.lstat()
     except OSError:
         return _private_folder()
-    if found.st_mode == stat.S_IFDIR | 0o700 and found.st_uid == os.getuid():
+    # Beside the permissions there may be a bit that it inherits from the folder above.
+    is_private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == 0o700
+    if is_private and found.st_uid == os.getuid():
         return folder
     return _private_folder()
 
