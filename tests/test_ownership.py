@@ -68,7 +68,8 @@ def test_of_several_that_start_at_once_one_owns_it(tmp_path):
     winner = next(p.pid for p, (out, _) in zip(processes, ends, strict=True) if out)
     said = [error for out, error in ends if not out]
     assert all(f"is in use by process {winner} on" in error for error in said)
-    assert not folder.exists()
+    # Empty, it stays where a loser was the one that made it.
+    assert not folder.exists() or not list(folder.iterdir())
 
 
 def write_owner(folder: Path, **values) -> Path:
