@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -93,6 +94,25 @@ def test_a_slow_task_notices_that_it_was_replaced(tmp_path):
         while not lost and time.monotonic() < deadline:
             time.sleep(0.01)
     assert "was taken over by another task" in lost[0]
+
+
+@pytest.mark.parametrize(
+    "goes", [lambda path: path.rename(path.parent / "b"), shutil.rmtree], ids=["moved", "deleted"]
+)
+def test_a_folder_that_goes_away_is_not_said_to_be_taken_over(tmp_path, goes):
+    folder = tmp_path / "a"
+    lost: list[str] = []
+    now = file_system_now(tmp_path)
+    claim = try_to_claim(folder, step=0, now=now, stale_after=0.4, on_lost=lost.append)
+    assert claim is not None
+    with claim:
+        goes(folder)
+        assert not claim.is_mine
+        deadline = time.monotonic() + 10
+        while not lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert lost[0].startswith(f"{claim.path} is gone, ")
+    assert "moved or deleted the folder" in lost[0]
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO], ids=errno.errorcode.get)

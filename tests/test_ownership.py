@@ -87,8 +87,19 @@ def test_a_dead_owner_on_another_host_is_waited_for(tmp_path, capsys):
     with own_folder(tmp_path, "--workdir", stale_after=2.0):
         assert 1.0 < time.monotonic() - began < 20
     said = capsys.readouterr().err
-    assert f"waiting up to 2 s: {tmp_path} is of process {os.getpid()} on node7" in said
+    assert said.count("\n") == 1
+    assert f"waiting up to 2 s: {tmp_path} is owned by process {os.getpid()} on node7" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_that_was_cut_off_is_waited_for_aloud(tmp_path, capsys):
+    (tmp_path / OWNER).mkdir()
+    (tmp_path / OWNER / "0.json").write_text('{"host": "no')
+    with own_folder(tmp_path, "--workdir", stale_after=2.5):
+        pass
+    assert capsys.readouterr().err == (
+        f"waiting up to 2 s: {tmp_path} is owned by another process, which may be dead\n"
+    )
 
 
 def test_a_live_owner_on_another_host_is_refused_when_it_gives_a_sign(tmp_path, capsys):

@@ -163,28 +163,35 @@ class Claim:
 
     @property
     def is_mine(self) -> bool:
-        """False once another has taken the trial over."""
-        return self.path.exists() and not self._next.exists()
+        """False once another has taken the folder over, or the claim is gone."""
+        return self._why_lost() is None
 
-    @property
-    def _next(self) -> Path:
-        return self.path.with_name(f"{self.number + 1}.json")
+    def _why_lost(self) -> str | None:
+        if self.path.with_name(f"{self.number + 1}.json").exists():
+            return (
+                f"{self.folder} was taken over by another task, because this one had not renewed "
+                f"{self.path.name} in time; it stops"
+            )
+        if not self.path.exists():
+            return (
+                f"{self.path} is gone, so this task cannot tell whether it still owns "
+                f"{self.folder}; it stops. Somebody has moved or deleted the folder, or another "
+                "task has taken it over and has ended"
+            )
+        return None
 
     def _renew(self) -> None:
         while not self._stop.wait(self._interval):
             try:
-                is_mine = self.is_mine
-                if is_mine:
+                lost = self._why_lost()
+                if lost is None:
                     os.utime(self.path)
             except OSError as error:
                 # A server that stumbles may be back for the next time.
                 print(f"{self.path} cannot be renewed now ({error.strerror})", file=sys.stderr)
                 continue
-            if not is_mine:
-                self._on_lost(
-                    f"{self.folder} was taken over by another task, because this one had not "
-                    f"renewed {self.path.name} in time; it stops"
-                )
+            if lost is not None:
+                self._on_lost(lost)
                 return
 
 

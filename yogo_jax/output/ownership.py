@@ -66,6 +66,7 @@ def _give_back(claim: Claim) -> None:
 
 def _take(folder: Path, flag: str, stale_after: float) -> Claim:
     seen: Claimed | None = None
+    is_told = False
     while True:
         owner = next(iter(read_claims(folder, OWNER)[::-1]), None)
         now = file_system_now(folder)
@@ -77,17 +78,25 @@ def _take(folder: Path, flag: str, stale_after: float) -> Claim:
                 _refuse_others(claim, folder, flag, now, stale_after)
                 return claim
         elif seen is None or seen.number != owner.number:
-            seen = owner
-            if owner.values:
-                print(
-                    f"waiting up to {stale_after:.0f} s: {folder} is of {owner.describe()}, which "
-                    "may be dead",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            # While a claim is being written, it does not name its owner yet.
+            seen, is_told = owner, bool(owner.values)
+            if is_told:
+                _say_waiting(owner, folder, stale_after)
         elif owner.renewed_at != seen.renewed_at:
             raise _in_use(owner, folder, flag)
+        elif not is_told:
+            is_told = True
+            _say_waiting(owner, folder, stale_after)
         time.sleep(_LOOK_EVERY_S)
+
+
+def _say_waiting(owner: Claimed, folder: Path, stale_after: float) -> None:
+    print(
+        f"waiting up to {stale_after:.0f} s: {folder} is owned by {owner.describe()}, which may be "
+        "dead",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _refuse_others(claim: Claim, folder: Path, flag: str, now: float, stale_after: float) -> None:
