@@ -95,11 +95,28 @@ def test_a_file_of_the_user_goes_first(home):
     Path("configs").mkdir()
     Path("configs/base.py").write_text("")
     assert find_config("configs/base.py") == "configs/base.py"
+    assert find_config("./configs/base.py") == "configs/base.py"
     # A name is never a file.
     assert find_config("base") == str(ROOT / "configs/base.py")
 
 
-@pytest.mark.parametrize("given", ["bas", "none.py", "other/base.py", "configs", "definition.yml"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "bas",
+        "none.py",
+        "other/base.py",
+        "configs",
+        "definition.yml",
+        "./base.py",
+        "./configs/base.py",
+        "../configs/base.py",
+        "configs/../base.py",
+        "/base.py",
+        "~/base.py",
+        "./base",
+    ],
+)
 def test_an_unknown_config_lists_those_that_are_known(home, given):
     with pytest.raises(UserError, match=f"--config {given}: .*base, demo, strong, sweep"):
         find_config(given)
