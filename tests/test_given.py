@@ -221,9 +221,9 @@ def test_text_is_utf_8(tmp_path, data, expected):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ("a\nкровь\n".encode("iso-8859-5"), "text:2: byte 2, 0xda, is no UTF-8"),
-        (b"\xef\xbb\xbfa\n\n\xe9", "text:3: byte 6, 0xe9, is no UTF-8"),
-        ("a".encode("utf-16"), "text:1: byte 0, 0xff, is no UTF-8"),
+        ("a\nкровь\n".encode("iso-8859-5"), "text:2: byte 2, 0xda, is not UTF-8"),
+        (b"\xef\xbb\xbfa\n\n\xe9", "text:3: byte 6, 0xe9, is not UTF-8"),
+        ("a".encode("utf-16"), "text:1: byte 0, 0xff, is not UTF-8"),
     ],
 )
 def test_other_encodings_are_refused_with_the_place(tmp_path, data, said):

@@ -204,5 +204,5 @@ def test_a_file_of_thresholds_in_another_encoding_is_refused(tmp_path):
 
     path = tmp_path / "thresholds.json"
     path.write_bytes('{"thresholds": {"кольцо": null}}'.encode("koi8-r"))
-    with pytest.raises(UserError, match=r"thresholds\.json:1: byte 17, 0xcb, is no UTF-8"):
+    with pytest.raises(UserError, match=r"thresholds\.json:1: byte 17, 0xcb, is not UTF-8"):
         read_min_scores(path, ["кольцо"], Thresholds(), print)

@@ -38,10 +38,10 @@ _owned = False
 
 
 def own_this_process() -> None:
-    """Says that this process is a command and nothing else: it may end without Python's farewell.
+    """Says that this process is a command and nothing else, so that it may end at once.
 
-    To be called at the top of a command: what it imports below takes a while, and Ctrl-C ends it
-    from here on with one line.
+    Call it at the top of a command. The imports below it take a while, and from here on Ctrl-C ends
+    the command with one line.
     """
     global _owned
     _owned = True
@@ -54,13 +54,13 @@ def is_owned() -> bool:
 
 
 def end(status: int) -> NoReturn:
-    """Ends the command: everything is in order.
+    """Ends the command, when everything is in order.
 
-    A process of its own ends here. Python would wait for threads that nobody needs any more, and
-    crash where they compile.
+    A process that is a command and nothing else ends here. Python would first wait for threads that
+    nobody needs any more, and would crash if one of them compiles.
 
     Raises:
-      SystemExit: the command was called by others.
+      SystemExit: the command runs in a process of others.
     """
     if not _owned:
         sys.exit(status)
@@ -76,15 +76,17 @@ def as_command(
     interrupted: str = "interrupted",
     status: int = EXIT_INTERRUPTED,
 ) -> Iterator[None]:
-    """What stands in here is a command: it prints safely, and ends with a status and one line.
+    """The block is a command: it prints safely, and ends with a status and at most one line.
 
     A `UserError` ends it with status 2, Ctrl-C with `status`, a second Ctrl-C at once with 130. If
-    nobody reads its output, it ends with 141 and says nothing.
+    nobody reads its output, it ends with 141 and says nothing. Once it has ended in one of these
+    ways, a reader that goes away does not change the status.
 
     Args:
-      request: told why the command has to stop when nobody reads its output, in place of ending it
-        there; for commands that save first. They take SIGINT over themselves.
-      interrupted: the line after Ctrl-C.
+      request: for commands that save before they stop. If nobody reads the output, it is called
+        with the reason, and the command goes on until it stops by itself. Such commands handle
+        SIGINT themselves.
+      interrupted: the line that is printed after Ctrl-C.
       status: the exit status after Ctrl-C.
     """
 
@@ -124,7 +126,7 @@ def as_command(
 
 @contextmanager
 def _flushed_at_end() -> Iterator[None]:
-    """A command that ends well has handed over all that it printed, else it does not end well."""
+    """Flushes the output of a command that ends well; a reader that has gone is noticed here."""
     try:
         yield
     except SystemExit as ended:
@@ -136,7 +138,7 @@ def _flushed_at_end() -> Iterator[None]:
 
 
 class _Output:
-    """A stream for text whose reader may go away: from then on, what is written goes nowhere."""
+    """A stream for text. Once its reader has gone, it drops what is written."""
 
     def __init__(self, stream: Any, on_closed: Callable[[], None]) -> None:
         self._stream = stream
@@ -146,7 +148,7 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes text; the only way in that `print` and Rich take."""
+        """Writes text; `print` and Rich call nothing else."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -164,7 +166,7 @@ class _Output:
         if not self._has_no_reader(error):
             raise error
         if threading.current_thread() is not threading.main_thread():
-            # What it raises ends the command in the main thread alone, which writes soon, too.
+            # An exception would end this thread alone. The main thread writes soon, and ends.
             return
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
@@ -207,8 +209,8 @@ def _safe_output(on_closed: Callable[[], None]) -> Iterator[None]:
 class _Interrupts:
     """The first Ctrl-C raises `KeyboardInterrupt`, the second ends the process at once.
 
-    Python calls handlers only when compiled code returns, but writes the number of a signal into a
-    pipe at once, which a thread reads.
+    Python calls a handler only when compiled code returns. But it writes the number of the signal
+    into a pipe at once, and a thread reads it there.
 
     Attributes:
       came: whether there was a Ctrl-C.

@@ -1,12 +1,16 @@
 """Who works in a folder: claims that one process can win and that a dead one loses.
 
-A folder, as that of a trial, holds `claims/0.json`, `claims/1.json`, …: one file for each process
-that worked in it, made with O_EXCL, which of several processes on a shared file system lets exactly
-one succeed (NFS since version 3, Lustre, GPFS, BeeGFS). The owner of the highest number owns the
-folder. A thread renews the file's time of modification; a claim that was not renewed for a while is
-stale, and whoever makes the next number goes on in its place. So does who can tell that the owner
-is dead: on the same machine, or as the later start of the same job. Of trials nothing is ever
-deleted, so there is no moment in which two see the place as free.
+Each process that works in a folder makes a file in its `claims`: `0.json`, `1.json`, …. It is made
+with O_EXCL: of several processes on a shared file system exactly one succeeds (NFS since version 3,
+Lustre, GPFS, BeeGFS). The process that made the highest number owns the folder.
+
+The owner renews its file's time of modification. Another process takes the folder over when the
+claim is stale, which means not renewed for a while. It need not wait if it can tell that the owner
+is dead: if the owner ran on the same machine, or in an earlier start of the same SLURM job. To take
+over is to make the next number.
+
+Claims of a trial are never deleted, so two processes never see the same number as free. An owner of
+another folder deletes its claim when it is done, see `ownership`, which therefore looks twice.
 """
 
 import functools
@@ -26,7 +30,7 @@ from typing import Any, NamedTuple
 # A claim is renewed so many times in the time after which it counts as stale: a few may be late.
 RENEWALS = 8
 STALE_AFTER_S = 120.0
-# Status of a task that stops because another has taken its trial over: it worked too slowly.
+# Status of a task that has lost its folder to another one, because it gave no sign of life.
 EXIT_LOST = 3
 
 
@@ -64,7 +68,7 @@ class Claimed(NamedTuple):
         return None
 
     def describe(self) -> str:
-        """Whose it is, for messages."""
+        """Names the owner, for messages."""
         if not self.values:
             return "another process"
         job = f", job {self.values['job']}" if self.values["job"] else ""
@@ -80,7 +84,7 @@ class Claimed(NamedTuple):
 
 
 def read_claims(folder: Path, name: str = "claims") -> list[Claimed]:
-    """All claims of a folder, which lie in one of this name in it, in their order."""
+    """All claims of a folder by their number; they lie in `folder / name`."""
     claims = []
     for path in (folder / name).glob("*.json"):
         try:
@@ -98,7 +102,7 @@ def read_claims(folder: Path, name: str = "claims") -> list[Claimed]:
 
 
 def file_system_now(folder: Path) -> float:
-    """The time by the clock that stamps files in a folder: that of a server, if it is shared."""
+    """The time in seconds, by the clock that stamps files in a folder: on a share, the server's."""
     path = folder / f".clock.{socket.gethostname()}.{os.getpid()}"
     with path.open("w", encoding="utf-8") as file:
         file.write(".")
@@ -120,8 +124,8 @@ def stop_this_task(message: str) -> None:
 class Claim:
     """A folder that this process owns, renewed by a thread until it is given back.
 
-    Use as a context manager. An exception that passes through is noted in the claim, but for those
-    that end a process in order (`SystemExit`, `KeyboardInterrupt`).
+    Use as a context manager. It notes an exception that passes through it in the claim, but not one
+    that ends a process in order (`SystemExit`, `KeyboardInterrupt`).
     """
 
     def __init__(
@@ -256,7 +260,7 @@ def _restart() -> int:
 
 @functools.cache
 def _machine() -> str | None:
-    """Where numbers of processes mean the same: a start of a kernel, and a container of it."""
+    """Names this machine, its start, and the container: one number is one process in there."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
