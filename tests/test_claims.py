@@ -1,13 +1,18 @@
 """Claims of trials: one winner, signs of life, and what is left by tasks that died."""
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from yogo_jax.output import claims as claims_of_folders
 from yogo_jax.output.claims import (
     Claimed,
     deaths_without_progress,
@@ -92,6 +97,52 @@ def test_a_slow_task_notices_that_it_was_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "goes", [lambda path: path.rename(path.parent / "b"), shutil.rmtree], ids=["moved", "deleted"]
+)
+def test_a_folder_that_goes_away_is_not_said_to_be_taken_over(tmp_path, goes):
+    folder = tmp_path / "a"
+    lost: list[str] = []
+    now = file_system_now(tmp_path)
+    claim = try_to_claim(folder, step=0, now=now, stale_after=0.4, on_lost=lost.append)
+    assert claim is not None
+    with claim:
+        goes(folder)
+        assert not claim.is_mine
+        deadline = time.monotonic() + 10
+        while not lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert lost[0].startswith(f"{claim.path} is gone, ")
+    assert "moved or deleted the folder" in lost[0]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO], ids=errno.errorcode.get)
+def test_a_server_that_stumbles_ends_no_renewing(tmp_path, monkeypatch, capsys, number):
+    folder = tmp_path / "0"
+    lost: list[str] = []
+    now = file_system_now(tmp_path)
+    claim = try_to_claim(folder, step=0, now=now, stale_after=0.4, on_lost=lost.append)
+    assert claim is not None
+    real, stumbles = Path.exists, [True, True, True]
+
+    def exists(path):
+        if path.parent == claim.path.parent and stumbles:
+            stumbles.pop()
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    os.utime(claim.path, (1, 1))
+    with claim:
+        deadline = time.monotonic() + 10
+        while claim.path.stat().st_mtime == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert claim.path.stat().st_mtime > 1
+    said = capsys.readouterr().err
+    assert said == f"{claim.path} cannot be renewed now ({os.strerror(number)})\n" * 3
+    assert not lost
+
+
+@pytest.mark.parametrize(
     ("error", "orderly"),
     [(ValueError("disk full"), False), (SystemExit(75), True), (KeyboardInterrupt(), True)],
     ids=lambda value: type(value).__name__,
@@ -123,6 +174,95 @@ def test_a_claim_names_the_job_as_squeue_does(tmp_path, monkeypatch, variables, 
         monkeypatch.setenv(f"SLURM_{name}", value)
     try_to_claim(tmp_path / "0", step=0, now=0.0)
     assert read_claims(tmp_path / "0")[0].values["job"] == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "now", "expected"),
+    [
+        ({"job": "7", "restart": "0"}, {"JOB_ID": "7", "RESTART_COUNT": "1"}, False),
+        ({"job": "7", "restart": 9}, {"JOB_ID": "7", "RESTART_COUNT": "10"}, False),
+        ({"job": "7", "restart": 1}, {"JOB_ID": "7", "RESTART_COUNT": "1"}, None),
+        ({"job": "7", "restart": 1}, {"JOB_ID": "7"}, None),
+        ({"job": "7", "restart": 1}, {"JOB_ID": "7", "RESTART_COUNT": ""}, None),
+        ({"job": "7"}, {"JOB_ID": "7", "RESTART_COUNT": "1"}, None),
+        ({"job": "8", "restart": 0}, {"JOB_ID": "7", "RESTART_COUNT": "1"}, None),
+        ({"job": None, "restart": 0}, {"RESTART_COUNT": "1"}, None),
+        ({}, {"JOB_ID": "7"}, None),
+    ],
+    ids=[
+        "requeued",
+        "many times",
+        "the same start",
+        "not told",
+        "told nothing",
+        "of an earlier version",
+        "another job",
+        "no job",
+        "being written",
+    ],
+)
+def test_only_an_earlier_start_of_a_job_counts_as_dead(monkeypatch, values, now, expected):
+    for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name, value in now.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert claimed(0, 0, **values).owner_lives is expected
+
+
+HERE = {"machine": claims_of_folders._machine()}
+
+
+@pytest.fixture
+def processes():
+    """Numbers of processes: one that runs, one that has ended unnoticed, one that is gone."""
+    command = [sys.executable, "-c", "input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    runs, zombie, gone = (subprocess.Popen(command, **pipes) for _ in range(3))
+    started = {
+        name: claims_of_folders._started(each.pid)
+        for name, each in (("runs", runs), ("zombie", zombie), ("gone", gone))
+    }
+    for each in (zombie, gone):
+        each.kill()
+    gone.wait()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    yield {
+        name: {"process": each.pid, "started": started[name], **HERE}
+        for name, each in (("runs", runs), ("zombie", zombie), ("gone", gone))
+    }
+    for each in (runs, zombie):
+        each.kill()
+        each.wait()
+    for each in (runs, zombie, gone):
+        each.stdin.close()
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["all is seen", "others are hidden"])
+@pytest.mark.parametrize(
+    ("name", "changed", "expected", "if_hidden"),
+    [
+        ("runs", {}, True, None),
+        ("runs", {"started": "1"}, False, None),
+        ("zombie", {}, False, None),
+        ("gone", {}, False, False),
+        ("runs", {"machine": "another"}, None, None),
+    ],
+)
+def test_only_a_process_that_is_not_there_counts_as_dead(
+    processes, monkeypatch, name, changed, expected, if_hidden, hides
+):
+    if hides:
+        # As /proc with hidepid=2, of a user who may send no signal either.
+        real = os.kill
+
+        def kill(process, number):
+            real(process, number)
+            raise PermissionError
+
+        monkeypatch.setattr("os.kill", kill)
+        monkeypatch.setattr(claims_of_folders, "_started", lambda process: None)
+    claim = claimed(0, 0, **{**processes[name], **changed})
+    assert claim.owner_lives is (if_hidden if hides else expected)
 
 
 def claimed(number: int, step: int | None, *, renewed_at: float = 5.0, **values) -> Claimed:

@@ -446,7 +446,7 @@ def test_nested_without_the_key_asked_for(data):
         (lambda path: path.mkdir(), "Is a directory; expected a data set definition"),
         (
             lambda path: path.write_bytes(b"class_names: [\xe9]"),
-            ":1: byte 14, 0xe9, is no UTF-8",
+            ":1: byte 14, 0xe9, is not UTF-8",
         ),
         (lambda path: path.write_bytes(b"a: \x00"), "not valid YAML"),
         (lambda path: path.write_text("a: 2020-13-45"), "not readable as YAML: month must be"),

@@ -95,11 +95,28 @@ def test_a_file_of_the_user_goes_first(home):
     Path("configs").mkdir()
     Path("configs/base.py").write_text("")
     assert find_config("configs/base.py") == "configs/base.py"
+    assert find_config("./configs/base.py") == "configs/base.py"
     # A name is never a file.
     assert find_config("base") == str(ROOT / "configs/base.py")
 
 
-@pytest.mark.parametrize("given", ["bas", "none.py", "other/base.py", "configs", "definition.yml"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "bas",
+        "none.py",
+        "other/base.py",
+        "configs",
+        "definition.yml",
+        "./base.py",
+        "./configs/base.py",
+        "../configs/base.py",
+        "configs/../base.py",
+        "/base.py",
+        "~/base.py",
+        "./base",
+    ],
+)
 def test_an_unknown_config_lists_those_that_are_known(home, given):
     with pytest.raises(UserError, match=f"--config {given}: .*base, demo, strong, sweep"):
         find_config(given)
@@ -208,9 +225,9 @@ def test_text_is_utf_8(tmp_path, data, expected):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ("a\nкровь\n".encode("iso-8859-5"), "text:2: byte 2, 0xda, is no UTF-8"),
-        (b"\xef\xbb\xbfa\n\n\xe9", "text:3: byte 6, 0xe9, is no UTF-8"),
-        ("a".encode("utf-16"), "text:1: byte 0, 0xff, is no UTF-8"),
+        ("a\nкровь\n".encode("iso-8859-5"), "text:2: byte 2, 0xda, is not UTF-8"),
+        (b"\xef\xbb\xbfa\n\n\xe9", "text:3: byte 6, 0xe9, is not UTF-8"),
+        ("a".encode("utf-16"), "text:1: byte 0, 0xff, is not UTF-8"),
     ],
 )
 def test_other_encodings_are_refused_with_the_place(tmp_path, data, said):

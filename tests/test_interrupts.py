@@ -1,6 +1,8 @@
 """Ctrl-C, a reader that has gone, and errors within errors: how commands end."""
 
+import errno
 import gc
+import io
 import os
 import signal
 import subprocess
@@ -20,10 +22,8 @@ def start_script(text: str, *arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", text, *map(str, arguments)],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         text=True,
-        **options,
     )
 
 
@@ -136,6 +136,43 @@ with as_command(), Heartbeat(lambda line: print(line, flush=True), seconds=0.05)
     time.sleep(0.5)
     print("done")
 """
+FAILS = """
+from yogo_jax.command import as_command, own_this_process
+from yogo_jax.errors import UserError
+
+own_this_process()
+with as_command():
+    print("some output")
+    raise UserError("x.yml:3: wrong")
+"""
+# As with `| tee`, which Ctrl-C ends, too.
+INTERRUPTED = """
+import signal
+from yogo_jax.command import as_command, own_this_process
+
+own_this_process()
+with as_command(interrupted="go on with --resume", status=75):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        print("3 frames are done")
+"""
+TRAINS = """
+from yogo_jax.command import own_this_process
+from yogo_jax.training.preemption import exit_when_stopped
+
+own_this_process()
+with exit_when_stopped() as stop, stop.held():
+    print("complete")
+"""
+HELP = """
+import sys
+from yogo_jax.command import own_this_process
+from yogo_jax import counts, sweep, train
+
+own_this_process()
+{"counts": counts, "train": train, "sweep": sweep}[sys.argv[1]].main(["--help"])
+"""
 STOPS = """
 from yogo_jax.command import own_this_process
 from yogo_jax.training.preemption import exit_when_stopped
@@ -150,35 +187,89 @@ with exit_when_stopped() as stop:
 """
 
 
-@pytest.mark.parametrize(
-    ("script", "lines", "status", "said"),
-    [
-        pytest.param(PRINTS, 100_000, 141, "", id="while it prints"),
-        pytest.param(PRINTS, 100, 141, "", id="at its end"),
-        pytest.param(BEATS, 0, 141, "", id="while another thread prints"),
-        pytest.param(
-            STOPS,
-            0,
-            75,
-            "stopped (nobody reads its output): the same command goes on (exit status 75)\n",
-            id="a training saves first",
-        ),
-    ],
-)
-def test_a_reader_that_has_gone(script, lines, status, said):
+SAVED = "stopped (nobody reads its output): the same command goes on (exit status 75)\n"
+
+
+def end_without_reader(
+    script: str, argument: object, buffered: bool, *, streams: tuple[str, ...] = ("stdout",)
+) -> tuple[int, str | None]:
+    """The exit status of a command whose reader has gone, and what it said on standard error."""
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(lines)],
+        [sys.executable, "-c", script, str(argument)],
         cwd=ROOT,
-        stdout=theirs,
-        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
+        **{"stderr": subprocess.PIPE, **dict.fromkeys(streams, theirs)},
         text=True,
         check=False,
         timeout=60,
     )
     os.close(theirs)
-    assert (done.returncode, done.stderr) == (status, said)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("script", "argument", "status", "said"),
+    [
+        pytest.param(PRINTS, 100_000, 141, "", id="while it prints"),
+        pytest.param(PRINTS, 100, 141, "", id="at its end"),
+        pytest.param(BEATS, 0, 141, "", id="while another thread prints"),
+        pytest.param(INTERRUPTED, 0, 75, "go on with --resume\n", id="while it is interrupted"),
+        pytest.param(HELP, "counts", 141, "", id="of a help"),
+        pytest.param(HELP, "train", 141, "", id="of the help of a training"),
+        pytest.param(HELP, "sweep", 141, "", id="of the help of a sweep"),
+        pytest.param(STOPS, 0, 75, SAVED, id="a training saves first"),
+        pytest.param(TRAINS, 0, 0, "", id="a training that is complete"),
+    ],
+)
+def test_a_reader_that_has_gone(script, argument, status, said, buffered):
+    assert end_without_reader(script, argument, buffered) == (status, said)
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "said"), [(PRINTS, 141, ""), (BEATS, 141, ""), (STOPS, 75, SAVED)]
+)
+def test_a_terminal_that_was_closed(script, status, said):
+    ours, theirs = os.openpty()
+    process = start_script(script, 100_000, stdout=theirs)
+    os.close(theirs)
+    # It is a terminal while Python starts.
+    os.read(ours, 1)
+    os.close(ours)
+    _, found = process.communicate(timeout=60)
+    assert (process.returncode, found) == (status, said)
+
+
+def test_a_fault_of_the_disk_is_no_reader_that_has_gone(tmp_path, monkeypatch):
+    class Disk(io.TextIOWrapper):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with (tmp_path / "log").open("wb") as file, Disk(file) as disk:
+        monkeypatch.setattr(sys, "stdout", disk)
+        with pytest.raises(OSError, match="Input/output error"), as_command():
+            print("x")
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("buffered", "expected"), [(True, (2, "error: x.yml:3: wrong\n")), (False, (141, ""))]
+)
+def test_a_mistake_and_a_reader_that_has_gone(buffered, expected):
+    # What comes first counts: without a buffer it is the reader.
+    assert end_without_reader(FAILS, 0, buffered) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [(FAILS.replace("print", "str"), 2), (INTERRUPTED, 75), (STOPS, 75), (PRINTS, 141)],
+    ids=["a mistake", "an interruption", "a training", "a command"],
+)
+def test_nobody_reads_what_a_command_complains_of(script, status):
+    found = end_without_reader(script, 100_000, buffered=True, streams=("stdout", "stderr"))
+    assert found == (status, None)
 
 
 def test_a_command_without_any_output_runs():
@@ -208,17 +299,12 @@ def raise_user_error_while_handling():
         raise UserError("the user's")  # noqa: B904
 
 
-def raise_name_of_file():
-    "\u0436".encode("latin-1")
-
-
 @pytest.mark.parametrize(
     ("function", "said"),
     [
         (raise_cause, "error: the user's\n"),
         (raise_user_error_while_handling, "error: the user's\n"),
         (raise_context, None),
-        (raise_name_of_file, "cannot write: set LC_ALL=C.UTF-8"),
     ],
 )
 def test_only_what_is_the_users_fault_is_told_as_such(function, said, capsys):
@@ -230,6 +316,35 @@ def test_only_what_is_the_users_fault_is_told_as_such(function, said, capsys):
     else:
         assert caught.value.code == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("locale", "encoding", "text", "is_told"),
+    [
+        ("iso8859-1", "latin-1", "\u0436", True),
+        ("ascii", "us-ascii", "\u0436", True),
+        ("koi8-r", "koi8-r", "\u4e00", True),
+        ("utf-8", "latin-1", "\u0436", False),
+        ("utf-8", "ascii", "\u0436", False),
+        ("utf-8", "utf-8", "\ud800", False),
+        ("ascii", "latin-1", "\u0436", False),
+        ("koi8-r", "ascii", "\u0436", False),
+    ],
+)
+def test_only_a_name_that_the_locale_cannot_write_is_told_as_such(
+    locale, encoding, text, is_told, monkeypatch, capsys
+):
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: locale)
+    expected = SystemExit if is_told else UnicodeEncodeError
+    with pytest.raises(expected), exit_on_user_error():
+        text.encode(encoding)
+    said = capsys.readouterr().err
+    assert said == (
+        f"error: {text!a}: a path that {locale}, the encoding of this locale, cannot write: "
+        "set LC_ALL=C.UTF-8\n"
+        if is_told
+        else ""
+    )
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import jax
@@ -58,6 +59,16 @@ def test_what_raised_unheard_stops_before_anything_is_at_stake():
     with pytest.raises(Stopped):
         stop.request("SIGTERM")
     with pytest.raises(Stopped, match="SIGTERM"), stop.held():
+        raise AssertionError("it goes on")
+
+
+def test_another_thread_only_notes_it():
+    stop = Stop()
+    with ThreadPoolExecutor(1) as pool:
+        # It would raise here what it raised there.
+        pool.submit(stop.request, "nobody reads its output").result()
+    assert stop.noted
+    with pytest.raises(Stopped, match="nobody reads its output"), stop.held():
         raise AssertionError("it goes on")
 
 
@@ -121,17 +132,42 @@ def test_the_budget_of_hours(monkeypatch):
         stop.check()
 
 
+ENDS = """
+import signal, sys
+from yogo_jax.command import own_this_process
+from yogo_jax.training.preemption import exit_when_stopped
+
+if sys.argv[2] == "owned":
+    own_this_process()
+with exit_when_stopped():
+    signal.raise_signal(signal.Signals[sys.argv[1]])
+"""
+
+
+# Each in a process of its own: whatever goes wrong with a signal, this one gets none.
+@pytest.mark.parametrize("process", ["owned", "called by others"])
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_command_exits_with_its_code(capsys, number):
+def test_a_command_exits_with_its_code(number, process):
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, number.name, process],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    said = f"stopped ({number.name}): the same command goes on (exit status 75)\n"
+    assert (done.returncode, done.stderr) == (75, said)
+
+
+def test_callers_get_their_handlers_back():
     before = [signal.getsignal(each) for each in SIGNALS]
-    try:
-        with pytest.raises(SystemExit) as caught, exit_when_stopped():
-            signal.raise_signal(number)
-    finally:
-        for each, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(each, handler)
+    with exit_when_stopped():
+        assert all(signal.getsignal(each) not in before for each in SIGNALS)
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    with pytest.raises(SystemExit) as caught, exit_when_stopped() as stop:
+        stop.request("its time is over")
     assert caught.value.code == 75
-    assert f"stopped ({number.name}): the same command goes on" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +269,8 @@ def test_a_run_that_is_stopped_anywhere_ends_bit_for_bit_as_one_in_peace(
 
 
 def test_the_budget_stops_a_run_after_a_step(definition, tmp_path):
-    config = tiny_config(definition, train__max_hours=1e-9)
+    # Packing images stops, too, if they are not packed yet.
+    config = tiny_config(definition, train__max_hours=1e-9, data__cache="none")
     for step in ("1", "2"):
         with pytest.raises(Stopped, match="max_hours"):
             train_and_evaluate(config, tmp_path)

@@ -57,6 +57,14 @@ def test_a_cache_that_cannot_be_written_is_a_temporary_folder_of_this_user(
     assert said.count(f"the cache is {folder}; export YOGO_JAX_CACHE=FOLDER for another") == 1
 
 
+def test_a_temporary_folder_that_hands_its_group_on(temporary, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    temporary.chmod(0o2777)
+    folder = cache.cache_folder()
+    assert folder == temporary / f"yogo_jax-{os.getuid()}"
+    assert folder.stat().st_mode & stat.S_ISGID
+
+
 def make_link(place: Path) -> None:
     (place.parent / "elsewhere").mkdir()
     place.symlink_to(place.parent / "elsewhere")
@@ -196,5 +204,5 @@ def test_a_file_of_thresholds_in_another_encoding_is_refused(tmp_path):
 
     path = tmp_path / "thresholds.json"
     path.write_bytes('{"thresholds": {"кольцо": null}}'.encode("koi8-r"))
-    with pytest.raises(UserError, match=r"thresholds\.json:1: byte 17, 0xcb, is no UTF-8"):
+    with pytest.raises(UserError, match=r"thresholds\.json:1: byte 17, 0xcb, is not UTF-8"):
         read_min_scores(path, ["кольцо"], Thresholds(), print)

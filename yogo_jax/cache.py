@@ -18,8 +18,8 @@ _told: set[str] = set()
 def cache_folder() -> Path:
     """`YOGO_JAX_CACHE`, else `yogo_jax` in the user's cache folder.
 
-    Where the latter cannot be written, it is a folder of this user among the temporary ones, and a
-    line on standard error says so, once.
+    If the latter cannot be written, the cache is a folder among the temporary ones, and one line on
+    standard error says so.
 
     Raises:
       UserError: `YOGO_JAX_CACHE` begins with `~` and no home folder is known.
@@ -53,14 +53,16 @@ def _wanted() -> Path:
 
 
 def _temporary_folder() -> Path:
-    """A folder of this user alone; one of the same name that somebody else made is not touched."""
+    """A folder that only this user can open; one that somebody else made is not used."""
     folder = Path(tempfile.gettempdir()) / f"yogo_jax-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError:
         return _private_folder()
-    if found.st_mode == stat.S_IFDIR | 0o700 and found.st_uid == os.getuid():
+    # Beside the permissions there may be a bit that it inherits from the folder above.
+    is_private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == 0o700
+    if is_private and found.st_uid == os.getuid():
         return folder
     return _private_folder()
 
@@ -76,14 +78,14 @@ def spare_libraries_the_home() -> None:
     try:
         home = Path.home()
     except RuntimeError:
-        # Some would make a folder `~` in this one.
+        # Some libraries would make a folder named `~` in the current one.
         home = cache_folder()
         os.environ["HOME"] = os.environ["YOGO_JAX_CACHE"] = str(home)
     if not os.access(home, os.W_OK | os.X_OK):
-        # Else it makes a new folder at each start, and says so.
+        # Matplotlib would make a new folder at each start, and say so.
         os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     try:
         getpass.getuser()
     except (KeyError, OSError):
-        # Nobody by that number has a name, which some libraries ask for.
+        # The number of this user has no name, and some libraries ask for one.
         os.environ["LOGNAME"] = f"user{os.getuid()}"

@@ -4,15 +4,17 @@ Every entry point runs inside `as_command`. A mistake of the user, Ctrl-C and a 
 that has gone (`infer … | head -1`) end it without a traceback.
 """
 
+import errno
 import functools
 import logging
 import os
 import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
@@ -36,24 +38,29 @@ _owned = False
 
 
 def own_this_process() -> None:
-    """Says that this process is a command and nothing else: it may end without Python's farewell.
+    """Says that this process is a command and nothing else, so that it may end at once.
 
-    To be called at the top of a command: what it imports below takes a while, and Ctrl-C ends it
-    from here on with one line.
+    Call it at the top of a command. The imports below it take a while, and from here on Ctrl-C ends
+    the command with one line.
     """
     global _owned
     _owned = True
     signal.signal(signal.SIGINT, lambda *_: _leave("interrupted", EXIT_INTERRUPTED))
 
 
-def end(status: int) -> NoReturn:
-    """Ends the command: everything is in order.
+def is_owned() -> bool:
+    """Whether this process is a command and nothing else."""
+    return _owned
 
-    A process of its own ends here. Python would wait for threads that nobody needs any more, and
-    crash where they compile.
+
+def end(status: int) -> NoReturn:
+    """Ends the command, when everything is in order.
+
+    A process that is a command and nothing else ends here. Python would first wait for threads that
+    nobody needs any more, and would crash if one of them compiles.
 
     Raises:
-      SystemExit: the command was called by others.
+      SystemExit: the command runs in a process of others.
     """
     if not _owned:
         sys.exit(status)
@@ -69,19 +76,28 @@ def as_command(
     interrupted: str = "interrupted",
     status: int = EXIT_INTERRUPTED,
 ) -> Iterator[None]:
-    """What stands in here is a command: it prints safely, and ends with a status and one line.
+    """The block is a command: it prints safely, and ends with a status and at most one line.
 
     A `UserError` ends it with status 2, Ctrl-C with `status`, a second Ctrl-C at once with 130. If
-    nobody reads its output, it ends with 141 and says nothing.
+    nobody reads its output, it ends with 141 and says nothing. Once it has ended in one of these
+    ways, a reader that goes away does not change the status.
 
     Args:
-      request: told why the command has to stop when nobody reads its output, in place of ending it
-        there; for commands that save first. They take SIGINT over themselves.
-      interrupted: the line after Ctrl-C.
+      request: for commands that save before they stop. If nobody reads the output, it is called
+        with the reason, and the command goes on until it stops by itself. Such commands handle
+        SIGINT themselves.
+      interrupted: the line that is printed after Ctrl-C.
       status: the exit status after Ctrl-C.
     """
 
+    is_over = False
+
     def on_closed() -> None:
+        nonlocal is_over
+        if is_over:
+            # How it ends is settled. What it still says must not change that.
+            return
+        is_over = True
         if request is None:
             raise OutputClosed
         request("nobody reads its output")
@@ -91,19 +107,38 @@ def as_command(
         try:
             with signals, exit_on_user_error():
                 spare_libraries_the_home()
-                yield
+                # What was saved is what counts of a command that saves; of others, their output.
+                with _flushed_at_end() if request is None else nullcontext():
+                    yield
         except BaseException as error:
+            is_over = True
             # What is interrupted may turn that into an error of its own, as imports do.
             if signals.came or isinstance(error, KeyboardInterrupt):
                 print(interrupted, file=sys.stderr)
                 end(status)
+            if isinstance(error, OutputClosed):
+                end(EXIT_OUTPUT_CLOSED)
             raise
         finally:
+            is_over = True
             logging.disable(logging.NOTSET)
 
 
+@contextmanager
+def _flushed_at_end() -> Iterator[None]:
+    """Flushes the output of a command that ends well; a reader that has gone is noticed here."""
+    try:
+        yield
+    except SystemExit as ended:
+        # As --help ends.
+        if not ended.code:
+            sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
 class _Output:
-    """A stream for text whose reader may go away: from then on, what is written goes nowhere."""
+    """A stream for text. Once its reader has gone, it drops what is written."""
 
     def __init__(self, stream: Any, on_closed: Callable[[], None]) -> None:
         self._stream = stream
@@ -113,28 +148,36 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes text; the only way in that `print` and Rich take."""
+        """Writes text; `print` and Rich call nothing else."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._close()
+        except OSError as error:
+            self._close(error)
             return len(text)
 
     def flush(self) -> None:
         """Hands everything written to the operating system."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._close()
+        except OSError as error:
+            self._close(error)
 
-    def _close(self) -> None:
+    def _close(self, error: OSError) -> None:
+        if not self._has_no_reader(error):
+            raise error
         if threading.current_thread() is not threading.main_thread():
-            # What it raises ends the command in the main thread alone, which writes soon, too.
+            # An exception would end this thread alone. The main thread writes soon, and ends.
             return
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
         self._on_closed()
+
+    def _has_no_reader(self, error: OSError) -> bool:
+        if error.errno == errno.EIO:
+            # A terminal that was closed, as that of a lost connection; of a file it is the disk.
+            return stat.S_ISCHR(os.fstat(self._stream.fileno()).st_mode)
+        return error.errno == errno.EPIPE
 
 
 @contextmanager
@@ -147,26 +190,27 @@ def _safe_output(on_closed: Callable[[], None]) -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         # None is what Python has for a stream that was closed before it started.
-        sys.stdout, sys.stderr = (
-            cast(TextIO, _Output(stream or nowhere, on_closed)) for stream in before
-        )
+        safe = [cast(TextIO, _Output(stream or nowhere, on_closed)) for stream in before]
+        sys.stdout, sys.stderr = safe
         try:
             yield
-            sys.stdout.flush()
-        except OutputClosed:
-            end(EXIT_OUTPUT_CLOSED)
         finally:
-            sys.stdout, sys.stderr = before
-            for stream, old in zip(before, errors, strict=True):
-                if old is not None and hasattr(stream, "reconfigure"):
-                    stream.reconfigure(errors=old)
+            try:
+                # Python would do it at its end, and complain there.
+                for output in safe:
+                    output.flush()
+            finally:
+                sys.stdout, sys.stderr = before
+                for stream, old in zip(before, errors, strict=True):
+                    if old is not None and hasattr(stream, "reconfigure"):
+                        stream.reconfigure(errors=old)
 
 
 class _Interrupts:
     """The first Ctrl-C raises `KeyboardInterrupt`, the second ends the process at once.
 
-    Python calls handlers only when compiled code returns, but writes the number of a signal into a
-    pipe at once, which a thread reads.
+    Python calls a handler only when compiled code returns. But it writes the number of the signal
+    into a pipe at once, and a thread reads it there.
 
     Attributes:
       came: whether there was a Ctrl-C.
@@ -244,5 +288,6 @@ def _imports(frame: FrameType | None) -> bool:
 def _leave(line: str, status: int) -> NoReturn:
     """Ends the process without putting anything in order."""
     # Not by Python's streams, which the main thread may be in the middle of.
-    os.write(2, f"{line}\n".encode(errors="replace"))
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="replace"))
     os._exit(status)

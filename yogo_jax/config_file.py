@@ -31,8 +31,8 @@ def known_configs() -> list[str]:
 def find_config(given: str, example: str = EXAMPLE) -> str:
     """The file that `--config` means, as text.
 
-    A file of the user goes first; then `base`, `base.py` and `configs/base.py` are the package's,
-    from any folder.
+    A file of the user goes first. Where there is none, `base`, `base.py` and `configs/base.py` are
+    the package's, from any folder; any other path, as `./base.py`, is the user's alone.
 
     Args:
       given: a path, or a name; behind a colon may stand an argument of its `get_config`.
@@ -46,13 +46,15 @@ def find_config(given: str, example: str = EXAMPLE) -> str:
     if path.suffix == ".py" and path.is_file():
         return f"{path}{colon}{argument}"
     known = known_configs()
-    if path.parent in (Path(), Path("configs")) and path.name.removesuffix(".py") in known:
+    # As it was written: a Path forgets ./ at its beginning.
+    name = text.removeprefix("configs/").removesuffix(".py")
+    if name in known:
         # Configs import one another by `configs`, which the user may have one of, too.
         if "configs" not in sys.modules:
             with_ours = importlib.util.spec_from_file_location("configs", CONFIGS / "__init__.py")
             assert with_ours is not None
             sys.modules["configs"] = importlib.util.module_from_spec(with_ours)
-        return f"{CONFIGS / path.name.removesuffix('.py')}.py{colon}{argument}"
+        return f"{CONFIGS / name}.py{colon}{argument}"
     if path.suffix != ".py":
         raise UserError(
             f"--config {text}: expected a Python file as {example}, or one of "

@@ -43,8 +43,11 @@ def exit_on_user_error() -> Iterator[None]:
         user_error = _user_error_in(error)
         if user_error is None:
             raise
-        print(f"error: {user_error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        try:
+            print(f"error: {user_error}", file=sys.stderr)
+        finally:
+            # Also if nobody reads it.
+            sys.exit(EXIT_USER_ERROR)
 
 
 def _user_error_in(error: BaseException | None) -> UserError | None:
@@ -56,11 +59,24 @@ def _user_error_in(error: BaseException | None) -> UserError | None:
                     f"{package} is not installed, which this needs: pip install "
                     f"-c constraints.txt -e '.[{extra}]'"
                 )
-        if isinstance(error, UnicodeEncodeError) and error.encoding not in ("utf-8", "utf8"):
+        if isinstance(error, UnicodeEncodeError) and _is_of_the_locale(error):
             # Files are UTF-8 and terminals get escapes: only names of files are left.
             return UserError(
-                f"{error.object!a}: a path that {error.encoding}, the encoding of this locale, "
-                "cannot write: set LC_ALL=C.UTF-8"
+                f"{error.object!a}: a path that {sys.getfilesystemencoding()}, the encoding of "
+                "this locale, cannot write: set LC_ALL=C.UTF-8"
             )
         error = error.__cause__
     return error
+
+
+def _is_of_the_locale(error: UnicodeEncodeError) -> bool:
+    """Whether names of files, as this locale encodes them, fail in the same way."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return False
+    try:
+        error.object.encode(encoding, sys.getfilesystemencodeerrors())
+    except UnicodeEncodeError as again:
+        # Of many encodings the error says "charmap" in place of their name.
+        return again.encoding == error.encoding
+    return False

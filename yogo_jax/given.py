@@ -32,7 +32,7 @@ def path_flag(text: str) -> Path:
 
 
 def path_text_flag(text: str) -> str:
-    """The same for flags that also take what is no path: a pattern, or - for standard input."""
+    """`path_flag` for flags that also take a pattern, or - for standard input."""
     return str(path_flag(text)) if text.startswith("~") else text
 
 
@@ -51,5 +51,5 @@ def read_given_text(path: Path) -> str:
         at = len(data) - len(error.object) + error.start
         line = data.count(b"\n", 0, at) + 1
         raise UserError(
-            f"{path}:{line}: byte {at}, 0x{data[at]:02x}, is no UTF-8: save the file in UTF-8"
+            f"{path}:{line}: byte {at}, 0x{data[at]:02x}, is not UTF-8: save the file as UTF-8"
         ) from None

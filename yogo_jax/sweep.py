@@ -194,10 +194,11 @@ def main(argv: list[str] | None = None) -> None:
         with as_command():
             report(make_report_parser().parse_args(arguments[1:]))
         return
-    with exit_when_stopped() as stop:
+    with as_command():
         # The fields of the config are left to absl.
         args, overrides = make_parser().parse_known_args(arguments)
         check(args)
+    with exit_when_stopped() as stop:
         sweep(args, overrides, stop)
 
 

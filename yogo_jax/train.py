@@ -18,6 +18,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from yogo_jax.command import as_command
 from yogo_jax.config import field_names, field_types, from_mapping
 from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
 from yogo_jax.errors import UserError, exit_on_user_error
@@ -135,9 +136,10 @@ def _find_workdir(name: str) -> tuple[Path, bool]:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
-    with exit_when_stopped() as stop:
-        if {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(arguments):
+        with as_command():
             make_parser().parse_args(["--help"])
+    with exit_when_stopped() as stop:
         command = [sys.argv[0], *arguments]
         _define_flags(command)
         rest = parse_config_flags(command, field_names(), flags.FLAGS)

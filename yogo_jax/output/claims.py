@@ -1,12 +1,16 @@
 """Who works in a folder: claims that one process can win and that a dead one loses.
 
-A folder, as that of a trial, holds `claims/0.json`, `claims/1.json`, …: one file for each process
-that worked in it, made with O_EXCL, which of several processes on a shared file system lets exactly
-one succeed (NFS since version 3, Lustre, GPFS, BeeGFS). The owner of the highest number owns the
-folder. A thread renews the file's time of modification; a claim that was not renewed for a while is
-stale, and whoever makes the next number goes on in its place. So does who can tell that the owner
-is dead: on the same machine, or as the later start of the same job. Of trials nothing is ever
-deleted, so there is no moment in which two see the place as free.
+Each process that works in a folder makes a file in its `claims`: `0.json`, `1.json`, …. It is made
+with O_EXCL: of several processes on a shared file system exactly one succeeds (NFS since version 3,
+Lustre, GPFS, BeeGFS). The process that made the highest number owns the folder.
+
+The owner renews its file's time of modification. Another process takes the folder over when the
+claim is stale, which means not renewed for a while. It need not wait if it can tell that the owner
+is dead: if the owner ran on the same machine, or in an earlier start of the same SLURM job. To take
+over is to make the next number.
+
+Claims of a trial are never deleted, so two processes never see the same number as free. An owner of
+another folder deletes its claim when it is done, see `ownership`, which therefore looks twice.
 """
 
 import functools
@@ -26,7 +30,7 @@ from typing import Any, NamedTuple
 # A claim is renewed so many times in the time after which it counts as stale: a few may be late.
 RENEWALS = 8
 STALE_AFTER_S = 120.0
-# Status of a task that stops because another has taken its trial over: it worked too slowly.
+# Status of a task that has lost its folder to another one, because it gave no sign of life.
 EXIT_LOST = 3
 
 
@@ -55,15 +59,16 @@ class Claimed(NamedTuple):
         """Whether its process is there; None if that cannot be told from here."""
         machine, job = _machine(), _slurm_job()
         if machine is not None and self.values.get("machine") == machine:
-            # Another process may have got the number since.
-            return _started(self.values["process"]) == self.values["started"]
+            return _lives(self.values["process"], self.values["started"])
         if job is not None and self.values.get("job") == job:
-            # SLURM starts a job again only when its first processes are gone.
-            return None if self.values["restart"] == _restart() else False
+            # SLURM starts a job again only when its first processes are gone. Earlier versions
+            # noted no number, and not every process of a job is told its own.
+            before = self.values.get("restart")
+            return False if before is not None and int(before) < _restart() else None
         return None
 
     def describe(self) -> str:
-        """Whose it is, for messages."""
+        """Names the owner, for messages."""
         if not self.values:
             return "another process"
         job = f", job {self.values['job']}" if self.values["job"] else ""
@@ -79,7 +84,7 @@ class Claimed(NamedTuple):
 
 
 def read_claims(folder: Path, name: str = "claims") -> list[Claimed]:
-    """All claims of a folder, which lie in one of this name in it, in their order."""
+    """All claims of a folder by their number; they lie in `folder / name`."""
     claims = []
     for path in (folder / name).glob("*.json"):
         try:
@@ -97,7 +102,7 @@ def read_claims(folder: Path, name: str = "claims") -> list[Claimed]:
 
 
 def file_system_now(folder: Path) -> float:
-    """The time by the clock that stamps files in a folder: that of a server, if it is shared."""
+    """The time in seconds, by the clock that stamps files in a folder: on a share, the server's."""
     path = folder / f".clock.{socket.gethostname()}.{os.getpid()}"
     with path.open("w", encoding="utf-8") as file:
         file.write(".")
@@ -110,15 +115,17 @@ def file_system_now(folder: Path) -> float:
 
 def stop_this_task(message: str) -> None:
     """Ends the process at once: whatever it wrote now would mix with the new owner's files."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(EXIT_LOST)
+    try:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(EXIT_LOST)
 
 
 class Claim:
     """A folder that this process owns, renewed by a thread until it is given back.
 
-    Use as a context manager. An exception that passes through is noted in the claim, but for those
-    that end a process in order (`SystemExit`, `KeyboardInterrupt`).
+    Use as a context manager. It notes an exception that passes through it in the claim, but not one
+    that ends a process in order (`SystemExit`, `KeyboardInterrupt`).
     """
 
     def __init__(
@@ -149,7 +156,8 @@ class Claim:
             # On a full disk the error that says so must get through.
             with suppress(OSError):
                 self.note(error=f"{type(error).__name__}: {error}")
-        with suppress(FileNotFoundError):
+        # Others then wait until it is stale.
+        with suppress(OSError):
             os.utime(self.path, (0, 0))
 
     def note(self, **values: Any) -> None:
@@ -159,26 +167,36 @@ class Claim:
 
     @property
     def is_mine(self) -> bool:
-        """False once another has taken the trial over."""
-        return self.path.exists() and not self._next.exists()
+        """False once another has taken the folder over, or the claim is gone."""
+        return self._why_lost() is None
 
-    @property
-    def _next(self) -> Path:
-        return self.path.with_name(f"{self.number + 1}.json")
+    def _why_lost(self) -> str | None:
+        if self.path.with_name(f"{self.number + 1}.json").exists():
+            return (
+                f"{self.folder} was taken over by another task, because this one had not renewed "
+                f"{self.path.name} in time; it stops"
+            )
+        if not self.path.exists():
+            return (
+                f"{self.path} is gone, so this task cannot tell whether it still owns "
+                f"{self.folder}; it stops. Somebody has moved or deleted the folder, or another "
+                "task has taken it over and has ended"
+            )
+        return None
 
     def _renew(self) -> None:
         while not self._stop.wait(self._interval):
-            if not self.is_mine:
-                self._on_lost(
-                    f"{self.folder} was taken over by another task, because this one had not "
-                    f"renewed {self.path.name} in time; it stops"
-                )
-                return
             try:
-                os.utime(self.path)
+                lost = self._why_lost()
+                if lost is None:
+                    os.utime(self.path)
             except OSError as error:
                 # A server that stumbles may be back for the next time.
                 print(f"{self.path} cannot be renewed now ({error.strerror})", file=sys.stderr)
+                continue
+            if lost is not None:
+                self._on_lost(lost)
+                return
 
 
 def try_to_claim(
@@ -234,14 +252,15 @@ def _slurm_job() -> str | None:
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
-def _restart() -> str:
-    """How often SLURM has started this job again."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0")
+def _restart() -> int:
+    """How often SLURM has started this job again; 0 also where it does not say."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
 
 
 @functools.cache
 def _machine() -> str | None:
-    """Where numbers of processes mean the same: a start of a kernel, and a container of it."""
+    """Names this machine, its start, and the container: one number is one process in there."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -249,15 +268,33 @@ def _machine() -> str | None:
         return None
 
 
+def _lives(process: int, started: str) -> bool | None:
+    """Whether the process of this machine that began then is there; None if it may be."""
+    try:
+        # Sends nothing.
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is there, and belongs to another user.
+        pass
+    now = _started(process)
+    # A system may hide the processes of other users. The number may be that of another by now.
+    return None if now is None else now == started
+
+
 def _started(process: int) -> str | None:
-    """When a process of this machine began, in ticks of its clock; None if there is none."""
+    """When a process of this machine began, in ticks of its clock.
+
+    Empty if it has ended and only its number is left; None if it is not there or is hidden.
+    """
     try:
         line = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:
         return None
     # Behind the name, which may hold anything: the state, …, as field 22 the start.
     fields = line.rpartition(b")")[2].split()
-    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
 def deaths_without_progress(claims: list[Claimed], step: int) -> list[Claimed]:

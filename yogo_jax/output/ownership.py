@@ -18,7 +18,7 @@ from yogo_jax.output.claims import (
 from yogo_jax.output.files import make_folder
 
 
-# In the folder; gone when nobody owns it.
+# The folder of claims; it is deleted when nobody owns the folder.
 OWNER = ".owner"
 _LOOK_EVERY_S = 1.0
 
@@ -29,15 +29,15 @@ def own_folder(
 ) -> Iterator[None]:
     """Makes a folder, if need be, and owns it: no other command writes to it in the meantime.
 
-    What a dead process owned is taken over: at once if it ran on this machine or as an earlier
-    start of this job, else when it has given no sign of life for `stale_after`, which is waited
-    for. A folder that was made here and got nothing is taken away again.
+    The folder of a dead process is taken over. This happens at once if that process ran on this
+    machine or in an earlier start of this SLURM job. Else this waits until it has given no sign of
+    life for `stale_after`. A folder that was made here and is still empty at the end is removed.
 
     Args:
       folder: where the command writes.
       flag: what the user set it by, for messages.
-      is_new: it was made for this command.
-      stale_after: seconds.
+      is_new: the folder was made for this command.
+      stale_after: seconds without a sign of life after which an owner counts as dead.
 
     Raises:
       UserError: another command owns it, or it cannot be written.
@@ -66,6 +66,7 @@ def _give_back(claim: Claim) -> None:
 
 def _take(folder: Path, flag: str, stale_after: float) -> Claim:
     seen: Claimed | None = None
+    is_told = False
     while True:
         owner = next(iter(read_claims(folder, OWNER)[::-1]), None)
         now = file_system_now(folder)
@@ -77,17 +78,25 @@ def _take(folder: Path, flag: str, stale_after: float) -> Claim:
                 _refuse_others(claim, folder, flag, now, stale_after)
                 return claim
         elif seen is None or seen.number != owner.number:
-            seen = owner
-            if owner.values:
-                print(
-                    f"waiting up to {stale_after:.0f} s: {folder} is of {owner.describe()}, which "
-                    "may be dead",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            # While a claim is being written, it does not name its owner yet.
+            seen, is_told = owner, bool(owner.values)
+            if is_told:
+                _say_waiting(owner, folder, stale_after)
         elif owner.renewed_at != seen.renewed_at:
             raise _in_use(owner, folder, flag)
+        elif not is_told:
+            is_told = True
+            _say_waiting(owner, folder, stale_after)
         time.sleep(_LOOK_EVERY_S)
+
+
+def _say_waiting(owner: Claimed, folder: Path, stale_after: float) -> None:
+    print(
+        f"waiting up to {stale_after:.0f} s: {folder} is owned by {owner.describe()}, which may be "
+        "dead",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _refuse_others(claim: Claim, folder: Path, flag: str, now: float, stale_after: float) -> None:
@@ -103,7 +112,8 @@ def _refuse_others(claim: Claim, folder: Path, flag: str, now: float, stale_afte
 
 def _in_use(owner: Claimed, folder: Path, flag: str) -> UserError:
     return UserError(
-        f"{flag} {folder} is in use by {owner.describe()}: choose another folder, or wait for it"
+        f"{flag} {folder} is in use by {owner.describe()}: choose another folder, or wait until "
+        "that command has ended"
     )
 
 

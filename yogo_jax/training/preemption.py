@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn, ParamSpec, TypeVar
 
-from yogo_jax.command import as_command, end, hush
+from yogo_jax.command import as_command, end, hush, is_owned
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 
 
@@ -65,11 +65,15 @@ class Stop:
             signal.signal(each, self._on_signal)
 
     def request(self, reason: str) -> None:
-        """Asks for the stop; an earlier reason stays."""
+        """Asks for the stop; an earlier reason stays. Other threads than the main one only note it.
+
+        Raises:
+          Stopped: at once, in the main thread, unless it is held.
+        """
         if self._reason is not None:
             return
         self._reason = reason
-        if not self._held:
+        if not self._held and threading.current_thread() is threading.main_thread():
             raise Stopped(reason)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -185,7 +189,8 @@ class Stop:
         Raises:
           Stopped: always.
         """
-        raise Stopped(self.reason or "another process of the run has to stop")
+        self._reason = self.reason or "another process of the run has to stop"
+        raise Stopped(self._reason)
 
 
 def say_stopped(reason: str) -> None:
@@ -199,15 +204,22 @@ def say_stopped(reason: str) -> None:
 
 def end_process(reason: str) -> NoReturn:
     """Ends the command, to be continued, without putting anything in order."""
-    say_stopped(reason)
-    sys.stdout.flush()
-    os._exit(EXIT_TO_BE_CONTINUED)
+    try:
+        say_stopped(reason)
+        sys.stdout.flush()
+    finally:
+        os._exit(EXIT_TO_BE_CONTINUED)
 
 
 @contextmanager
 def exit_when_stopped() -> Iterator[Stop]:
-    """For a command: `as_command` that also listens to the signals; `Stopped` is exit status 75."""
+    """For a command: `as_command` that also listens to the signals; `Stopped` is exit status 75.
+
+    Whoever calls it in a process of their own gets their handlers back. A process that is a command
+    and nothing else keeps ours to its end, which a second signal must not cut.
+    """
     stop = Stop()
+    before = [(each, signal.getsignal(each)) for each in SIGNALS]
     with as_command(stop.request):
         try:
             stop.listen()
@@ -218,3 +230,9 @@ def exit_when_stopped() -> Iterator[Stop]:
                 # Python's farewell is what tells them.
                 sys.exit(EXIT_TO_BE_CONTINUED)
             end(EXIT_TO_BE_CONTINUED)
+        finally:
+            if not is_owned():
+                for each, handler in before:
+                    # None is one that Python did not set, and cannot set again.
+                    if handler is not None:
+                        signal.signal(each, handler)
