@@ -71,6 +71,6 @@ def test_too_little_memory_is_one_line(tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert re.search(
-        r"batch_size=\d+ \(the largest that fits\), or --config.data.image_hw", done.stderr
+        r"batch_size=\d+ \(the largest that fits\), or set --config.data.image_hw", done.stderr
     )
     assert seconds < 120

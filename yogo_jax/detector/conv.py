@@ -25,8 +25,9 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PADDING = ((1, 1), (1, 1))
 # Copies of an image's taps that a matrix product reads; more would leave the processor's cache.
 _BLOCK_BYTES = 12_000_000
-# Copies of gradients that the products of a strided layer read at once: more than a batch of small
-# images needs, so that those stay whole. A batch of whole frames would need gigabytes.
+# Copies of features or gradients that a layer reads at once, its own or those that XLA makes: more
+# than a batch of small images needs, so that those stay whole. A batch of whole frames would need
+# gigabytes.
 _COPIED_BYTES = 400_000_000
 # Channels in and out from which on fewer products are worth more sums: 16 to 32 lose by them.
 _WIDE = 64
@@ -36,6 +37,21 @@ def _plain_conv3x3(x: Array, kernel: Array, stride: int) -> Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), _PADDING, dimension_numbers=_LAYOUT
     )
+
+
+def _images_at_a_time(images: Array, copies: int = 1) -> int:
+    """Images of a batch that a layer takes at once, where it copies each so many times."""
+    bytes_of_one = copies * math.prod(images.shape[1:]) * 4
+    return winograd.images_at_a_time(images.shape[0], bytes_of_one, _COPIED_BYTES)
+
+
+def _some_at_a_time(function: Callable[[Array], Array], images: Array, copies: int = 1) -> Array:
+    """The function of a batch, computed for some of its images at a time."""
+    size = _images_at_a_time(images, copies)
+    if size == images.shape[0]:
+        return function(images)
+    results = lax.map(function, images.reshape(-1, size, *images.shape[1:]))
+    return results.reshape(-1, *results.shape[2:])
 
 
 def _plain_kernel_gradient(x: Array, grad: Array, stride: int) -> Array:
@@ -101,8 +117,8 @@ def _input_gradient_by_parity(kernel: Array, grad: Array, shape: tuple[int, ...]
     An even row was seen by the middle tap of one output row, an odd one by the last tap of that
     and the first tap of the next; columns alike.
     """
-    images, height, width, _ = shape
-    _, rows, columns, outputs = grad.shape
+    _, height, width, _ = shape
+    _, rows, columns, _ = grad.shape
     # Of each parity: (output row from this one on, tap).
     seers = (((0, 1),), ((0, 2), (1, 0)))
 
@@ -120,10 +136,7 @@ def _input_gradient_by_parity(kernel: Array, grad: Array, shape: tuple[int, ...]
         return winograd.interleaved(kinds, height, width)
 
     # Each tap reads the gradients once.
-    size = winograd.images_at_a_time(images, 9 * rows * columns * outputs * 4, _COPIED_BYTES)
-    if size == images:
-        return of_group(grad)
-    return lax.map(of_group, grad.reshape(images // size, size, *grad.shape[1:])).reshape(shape)
+    return _some_at_a_time(of_group, grad, copies=9)
 
 
 def _is_wide(kernel: Array, stride: int) -> bool:
@@ -136,7 +149,11 @@ def _cpu_gradients(stride: int, x: Array, kernel: Array, grad: Array) -> tuple[A
     if stride == 2:
         of_images = _input_gradient_by_parity(kernel, grad, x.shape)
     else:
-        of_images = _plain_input_gradient(kernel, grad, stride, x.shape)
+
+        def of_group(grad: Array) -> Array:
+            return _plain_input_gradient(kernel, grad, stride, (len(grad), *x.shape[1:]))
+
+        of_images = _some_at_a_time(of_group, grad)
     return of_images, _kernel_gradient_by_products(x, grad, stride)
 
 
@@ -152,9 +169,14 @@ def _device_axes() -> tuple[str, ...]:
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
     """What is computed where gradients will be asked for."""
     plain = functools.partial(_plain_conv3x3, stride=stride)
-    if not _is_wide(kernel, stride):
-        return plain(x, kernel), (x, kernel)
     on_cpu = winograd.convolved
+    if not _is_wide(kernel, stride):
+        if _images_at_a_time(x) == x.shape[0]:
+            return plain(x, kernel), (x, kernel)
+
+        def on_cpu(x: Array, kernel: Array) -> Array:
+            return _some_at_a_time(lambda group: plain(group, kernel), x)
+
     if axes := _device_axes():
         by_image, copied = PartitionSpec(axes), PartitionSpec()
         on_cpu = jax.shard_map(
