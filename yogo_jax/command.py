@@ -49,7 +49,7 @@ def own_this_process() -> None:
 
 
 def is_owned() -> bool:
-    """Whether this process is a command and nothing else."""
+    """Says whether this process is a command and nothing else."""
     return _owned
 
 
@@ -277,7 +277,7 @@ def hush() -> None:
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is just being imported."""
+    """Says whether a module is just being imported."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True

@@ -1,4 +1,4 @@
-"""What the numbers of a set look like, where they are not what label files hold."""
+"""Guesses at what the numbers of a set are, where they are not what label files hold."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +69,7 @@ def guess_findings(
 
 
 def boxes_look_like(boxes: Float32[np.ndarray, "m 4"]) -> str | None:
-    """What boxes, read as centre and size, look like instead; None if they look right.
+    """A guess at what boxes, read as centre and size, are instead; None if they look right.
 
     Corners x1 y1 x2 y2: the third number is always above the first, the fourth above the second,
     and as centre and size many would reach over the edge. The upper left corner and size: as centre
@@ -89,5 +89,5 @@ def boxes_look_like(boxes: Float32[np.ndarray, "m 4"]) -> str | None:
 
 
 def _rise(boxes: Float[np.ndarray, "m 4"]) -> bool:
-    """Whether all third numbers are above the first ones, and the fourth above the second."""
+    """True if all third numbers are above the first ones, and the fourth above the second."""
     return bool((boxes[:, 2:] > boxes[:, :2]).all())

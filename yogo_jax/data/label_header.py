@@ -34,7 +34,7 @@ _SIGNS = re.compile(r"[\W_]+")
 
 
 class Columns(NamedTuple):
-    """What the five columns of a label file hold.
+    """The meaning of the five columns of a label file.
 
     Attributes:
       names: `class` and four of CENTRE or of CORNERS, in the order of the file.

@@ -103,7 +103,7 @@ def _read_orientations(paths: Sequence[str]) -> list[int]:
 
 
 def orientation_lines(count: int, *, applied: bool) -> list[str]:
-    """What is to be said of so many images that are not stored upright; nothing of none."""
+    """Lines on so many images that are not stored upright; nothing of none."""
     if not count:
         return []
     images = "1 image has" if count == 1 else f"{count} images have"

@@ -1,4 +1,4 @@
-"""How images of another shape than the network's are stretched."""
+"""Images of another shape than the network's, and by how much they are stretched."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ STRETCH = 1.1
 
 
 class Stretch(NamedTuple):
-    """How images of another shape are stretched to that of the network.
+    """The stretch of images of another shape to that of the network.
 
     Attributes:
       image_hw: that they get.
@@ -46,7 +46,7 @@ class Stretch(NamedTuple):
 def stretch_of(
     image_paths: Sequence[str], image_hw: tuple[int, int], apply_orientation: bool = True
 ) -> Stretch | None:
-    """How much images are stretched, of which some are looked at; None if it is next to nothing.
+    """The stretch of some images, of which up to 64 are read; None if it is next to nothing.
 
     Args:
       image_paths: of the images.

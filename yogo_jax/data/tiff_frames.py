@@ -33,7 +33,7 @@ _LEAST_BEHIND = 0.01
 
 
 class TiffFrame(NamedTuple):
-    """Where a frame lies.
+    """The place of a frame in a file.
 
     Attributes:
       page: its number in the file.
@@ -87,7 +87,7 @@ def _frames(tiff: tifffile.TiffFile) -> list[TiffFrame]:
 
 
 def _is_one_image(tiff: tifffile.TiffFile) -> bool:
-    """Whether the only page of a file is an image alone, although it may describe a stack.
+    """True if the only page of a file is an image alone, although it may describe a stack.
 
     Programs that split a stack copy its description into each file. Of OME-TIFF a page is always
     one image. A stack of one page (ImageJ, tifffile) has its frames uncompressed behind its
@@ -106,7 +106,7 @@ def _is_one_image(tiff: tifffile.TiffFile) -> bool:
 
 
 def _may_hold_frames(page: Any) -> bool:
-    """Whether more frames than one may lie behind the directory of a page."""
+    """True if more frames than one may lie behind the directory of a page."""
     is_plain = page.compression == 1 and page.is_contiguous
     return bool(is_plain and page.offset < page.dataoffsets[0])
 
@@ -208,7 +208,7 @@ def _pages(tiff: tifffile.TiffFile) -> Iterator[TiffFrame]:
 
 
 def _is_cut(tiff: tifffile.TiffFile) -> bool:
-    """Whether the list of pages goes on behind the end of the file."""
+    """True if the list of pages goes on behind the end of the file."""
     len(tiff.pages)  # goes through the list
     tiff.filehandle.seek(tiff.pages.next_page_offset or 0)
     following = tiff.filehandle.read(tiff.tiff.offsetsize)

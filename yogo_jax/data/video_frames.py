@@ -103,7 +103,7 @@ class VideoFrames:
             yield FrameError(f"{self._path}: {missing}; it is cut off: copy it again")
 
     def _missing(self, found: int, end: float) -> str | None:
-        """What the file declares and does not have; None if nothing is missing or declared.
+        """A line on frames that are declared and missing; None if there are none.
 
         Args:
           found: number of frames.

@@ -167,7 +167,7 @@ def _device_axes() -> tuple[str, ...]:
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    """What is computed where gradients will be asked for."""
+    """The convolution where gradients follow, and what they read."""
     plain = functools.partial(_plain_conv3x3, stride=stride)
     on_cpu = winograd.convolved
     if not _is_wide(kernel, stride):
