@@ -201,12 +201,11 @@ def test_scores_that_boxes_were_left_out_by_are_compared_too(folder, capsys):
     scores = [0.25] * 7
     write(folder / "plain.json", metrics(thresholds=plain))
     write(folder / "scores.json", metrics(thresholds={**plain, "min_scores": scores}))
-    assert "--score-thresholds [0.25" in refusal(
-        "estimate run.npy --validation scores.json", capsys
-    )
+    file = "--score-thresholds FILE.json (a file with these scores: healthy 0.25, ring 0.25"
+    assert file in refusal("estimate run.npy --validation scores.json", capsys)
     # What `infer --save-npy --score-thresholds` says of its array.
     write(folder / "run.json", {"score_thresholds": scores})
-    assert "--score-thresholds [0.25" in refusal("estimate run.npy --validation plain.json", capsys)
+    assert file in refusal("estimate run.npy --validation plain.json", capsys)
     run("estimate run.npy --validation scores.json")
 
 
