@@ -18,7 +18,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.evaluation.devices import Devices
 from yogo_jax.recipe import AugmentConfig, LossConfig
 from yogo_jax.training import memory
-from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
+from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, rewrite_metadata
 from yogo_jax.training.distributed import compile_train_step
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.memory import (
@@ -235,3 +235,17 @@ def test_a_run_that_computes_features_twice_learns_the_same(tmp_path, monkeypatc
         metadata = read_metadata(find_checkpoint(tmp_path / name))
         assert metadata.rematerialized == rematerialized
         assert ("rematerialized" in metadata.to_dict()) == rematerialized
+
+
+def test_a_validation_that_is_made_up_for_keeps_what_the_checkpoint_says(tmp_path, monkeypatch):
+    config = tiny_config(write_dataset(tmp_path / "data", images=8), train__epochs=1)
+    room = iter([0])
+    monkeypatch.setattr(memory, "bytes_for_step", lambda devices: next(room, 2**40))
+    train_and_evaluate(config, tmp_path / "run")
+    folder = find_checkpoint(tmp_path / "run")
+    # As a run that was stopped in its last validation leaves it.
+    rewrite_metadata(folder, dataclasses.replace(read_metadata(folder), validation=None))
+    train_and_evaluate(config, tmp_path / "run")
+    metadata = read_metadata(folder)
+    assert metadata.validation is not None
+    assert metadata.rematerialized

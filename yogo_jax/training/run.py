@@ -128,6 +128,9 @@ class Run:
         Raises:
           Stopped: the run was asked to stop; everything is saved.
         """
+        if start is not None:
+            # First of all: a validation that is made up for writes it into its checkpoint again.
+            self.rematerialized = start.metadata.rematerialized
         self._open_packs(tracker)
         if start is not None and self.lacks_validation(start):
             self._validate_start(state, start.metadata.step, tracker)
@@ -186,8 +189,6 @@ class Run:
         config, order, devices = self.config, self.order, self.devices
         tracker.doing("reading the images")
         feed = self._make_feed()
-        if start is not None:
-            self.rematerialized = start.metadata.rematerialized
         done = first_step = 0 if start is None else start.metadata.step
         meter = Meter(
             order,
