@@ -1,12 +1,15 @@
 """Inputs of the count tests: a validation, runs with known boxes, files of them."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from yogo_jax import counts
 from yogo_jax.evaluation.counting.files import INSTRUMENT_CLASSES
 
 
@@ -28,6 +31,19 @@ def metrics(matrix: Sequence[Sequence[float]] = CONFUSION, **changes: Any) -> di
     """What `metrics.json` holds, as far as counts go."""
     names = [*INSTRUMENT_CLASSES, "background"]
     return {"confusion": {"class_names": names, "matrix": matrix}, "images": 500, **changes}
+
+
+def run(line: str) -> None:
+    """Gives a line to the command `counts`."""
+    counts.main(shlex.split(line))
+
+
+def refusal(line: str, capsys) -> str:
+    """The message with which the command refuses a line."""
+    with pytest.raises(SystemExit) as stopped:
+        run(line)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
 
 
 def write(path: Path, values: Any) -> Path:

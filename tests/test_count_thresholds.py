@@ -1,13 +1,11 @@
 """Counts are corrected by a validation at the same thresholds only, wherever files record them."""
 
 import json
-import shlex
 
 import numpy as np
 import pytest
 
-from count_samples import metrics, run_array, write
-from yogo_jax import counts
+from count_samples import metrics, refusal, run, run_array, write
 from yogo_jax.evaluation.counting.files import INSTRUMENT_CLASSES
 
 
@@ -30,17 +28,6 @@ def folder(tmp_path, monkeypatch):
     write(tmp_path / "metrics.json", metrics(thresholds=AT))
     np.save("run.npy", run_array(np.repeat(np.arange(7), NUMBERS), frames=400))
     return tmp_path
-
-
-def run(line: str) -> None:
-    counts.main(shlex.split(line))
-
-
-def refusal(line: str, capsys) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        run(line)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 def write_infer(folder, settings) -> None:

@@ -1,15 +1,13 @@
 """`python -m yogo_jax.counts` as users type it."""
 
 import json
-import shlex
 import sys
 
 import numpy as np
 import pytest
 
-from count_samples import CONFUSION, metrics, run_array, write
+from count_samples import CONFUSION, metrics, refusal, run, run_array, write
 from runs import run_command
-from yogo_jax import counts
 from yogo_jax.evaluation.counting.compensation_files import read_line
 from yogo_jax.evaluation.counting.files import INSTRUMENT_CLASSES
 
@@ -26,17 +24,6 @@ def folder(tmp_path, monkeypatch):
     write(tmp_path / "counts.json", {"total": total, "frames": 400})
     np.save("run.npy", run_array(np.repeat(np.arange(7), COUNTS), frames=400))
     return tmp_path
-
-
-def run(line: str) -> None:
-    counts.main(shlex.split(line))
-
-
-def refusal(line: str, capsys) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        run(line)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_an_array_and_its_counts_give_the_same_numbers(folder):
