@@ -24,17 +24,17 @@ from typing import Any
 import jax
 
 from configs import base
-from yogo_jax.config import Config, from_mapping
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.checkpoint.run_data import prepare_data
+from yogo_jax.checkpoint.state import create_state
+from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.source import RecordSource
 from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.startup import start_jax
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.run_data import prepare_data
 from yogo_jax.training.setup import prepare_loss, prepare_spec, prepare_train_step
-from yogo_jax.training.state import create_state
-from yogo_jax.training.tracking import read_metrics
 
 
 # Bare steps before those that are timed: a checkpoint is written and batches are read beside them.

@@ -36,17 +36,17 @@ from PIL import Image
 
 from bridge import to_openvino
 from bridge.checkpoint import write_converted
-from yogo_jax.data.cells import CLASS_NAMES
-from yogo_jax.data.frame_sources import open_images
-from yogo_jax.data.frames import draw_frame
-from yogo_jax.data.synthetic import CLASS_PROPORTIONS
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.inference.frame_sources import open_images
 from yogo_jax.inference.models import Model, ModelOptions, load_model
 from yogo_jax.inference.outputs import Wanted
 from yogo_jax.inference.run import Running, infer_frames
-from yogo_jax.inference.served import view_of
+from yogo_jax.inference.serving import view_of
+from yogo_jax.synthetic.cells import CLASS_NAMES
+from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS
+from yogo_jax.synthetic.frames import draw_frame
 
 
 IMAGE_HW = (772, 1032)

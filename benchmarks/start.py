@@ -32,7 +32,7 @@ def train_one_step() -> None:
     start_jax()
     import jax
 
-    from yogo_jax.training import run
+    from yogo_jax.training import trainer as run
 
     def leave(_meter: object, _step: int, _steps: int, metrics: object) -> None:
         jax.block_until_ready(metrics)

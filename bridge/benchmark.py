@@ -22,7 +22,7 @@ from typing import Any
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
+from yogo_jax.files import path_flag
 
 
 SUFFIXES = (".xml", ".onnx")
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
         figures = benchmark(args)
         print(format_benchmark(figures))
         if args.output is not None:
-            from yogo_jax.output.files import write_json
+            from yogo_jax.files import write_json
 
             write_json(args.output, figures)
             print(f"written {args.output}", file=sys.stderr)

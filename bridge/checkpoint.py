@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from yogo_jax.checkpoint.metadata import Metadata, git_revision
+from yogo_jax.checkpoint.store import write_weights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.training.checkpoints import write_weights
-from yogo_jax.training.metadata import Metadata, git_revision
 
 
 def write_converted(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.detector.backbones import ConvBackbone, ConvBlock
+from yogo_jax.detector.architectures import ConvBackbone, ConvBlock
 from yogo_jax.detector.network import BATCH_NORM_EPSILON
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
+from yogo_jax.files import path_flag
 
 
 Say = Callable[[str], None]
@@ -118,7 +118,7 @@ def convert(
 
 
 def _class_names(saved: Mapping[str, Any], num_classes: int, say: Say) -> tuple[str, ...]:
-    from yogo_jax.data.cells import CLASS_NAMES
+    from yogo_jax.synthetic.cells import CLASS_NAMES
 
     for key in ("classes", "class_names"):
         if saved.get(key):
@@ -159,7 +159,7 @@ def from_torch(args: argparse.Namespace) -> None:
     """
     from bridge.checkpoint import describe, naming, split_names, write_converted
     from bridge.torch_archive import read_torch_archive
-    from yogo_jax.output.files import check_free
+    from yogo_jax.files import check_free
 
     check_free(args.output, "--output")
     saved = read_torch_archive(args.pth)

@@ -8,8 +8,8 @@ from bridge.frames import Strips
 from bridge.runtime import OnnxModel, OpenVinoModel
 from yogo_jax.detector.found import Thresholds, detections_of
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import MEAN_AP_OBJECTNESS
-from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
+from yogo_jax.metrics.evaluator import MEAN_AP_OBJECTNESS
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 
 
 def mean_ap_of(

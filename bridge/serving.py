@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bridge.fold import FoldedConv, fold_chain
-from yogo_jax.detector.backbones import ConvBackbone, get_backbone
+from yogo_jax.detector.architectures import ConvBackbone, get_backbone
 from yogo_jax.detector.decode import BOX_CHANNELS, MAX_LOG_SIZE, cell_origins
 from yogo_jax.detector.spec import ModelSpec
 

@@ -21,8 +21,8 @@ from typing import Any
 from bridge.limits import DEFAULT_OPSET, MAX_MAP_LOSS
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
-from yogo_jax.output.ownership import own_folder
+from yogo_jax.files import path_flag
+from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
@@ -123,9 +123,9 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     from bridge.memory import give_back_freed_memory
     from bridge.quantize import quantization_strips, require_nncf
     from bridge.verify import verify_files
+    from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.detector.spec import served_spec
-    from yogo_jax.output.files import make_folder, write_json
-    from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+    from yogo_jax.files import make_folder, write_json
 
     make_folder(args.output, "--output")
     folder = find_checkpoint(args.checkpoint)
@@ -218,8 +218,8 @@ def _precision(args: argparse.Namespace) -> str:
 
 def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
     """What the models say of themselves: texts, and JSON of all else."""
+    from yogo_jax.checkpoint.metadata import git_revision
     from yogo_jax.detector.found import Thresholds
-    from yogo_jax.training.metadata import git_revision
 
     thresholds = Thresholds()
     values = {

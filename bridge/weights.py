@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from yogo_jax.detector.backbones import BACKBONES, ConvNextBackbone, get_backbone
+from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone, get_backbone
 from yogo_jax.detector.decode import BOX_CHANNELS
 from yogo_jax.detector.network import YogoNetwork, init_variables
 from yogo_jax.errors import UserError

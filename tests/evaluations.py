@@ -6,10 +6,10 @@ import numpy as np
 
 from yogo_jax.detector.found import Found
 from yogo_jax.detector.losses import LossTerms
-from yogo_jax.evaluation.evaluator import Evaluation, ImageResult
-from yogo_jax.evaluation.matching import match_boxes
-from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
-from yogo_jax.evaluation.metrics import DetectionMetrics
+from yogo_jax.metrics.confusion import DetectionMetrics
+from yogo_jax.metrics.evaluator import Evaluation, ImageResult
+from yogo_jax.metrics.matching import match_boxes
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 
 
 OBJECTNESS_THRESHOLD = 0.5

@@ -22,16 +22,16 @@ import jax
 from benchmarks.scaling import messages_of
 from runs import tiny_config
 from yogo_jax import evaluate
+from yogo_jax.checkpoint.run_data import prepare_data
+from yogo_jax.checkpoint.state import create_state
 from yogo_jax.data.source import RecordSource
-from yogo_jax.detector import conv
+from yogo_jax.detector import cpu_conv as conv
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.devices import Devices
+from yogo_jax.parallel import Devices
 from yogo_jax.training.distributed import compile_train_step
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.run_data import prepare_data
 from yogo_jax.training.setup import prepare_spec
-from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from yogo_jax.evaluation.matching import pairwise_iou
+from yogo_jax.metrics.matching import pairwise_iou
 
 
 def true_and_false(images, keep, scores_of, *, class_id=None):

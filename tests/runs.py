@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import base
-from yogo_jax.config import Config, from_mapping
-from yogo_jax.training.tracking import read_metrics
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.config.schema import Config, from_mapping
 
 
 ROOT = Path(__file__).parents[1]

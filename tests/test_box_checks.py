@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from yogo_jax.data.box_checks import cells_of, drawn_twice, overhanging, winners_of_cells
 from yogo_jax.data.records import Records
 from yogo_jax.detector.targets import bin_targets
+from yogo_jax.inspection.box_checks import cells_of, drawn_twice, overhanging, winners_of_cells
 
 
 def records_of_boxes(*images: list) -> Records:

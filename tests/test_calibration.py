@@ -15,10 +15,12 @@ from drawn_models import make_spec, random_variables
 from runs import run_command, tiny_config
 from tiny_data import write_dataset
 from yogo_jax import calibrate, evaluate, infer
-from yogo_jax.detector.backbones import BACKBONES, ConvNextBackbone
+from yogo_jax.checkpoint.run_data import evaluation_data
+from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone
 from yogo_jax.detector.found import Found, Thresholds
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.calibration import (
+from yogo_jax.metrics.calibration import (
     Pairs,
     at_temperature,
     calibration_error,
@@ -27,11 +29,9 @@ from yogo_jax.evaluation.calibration import (
     read_min_scores,
     threshold_at_precision,
 )
-from yogo_jax.evaluation.evaluator import ImageResult
-from yogo_jax.evaluation.matching import Matches
-from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.metrics.evaluator import ImageResult
+from yogo_jax.metrics.matching import Matches
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.run_data import evaluation_data
 
 
 def drawn_pairs(temperature: float, count: int = 20_000) -> Pairs:

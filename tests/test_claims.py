@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from yogo_jax.output import claims as claims_of_folders
-from yogo_jax.output.claims import (
+from yogo_jax import ownership as claims_of_folders
+from yogo_jax.ownership import (
     Claimed,
     deaths_without_progress,
     file_system_now,

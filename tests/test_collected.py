@@ -3,10 +3,10 @@ import pytest
 
 from tiny_data import write_dataset
 from yogo_jax.data import plain_labels
-from yogo_jax.data.collected import collect
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.splits import load_splits
 from yogo_jax.errors import UserError
+from yogo_jax.inspection.collected import collect
 
 
 @pytest.mark.parametrize("published", [False, True])

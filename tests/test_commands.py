@@ -11,7 +11,7 @@ from kills import assert_equals_a_run_in_peace, train_under_fire
 from parity import data_set
 from runs import run_command, train_command
 from tiny_data import write_dataset
-from yogo_jax.training.tracking import read_metrics
+from yogo_jax.checkpoint.metrics_file import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yogo_jax.counts import main as counts_main
-from yogo_jax.errors import UserError
-from yogo_jax.evaluation.counting.compensation import (
+from yogo_jax.counting.compensation import (
     Line,
     compensate,
+    compensation_csv,
     confidence_values,
     corrector_compensate,
     fit_line,
     fit_lines,
+    read_line,
+    read_runs,
 )
-from yogo_jax.evaluation.counting.compensation_files import compensation_csv, read_line, read_runs
+from yogo_jax.counts import main as counts_main
+from yogo_jax.errors import UserError
 
 
 REFERENCES = np.array([0.0, 100, 500, 2000, 10_000, 40_000])

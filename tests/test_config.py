@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runs import tiny_values
-from yogo_jax.config import differences, field_names, from_mapping
+from yogo_jax.config.schema import differences, field_names, from_mapping
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS
 from yogo_jax.errors import UserError

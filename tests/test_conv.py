@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from yogo_jax.detector import conv, winograd
-from yogo_jax.detector.conv import conv3x3
+from yogo_jax.detector import cpu_conv as conv
+from yogo_jax.detector.cpu_conv import conv3x3
 
 
 # Channels in and out, stride, whether training takes fewer products.
@@ -65,14 +65,14 @@ def test_gradients_are_those_of_the_plain_convolution(
 @pytest.mark.parametrize("group_bytes", [40_000_000, 50_000, 1])
 @SIZES
 def test_fewer_products_give_the_plain_convolution(image_hw, group_bytes, monkeypatch):
-    monkeypatch.setattr(winograd, "_GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(conv, "_GROUP_BYTES", group_bytes)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(6, *image_hw, 5)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 5, 4)), jnp.float32)
     expected, expected_gradients = jax.vjp(functools.partial(plain_conv, stride=1), x, kernel)
-    assert_but_for_rounding(winograd.convolved(x, kernel), expected)
+    assert_but_for_rounding(conv.convolved(x, kernel), expected)
     grad = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
-    of_images, of_kernel = winograd.gradients(x, kernel, grad)
+    of_images, of_kernel = conv.gradients(x, kernel, grad)
     images_expected, kernel_expected = expected_gradients(grad)
     assert_but_for_rounding(of_images, images_expected)
     assert_but_for_rounding(of_kernel, kernel_expected)
@@ -84,7 +84,7 @@ def test_half_precision_is_summed_in_single():
     kernel = jnp.asarray(rng.normal(size=(3, 3, 64, 64)), jnp.bfloat16)
     single = [each.astype(jnp.float32) for each in (x, kernel)]
     exact = plain_conv(*single, 1)
-    found = winograd.convolved(x, kernel)
+    found = conv.convolved(x, kernel)
     assert found.dtype == jnp.bfloat16
     # The result is rounded once, to eight bits.
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-3)
@@ -96,7 +96,7 @@ def test_wide_layers_of_stride_1_have_fewer_products_in_training_alone(
 ):
     calls = []
     monkeypatch.setattr(
-        conv.winograd,
+        conv,
         "gradients",
         lambda x, kernel, grad: (calls.append("gradients"), (x, kernel))[1],
     )

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from count_samples import run_array, write
-from yogo_jax.errors import UserError
-from yogo_jax.evaluation.counting.files import (
+from yogo_jax.counting.files import (
     INSTRUMENT_CLASSES,
     count_run,
     counts_by_confidence,
@@ -13,6 +12,7 @@ from yogo_jax.evaluation.counting.files import (
     read_run_array,
     reordered,
 )
+from yogo_jax.errors import UserError
 
 
 def saved(tmp_path, array):

@@ -5,15 +5,17 @@ import pytest
 from scipy.stats import binomtest, chi2
 
 from count_samples import CONFUSION
-from yogo_jax.evaluation.counting.intervals import (
+from yogo_jax.counting.estimate import Roles
+from yogo_jax.counting.intervals import (
     Evidence,
+    binomial_limits,
     count_interval,
     deskew,
+    poisson_limits,
     ratio_interval,
     response,
 )
-from yogo_jax.evaluation.counting.limits import binomial_limits, poisson_limits
-from yogo_jax.evaluation.counting.simulation import (
+from yogo_jax.counting.simulation import (
     coverage_table,
     draw,
     example_detector,
@@ -22,7 +24,6 @@ from yogo_jax.evaluation.counting.simulation import (
     truth_of,
     with_validation_times,
 )
-from yogo_jax.evaluation.counts import Roles
 
 
 PARASITES = np.array([0, 1, 1, 1, 0, 0, 0], bool)

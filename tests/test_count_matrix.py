@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from count_samples import CONFUSION, metrics, write
-from yogo_jax.errors import UserError
-from yogo_jax.evaluation.counting.matrix import (
+from yogo_jax.counting.matrix import (
     check_invertible,
     mean_and_inverse_scatter,
     pool,
     read_validation,
     response_matrix,
 )
-from yogo_jax.evaluation.metrics import DetectionMetrics
+from yogo_jax.errors import UserError
+from yogo_jax.metrics.confusion import DetectionMetrics
 
 
 def validation_of(tmp_path, values):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from count_samples import metrics, refusal, run, run_array, write
-from yogo_jax.evaluation.counting.files import INSTRUMENT_CLASSES
+from yogo_jax.counting.files import INSTRUMENT_CLASSES
 
 
 AT = {"objectness": 0.5, "iou": 0.5, "min_class_confidence": 0.0, "min_scores": []}

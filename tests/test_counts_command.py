@@ -8,8 +8,8 @@ import pytest
 
 from count_samples import CONFUSION, metrics, refusal, run, run_array, write
 from runs import run_command
-from yogo_jax.evaluation.counting.compensation_files import read_line
-from yogo_jax.evaluation.counting.files import INSTRUMENT_CLASSES
+from yogo_jax.counting.compensation import read_line
+from yogo_jax.counting.files import INSTRUMENT_CLASSES
 
 
 COUNTS = [20_000, 50, 5, 2, 1, 20, 100]

@@ -12,8 +12,8 @@ from reference_curves import (
     scores_of,
     true_and_false,
 )
-from yogo_jax.evaluation.curves import Roc, free_response, precision_recall, roc
-from yogo_jax.evaluation.ranking import rank
+from yogo_jax.metrics.curves import Roc, free_response, precision_recall, roc
+from yogo_jax.metrics.ranking import rank
 
 
 HW = (100, 200)

@@ -15,11 +15,12 @@ from runs import ROOT, environment, logged_losses, run_command, tiny_config, tra
 from slurm_here import SMALL
 from tiny_data import write_dataset
 from yogo_jax import evaluate
+from yogo_jax.checkpoint.run_data import prepare_data
+from yogo_jax.checkpoint.store import committed_checkpoints
 from yogo_jax.data.pipeline import EpochOrder, Share, open_batches
 from yogo_jax.data.source import RecordSource
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.devices import Devices
-from yogo_jax.training.checkpoints import committed_checkpoints
+from yogo_jax.parallel import Devices
 from yogo_jax.training.distributed import (
     Coordinates,
     check_same_everywhere,
@@ -27,7 +28,6 @@ from yogo_jax.training.distributed import (
     own_gpu,
 )
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.run_data import prepare_data
 
 
 OVERRIDES = {

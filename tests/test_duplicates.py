@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from parity import data_set
-from yogo_jax.data import duplicates
-from yogo_jax.data.duplicates import (
+from yogo_jax.inspection import duplicates
+from yogo_jax.inspection.duplicates import (
     COARSE_CORRELATION,
     DuplicateGroup,
     candidate_pairs,
@@ -18,7 +18,7 @@ from yogo_jax.data.duplicates import (
     identical_groups,
     near_groups,
 )
-from yogo_jax.data.scan import ScannedImages, in_threads, look_at, reduce_pixels, scan_images
+from yogo_jax.inspection.scan import ScannedImages, in_threads, look_at, reduce_pixels, scan_images
 
 
 IMAGE_HW = (120, 160)

@@ -1,6 +1,6 @@
 import pytest
 
-from yogo_jax.training.duration import duration, duration_lines
+from yogo_jax.training.memory import duration, duration_lines
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from reference import bin_targets, ciou_loss
+from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.data.definition import PathPair
 from yogo_jax.data.records import load_records
 from yogo_jax.detector.decode import Predictions
@@ -21,12 +22,10 @@ from yogo_jax.detector.detections import detect
 from yogo_jax.detector.found import NotNumbersError, Thresholds, on_host
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import Evaluator
-from yogo_jax.evaluation.report.pictures import write_pictures
-from yogo_jax.output.draw import draw_boxes
-from yogo_jax.training.meter import NotFiniteError
-from yogo_jax.training.state import TrainState
-from yogo_jax.training.tracking import SilentTracker
+from yogo_jax.drawing import draw_boxes
+from yogo_jax.metrics.evaluator import Evaluator
+from yogo_jax.reports.pictures import write_pictures
+from yogo_jax.training.tracking import NotFiniteError, SilentTracker
 from yogo_jax.training.validation import Validator
 
 

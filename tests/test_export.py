@@ -21,11 +21,11 @@ from drawn_models import make_spec, random_variables, write_random_checkpoint
 from exports import refused_export, run_export
 from mounts import mounted
 from parity import RECORDED_NAMES, REMOSCOPE, load, parity_file
-from yogo_jax.detector.backbones import BACKBONES
+from yogo_jax.checkpoint.store import read_metadata, restore_variables
+from yogo_jax.detector.architectures import BACKBONES
 from yogo_jax.detector.found import detections_of
 from yogo_jax.detector.spec import served_spec
 from yogo_jax.errors import UserError
-from yogo_jax.training.checkpoints import read_metadata, restore_variables
 
 
 CHAINS = sorted(set(BACKBONES) - {"convnext_small"})

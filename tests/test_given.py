@@ -10,13 +10,14 @@ import pytest
 
 from runs import ROOT, tiny_config
 from tiny_data import write_dataset
-from yogo_jax import calibrate, evaluate, inspect, report, sweep
-from yogo_jax.config_file import find_config, known_configs
+from yogo_jax import calibrate, evaluate, report, sweep
+from yogo_jax import inspect_data as inspect
+from yogo_jax.checkpoint.run_data import same_path, with_absolute_paths
+from yogo_jax.config.overrides import find_config, known_configs
 from yogo_jax.errors import UserError
-from yogo_jax.given import given_path, path_text_flag, read_given_text
+from yogo_jax.files import given_path, path_text_flag, read_given_text
 from yogo_jax.inference.flags import make_parser as infer_parser
 from yogo_jax.training.resume import find_start, record_config
-from yogo_jax.training.run_data import same_path, with_absolute_paths
 
 
 NOBODY = "~nobody-of-this-name"
@@ -131,8 +132,8 @@ def test_a_config_by_name_is_read_from_any_folder(home):
     Path("configs/__init__.py").write_text("")
     from absl import flags
 
-    from yogo_jax.config import field_names, from_mapping
-    from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
+    from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
+    from yogo_jax.config.schema import field_names, from_mapping
 
     values = flags.FlagValues()
     argv = ["train", "--config", "strong", "--config.train.epochs=3"]

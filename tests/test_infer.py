@@ -29,10 +29,10 @@ from inferences import (
 from reference import greedy_nms
 from runs import run_command
 from test_frame_sources import save_stack, save_video, save_zarr
+from yogo_jax.checkpoint.store import read_metadata, restore_variables
 from yogo_jax.data.images import read_image
 from yogo_jax.data.labels import read_labels
 from yogo_jax.detector.spec import served_spec
-from yogo_jax.training.checkpoints import read_metadata, restore_variables
 
 
 ALL_OUTPUTS = (

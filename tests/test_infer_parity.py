@@ -10,8 +10,8 @@ from inferences import detections, export_unverified, largest_differences, run_i
 from parity import REMOSCOPE, data_set, load
 from runs import run_command
 from yogo_jax.detector.found import Found, Thresholds, detections_of
-from yogo_jax.output.journal import FrameRecord
-from yogo_jax.output.writers import scope_array
+from yogo_jax.inference.journal import FrameRecord
+from yogo_jax.inference.writers import scope_array
 
 
 # Of FP32 by three libraries; boxes in px of 772x1032, all else as it is.

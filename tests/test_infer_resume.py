@@ -17,8 +17,8 @@ from mounts import mounted
 from runs import ROOT, environment, run_command
 from yogo_jax.detector.found import Found
 from yogo_jax.errors import UserError
-from yogo_jax.output.journal import JOURNAL_NAME, FrameRecord, Journal, skipped
-from yogo_jax.output.writers import scope_array
+from yogo_jax.inference.journal import JOURNAL_NAME, FrameRecord, Journal, skipped
+from yogo_jax.inference.writers import scope_array
 
 
 SETTINGS = {"model": "m", "obj_thresh": 0.5, "classes": ("a", "b")}

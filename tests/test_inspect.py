@@ -16,25 +16,23 @@ from drawn_models import write_random_checkpoint
 from planted import plant
 from runs import run_command
 from tiny_data import write_dataset
-from yogo_jax.data import inspection
-from yogo_jax.data.box_checks import Grid
+from yogo_jax.checkpoint.store import read_metadata, restore_variables, write_weights
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.images import decode_file
-from yogo_jax.data.inspection import inspect_data
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.inspection.page import render_inspection
-from yogo_jax.evaluation.inspection.suspect_search import find_suspects
-from yogo_jax.evaluation.inspection.suspects import SUSPECT_KINDS, Suspects
-from yogo_jax.evaluation.inspection.suspects_page import suspect_rows, suspect_sections
-from yogo_jax.evaluation.inspection.text import format_inspection
-from yogo_jax.inspect import main
-from yogo_jax.training.checkpoints import read_metadata, restore_variables, write_weights
+from yogo_jax.inspect_data import main
+from yogo_jax.inspection import audit as inspection
+from yogo_jax.inspection.audit import inspect_data
+from yogo_jax.inspection.box_checks import Grid
+from yogo_jax.inspection.page import render_inspection, suspect_rows, suspect_sections
+from yogo_jax.inspection.suspects import SUSPECT_KINDS, Suspects, find_suspects
+from yogo_jax.inspection.text import format_inspection
 
 
 IMAGE_HW, GRID_HW = (64, 96), (8, 12)
-COMMAND = [sys.executable, "-m", "yogo_jax.inspect"]
+COMMAND = [sys.executable, "-m", "yogo_jax.inspect_data"]
 
 
 def look(definition, min_box_area=1e-4):

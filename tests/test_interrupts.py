@@ -128,7 +128,7 @@ with as_command():
 BEATS = """
 import time
 from yogo_jax.command import as_command, own_this_process
-from yogo_jax.output.progress import Heartbeat
+from yogo_jax.progress import Heartbeat
 
 own_this_process()
 with as_command(), Heartbeat(lambda line: print(line, flush=True), seconds=0.05) as heartbeat:
@@ -159,7 +159,7 @@ with as_command(interrupted="go on with --resume", status=75):
 """
 TRAINS = """
 from yogo_jax.command import own_this_process
-from yogo_jax.training.preemption import exit_when_stopped
+from yogo_jax.training.stopping import exit_when_stopped
 
 own_this_process()
 with exit_when_stopped() as stop, stop.held():
@@ -175,7 +175,7 @@ own_this_process()
 """
 STOPS = """
 from yogo_jax.command import own_this_process
-from yogo_jax.training.preemption import exit_when_stopped
+from yogo_jax.training.stopping import exit_when_stopped
 
 own_this_process()
 with exit_when_stopped() as stop:

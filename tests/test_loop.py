@@ -14,20 +14,22 @@ import pytest
 from kills import state_of
 from runs import tiny_config
 from tiny_data import add_thumbnails, write_dataset
-from yogo_jax.errors import UserError
-from yogo_jax.evaluation.report import results
-from yogo_jax.training import packing, run, setup
-from yogo_jax.training.checkpoints import (
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.checkpoint.store import (
     committed_checkpoints,
     find_checkpoint,
     read_metadata,
     restore_variables,
     rewrite_metadata,
 )
+from yogo_jax.errors import UserError
+from yogo_jax.reports import evaluation_page as results
+from yogo_jax.training import feed as packing
+from yogo_jax.training import setup
+from yogo_jax.training import trainer as run
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.resume import why_length_counts
 from yogo_jax.training.step import make_train_step
-from yogo_jax.training.tracking import read_metrics
 
 
 EPOCHS = 3

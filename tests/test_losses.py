@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from parity import load
+from yogo_jax.config.schema import LossConfig
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.loss_weights import LossWeights
@@ -19,7 +20,6 @@ from yogo_jax.detector.losses import (
 )
 from yogo_jax.detector.targets import Targets
 from yogo_jax.errors import UserError
-from yogo_jax.recipe import LossConfig
 
 
 DEFAULT = {

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import iou as plain_iou
-from yogo_jax.evaluation import matching
-from yogo_jax.evaluation.matching import match_boxes, pairwise_iou
+from yogo_jax.metrics import matching
+from yogo_jax.metrics.matching import match_boxes, pairwise_iou
 
 
 def boxes(*rows):

@@ -13,12 +13,13 @@ import pytest
 
 from runs import tiny_config
 from tiny_data import write_dataset
+from yogo_jax.checkpoint.state import create_state
+from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, rewrite_metadata
+from yogo_jax.config.schema import AugmentConfig, LossConfig
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.devices import Devices
-from yogo_jax.recipe import AugmentConfig, LossConfig
+from yogo_jax.parallel import Devices
 from yogo_jax.training import memory
-from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, rewrite_metadata
 from yogo_jax.training.distributed import compile_train_step
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.memory import (
@@ -28,7 +29,6 @@ from yogo_jax.training.memory import (
     free_in_cgroups,
     free_on_host,
 )
-from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
 
 

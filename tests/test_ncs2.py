@@ -111,8 +111,8 @@ def test_the_whole_frame_shows_the_cells_of_its_strips(elated_smoke, tmp_path):
     from PIL import Image
 
     from bridge.runtime import OpenVinoModel
-    from yogo_jax.data.cells import CLASS_NAMES
-    from yogo_jax.output.draw import draw_boxes
+    from yogo_jax.drawing import draw_boxes
+    from yogo_jax.synthetic.cells import CLASS_NAMES
 
     to_openvino.main([str(elated_smoke), "--output", str(tmp_path)])
     frame = np.asarray(Image.open(REMOSCOPE / "remoscope_frame.png").convert("L"))[..., None]

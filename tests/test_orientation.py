@@ -15,8 +15,11 @@ from bridge.quantize import quantization_strips
 from drawn_models import make_spec, write_random_checkpoint
 from runs import tiny_config
 from tiny_data import write_dataset
-from yogo_jax import calibrate, evaluate, inspect
-from yogo_jax.config import from_mapping
+from yogo_jax import calibrate, evaluate
+from yogo_jax import inspect_data as inspect
+from yogo_jax.checkpoint.run_data import prepare_data
+from yogo_jax.checkpoint.store import read_metadata, rewrite_metadata
+from yogo_jax.config.schema import from_mapping
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.images import read_image
 from yogo_jax.data.pack import find_pack, make_pack
@@ -24,9 +27,7 @@ from yogo_jax.data.source import RecordSource
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.training.checkpoints import read_metadata, rewrite_metadata
 from yogo_jax.training.resume import find_start
-from yogo_jax.training.run_data import prepare_data
 from yogo_jax.training.setup import prepare_spec
 
 

@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 
 from runs import ROOT, run_command
-from yogo_jax import evaluate, infer, inspect
+from yogo_jax import evaluate, infer
+from yogo_jax import inspect_data as inspect
 from yogo_jax.errors import UserError
-from yogo_jax.output.ownership import OWNER, make_new_folder, own_folder
+from yogo_jax.ownership import OWNER, make_new_folder, own_folder
 
 
 OWNS = """
 import sys, time
 from pathlib import Path
 from yogo_jax.errors import exit_on_user_error
-from yogo_jax.output.ownership import own_folder
+from yogo_jax.ownership import own_folder
 
 with exit_on_user_error(), own_folder(Path(sys.argv[1]), "--workdir"):
     print("owned", flush=True)
@@ -133,7 +134,7 @@ def test_a_live_owner_on_another_host_is_refused_when_it_gives_a_sign(tmp_path, 
     ],
 )
 def test_an_owner_that_must_be_dead_is_replaced_at_once(tmp_path, monkeypatch, before, now):
-    from yogo_jax.output.claims import _machine
+    from yogo_jax.ownership import _machine
 
     for name, value in now.items():
         monkeypatch.setenv(f"SLURM_{name}", value)

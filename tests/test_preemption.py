@@ -13,16 +13,17 @@ import pytest
 from kills import state_of
 from runs import tiny_config
 from tiny_data import write_dataset
-from yogo_jax.evaluation import evaluator
-from yogo_jax.training import loop, run
-from yogo_jax.training.checkpoints import (
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.checkpoint.store import (
     committed_checkpoints,
     find_checkpoint,
     read_metadata,
 )
+from yogo_jax.metrics import evaluator
+from yogo_jax.training import loop
+from yogo_jax.training import trainer as run
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.preemption import SIGNALS, Stop, Stopped, exit_when_stopped
-from yogo_jax.training.tracking import read_metrics
+from yogo_jax.training.stopping import SIGNALS, Stop, Stopped, exit_when_stopped
 
 
 def test_a_signal_raises_where_nothing_is_at_stake_and_else_waits():
@@ -75,7 +76,7 @@ def test_another_thread_only_notes_it():
 # Compiled code that takes very long, in which Python does not come to its handlers.
 WAITS = """
 import hashlib, signal, sys
-from yogo_jax.training.preemption import exit_when_stopped
+from yogo_jax.training.stopping import exit_when_stopped
 
 def compiled():
     print("waiting", flush=True)
@@ -135,7 +136,7 @@ def test_the_budget_of_hours(monkeypatch):
 ENDS = """
 import signal, sys
 from yogo_jax.command import own_this_process
-from yogo_jax.training.preemption import exit_when_stopped
+from yogo_jax.training.stopping import exit_when_stopped
 
 if sys.argv[2] == "owned":
     own_this_process()

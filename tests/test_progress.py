@@ -2,7 +2,7 @@ import io
 import sys
 import time
 
-from yogo_jax.output.progress import Heartbeat, progress_bar
+from yogo_jax.progress import Heartbeat, progress_bar
 
 
 class Terminal(io.StringIO):

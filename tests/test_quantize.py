@@ -13,11 +13,11 @@ from bridge.half_precision import outputs_and_ranges
 from bridge.quiet_openvino import ov
 from drawn_models import make_spec, write_random_checkpoint
 from exports import refused_export, run_export
+from yogo_jax.checkpoint.store import restore_variables
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.detector.found import Thresholds, detections_of
-from yogo_jax.training.checkpoints import restore_variables
 
 
 DEFINITION = """\

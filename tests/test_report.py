@@ -13,17 +13,16 @@ from evaluations import evaluation_of, image_result, labelled_images
 from runs import run_command, tiny_config
 from tiny_data import write_dataset
 from yogo_jax import report
+from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.report import history
-from yogo_jax.evaluation.report.history import History
-from yogo_jax.evaluation.report.page import Subject
-from yogo_jax.evaluation.report.pictures import remove_pictures_of
-from yogo_jax.evaluation.report.results import write_results
-from yogo_jax.training.logged import differing_fields, names_of, read_run
+from yogo_jax.reports import history
+from yogo_jax.reports.evaluation_page import Subject, write_results
+from yogo_jax.reports.history import History
+from yogo_jax.reports.pictures import remove_pictures_of
+from yogo_jax.reports.runs import differing_fields, names_of, read_run
 from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.tracking import read_metrics
 
 
 NAMES = ("healthy", "ring", "trophozoite", "schizont", "gametocyte", "wbc", "<misc> & other dirt")

@@ -9,8 +9,8 @@ from yogo_jax.data.images import resize_image
 from yogo_jax.detector.found import Found, Thresholds
 from yogo_jax.detector.spec import whole_frame_hw
 from yogo_jax.errors import UserError
-from yogo_jax.inference.served import Served, view_of
-from yogo_jax.output.journal import FrameRecord
+from yogo_jax.inference.journal import FrameRecord
+from yogo_jax.inference.serving import Served, view_of
 
 
 def served(image_hw, frame_hw) -> Served:

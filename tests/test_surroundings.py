@@ -13,8 +13,8 @@ import pytest
 
 from runs import ROOT, train_command
 from tiny_data import write_dataset
-from yogo_jax import cache
-from yogo_jax.evaluation.calibration import read_min_scores
+from yogo_jax import startup as cache
+from yogo_jax.metrics.calibration import read_min_scores
 
 
 NOBODY = 54321
@@ -159,7 +159,7 @@ def cyrillic():
 @pytest.mark.parametrize("variables", [{}, {"HOME": "/proc/nowhere"}], ids=["none", "read-only"])
 def test_a_command_without_home_and_name(cyrillic, variables):
     definition, work = cyrillic
-    command = [sys.executable, "-m", "yogo_jax.inspect", str(definition), "--output", "found"]
+    command = [sys.executable, "-m", "yogo_jax.inspect_data", str(definition), "--output", "found"]
     done = as_nobody(command, work, **variables)
     said = done.stderr.decode("iso-8859-1")
     assert done.returncode == 0, said

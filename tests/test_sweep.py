@@ -13,15 +13,14 @@ from sweeps import finish_with, response, space_of, states_of, study_in
 from tiny_data import write_dataset
 from yogo_jax import sweep
 from yogo_jax.errors import UserError
-from yogo_jax.output.claims import read_claims
+from yogo_jax.ownership import read_claims
 from yogo_jax.sweeping import trial as trials
-from yogo_jax.sweeping.figures import pareto_front
+from yogo_jax.sweeping.page import pareto_front
 from yogo_jax.sweeping.results import read_results
 from yogo_jax.sweeping.study import load_study
 from yogo_jax.training.memory import TooLittleMemoryError
-from yogo_jax.training.meter import NotFiniteError
-from yogo_jax.training.preemption import Stopped
-from yogo_jax.training.tracking import read_metrics
+from yogo_jax.training.stopping import Stopped
+from yogo_jax.training.tracking import NotFiniteError, read_metrics
 
 
 # ml_collections reads config files by a deprecated call.

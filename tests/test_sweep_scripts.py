@@ -8,9 +8,9 @@ from absl import flags
 from ruamel.yaml import YAML
 
 from runs import ROOT
-from yogo_jax.config import field_names, from_mapping
-from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
-from yogo_jax.sweeping.space_rules import read_space
+from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
+from yogo_jax.config.schema import field_names, from_mapping
+from yogo_jax.sweeping.space import read_space
 
 
 def refusal(script: str, *arguments: str, **environment: str) -> str:

@@ -7,8 +7,7 @@ import pytest
 
 from sweeps import SPACE, space_of, sweep_values
 from yogo_jax.errors import UserError
-from yogo_jax.sweeping.space import Parameter, position
-from yogo_jax.sweeping.space_rules import read_space
+from yogo_jax.sweeping.space import Parameter, position, read_space
 
 
 def test_the_config_of_the_repository_searches_what_it_should():

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from sweeps import SPACE, finish_with, space_of, states_of, study_in
 from yogo_jax.errors import UserError
-from yogo_jax.output.claims import read_claims
+from yogo_jax.ownership import read_claims
 from yogo_jax.sweeping.study import MAX_DEATHS, load_study, open_study
 
 

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
-from yogo_jax.evaluation.metrics import DetectionMetrics
-from yogo_jax.evaluation.tables import advice_on_nothing_found, format_metrics
+from yogo_jax.metrics.confusion import DetectionMetrics
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision
+from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
 
 
 NAMES = ["healthy", "ring", "wbc"]

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from runs import tiny_config
-from yogo_jax.output.files import MAX_NAME_BYTES, whole_file, write_atomically
+from yogo_jax.files import MAX_NAME_BYTES, whole_file, write_atomically
 from yogo_jax.training.tracking import MetricsLog, Tracker, read_metrics
-from yogo_jax.training.wandb_run import scalars
+from yogo_jax.training.wandb import scalars
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):

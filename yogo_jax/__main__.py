@@ -23,7 +23,9 @@ class Command(NamedTuple):
 # one of them is called, and needs packages that the others do without.
 GROUPS: dict[str, dict[str, Command]] = {
     "Look at the data": {
-        "inspect": Command("yogo_jax.inspect", "what is in a data set, and what is wrong with it"),
+        "inspect": Command(
+            "yogo_jax.inspect_data", "what is in a data set, and what is wrong with it"
+        ),
         "anchors": Command("yogo_jax.anchors", "mean size of the training boxes"),
     },
     "Train and judge": {

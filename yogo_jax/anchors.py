@@ -24,10 +24,10 @@ def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
     Raises:
       UserError: the data set cannot be read, or has no training box.
     """
+    from yogo_jax.checkpoint.run_data import definition_path
     from yogo_jax.data.definition import load_definition
+    from yogo_jax.data.records import mean_anchor
     from yogo_jax.data.splits import load_splits
-    from yogo_jax.training.run_data import definition_path
-    from yogo_jax.training.setup import mean_anchor
 
     path = definition_path(definition, NATIVE_IMAGE_HW)
     splits = load_splits(

@@ -19,8 +19,7 @@ from typing import Any
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
-from yogo_jax.output.files import write_json
+from yogo_jax.files import path_flag, write_json
 from yogo_jax.startup import start_jax
 
 
@@ -82,11 +81,18 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.data.orientation import lines_on
-    from yogo_jax.data.shapes import stretch_of
+    from yogo_jax.checkpoint.run_data import evaluation_data
+    from yogo_jax.checkpoint.store import (
+        find_checkpoint,
+        read_metadata,
+        restore_variables,
+        rewrite_metadata,
+    )
+    from yogo_jax.data.decoding import lines_on
+    from yogo_jax.data.images import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
-    from yogo_jax.evaluation.calibration import (
+    from yogo_jax.metrics.calibration import (
         Pairs,
         at_temperature,
         calibration_error,
@@ -94,15 +100,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         matched_pairs,
         threshold_at_precision,
     )
-    from yogo_jax.evaluation.evaluator import Evaluator
-    from yogo_jax.output.progress import said_while
-    from yogo_jax.training.checkpoints import (
-        find_checkpoint,
-        read_metadata,
-        restore_variables,
-        rewrite_metadata,
-    )
-    from yogo_jax.training.run_data import evaluation_data
+    from yogo_jax.metrics.evaluator import Evaluator
+    from yogo_jax.progress import said_while
 
     folder = find_checkpoint(args.checkpoint)
     metadata = read_metadata(folder)
@@ -168,7 +167,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
 
 def format_calibration(figures: dict[str, Any]) -> str:
     """The figures as text."""
-    from yogo_jax.evaluation.tables import align
+    from yogo_jax.reports.tables import align
 
     rows: list[list[object]] = [
         [name, "-", "-", "-"]

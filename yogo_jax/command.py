@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
-from yogo_jax.cache import spare_libraries_the_home
 from yogo_jax.errors import exit_on_user_error
+from yogo_jax.startup import spare_libraries_the_home
 
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT

@@ -14,13 +14,13 @@ import math
 from pathlib import Path
 
 from yogo_jax.command import as_command
-from yogo_jax.errors import UserError
-from yogo_jax.evaluation.counting.flags import (
+from yogo_jax.counting.flags import (
     add_compensation,
     add_coverage,
     add_estimate,
     add_matrix,
 )
+from yogo_jax.errors import UserError
 
 
 EXAMPLES = """\
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         args = make_parser().parse_args(argv)
         check(args)
         # Imported late: a mistake in a flag is told without waiting for SciPy.
-        from yogo_jax.evaluation.counting import commands
+        from yogo_jax.counting import commands
 
         getattr(commands, args.command)(args)
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
-from yogo_jax.output.ownership import own_folder
+from yogo_jax.files import path_flag
+from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
-    from yogo_jax.evaluation.report.history import History
+    from yogo_jax.reports.history import History
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -104,21 +104,20 @@ def evaluate(args: argparse.Namespace) -> dict:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.data.orientation import lines_on
-    from yogo_jax.data.shapes import stretch_of
+    from yogo_jax.checkpoint.run_data import evaluation_data
+    from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+    from yogo_jax.data.decoding import lines_on
+    from yogo_jax.data.images import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
-    from yogo_jax.evaluation.calibration import read_min_scores
-    from yogo_jax.evaluation.devices import Devices
-    from yogo_jax.evaluation.evaluator import Evaluator
-    from yogo_jax.evaluation.report.page import Subject
-    from yogo_jax.evaluation.report.results import write_results
-    from yogo_jax.evaluation.tables import advice_on_nothing_found, format_metrics
-    from yogo_jax.output.files import make_folder
-    from yogo_jax.output.progress import said_while
-    from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-    from yogo_jax.training.run_data import evaluation_data
+    from yogo_jax.files import make_folder
+    from yogo_jax.metrics.calibration import read_min_scores
+    from yogo_jax.metrics.evaluator import Evaluator
+    from yogo_jax.parallel import Devices
+    from yogo_jax.progress import said_while
+    from yogo_jax.reports.evaluation_page import Subject, write_results
+    from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
 
     make_folder(args.output, "--output")
     folder = find_checkpoint(args.checkpoint)
@@ -187,8 +186,8 @@ def evaluate(args: argparse.Namespace) -> dict:
 
 def _history_of(checkpoint: Path, keep_best: str) -> "History | None":
     """What the run logged that the checkpoint lies in, if it lies in one."""
-    from yogo_jax.evaluation.report.history import History
-    from yogo_jax.training.tracking import read_metrics
+    from yogo_jax.checkpoint.metrics_file import read_metrics
+    from yogo_jax.reports.history import History
 
     if checkpoint.parent.name != "checkpoints":
         return None

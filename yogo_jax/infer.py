@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 from yogo_jax.command import as_command
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED, UserError
 from yogo_jax.inference.flags import check, make_parser
-from yogo_jax.output.ownership import own_folder
+from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
-    from yogo_jax.data.frame_sources import FrameSource
+    from yogo_jax.inference.frame_sources import FrameSource
     from yogo_jax.inference.outputs import Wanted
-    from yogo_jax.inference.served import Served
+    from yogo_jax.inference.serving import Served
 
 
 INTERRUPTED = (
@@ -44,9 +44,9 @@ def infer(args: argparse.Namespace) -> None:
     """
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.evaluation.calibration import read_min_scores
     from yogo_jax.inference.models import ModelOptions, load_model
     from yogo_jax.inference.run import Running, format_summary, infer_frames
+    from yogo_jax.metrics.calibration import read_min_scores
 
     parts = [part for each in args.class_names or () for part in each.split(",")]
     names = [unicodedata.normalize("NFC", name) for part in parts if (name := part.strip())]
@@ -105,7 +105,7 @@ def open_source(args: argparse.Namespace, served: "Served") -> "FrameSource":
       UserError: there are none, or they cannot be opened.
     """
     if args.images is not None:
-        from yogo_jax.data.frame_sources import open_images
+        from yogo_jax.inference.frame_sources import open_images
 
         if args.images == "-" and hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes
@@ -120,14 +120,14 @@ def open_source(args: argparse.Namespace, served: "Served") -> "FrameSource":
             leave_out=own,
         )
     if args.zarr is not None:
-        from yogo_jax.data.zarr_frames import ZarrFrames
+        from yogo_jax.inference.zarr_frames import ZarrFrames
 
         sizes = (served.image_hw, *([served.frame_hw] if served.frame_hw else []))
         store = ZarrFrames(args.zarr, rgb=served.rgb, layout=args.zarr_layout, frame_hw=sizes)
         more = f"; {store.unwritten} more were never written" if store.unwritten else ""
         print(f"{args.zarr}: {store.count} frames, axes {store.layout}{more}")
         return store
-    from yogo_jax.data.video_frames import VideoFrames
+    from yogo_jax.inference.video_frames import VideoFrames
 
     return VideoFrames(args.video, rgb=served.rgb)
 

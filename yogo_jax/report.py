@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
+from yogo_jax.files import path_flag
 
 
 if TYPE_CHECKING:
-    from yogo_jax.evaluation.pages import Section, Table
-    from yogo_jax.training.logged import LoggedRun
+    from yogo_jax.reports.pages import Section, Table
+    from yogo_jax.reports.runs import LoggedRun
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,9 +61,9 @@ def check(args: argparse.Namespace) -> None:
 
 def sections_of(runs: "Sequence[LoggedRun]", folder: Path) -> "list[Section]":
     """The page from top to bottom; links are relative to the folder that it lies in."""
-    from yogo_jax.evaluation.pages import Block, Code, Link, Section, Table, Text
-    from yogo_jax.evaluation.report.history import history_figures
-    from yogo_jax.training.logged import differing_fields
+    from yogo_jax.reports.history import history_figures
+    from yogo_jax.reports.pages import Block, Code, Link, Section, Table, Text
+    from yogo_jax.reports.runs import differing_fields
 
     links: list[Block] = []
     for run in runs:
@@ -102,7 +102,7 @@ def sections_of(runs: "Sequence[LoggedRun]", folder: Path) -> "list[Section]":
 
 
 def _metrics_table(runs: "Sequence[LoggedRun]") -> "Table":
-    from yogo_jax.evaluation.pages import Table
+    from yogo_jax.reports.pages import Table
 
     header = ["run", "state", "steps", "loss of the best", "at step", "its mAP50"]
     header += ["last loss", "last mAP50", "test mAP50"]
@@ -128,7 +128,7 @@ def _metrics_table(runs: "Sequence[LoggedRun]") -> "Table":
 
 def _test_table(runs: "Sequence[LoggedRun]") -> "Table | None":
     """Test metrics, a column for each run that has some."""
-    from yogo_jax.evaluation.pages import Table
+    from yogo_jax.reports.pages import Table
 
     tested = [(run.history.name, run.test) for run in runs if run.test is not None]
     if not tested:
@@ -163,9 +163,9 @@ def report(args: argparse.Namespace) -> Path:
       UserError: a run cannot be read, none has logged anything, or the page not be written.
     """
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.evaluation.pages import render_page
-    from yogo_jax.output.files import write_atomically
-    from yogo_jax.training.logged import NOTHING_LOGGED, names_of, read_run
+    from yogo_jax.files import write_atomically
+    from yogo_jax.reports.pages import render_page
+    from yogo_jax.reports.runs import NOTHING_LOGGED, names_of, read_run
 
     names = names_of(args.runs)
     runs = [read_run(workdir, name) for workdir, name in zip(args.runs, names, strict=True)]

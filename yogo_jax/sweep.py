@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
+from yogo_jax.files import path_flag
 from yogo_jax.huge_pages import use_huge_pages
-from yogo_jax.output.claims import STALE_AFTER_S
+from yogo_jax.ownership import STALE_AFTER_S
 from yogo_jax.startup import start_jax
-from yogo_jax.training.preemption import Stop, exit_when_stopped
+from yogo_jax.training.stopping import Stop, exit_when_stopped
 
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from absl import flags
 
-    from yogo_jax.config import field_names
-    from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
-    from yogo_jax.sweeping.space_rules import read_space
+    from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
+    from yogo_jax.config.schema import field_names
+    from yogo_jax.sweeping.space import read_space
 
     flag_values = flags.FlagValues()
     argv = ["sweep", f"--config={args.config}", *overrides]
@@ -171,7 +171,7 @@ def report(args: argparse.Namespace) -> Path:
     """
     if args.output is not None and args.output.is_dir():
         raise UserError(f"--output {args.output} is a folder: give the name of a file, as X.html")
-    from yogo_jax.output.files import write_atomically
+    from yogo_jax.files import write_atomically
     from yogo_jax.sweeping.page import sweep_page
     from yogo_jax.sweeping.results import format_trials, read_results
     from yogo_jax.sweeping.study import load_study

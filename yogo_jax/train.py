@@ -19,14 +19,14 @@ from pathlib import Path
 from absl import app, flags
 
 from yogo_jax.command import as_command
-from yogo_jax.config import field_names, field_types, from_mapping
-from yogo_jax.config_file import config_values, define_config_flag, parse_config_flags
+from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
+from yogo_jax.config.schema import field_names, field_types, from_mapping
 from yogo_jax.errors import UserError, exit_on_user_error
-from yogo_jax.given import given_path
+from yogo_jax.files import given_path
 from yogo_jax.huge_pages import use_huge_pages
-from yogo_jax.output.ownership import make_new_folder, own_folder
+from yogo_jax.ownership import make_new_folder, own_folder
 from yogo_jax.startup import start_jax
-from yogo_jax.training.preemption import Stop, exit_when_stopped
+from yogo_jax.training.stopping import Stop, exit_when_stopped
 
 
 EXAMPLES = """\
@@ -125,7 +125,7 @@ def _find_workdir(name: str) -> tuple[Path, bool]:
     """The workdir, the same in all processes of a run, and whether it was made just now."""
     if flags.FLAGS.workdir:
         return given_path(flags.FLAGS.workdir), False
-    from yogo_jax.evaluation.devices import Devices
+    from yogo_jax.parallel import Devices
 
     devices = Devices()
     default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -7,20 +7,177 @@ definition (`defn_path`). Relative paths start at the folder of the file they st
 import math
 import os
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
-from yogo_jax.data.definition_sets import (
-    PATH_KEYS,
-    SINGLE_SET_KEYS,
-    SYNONYMS,
-    Files,
-    Gatherer,
-    PathPair,
-    refuse_overlap,
-)
 from yogo_jax.data.images import IMAGE_SUFFIXES, is_image_name
-from yogo_jax.data.yaml_section import Section
+from yogo_jax.data.yaml_section import Section, read_yaml
+from yogo_jax.errors import UserError
+
+
+PATH_KEYS = ("dataset_paths", "val_paths", "test_paths")
+SINGLE_SET_KEYS = {"image_path", "label_path"}
+SET_KEYS = ("image_path", "label_path", "defn_path", "class_names", "classes")
+TOP_KEYS = (
+    "class_names",
+    *PATH_KEYS,
+    "dataset_split_fractions",
+    "thumbnail_augmentation",
+    "image_path",
+    "label_path",
+)
+# What other versions of this format and similar formats call our keys.
+SYNONYMS = {
+    "classes": "class_names",
+    "names": "class_names",
+    "split_fractions": "dataset_split_fractions",
+    "test_dataset_paths": "test_paths",
+    "train_paths": "dataset_paths",
+    "val_dataset_paths": "val_paths",
+    "validation": "val",
+}
+
+
+@dataclass(frozen=True)
+class PathPair:
+    """One set of data: absolute paths of two existing folders.
+
+    `image_path` is resolved. The last part of `label_path` may be a link, because `notes.json` is
+    looked for beside the folder that the user named.
+    """
+
+    image_path: Path
+    label_path: Path
+
+
+class Files:
+    """Definition files, each read and checked once."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, Section] = {}
+
+    def read(self, path: Path) -> Section:
+        """The top level of one file, its keys and class names checked."""
+        if path not in self._read:
+            top = read_yaml(path)
+            top.check_keys(TOP_KEYS, SYNONYMS)
+            if "class_names" not in top.values:
+                raise top.error("", "has no class_names; add the list of the classes' names")
+            top.names("class_names")
+            for key in SINGLE_SET_KEYS & top.values.keys():
+                if "dataset_paths" in top.values:
+                    raise top.error(key, "stands beside dataset_paths; move the set in there")
+            self._read[path] = top
+        return self._read[path]
+
+
+@dataclass
+class Gatherer:
+    """Collects the sets under one key of the outermost file from the tree of definitions.
+
+    Attributes:
+      sets: resolved image and label folder -> the pair, and where it was named.
+      reached: (definition, key it was named under) -> where it was named.
+      walked: (definition, key) whose sets have been collected.
+    """
+
+    top: Section
+    files: Files
+    sets: dict[tuple[Path, Path], tuple[PathPair, str]] = field(default_factory=dict)
+    reached: dict[tuple[Path, str], str] = field(default_factory=dict)
+    walked: set[tuple[Path, str]] = field(default_factory=set)
+
+    def pairs(self) -> tuple[PathPair, ...]:
+        """The sets found, in the order of the files."""
+        return tuple(pair for pair, _ in self.sets.values())
+
+    def gather(self, file: Section, keys: list[str], above: tuple[Path, ...]) -> None:
+        """Collects the sets under `keys` of one file; `above` leads to it from the outermost."""
+        for key in keys:
+            # Walked already where a definition stands under two keys of another one.
+            if (file.file, key) in self.walked:
+                continue
+            self.walked.add((file.file, key))
+            for found in _sets_of(file, key):
+                for name in ("class_names", "classes"):
+                    if name in found.values and found is not file:
+                        self._check_classes(found, name)
+                if "defn_path" in found.values:
+                    below = keys if key == "dataset_paths" else [key]
+                    self._add_definition(found, key, below, (*above, file.file))
+                else:
+                    self._add_pair(found)
+
+    def _add_pair(self, found: Section) -> None:
+        for key in ("image_path", "label_path"):
+            if key not in found.values:
+                raise found.error("", f"has no {key}; expected image_path and label_path")
+        images = found.folder("image_path", found.values["image_path"]).resolve()
+        labels = found.folder("label_path", found.values["label_path"])
+        named = labels.parent.resolve() / labels.name if labels.name != ".." else labels.resolve()
+        folders = (images, labels.resolve())
+        if folders in self.sets:
+            place = self.sets[folders][1]
+            raise found.error("", f"its two folders are those of {place} already; keep one of them")
+        self.sets[folders] = (PathPair(images, named), found.place())
+
+    def _add_definition(
+        self, found: Section, key: str, below: list[str], chain: tuple[Path, ...]
+    ) -> None:
+        for other in SINGLE_SET_KEYS & found.values.keys():
+            raise found.error(other, "stands beside defn_path; keep one or the other")
+        path = found.path("defn_path", found.values["defn_path"])
+        if not os.path.isfile(path):
+            start = f"relative paths start at {found.file.parent}"
+            raise found.error("defn_path", f"{path} is no file; expected a definition; {start}")
+        path = path.resolve()
+        if path in chain:
+            cycle = " -> ".join(str(file) for file in (*chain[chain.index(path) :], path))
+            raise found.error("defn_path", f"the definitions form a cycle: {cycle}; remove one")
+        if (path, key) in self.reached:
+            place = self.reached[path, key]
+            raise found.error("defn_path", f"{path} is named at {place} already; keep one of them")
+        self.reached[path, key] = found.place("defn_path")
+        nested = self.files.read(path)
+        self._check_classes(nested, "class_names", named_at=found.place("defn_path"))
+        self.gather(nested, below, chain)
+
+    def _check_classes(self, section: Section, key: str, named_at: str = "") -> None:
+        names, expected = section.names(key), self.top.names("class_names")
+        if names != expected:
+            by = f" (named at {named_at})" if named_at else ""
+            raise section.error(
+                key,
+                f"{list(names)}{by} differs from {list(expected)} of {self.top.file}; expected the "
+                "same classes in the same order; make the lists equal",
+            )
+
+
+def _sets_of(file: Section, key: str) -> Iterator[Section]:
+    """The sets that one of PATH_KEYS holds, the single set of a top level included."""
+    if key in file.values:
+        section = file.section(key)
+        for name in section.values:
+            found = section.section(name)
+            found.check_keys(SET_KEYS, SYNONYMS)
+            yield found
+    elif key == "dataset_paths" and SINGLE_SET_KEYS & file.values.keys():
+        yield file
+
+
+def refuse_overlap(gathered: Mapping[str, Gatherer]) -> None:
+    """Refuses a folder that stands in two of the pool, the validation and the test data."""
+    for first, second in combinations(PATH_KEYS, 2):
+        for part, kind in enumerate(("image_path", "label_path")):
+            places = {key[part]: place for key, (_, place) in gathered[first].sets.items()}
+            for key, (_, place) in gathered[second].sets.items():
+                if key[part] in places:
+                    raise UserError(
+                        f"{place}: its {kind} {key[part]} is also that of {places[key[part]]}; "
+                        f"{first} and {second} must not share data; remove it from one"
+                    )
 
 
 __all__ = ["DatasetDefinition", "PathPair", "SplitFractions", "load_definition"]

@@ -28,11 +28,11 @@ import PIL
 import simplejpeg
 from jaxtyping import UInt8
 
-from yogo_jax.cache import cache_folder
 from yogo_jax.data.images import read_image
 from yogo_jax.data.workers import leave_with_parent, signals_held_back, start_resource_tracker
-from yogo_jax.disk import reserve_space
 from yogo_jax.errors import UserError
+from yogo_jax.files import reserve_space
+from yogo_jax.startup import cache_folder
 
 
 # Raised whenever the same file would be decoded to other pixels.

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 
-from yogo_jax.data.label_header import STANDARD
 from yogo_jax.data.labels import (
+    STANDARD,
     Classes,
     Labels,
     check_policy,

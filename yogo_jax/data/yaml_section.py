@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from yogo_jax.errors import UserError
-from yogo_jax.given import given_path, read_given_text
+from yogo_jax.files import given_path, read_given_text
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from yogo_jax.detector.backbones import LEAKY_SLOPE
+from yogo_jax.detector.architectures import LEAKY_SLOPE
 from yogo_jax.detector.decode import BOX_CHANNELS
 
 

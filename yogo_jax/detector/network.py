@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Num
 
-from yogo_jax.detector.backbones import (
+from yogo_jax.detector.architectures import (
     ConvBackbone,
     ConvBlock,
     ConvNextBackbone,
 )
-from yogo_jax.detector.conv import flax_conv3x3
+from yogo_jax.detector.cpu_conv import flax_conv3x3
 from yogo_jax.detector.decode import BOX_CHANNELS
 from yogo_jax.detector.initialization import (
     ORIGINAL_INITIALIZATION,

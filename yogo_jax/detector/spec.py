@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, UInt8
 
-from yogo_jax.detector.backbones import get_backbone
+from yogo_jax.detector.architectures import get_backbone
 from yogo_jax.detector.decode import Predictions, decode
 from yogo_jax.detector.initialization import ORIGINAL_INITIALIZATION, Initialization
 from yogo_jax.detector.network import YogoNetwork
@@ -30,7 +30,7 @@ class ModelSpec:
       normalize_images: whether pixels are divided by 255 inside.
       size_multiplier_wh: original size / cropped size of a network for a crop.
       class_temperature: what class logits are divided by, so that their probabilities are as often
-        right as they say; see `evaluation/calibration.py`.
+        right as they say; see `metrics/calibration.py`.
       apply_orientation: whether images are turned as their EXIF or TIFF tag says.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import whole_frame_hw
 from yogo_jax.errors import UserError
-from yogo_jax.inference.served import Frames, ModelOptions, Outputs, Served, knows_itself, renamed
+from yogo_jax.inference.serving import Frames, ModelOptions, Outputs, Served, knows_itself, renamed
 
 
 class ExportedModel:

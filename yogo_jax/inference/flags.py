@@ -3,7 +3,7 @@
 import argparse
 
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag, path_text_flag
+from yogo_jax.files import path_flag, path_text_flag
 
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import served_spec
 from yogo_jax.errors import UserError
 from yogo_jax.inference.exported import ExportedModel
-from yogo_jax.inference.served import Frames, ModelOptions, Outputs, Served, knows_itself, renamed
-from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.inference.serving import Frames, ModelOptions, Outputs, Served, knows_itself, renamed
 
 
 EXPORTED_SUFFIXES = (".xml", ".onnx")

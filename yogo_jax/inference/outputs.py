@@ -11,18 +11,19 @@ import numpy as np
 
 from yogo_jax.detector.found import Thresholds, check_numbers, on_host, select_from
 from yogo_jax.errors import UserError
+from yogo_jax.files import write_json
+from yogo_jax.inference.journal import FrameRecord, Journal, skipped
 from yogo_jax.inference.pipeline import Loaded
-from yogo_jax.inference.served import Served
-from yogo_jax.output.files import write_json
-from yogo_jax.output.frame_files import write_label_file, write_picture
-from yogo_jax.output.journal import FrameRecord, Journal, skipped
-from yogo_jax.output.writers import (
+from yogo_jax.inference.serving import Served
+from yogo_jax.inference.writers import (
     Totals,
     coco_json,
     counts_csv,
     detections_csv,
     scope_array,
     skipped_csv,
+    write_label_file,
+    write_picture,
 )
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from yogo_jax.data.frame_sources import EndOfFramesError, FrameError, FrameSource
 from yogo_jax.errors import UserError
-from yogo_jax.inference.served import Served, View, view_of
+from yogo_jax.inference.frame_sources import EndOfFramesError, FrameError, FrameSource
+from yogo_jax.inference.serving import Served, View, view_of
 
 
 class Loaded(NamedTuple):

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.data.frame_sources import FrameSource, check_distinct_stems
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.errors import UserError
+from yogo_jax.files import make_folder
+from yogo_jax.inference.frame_sources import FrameSource, check_distinct_stems
+from yogo_jax.inference.journal import JOURNAL_NAME, FrameRecord, Journal, check_same_settings
 from yogo_jax.inference.models import Model
 from yogo_jax.inference.outputs import (
     LABELS,
@@ -25,10 +27,8 @@ from yogo_jax.inference.outputs import (
     write_over_all,
 )
 from yogo_jax.inference.pipeline import Finish, Loaded, run_frames
-from yogo_jax.inference.progress import Rate, with_progress
-from yogo_jax.inference.served import Served
-from yogo_jax.output.files import make_folder
-from yogo_jax.output.journal import JOURNAL_NAME, FrameRecord, Journal, check_same_settings
+from yogo_jax.inference.serving import Served
+from yogo_jax.progress import Rate, with_progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

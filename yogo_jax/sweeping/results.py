@@ -10,8 +10,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from yogo_jax.evaluation.tables import align
-from yogo_jax.output.claims import Claimed, file_system_now, read_claims
+from yogo_jax.ownership import Claimed, file_system_now, read_claims
+from yogo_jax.reports.tables import align
 from yogo_jax.sweeping.space import SearchSpace
 from yogo_jax.sweeping.study import SweepStudy
 

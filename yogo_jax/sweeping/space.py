@@ -1,12 +1,14 @@
 """What a sweep varies, and how a trial's config follows from what was drawn."""
 
 import dataclasses
+import itertools
 import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from yogo_jax.config import Config, from_mapping
+from yogo_jax.config.schema import SYNTHETIC, Config, from_mapping
+from yogo_jax.config.validation import build, checked, hint_for
 from yogo_jax.errors import UserError
 
 
@@ -144,3 +146,156 @@ def position(parameter: Parameter, value: Any) -> float:
     if parameter.kind == "log":
         low, high, value = math.log(low), math.log(high), math.log(value)
     return (value - low) / (high - low)
+
+
+_OTHER_IMAGES = "its trials would be judged on different images or boxes"
+_SAME_RESULT = "it changes nothing of what is learned"
+# Fields that no trial may choose, and why.
+FIXED = {
+    "data.definition": _OTHER_IMAGES,
+    "data.split_override": _OTHER_IMAGES,
+    "data.min_box_area": _OTHER_IMAGES,
+    "data.on_bad_label": _OTHER_IMAGES,
+    "data.workers": _SAME_RESULT,
+    "train.checkpoint_every_minutes": _SAME_RESULT,
+    "train.resume": "a trial continues what its own workdir holds",
+    "track": _SAME_RESULT,
+}
+
+
+def read_space(values: Mapping[str, Any]) -> SearchSpace:
+    """The sweep that a config file describes.
+
+    Args:
+      values: nested plain values of the config, with the group `sweep`.
+
+    Raises:
+      UserError: a field is unknown, cannot be swept, or may take a value that no run accepts; it is
+        named.
+    """
+    base = {name: group for name, group in values.items() if name != "sweep"}
+    config = from_mapping(base)
+    group = values.get("sweep")
+    if not isinstance(group, Mapping) or not isinstance(group.get("space"), Mapping):
+        raise UserError(
+            "this config has no search space: expected config.sweep.space as in configs/sweep.py"
+        )
+    settings: SweepConfig = build(
+        SweepConfig, {name: each for name, each in group.items() if name != "space"}, "config.sweep"
+    )
+    parameters = tuple(
+        _parameter(field, spec) for field, spec in _leaves(group["space"], "config.sweep.space")
+    )
+    if not parameters:
+        raise UserError("config.sweep.space is empty: name at least one field to vary")
+    space = SearchSpace(settings, parameters, config.to_dict())
+    _check_rules(space, config)
+    _check_extremes(space)
+    return space
+
+
+def _leaves(group: Mapping[str, Any], path: str, prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted fields below a group, each with what stands there."""
+    known = kinds_of_fields()
+    groups = {name.rpartition(".")[0] for name in known if "." in name}
+    found = []
+    for name, value in group.items():
+        field = prefix + name
+        if field in known:
+            found.append((field, value))
+        elif field not in groups:
+            hint = hint_for(field, sorted(known.keys() if prefix else known.keys() | groups))
+            raise UserError(f"{path}.{field} is not a field of a config; {hint}")
+        elif isinstance(value, Mapping):
+            found += _leaves(value, path, f"{field}.")
+        else:
+            raise UserError(f"{path}.{field} must be a group of fields, got {value!r}")
+    return found
+
+
+def kinds_of_fields(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all fields of a config, without groups, with their types."""
+    types: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name
+        if dataclasses.is_dataclass(field.type):
+            types |= kinds_of_fields(field.type, f"{name}.")
+        else:
+            types[name] = field.type
+    return types
+
+
+def _parameter(field: str, spec: Any) -> Parameter:
+    path = f"config.sweep.space.{field}"
+    reason = FIXED.get(field) or FIXED.get(field.split(".")[0])
+    if reason:
+        raise UserError(f"{path}: this field cannot be swept, {reason}")
+    if not isinstance(spec, Mapping) or len(spec) != 1:
+        raise UserError(f"{path} must be one of {{{' or '.join(KINDS)}: (…)}}, got {spec!r}")
+    ((kind, values),) = spec.items()
+    if kind not in KINDS:
+        hint = hint_for(str(kind), KINDS)
+        raise UserError(f"{path}: {kind!r} is no kind of range; {hint}")
+    if not isinstance(values, tuple | list):
+        raise UserError(f"{path}.{kind} must be values in parentheses, got {values!r}")
+    kind_of_field = kinds_of_fields()[field]
+    options = tuple(checked(each, kind_of_field, f"{path}.{kind}") for each in values)
+    if kind == "choice":
+        if len(set(options)) < len(options) or len(options) < 2:
+            raise UserError(f"{path}.choice must be two different values or more, got {values!r}")
+    else:
+        _check_range(path, kind, options, kind_of_field)
+    return Parameter(field, kind, options)
+
+
+def _check_range(path: str, kind: str, ends: tuple[Any, ...], kind_of_field: Any) -> None:
+    fitting = {float: ("uniform", "log"), int: ("int", "log")}.get(kind_of_field, ())
+    if kind not in fitting:
+        better = " or ".join(map(repr, (*fitting, "choice")))
+        raise UserError(f"{path}: {kind!r} does not fit this field; use {better}")
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise UserError(f"{path}.{kind} must be (LOW, HIGH) with LOW below HIGH, got {ends!r}")
+    if kind == "log" and ends[0] <= 0:
+        raise UserError(f"{path}.log must begin above 0, got {ends[0]}: use 'uniform' or 'int'")
+
+
+def _check_rules(space: SearchSpace, config: Config) -> None:
+    """What cannot be told from one field alone."""
+    swept = {each.field for each in space.parameters}
+    weights = sorted(field for field in swept if field.startswith("loss."))
+    if space.settings.objective == "loss" and weights:
+        raise UserError(
+            f"config.sweep.objective='loss' cannot be compared between trials that differ in "
+            f"{', '.join(weights)}, which are part of it: use mAP50 or mAP50_95"
+        )
+    if config.data.definition == SYNTHETIC and "data.image_hw" in swept:
+        raise UserError(
+            "config.sweep.space: synthetic frames are generated for one size, so trials that "
+            "differ in data.image_hw would be judged on different images: set "
+            "--config.data.definition=FILE.yml, or take data.image_hw out of the space"
+        )
+    if config.train.resume != "auto":
+        raise UserError(
+            f"config.train.resume must be 'auto' in a sweep, got {config.train.resume!r}: a trial "
+            "continues what its own workdir holds"
+        )
+    if config.train.from_pretrained and "model.name" in swept:
+        raise UserError(
+            "config.train.from_pretrained holds weights of one architecture: take model.name out "
+            "of config.sweep.space, or train from the start"
+        )
+
+
+def _check_extremes(space: SearchSpace) -> None:
+    """Builds a config of every pair of ends and choices, so that no trial fails at its start."""
+    options = [[(each.field, value) for value in each.values] for each in space.parameters]
+    singles = [(single,) for each in options for single in each]
+    pairs = [
+        pair for a, b in itertools.combinations(options, 2) for pair in itertools.product(a, b)
+    ]
+    for chosen in [*singles, *pairs]:
+        try:
+            from_mapping(with_fields(space.base, dict(chosen)))
+        except UserError as error:
+            what = " and ".join(f"{field}={as_text(value)}" for field, value in chosen)
+            raise UserError(f"config.sweep.space allows {what}, but {error}") from error

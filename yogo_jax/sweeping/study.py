@@ -10,6 +10,7 @@ make some) are not touched.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -17,13 +18,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from yogo_jax.config import differences, from_mapping
+from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
+from yogo_jax.checkpoint.store import committed_checkpoints
+from yogo_jax.config.schema import differences, from_mapping
 from yogo_jax.errors import UserError
-from yogo_jax.given import given_path
-from yogo_jax.output.claims import (
+from yogo_jax.files import given_path, make_folder, write_json
+from yogo_jax.ownership import (
     Claim,
     Claimed,
     deaths_without_progress,
@@ -31,13 +38,82 @@ from yogo_jax.output.claims import (
     read_claims,
     try_to_claim,
 )
-from yogo_jax.output.files import make_folder, write_json
-from yogo_jax.sweeping.journal import open_journal
-from yogo_jax.sweeping.sampler import TrialSeededSampler
-from yogo_jax.sweeping.space import Parameter, SearchSpace, with_fields
-from yogo_jax.sweeping.space_rules import read_space
-from yogo_jax.training.checkpoints import committed_checkpoints
-from yogo_jax.training.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
+from yogo_jax.sweeping.space import Parameter, SearchSpace, read_space, with_fields
+
+
+class TrialSeededSampler(BaseSampler):
+    """TPE whose draws follow from a seed, the number of the trial, and the results known so far.
+
+    One generator for all trials of a process would give every task of an array the same draws.
+
+    References:
+      Bergstra, Bardenet, Bengio, Kégl 2011, Algorithms for hyper-parameter optimization, NIPS 24.
+    """
+
+    def __init__(self, seed: int, *, random_trials: int) -> None:
+        self._seed = seed
+        self._random_trials = random_trials
+        self._of_number = functools.lru_cache(maxsize=8)(self._make)
+
+    def _make(self, number: int) -> TPESampler:
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        # What others work on counts as bad (Optuna's "constant liar"), so that they spread.
+        return TPESampler(seed=seed, n_startup_trials=self._random_trials, constant_liar=True)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        """What is drawn together."""
+        return self._of_number(trial.number).infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
+        """Values of what is drawn together."""
+        return self._of_number(trial.number).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        """The value of one parameter."""
+        sampler = self._of_number(trial.number)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+class _MendingLock(JournalFileOpenLock):
+    """Optuna's lock by O_EXCL, which also cuts off a line that a killed writer left unfinished.
+
+    The next line would else be written behind it, and the journal be unreadable for good.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
+        self._journal = journal
+
+    def acquire(self) -> bool:
+        locked = super().acquire()
+        with self._journal.open("rb+") as file:
+            size = end = file.seek(0, os.SEEK_END)
+            while end > 0:
+                file.seek(end - 1)
+                if file.read(1) == b"\n":
+                    break
+                end -= 1
+            if end < size:
+                file.truncate(end)
+        return locked
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """The journal as a storage of Optuna; made if it is not there.
+
+    Of Optuna's two locks this is the one by O_EXCL, as claims are: one thing for the file system to
+    get right. The other, by symbolic links, is for NFS before version 3.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    journal = path.absolute()
+    try:
+        return JournalStorage(JournalFileBackend(str(journal), _MendingLock(journal)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{journal}: cannot be read as Optuna's journal ({error})") from error
 
 
 STUDY_NAME = "sweep"

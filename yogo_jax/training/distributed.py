@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.devices import Devices
-from yogo_jax.training.preemption import Stopped
-from yogo_jax.training.state import TrainState
+from yogo_jax.parallel import Devices
 from yogo_jax.training.step import StepMetrics
+from yogo_jax.training.stopping import Stopped
 
 
 # Seconds that finished processes wait for the one that still writes the report.

@@ -6,20 +6,18 @@
 from pathlib import Path
 from typing import Any
 
-from yogo_jax.config import Config
-from yogo_jax.evaluation.devices import Devices
-from yogo_jax.output.files import make_folder
-from yogo_jax.output.progress import said_while
-from yogo_jax.training.checkpoints import restore_state
+from yogo_jax.checkpoint.metadata import environment
+from yogo_jax.checkpoint.run_data import prepare_data, with_absolute_paths
+from yogo_jax.checkpoint.store import restore_state
+from yogo_jax.config.schema import Config
+from yogo_jax.files import make_folder
+from yogo_jax.parallel import Devices
+from yogo_jax.progress import said_while
 from yogo_jax.training.distributed import (
     check_batch_size,
     check_same_everywhere,
 )
-from yogo_jax.training.environment import environment
-from yogo_jax.training.preemption import Stop
 from yogo_jax.training.resume import adopt, find_start, lines_of_complete, record_config
-from yogo_jax.training.run import OnValidation, Run
-from yogo_jax.training.run_data import prepare_data, with_absolute_paths
 from yogo_jax.training.setup import (
     initial_state,
     lines_of,
@@ -27,6 +25,8 @@ from yogo_jax.training.setup import (
     prepare_spec,
     taught_by,
 )
+from yogo_jax.training.stopping import Stop
+from yogo_jax.training.trainer import OnValidation, Run
 
 
 def train_and_evaluate(

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from yogo_jax.evaluation.devices import Devices
-from yogo_jax.training.preemption import Stop
+from yogo_jax.parallel import Devices
+from yogo_jax.training.stopping import Stop
 
 
 # Steps whose wishes are not read yet: one keeps the device busy while the host reads.

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yogo_jax.config import Config, differences, with_defaults
+from yogo_jax.checkpoint.metadata import Metadata
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.checkpoint.run_data import same_path, with_paths_of
+from yogo_jax.checkpoint.store import committed_checkpoints, find_checkpoint, read_metadata
+from yogo_jax.config.schema import Config, differences, with_defaults
 from yogo_jax.errors import UserError
-from yogo_jax.given import given_path
-from yogo_jax.output.files import write_atomically, write_json
-from yogo_jax.training.checkpoints import committed_checkpoints, find_checkpoint, read_metadata
-from yogo_jax.training.metadata import Metadata
-from yogo_jax.training.run_data import same_path, with_paths_of
-from yogo_jax.training.tracking import read_metrics
+from yogo_jax.files import given_path, write_atomically, write_json
 
 
 # What may change when a run goes on: it alters where work is done or how often it is saved, not

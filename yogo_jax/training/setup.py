@@ -7,32 +7,17 @@ import jax
 import numpy as np
 import optax
 
-from yogo_jax.config import Config
-from yogo_jax.data.records import Records
+from yogo_jax.checkpoint.run_data import RunData, Say
+from yogo_jax.checkpoint.state import TrainState, create_state, start_from
+from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.config.schema import Config
+from yogo_jax.data.records import Records, mean_anchor
 from yogo_jax.detector.initialization import Initialization
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.given import given_path
-from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.training.run_data import RunData, Say
-from yogo_jax.training.state import TrainState, create_state, start_from
+from yogo_jax.files import given_path
 from yogo_jax.training.step import Teacher, TrainStep, make_train_step
-
-
-def mean_anchor(records: Records) -> tuple[float, float]:
-    """Mean (w, h) of the boxes of some records, as fractions of the image.
-
-    Raises:
-      UserError: there is no box to take a mean of.
-    """
-    if len(records.class_ids) == 0:
-        raise UserError(
-            "model.anchor=auto takes the mean of the training boxes, but there is none: set "
-            "--config.model.anchor=W,H as fractions of the image"
-        )
-    width, height = records.boxes_cxcywh[:, 2:].mean(0, dtype="float64")
-    return float(width), float(height)
 
 
 def prepare_spec(config: Config, train: Records) -> ModelSpec:

@@ -12,15 +12,15 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
+from yogo_jax.checkpoint.state import TrainState, moving_average
+from yogo_jax.config.schema import AugmentConfig
 from yogo_jax.data.thumbnails import Thumbnails
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, imitation_loss, label_loss
 from yogo_jax.detector.network import train_outputs
 from yogo_jax.detector.spec import ModelSpec, served_spec
-from yogo_jax.recipe import AugmentConfig
-from yogo_jax.training.augment import augment_batch
-from yogo_jax.training.augmentation.pasting import on_device
-from yogo_jax.training.state import TrainState, moving_average
+from yogo_jax.training.augment.batch import augment_batch
+from yogo_jax.training.augment.pasting import on_device
 
 
 Batch = dict[str, Any]

@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from yogo_jax.checkpoint.metadata import Metadata
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.data.records import Records
 from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import Evaluation, Evaluator
-from yogo_jax.evaluation.tables import advice_on_nothing_found, format_metrics
-from yogo_jax.training.checkpoints import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.training.metadata import Metadata
-from yogo_jax.training.tracking import Tracker, read_metrics
+from yogo_jax.metrics.evaluator import Evaluation, Evaluator
+from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
+from yogo_jax.training.tracking import Tracker
 
 
 # Frames of the test set that are drawn with their boxes.
@@ -71,9 +72,8 @@ def write_test(tested: Tested, workdir: Path, images: int, tracker: Tracker) -> 
       UserError: an image can no longer be read.
     """
     # Imported late: scikit-learn takes a second, which the start of a training need not wait for.
-    from yogo_jax.evaluation.report.history import History
-    from yogo_jax.evaluation.report.page import Subject
-    from yogo_jax.evaluation.report.results import write_results
+    from yogo_jax.reports.evaluation_page import Subject, write_results
+    from yogo_jax.reports.history import History
 
     folder, metadata, evaluation = tested
     tracker.flush()
@@ -135,7 +135,7 @@ def log_test(tested: Tested, metrics: Mapping[str, Any], step: int, tracker: Tra
       step: the last of the run.
       tracker: takes them.
     """
-    from yogo_jax.evaluation.curves import roc
+    from yogo_jax.metrics.curves import roc
 
     names, images = tested.metadata.model.class_names, tested.evaluation.images
     rocs = {name: roc(images, index) for index, name in enumerate(names)}

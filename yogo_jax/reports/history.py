@@ -1,0 +1,275 @@
+"""Training curves of one run or of several, from the records of `metrics.jsonl`."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from yogo_jax.checkpoint.best import rank
+from yogo_jax.reports import plots
+from yogo_jax.reports.pages import Figure
+
+
+Records = Sequence[Mapping[str, Any]]
+# Points of a line of steps; of more steps each point is the mean of equally many.
+MAX_POINTS = 200
+MAX_MARKED_POINTS = 30
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run has logged so far.
+
+    Attributes:
+      name: of the run.
+      records: objects of its `metrics.jsonl`, with "kind" and "step".
+      keep_best: the metric of its best validation, `train.keep_best`.
+    """
+
+    name: str
+    records: Records
+    keep_best: str = "loss"
+
+    def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
+        """The records of "train", "validation" or "test"."""
+        return [record for record in self.records if record["kind"] == kind]
+
+    @property
+    def last_step(self) -> int:
+        """Updates made so far."""
+        return max((int(record["step"]) for record in self.of_kind("train")), default=0)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of an epoch, None while the first is not over."""
+        for record in self.of_kind("validation"):
+            if record["epoch"]:
+                return int(record["step"]) // int(record["epoch"])
+        first = [int(each["step"]) for each in self.of_kind("train") if each["epoch"] == 1]
+        later = [int(each["step"]) for each in self.of_kind("train") if each["epoch"] > 1]
+        return max(first) if first and later else None
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The validation whose checkpoint is tested."""
+        return min(
+            self.of_kind("validation"),
+            key=lambda record: rank(record, self.keep_best, record["step"]),
+            default=None,
+        )
+
+
+Points = tuple[np.ndarray, np.ndarray]
+
+
+def history_figures(histories: Sequence[History]) -> list[Figure]:
+    """Figures of loss, mean AP and learning rate; of several runs, one line each.
+
+    The axis counts epochs if an epoch of every run is over, else steps. A run without a step is
+    left out, and so is a figure that would be empty.
+    """
+    histories = [history for history in histories if history.last_step]
+    if not histories:
+        return []
+    in_epochs = all(history.steps_per_epoch for history in histories)
+
+    def on_axis(history: History, points: Float[np.ndarray, "points 2"]) -> Points:
+        return points[:, 0] / ((history.steps_per_epoch or 1) if in_epochs else 1), points[:, 1]
+
+    def steps(history: History, field: str) -> Points:
+        return on_axis(history, _means(_values(history, "train", field)))
+
+    def validations(history: History, field: str) -> Points:
+        return on_axis(history, _values(history, "validation", field))
+
+    def rates(history: History) -> Points:
+        """Some of the steps: a mean would be no learning rate that the run had."""
+        points = _values(history, "train", "learning_rate")
+        return on_axis(history, points[:: -_window(len(points))][::-1])
+
+    read = _Read(steps, validations, rates)
+    alone = len(histories) == 1
+    lines = _lines_of_one(histories[0], read) if alone else _lines_of_several(histories, read)
+    figures = []
+    for name, label, logarithmic, caption, named in lines:
+        drawn = [(title, points) for title, points in named if len(points[0])]
+        if drawn:
+            plot = _plot(drawn, "epoch" if in_epochs else "step", label, logarithmic)
+            figures.append(Figure(plots.draw(f"history-{name}", plot), caption))
+    return figures
+
+
+# Name of a figure, label of its axis, whether that is logarithmic, caption, and its lines.
+_Lines = list[tuple[str, str, bool, str, list[tuple[str, Points]]]]
+
+
+class _Read(NamedTuple):
+    """Readers of a history: of means over steps and of validations by field, of learning rates."""
+
+    steps: Callable[[History, str], Points]
+    validations: Callable[[History, str], Points]
+    rates: Callable[[History], Points]
+
+
+def _lines_of_one(history: History, read: _Read) -> _Lines:
+    terms = ("objectness", "box", "classification")
+    averaged = _averaged([history])
+    loss = f"Loss of the training images{averaged}."
+    if history.of_kind("validation"):
+        loss = f"Loss: of the training images{averaged}, and of the validation images."
+    return [
+        (
+            "loss",
+            "loss",
+            True,
+            loss + _tested([history], "loss"),
+            [
+                ("training", read.steps(history, "loss")),
+                ("validation", read.validations(history, "loss")),
+            ],
+        ),
+        (
+            "terms",
+            "term of the loss",
+            True,
+            f"The weighted terms of the training loss, whose sum it is{averaged}.",
+            [(term, read.steps(history, term)) for term in terms],
+        ),
+        (
+            "map",
+            "mean AP",
+            False,
+            "Mean average precision of the validation images."
+            + _tested([history], "mAP50")
+            + _tested([history], "mAP50_95"),
+            [
+                ("mAP50", read.validations(history, "mAP50")),
+                ("mAP50-95", read.validations(history, "mAP50_95")),
+            ],
+        ),
+        (
+            "rate",
+            "learning rate",
+            False,
+            "Learning rate.",
+            [("learning rate", read.rates(history))],
+        ),
+    ]
+
+
+def _lines_of_several(histories: Sequence[History], read: _Read) -> _Lines:
+    def validations(field: str) -> list[tuple[str, Points]]:
+        return [(history.name, read.validations(history, field)) for history in histories]
+
+    return [
+        (
+            "train",
+            "training loss",
+            True,
+            f"Training loss{_averaged(histories)}.",
+            [(history.name, read.steps(history, "loss")) for history in histories],
+        ),
+        (
+            "validation",
+            "validation loss",
+            True,
+            "Loss of the validation images." + _tested(histories, "loss"),
+            validations("loss"),
+        ),
+        (
+            "map",
+            "mAP50",
+            False,
+            "mAP50 of the validation images." + _tested(histories, "mAP50"),
+            validations("mAP50"),
+        ),
+        (
+            "map-all",
+            "mAP50-95",
+            False,
+            "mAP50-95 of the validation images." + _tested(histories, "mAP50_95"),
+            validations("mAP50_95"),
+        ),
+        (
+            "rate",
+            "learning rate",
+            False,
+            "Learning rate.",
+            [(history.name, read.rates(history)) for history in histories],
+        ),
+    ]
+
+
+def _averaged(histories: Sequence[History]) -> str:
+    """For a caption: over how many steps the points of each line are means."""
+    windows = {each.name: _window(len(each.of_kind("train"))) for each in histories}
+    sizes = set(windows.values())
+    if sizes == {1}:
+        return ""
+    if len(sizes) == 1:
+        return f" (each point: the mean of {sizes.pop()} steps)"
+    each = ", ".join(f"{name} {size}" for name, size in windows.items())
+    return f" (each point: the mean of so many steps: {each})"
+
+
+def _tested(histories: Sequence[History], keep_best: str) -> str:
+    """For a caption: the checkpoint of which value is tested, if it is a value of this figure."""
+    those = [each for each in histories if each.keep_best == keep_best and each.best is not None]
+    if not those:
+        return ""
+    which = "lowest loss" if keep_best == "loss" else f"highest {keep_best.replace('_', '-')}"
+    names = ", ".join(each.name for each in those)
+    whose = "" if len(those) == len(histories) else f" of {names}"
+    return f" The checkpoint with the {which}{whose} is tested."
+
+
+def _values(history: History, kind: str, field: str) -> Float[np.ndarray, "points 2"]:
+    """Steps and finite values of a field."""
+    records = history.of_kind(kind)
+    pairs = [(each["step"], each[field]) for each in records if each.get(field) is not None]
+    points = np.array(pairs, np.float64).reshape(-1, 2)
+    return points[np.isfinite(points).all(1)]
+
+
+def _window(points: int) -> int:
+    """Points that become one, so that no more than MAX_POINTS are left."""
+    return max(1, math.ceil(points / MAX_POINTS))
+
+
+def _means(points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "means 2"]:
+    """Means over windows of equal length; the last one ends at the last point.
+
+    There it shares points with the window before it: of a shorter one the mean would be noisier.
+    """
+    size = _window(len(points))
+    if size == 1:
+        return points
+    starts = np.append(np.arange(0, len(points) - size, size), len(points) - size)
+    return np.array([points[start : start + size].mean(0) for start in starts])
+
+
+def _plot(
+    lines: Sequence[tuple[str, Points]], axis: str, label: str, logarithmic: bool
+) -> Callable[[Any], None]:
+    def plot(axes: Any) -> None:
+        for index, (name, (x, y)) in enumerate(lines):
+            marked = len(x) <= MAX_MARKED_POINTS
+            axes.plot(
+                x,
+                y,
+                label=plots.shortened(name) if len(lines) > 1 else None,
+                marker=plots.MARKERS[index % len(plots.MARKERS)] if marked else "",
+                markersize=4,
+                **plots.series_style(index),
+            )
+        # A loss falls by orders of magnitude; zero has no place on such an axis.
+        if logarithmic and all((y > 0).all() for _, (_, y) in lines):
+            plots.use_log_scale(axes, "y")
+        plots.use_whole_numbers(axes, "x")
+        axes.set_xlabel(axis)
+        axes.set_ylabel(label)
+
+    return plot

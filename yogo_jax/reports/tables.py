@@ -1,0 +1,154 @@
+"""The metrics of a test as plain text, at most 100 columns wide, for a terminal or a log file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+WIDTH = 100
+GAP = "  "
+# Long names are cut in tables, never in metrics.json.
+NAME_WIDTH = 24
+
+_CLASS_COLUMNS = (
+    ("AP50", "AP50_by_class"),
+    ("AP50-95", "AP50_95_by_class"),
+    ("precision", "precision_by_class"),
+    ("recall", "recall_by_class"),
+    ("accuracy", "accuracy_by_class"),
+    ("missed", "missed_by_class"),
+    ("extra", "extra_by_class"),
+)
+_TOTALS = (
+    ("mAP50", "mAP50"),
+    ("mAP50-95", "mAP50_95"),
+    ("calibration error", "calibration_error"),
+    ("test loss", "test_loss"),
+    ("images", "images"),
+    ("true boxes", "objects"),
+    ("predictions", "predictions"),
+    ("matched", "matched"),
+)
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Three tables: a row per class, the totals, and the confusion matrix.
+
+    Args:
+      metrics: what `metrics.json` holds. A missing key leaves its column or row out; a value of
+        None, for what could not be counted, is printed as "-".
+    """
+    sections = (_class_table(metrics), _totals_table(metrics), _confusion_table(metrics))
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def advice_on_nothing_found(metrics: Mapping[str, Any]) -> str | None:
+    """A line on why there may be no prediction at all, and what to change; None if there are some.
+
+    Args:
+      metrics: with the counts `predictions`, `objects` and `images`.
+    """
+    if metrics["predictions"] or not metrics["objects"]:
+        return None
+    return (
+        f"nothing is found: no prediction in {metrics['images']} images with {metrics['objects']} "
+        "boxes. Early in a training this is usual: most cells are empty, and the network learns "
+        "those first. With configs/base.py this can take half of 64 epochs, and a short run ends "
+        "before. Train with --config configs/strong.py, or longer, or with a lower "
+        "--config.loss.no_object_weight. If it stays so, check the labels: "
+        "python -m yogo_jax.inspect_data FILE.yml"
+    )
+
+
+def _class_table(metrics: Mapping[str, Any]) -> list[str]:
+    columns = [(title, metrics[key]) for title, key in _CLASS_COLUMNS if key in metrics]
+    objects = _objects_by_class(metrics)
+    if objects:
+        columns.append(("objects", objects))
+    if not columns:
+        return []
+    names = list(dict.fromkeys(name for _, values in columns for name in values))
+    header = ["class", *(title for title, _ in columns)]
+    return align(
+        header,
+        [[_cut(name), *(_cell(values.get(name)) for _, values in columns)] for name in names],
+    )
+
+
+def _objects_by_class(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """True boxes of each class: the row of the confusion matrix, with the missed ones."""
+    if "confusion" not in metrics or "missed_by_class" not in metrics:
+        return {}
+    names, matrix = metrics["confusion"]["class_names"], metrics["confusion"]["matrix"]
+    missed = metrics["missed_by_class"]
+    classes = len(missed)
+    # A matrix without the background has one column less: there the missed are not in the row.
+    return {
+        name: sum(row[:classes]) + missed[name]
+        for name, row in zip(names[:classes], matrix, strict=False)
+    }
+
+
+def _totals_table(metrics: Mapping[str, Any]) -> list[str]:
+    rows = [[title, _cell(metrics[key])] for title, key in _TOTALS if key in metrics]
+    for title, key in (("missed", "missed_by_class"), ("extra", "extra_by_class")):
+        if key in metrics:
+            rows.append([title, _cell(sum(metrics[key].values()))])
+    lines = align(["total", ""], rows) if rows else []
+    over = metrics.get("images_over_max_detections", 0)
+    if over:
+        lines.append(f"{over} image(s) had more predictions than count for AP; the best were used.")
+    return lines
+
+
+def _confusion_table(metrics: Mapping[str, Any]) -> list[str]:
+    """The matrix; one with more classes than fit side by side goes on below, in blocks."""
+    if "confusion" not in metrics:
+        return []
+    names, matrix = metrics["confusion"]["class_names"], metrics["confusion"]["matrix"]
+    title = "confusion (row: true class, column: predicted class)"
+    columns = [_column(_cut(name), [row[i] for row in matrix]) for i, name in enumerate(names)]
+    labels = _column("", [_cut(name) for name in names], left=True)
+    lines = [title]
+    for block in _blocks(columns, WIDTH - len(labels[0])):
+        if len(lines) > 1:
+            lines.append("")
+        lines += [GAP.join(cells).rstrip() for cells in zip(labels, *block, strict=True)]
+    return lines
+
+
+def _blocks(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
+    """The columns, cut into runs that are at most `width` wide with the gap before each column."""
+    blocks: list[list[list[str]]] = [[]]
+    used = 0
+    for column in columns:
+        needed = len(GAP) + len(column[0])
+        if blocks[-1] and used + needed > width:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(column)
+        used += needed
+    return blocks
+
+
+def align(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    columns = [
+        _column(title, [row[i] for row in rows], left=i == 0) for i, title in enumerate(header)
+    ]
+    return [GAP.join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def _column(title: str, cells: Sequence[object], *, left: bool = False) -> list[str]:
+    texts = [title, *map(str, cells)]
+    width = max(map(len, texts))
+    return [text.ljust(width) if left else text.rjust(width) for text in texts]
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 2]}.."
