@@ -16,7 +16,7 @@ from PIL import Image
 from reference import bin_targets, ciou_loss
 from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.data.definition import PathPair
-from yogo_jax.data.records import load_records
+from yogo_jax.data.records import read_records
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import detect
 from yogo_jax.detector.found import NotNumbersError, Thresholds, on_host
@@ -113,7 +113,7 @@ def records_of(folder, frames):
             for xyxy, class_id in frame.labels
         ]
         (pair.label_path / f"frame_{index}.txt").write_text("".join(rows))
-    records, _ = load_records([pair], NAMES, min_box_area=0.0, on_bad_label="error")
+    records, _ = read_records([pair], NAMES, on_bad_label="error")
     return records
 
 

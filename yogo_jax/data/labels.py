@@ -260,17 +260,18 @@ def _parse_plain(data: bytes, classes: _Classes) -> Labels | None:
     rows = _plain_rows(data)
     if rows is None:
         return None
+    fields = rows.split()
+    if len(fields) != 5 * rows.count(b"\n"):
+        return None
     try:
-        numbers = [float(field) for field in rows.split()]
+        numbers = np.fromiter(map(float, fields), np.float64, len(fields)).reshape(-1, 5)
     except ValueError:
         return None
-    if len(numbers) != 5 * rows.count(b"\n"):
-        return None
-    class_ids = [classes.index_of.get(number, -1) for number in numbers[::5]]
-    boxes = np.array(numbers).reshape(-1, 5)[:, 1:]
+    class_ids = [classes.index_of.get(number, -1) for number in numbers[:, 0].tolist()]
+    boxes = numbers[:, 1:]
     boxes_cxcywh = boxes.astype(np.float32)
-    is_good = ((boxes >= 0) & (boxes <= 1)).all() and (boxes_cxcywh[:, 2:] > 0).all()
-    if -1 in class_ids or not is_good:
+    are_fractions = boxes.min(initial=1) >= 0 and boxes.max(initial=0) <= 1
+    if -1 in class_ids or not are_fractions or boxes_cxcywh[:, 2:].min(initial=1) <= 0:
         return None
     return Labels(np.array(class_ids, np.int32), boxes_cxcywh)
 

@@ -1,4 +1,4 @@
-"""Where the labels of an image and a detector say different things."""
+"""Doubts: the places where the labels of an image and a detector say different things."""
 
 import functools
 from collections.abc import Callable
@@ -22,10 +22,12 @@ from yogo_jax.metrics.matching import match_boxes, pairwise_iou
 
 
 MAX_DETECTIONS = 2000
+# A detection that overlaps a label by this IoU is of the same object, even if badly placed.
+NEAR_A_LABEL = 0.3
 
 
 class LabelScores(NamedTuple):
-    """What the cells of the labels of one image say.
+    """Loss and predictions at the cells of the labels of one image.
 
     Attributes:
       terms: the weighted loss of each label's cell; their sum over the labels that own their cell
@@ -77,7 +79,7 @@ def score_labels(
 
 
 class Opinions(NamedTuple):
-    """What the detector says of a batch: of each label, and by itself."""
+    """The opinions of a detector on a batch: on each label, and its own detections."""
 
     labels: LabelScores
     detections: Detections
@@ -101,10 +103,6 @@ def make_opinion_step(
         return Opinions(jax.vmap(score)(predictions, *labels), jax.vmap(find)(predictions))
 
     return step
-
-
-# A detection that overlaps a label by as much is of the same object, if not well placed.
-NEAR_A_LABEL = 0.3
 
 
 class Doubt(NamedTuple):

@@ -55,7 +55,7 @@ def advice_on_nothing_found(metrics: Mapping[str, Any]) -> str | None:
         "those first. With configs/base.py this can take half of 64 epochs, and a short run ends "
         "before. Train with --config configs/strong.py, or longer, or with a lower "
         "--config.loss.no_object_weight. If it stays so, check the labels: "
-        "python -m yogo_jax.inspect_data FILE.yml"
+        "yogo-jax inspect FILE.yml"
     )
 
 
