@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import Float
 
 from yogo_jax.detector.class_names import name_beside
 from yogo_jax.errors import UserError
-from yogo_jax.files import read_given_text
+from yogo_jax.files import read_given_text, read_json
 
 
 # The instrument's classes, in its order.
@@ -148,23 +147,6 @@ def reordered(sample: Sample, class_names: Sequence[str]) -> Sample:
         )
     order = [sample.class_names.index(name) for name in class_names]
     return sample._replace(class_names=tuple(class_names), counts=sample.counts[order])
-
-
-def read_json(path: Path) -> Any:
-    """Returns the values of a JSON file.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    if path.is_dir():
-        names = ("metrics.json", "counts.json")
-        inside = [str(path / name) for name in names if (path / name).is_file()]
-        hint = f"; did you mean {inside[0]}?" if inside else ""
-        raise UserError(f"{path}: is a folder, expected a JSON file{hint}")
-    try:
-        return json.loads(read_given_text(path))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def _read_counts_json(path: Path) -> Sample:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.counting.files import read_json
 from yogo_jax.counting.intervals import response
 from yogo_jax.counting.thresholds import CountedAt, flags_of, recorded_by_validation
 from yogo_jax.detector.class_names import name_beside
 from yogo_jax.errors import UserError
+from yogo_jax.files import read_json
 from yogo_jax.metrics.confusion import BACKGROUND
 
 

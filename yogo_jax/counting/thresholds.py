@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yogo_jax.counting.files import read_json
 from yogo_jax.errors import UserError
+from yogo_jax.files import read_json
 
 
 # `infer` writes a summary beside these two files.

@@ -1,6 +1,5 @@
 """What workdirs hold of their runs, finished or not: configs, logged records, test metrics."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.errors import UserError
+from yogo_jax.files import read_json
 from yogo_jax.reports.history import History
 
 
@@ -62,7 +62,7 @@ def read_run(workdir: Path, name: str) -> LoggedRun:
     if not (workdir / "config.json").is_file():
         found = "no config.json in it" if workdir.is_dir() else "no such folder"
         raise UserError(f"{workdir}: expected the workdir of a run, found {found}")
-    config = _read_json(workdir / "config.json", ("train",))
+    config = _read_fields(workdir / "config.json", ("train",))
     if not isinstance(config["train"], dict) or "epochs" not in config["train"]:
         raise UserError(f"{workdir / 'config.json'}: expected train.epochs; is it of a run?")
     records = read_metrics(workdir / "metrics.jsonl")
@@ -74,7 +74,7 @@ def read_run(workdir: Path, name: str) -> LoggedRun:
             "others: is it of this version?"
         )
     test_file = workdir / "test" / "metrics.json"
-    test = _read_json(test_file, ("mAP50", "test_loss")) if test_file.exists() else None
+    test = _read_fields(test_file, ("mAP50", "test_loss")) if test_file.exists() else None
     # A run that goes on takes the test out of its log: what lies there is of an earlier checkpoint.
     return LoggedRun(workdir, config, history, test if history.of_kind("test") else None)
 
@@ -85,11 +85,8 @@ def _is_record(record: object) -> bool:
     return record["kind"] in ("start", "test") or {"epoch", "loss"} <= record.keys()
 
 
-def _read_json(path: Path, fields: Sequence[str]) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+def _read_fields(path: Path, fields: Sequence[str]) -> dict[str, Any]:
+    values = read_json(path)
     if not isinstance(values, dict) or not set(fields) <= values.keys():
         raise UserError(f"{path}: expected an object with {', '.join(fields)}; is it of a run?")
     return values

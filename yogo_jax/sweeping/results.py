@@ -1,6 +1,5 @@
 """The results of a sweep so far: one record for each trial, and a table for the terminal."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from yogo_jax.files import read_json
 from yogo_jax.ownership import Claimed, file_system_now, read_claims
 from yogo_jax.reports.tables import align
 from yogo_jax.sweeping.space import SearchSpace
@@ -129,7 +129,7 @@ def _result(study: SweepStudy, trial: FrozenTrial, now: float) -> TrialResult:
         figures=trial.user_attrs,
         reason=trial.user_attrs.get("reason", ""),
         taken_up=max(len(claims) - 1, 0),
-        test=json.loads(test.read_text(encoding="utf-8")) if test.exists() else None,
+        test=read_json(test) if test.exists() else None,
         workdir=workdir,
     )
 

@@ -32,7 +32,7 @@ from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, wi
 from yogo_jax.checkpoint.store import committed_checkpoints
 from yogo_jax.config.schema import Config, differences, from_mapping
 from yogo_jax.errors import UserError
-from yogo_jax.files import given_path, make_folder, write_json
+from yogo_jax.files import given_path, make_folder, read_json, write_json
 from yogo_jax.ownership import (
     Claim,
     Claimed,
@@ -118,10 +118,7 @@ def read_study(path: Path) -> SearchSpace:
     Raises:
       UserError: the file cannot be read, or is not that of a sweep.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    values = read_json(path)
     try:
         sweep = {**values["settings"], "space": values["space"]}
         return read_space({**values["config"], "sweep": sweep})
