@@ -17,9 +17,8 @@ from yogo_jax.checkpoint.store import (
     record_validation,
 )
 from yogo_jax.config.schema import Config
-from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.pipeline import EpochOrder
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.source import PackedImages, RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.metrics.evaluator import IMAGES_AT_A_TIME, Evaluator
 from yogo_jax.parallel import Devices
