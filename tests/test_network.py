@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bridge.converted import to_variables
 from bridge.torch_archive import read_torch_archive
-from bridge.weights import to_variables
 from parity import RECORDED_NAMES, load, parity_file
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone, get_backbone
 from yogo_jax.detector.decode import decode
