@@ -172,8 +172,7 @@ def compare(
 
 def _corners(outputs: np.ndarray) -> np.ndarray:
     """Corners of all cells, cut at the edges of the image, [n 4 gh gw]."""
-    cxcywh = jnp.asarray(outputs[:, :4].transpose(0, 2, 3, 1))
-    return np.asarray(cxcywh_to_xyxy(cxcywh)).clip(0, 1).transpose(0, 3, 1, 2)
+    return cxcywh_to_xyxy(outputs[:, :4].transpose(0, 2, 3, 1)).clip(0, 1).transpose(0, 3, 1, 2)
 
 
 def _largest_and_mean(differences: np.ndarray) -> dict[str, float]:
@@ -195,7 +194,7 @@ def _compare_detections(
         # In parts: of thousands of boxes, all at once would take more memory than the network.
         for start in range(0, len(a), _BOXES_AT_A_TIME):
             rows = slice(start, start + _BOXES_AT_A_TIME)
-            overlap[rows] = iou(jnp.asarray(a[rows])[:, None], jnp.asarray(b)[None])
+            overlap[rows] = iou(a[rows, None], b[None])
             distance[rows] = np.abs(a[rows, None] - b[None]).max(-1)
         overlap = np.where(distance <= tolerance.box, 1.0, overlap)
         clear = [

@@ -12,8 +12,13 @@ from bridge.torch_archive import read_torch_archive
 from parity import RECORDED_NAMES, load, parity_file
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone, get_backbone
 from yogo_jax.detector.decode import decode
-from yogo_jax.detector.initialization import Initialization
-from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables, train_outputs
+from yogo_jax.detector.network import (
+    BatchNorm,
+    Initialization,
+    YogoNetwork,
+    init_variables,
+    train_outputs,
+)
 from yogo_jax.errors import UserError
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from yogo_jax.detector.class_names import name_beside
+from yogo_jax.metrics.confusion import name_beside
 from yogo_jax.metrics.curves import (
     FreeResponse,
     PrecisionRecall,
