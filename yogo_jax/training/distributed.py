@@ -198,7 +198,7 @@ def compile_train_step(
     def step_and_wishes(
         state: TrainState, given: Any, wishes: jax.Array
     ) -> tuple[TrainState, StepMetrics, jax.Array]:
-        # For `detector/conv.py`, which sums over the images itself.
+        # For `detector/cpu_conv.py`, which sums over the images itself.
         with jax.sharding.use_abstract_mesh(devices.mesh.abstract_mesh):
             state, metrics = train_step(state, given)
         return state, metrics, wishes.any(0)

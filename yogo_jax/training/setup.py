@@ -12,8 +12,8 @@ from yogo_jax.checkpoint.state import TrainState, create_state, start_from
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.config.schema import Config
 from yogo_jax.data.records import Records, mean_anchor
-from yogo_jax.detector.initialization import Initialization
 from yogo_jax.detector.loss_weights import LossWeights
+from yogo_jax.detector.network import Initialization
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
