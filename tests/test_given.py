@@ -14,6 +14,7 @@ from yogo_jax import calibrate, evaluate, report, sweep
 from yogo_jax import inspect_data as inspect
 from yogo_jax.checkpoint.run_data import same_path, with_absolute_paths
 from yogo_jax.config.overrides import find_config, known_configs
+from yogo_jax.config.schema import Config
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, path_text_flag, read_given_text
 from yogo_jax.inference.flags import make_parser as infer_parser
@@ -124,24 +125,11 @@ def test_an_unknown_config_lists_those_that_are_known(home, given):
     assert known_configs() == ["base", "demo", "strong", "sweep"]
 
 
-# Of the library that reads configs.
-@pytest.mark.filterwarnings("ignore:the load_module")
 def test_a_config_by_name_is_read_from_any_folder(home):
     # One of the user's own, which ours must not take for the package's.
     Path("configs").mkdir()
     Path("configs/__init__.py").write_text("")
-    from absl import flags
-
-    from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
-    from yogo_jax.config.schema import field_names, from_mapping
-
-    values = flags.FlagValues()
-    argv = ["train", "--config", "strong", "--config.train.epochs=3"]
-    define_config_flag(argv, values)
-    assert parse_config_flags(argv, field_names(), values) == ["train"]
-    read, name = config_values(values)
-    assert name == "strong"
-    config = from_mapping(read)
+    config = Config.from_file("strong", **{"train.epochs": 3})
     assert (config.model.name, config.train.epochs) == ("yogo_s", 3)
 
 
