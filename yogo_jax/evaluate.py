@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,6 @@ def evaluate(
     from yogo_jax.data.source import boxes_to_pad_to
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
-    from yogo_jax.files import make_folder
     from yogo_jax.metrics.calibration import read_min_scores
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.parallel import Devices
@@ -162,64 +162,71 @@ def evaluate(
     from yogo_jax.reports.evaluation_page import Subject, write_results
 
     silent = say is None
-    tell: Callable[[str], object] = say or str
-    folder = None if output is None else make_folder(given_path(str(output)), "--output")
-    checkpoint = find_checkpoint(given_path(str(getattr(model, "checkpoint", model))))
-    metadata = read_metadata(checkpoint)
-    given = None if definition is None else str(definition)
-    with said_while("reading the data set", silent=silent):
-        splits = evaluation_data(metadata, given, tell)
-    records = getattr(splits, split)
-    for line in splits.lines():
-        tell(line)
-    if len(records) == 0:
-        raise UserError(f"the {split} split is empty: choose another by --split")
-    spec = served_spec(metadata.model, image_hw=(image_hw[0], image_hw[1]) if image_hw else None)
-    if apply_orientation is not None:
-        spec = dataclasses.replace(spec, apply_orientation=apply_orientation)
-    turned = spec.apply_orientation
-    if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
-        tell(stretch)
-    for line in lines_on(records.image_paths, applied=turned):
-        tell(line)
-    devices = Devices()
-    tell(f"{checkpoint} on {devices}")
-    thresholds = Thresholds(obj_thresh, iou_thresh, min_class_confidence_threshold)
-    scores = None if score_thresholds is None else Path(score_thresholds)
-    thresholds = thresholds._replace(
-        min_scores=read_min_scores(scores, spec.class_names, thresholds, tell)
-    )
-    evaluator = Evaluator(
-        spec,
-        loss_weights=metadata.loss_weights(),
-        batch_size=batch_size,
-        max_boxes=boxes_to_pad_to([records], 0),
-        workers=workers,
-        thresholds=thresholds,
-        devices=devices,
-    )
-    variables = restore_variables(checkpoint, metadata.model)
-    with said_while(f"evaluating {len(records)} images", silent=silent):
-        evaluation = evaluator.run(variables, records, keep_images=True)
-    history = _history_of(checkpoint, metadata.keep_best)
-    data = given or metadata.data_settings().definition
-    subject = Subject(
-        title=f"Evaluation of {checkpoint.name if history is None else history.name}",
-        subtitle=f"{checkpoint}, {len(records)} images of the {split} split of {data}",
-        spec=spec,
-        thresholds=thresholds,
-        config=metadata.config,
-        history=history,
-    )
-    with said_while("writing the report", silent=silent):
-        return write_results(
-            folder,
-            evaluation,
-            subject,
-            checkpoint=checkpoint,
-            step=metadata.step,
-            pictures=pictures,
+    tell = say or _ignore
+    folder = None if output is None else given_path(str(output))
+    with nullcontext() if folder is None else own_folder(folder, "--output"):
+        checkpoint = find_checkpoint(given_path(str(getattr(model, "checkpoint", model))))
+        metadata = read_metadata(checkpoint)
+        given = None if definition is None else str(definition)
+        with said_while("reading the data set", silent=silent):
+            splits = evaluation_data(metadata, given, tell)
+        records = getattr(splits, split)
+        for line in splits.lines():
+            tell(line)
+        if len(records) == 0:
+            raise UserError(f"the {split} split is empty: choose another by --split")
+        spec = served_spec(
+            metadata.model, image_hw=(image_hw[0], image_hw[1]) if image_hw else None
         )
+        if apply_orientation is not None:
+            spec = dataclasses.replace(spec, apply_orientation=apply_orientation)
+        turned = spec.apply_orientation
+        if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
+            tell(str(stretch))
+        for line in lines_on(records.image_paths, applied=turned):
+            tell(line)
+        devices = Devices()
+        tell(f"{checkpoint} on {devices}")
+        thresholds = Thresholds(obj_thresh, iou_thresh, min_class_confidence_threshold)
+        scores = None if score_thresholds is None else Path(score_thresholds)
+        thresholds = thresholds._replace(
+            min_scores=read_min_scores(scores, spec.class_names, thresholds, tell)
+        )
+        evaluator = Evaluator(
+            spec,
+            loss_weights=metadata.loss_weights(),
+            batch_size=batch_size,
+            max_boxes=boxes_to_pad_to([records], 0),
+            workers=workers,
+            thresholds=thresholds,
+            devices=devices,
+        )
+        variables = restore_variables(checkpoint, metadata.model)
+        with said_while(f"evaluating {len(records)} images", silent=silent):
+            evaluation = evaluator.run(variables, records, keep_images=True)
+        history = _history_of(checkpoint, metadata.keep_best)
+        data = given or metadata.data_settings().definition
+        subject = Subject(
+            title=f"Evaluation of {checkpoint.name if history is None else history.name}",
+            subtitle=f"{checkpoint}, {len(records)} images of the {split} split of {data}",
+            spec=spec,
+            thresholds=thresholds,
+            config=metadata.config,
+            history=history,
+        )
+        with said_while("writing the report", silent=silent):
+            return write_results(
+                folder,
+                evaluation,
+                subject,
+                checkpoint=checkpoint,
+                step=metadata.step,
+                pictures=pictures,
+            )
+
+
+def _ignore(line: str) -> None:
+    del line
 
 
 def _history_of(checkpoint: Path, keep_best: str) -> "History | None":
@@ -238,32 +245,31 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        with own_folder(args.output, "--output"):
-            metrics = evaluate(
-                args.checkpoint,
-                args.definition,
-                args.split,
-                output=args.output,
-                obj_thresh=args.obj_thresh,
-                iou_thresh=args.iou_thresh,
-                min_class_confidence_threshold=args.min_class_confidence_threshold,
-                score_thresholds=args.score_thresholds,
-                image_hw=args.image_hw,
-                apply_orientation=args.apply_orientation,
-                batch_size=args.batch_size,
-                workers=args.workers,
-                pictures=args.pictures,
-                say=None if args.quiet else print,
-            )
-            from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
+        metrics = evaluate(
+            args.checkpoint,
+            args.definition,
+            args.split,
+            output=args.output,
+            obj_thresh=args.obj_thresh,
+            iou_thresh=args.iou_thresh,
+            min_class_confidence_threshold=args.min_class_confidence_threshold,
+            score_thresholds=args.score_thresholds,
+            image_hw=args.image_hw,
+            apply_orientation=args.apply_orientation,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            pictures=args.pictures,
+            say=None if args.quiet else print,
+        )
+        from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
 
-            print(format_metrics(metrics))
-            if (advice := advice_on_nothing_found(metrics)) is not None:
-                print(advice)
-            print(
-                f"{args.split} split of {metrics['images']} images; written "
-                f"{args.output / 'metrics.json'} and {args.output / 'report.html'}"
-            )
+        print(format_metrics(metrics))
+        if (advice := advice_on_nothing_found(metrics)) is not None:
+            print(advice)
+        print(
+            f"{args.split} split of {metrics['images']} images; written "
+            f"{args.output / 'metrics.json'} and {args.output / 'report.html'}"
+        )
 
 
 if __name__ == "__main__":

@@ -139,16 +139,16 @@ def add_config_flags(
     known = {**fields_of(Config), **(more_fields or {})}
     hidden = {old: known[new]._replace(meaning="") for old, new in RENAMED.items()}
     for name, field in {**known, **hidden}.items():
-        is_flag = field.kind is bool
+        options: dict[str, Any] = {"nargs": "?", "const": True} if field.kind is bool else {}
         group.add_argument(
             f"--config.{name}",
             type=functools.partial(_value_flag, field.kind),
             default=argparse.SUPPRESS,
             metavar=_metavar(field.kind),
             help=describe(field) if field.meaning else argparse.SUPPRESS,
-            **({"nargs": "?", "const": True} if is_flag else {}),
+            **options,
         )
-        if is_flag:
+        if field.kind is bool:
             group.add_argument(
                 f"--noconfig.{name}",
                 dest=f"config.{name}",

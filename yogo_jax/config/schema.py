@@ -136,8 +136,7 @@ class ModelConfig(Section):
     objectness_prior: Annotated[
         float,
         between(0, 1, "[)"),
-        "Objectness of every cell at the start, from a head with small weights; 0 draws the head "
-        "like all other layers.",
+        "Objectness of every cell at the start; 0 draws the head like all other layers.",
     ] = 0.0
 
     def anchor_wh(self) -> tuple[float, float]:
@@ -274,8 +273,7 @@ class OptimConfig(Section):
     ema_decay: Annotated[
         float,
         between(0, 1, "[)", note="0 is off"),
-        "Decay per step of a moving average of the weights; the average is validated, kept and "
-        "exported.",
+        "Decay per step of an average of the weights, which is validated, kept and exported.",
     ] = 0.0
     freeze: Annotated[
         tuple[str, ...],
@@ -380,18 +378,13 @@ class AugmentConfig(Section):
         int, at_least(0, "0 is off"), "Number of last epochs without holes and pasted cells."
     ] = 0
     thumbnails: Annotated[
-        Probability,
-        "Probability that cells of the definition's thumbnail_augmentation are pasted into an "
-        "image.",
+        Probability, "Probability that thumbnails of the definition are pasted into an image."
     ] = 0.0
     thumbnails_tried: Annotated[
-        Count,
-        "Number of places that are tried in each of these images; a place is free if no box is "
-        "there.",
+        Count, "Places tried in each of these images; a place is free if no box is there."
     ] = 16
     thumbnails_plain: Annotated[
-        Probability,
-        "Share of these images in which the pasted cells lie on a plain ground, with nothing else.",
+        Probability, "Share of these images with the pasted cells on a plain ground, and no others."
     ] = 0.0
 
     @property
