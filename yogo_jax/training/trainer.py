@@ -265,7 +265,7 @@ class Run:
           UserError: it needs more memory than is free.
         """
         config, order = self.config, self.order
-        closed_steps = config.augment.closed_epochs * order.steps_per_epoch
+        closed_steps = config.augment.epochs_without_paste * order.steps_per_epoch
 
         def lowered(rematerialize: bool, batch_size: int) -> jax.stages.Lowered:
             train_step = prepare_train_step(

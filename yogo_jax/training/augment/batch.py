@@ -43,7 +43,7 @@ def augment_batch(
       labels: boxes_cxcywh [b n 4], class_ids [b n] and valid [b n].
       augment: what happens, and how much.
       composing: False in the last epochs, without holes and pasted cells
-        (`augment.closed_epochs`).
+        (`augment.epochs_without_paste`).
       thumbnails: what `augment.thumbnails` pastes.
 
     Returns:
