@@ -30,7 +30,6 @@ from yogo_jax.checkpoint.state import create_state
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.source import RecordSource
-from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.startup import start_jax
 from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -184,7 +183,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.epochs < 2:
         parser.error("--epochs: the first one is left out, so at least 2 are needed")
-    use_huge_pages()
     start_jax()
     result = measure(args)
     for name, value in result.items():

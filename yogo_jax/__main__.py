@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from yogo_jax.command import as_command, own_this_process
 from yogo_jax.errors import UserError
-from yogo_jax.huge_pages import use_huge_pages
 
 
 class Command(NamedTuple):
@@ -49,8 +48,6 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
-# Those that train, as their modules do it when they are run.
-WITH_HUGE_PAGES = ("train", "sweep")
 SHELLS = ("bash", "zsh", "tcsh")
 
 EXAMPLES = """\
@@ -122,8 +119,6 @@ def main(argv: list[str] | None = None) -> None:
             nearest = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(COMMANDS)}."
             raise UserError(f"{name!r} is not a command of yogo-jax; {hint} See yogo-jax --help")
-        if argv is None and name in WITH_HUGE_PAGES:
-            use_huge_pages()
         command = importlib.import_module(COMMANDS[name].module).main
     command(rest)
 

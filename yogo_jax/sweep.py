@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from yogo_jax.command import as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
-from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.ownership import STALE_AFTER_S
 from yogo_jax.startup import start_jax
 from yogo_jax.training.stopping import Stop, exit_when_stopped
@@ -203,5 +202,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     main()

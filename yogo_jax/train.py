@@ -23,7 +23,6 @@ from yogo_jax.config.overrides import config_values, define_config_flag, parse_c
 from yogo_jax.config.schema import field_names, field_types, from_mapping
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.files import given_path
-from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.ownership import make_new_folder, own_folder
 from yogo_jax.startup import start_jax
 from yogo_jax.training.stopping import Stop, exit_when_stopped
@@ -147,5 +146,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     main()
