@@ -30,13 +30,13 @@ def train_one_step() -> None:
     start_jax()
     import jax
 
-    from yogo_jax.training import trainer as run
+    from yogo_jax.training import trainer
 
     def leave(_meter: object, _step: int, _steps: int, metrics: object) -> None:
         jax.block_until_ready(metrics)
         os._exit(0)
 
-    run.Meter.add = leave  # type: ignore[method-assign]
+    trainer.Meter.add = leave  # type: ignore[method-assign]
     train.main(sys.argv[2:])
 
 

@@ -27,8 +27,8 @@ from yogo_jax.data.source import RecordSource
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.training.model import prepare_spec
 from yogo_jax.training.resume import find_start
-from yogo_jax.training.setup import prepare_spec
 
 
 ORIENTATION = 0x0112

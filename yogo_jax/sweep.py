@@ -150,7 +150,7 @@ def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
     space = read_space(values)
     check_overrides(overrides, space)
 
-    with stop.at_once():
+    with stop.end_at_once():
         start_jax()
         from yogo_jax.sweeping.study import open_study
         from yogo_jax.sweeping.trial import check_data, run_task

@@ -25,7 +25,7 @@ from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.files import given_path
 from yogo_jax.ownership import make_new_folder, own_folder
 from yogo_jax.startup import start_jax
-from yogo_jax.training.stopping import Stop, exit_when_stopped
+from yogo_jax.training.stopping import Stop, Stopped, exit_when_stopped
 
 
 EXAMPLES = """\
@@ -38,7 +38,7 @@ The same command with the same --workdir continues a run that was stopped.
 """
 
 
-# In the order of `distributed.Coordinates`.
+# In the order of `parallel.Coordinates`.
 PROCESS_FLAGS = ("coordinator", "num-processes", "process-id")
 
 
@@ -86,32 +86,32 @@ def _run(argv: list[str], stop: Stop) -> None:
             raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
         values, name = config_values(flags.FLAGS)
         config = from_mapping(values)
-        with stop.at_once():
+        with stop.end_at_once():
             start_jax()
             # Imported late: a mistake in a flag is told without waiting for JAX.
             import jax
 
-            from yogo_jax.training.distributed import (
+            from yogo_jax.parallel import (
                 Coordinates,
                 are_several,
                 join_processes,
                 leave_at_once_on_error,
             )
-            from yogo_jax.training.loop import train_and_evaluate
+            from yogo_jax.training.trainer import train_and_evaluate
 
         given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
         several = are_several(given)
         # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
         stop.with_others = several
-        stop.ends_all = not several or given == Coordinates(None, None, None)
+        stop.may_end_at_once = not several or given == Coordinates(None, None, None)
         if several:
-            with stop.at_once():
+            with stop.end_at_once():
                 join_processes(given)
         # JAX has taken SIGTERM for itself, which only takes notes of it.
         stop.listen()
         # One of several processes must not leave by itself: the others would wait for it.
-        held = stop.held() if several else nullcontext()
-        with held, leave_at_once_on_error(), exit_on_user_error():
+        deferred = stop.defer_stop() if several else nullcontext()
+        with deferred, leave_at_once_on_error(Stopped), exit_on_user_error():
             workdir, is_new = _find_workdir(name)
             # Of several processes the first one writes.
             first = jax.process_index() == 0
