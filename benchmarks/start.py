@@ -23,8 +23,8 @@ FLAGS = ("--config.data.image_hw=240,320", "--config.train.batch_size=8", "--con
 
 def train_one_step() -> None:
     """The command `train`, which leaves after a step."""
-    from yogo_jax import train
     from yogo_jax.startup import start_jax
+    from yogo_jax.train import main
 
     # Before the import of what it is to act on, as the command does.
     start_jax()
@@ -37,7 +37,7 @@ def train_one_step() -> None:
         os._exit(0)
 
     trainer.Meter.add = leave  # type: ignore[method-assign]
-    train.main(sys.argv[2:])
+    main(sys.argv[2:])
 
 
 def seconds_to_first_step(folder: Path, cache: Path) -> float:

@@ -21,12 +21,12 @@ import jax
 
 from benchmarks.scaling import messages_of
 from runs import tiny_config
-from yogo_jax import evaluate
 from yogo_jax.checkpoint.run_data import prepare_data
 from yogo_jax.checkpoint.state import create_state
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector import cpu_conv as conv
 from yogo_jax.errors import UserError
+from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.parallel import Devices
 from yogo_jax.training.compilation import jit_train_step
 from yogo_jax.training.model import prepare_spec
@@ -64,7 +64,7 @@ def main():
     arguments = json.loads(Path(sys.argv[1]).read_text())
     config = tiny_config(arguments["definition"], **arguments["overrides"])
     train_and_evaluate(config, Path(arguments["continue"]))
-    evaluate.main(
+    evaluate_command(
         [arguments["evaluate"], "--output", arguments["output"], "--batch-size", "4"],
     )
     result = {"devices": jax.device_count(), "messages": messages(config)}

@@ -166,12 +166,12 @@ with exit_when_stopped() as stop, stop.defer_stop():
     print("complete")
 """
 HELP = """
-import sys
+import importlib, sys
 from yogo_jax.command import own_this_process
-from yogo_jax import counts, sweep, train
 
+command = importlib.import_module(f"yogo_jax.{sys.argv[1]}")
 own_this_process()
-{"counts": counts, "train": train, "sweep": sweep}[sys.argv[1]].main(["--help"])
+command.main(["--help"])
 """
 STOPS = """
 from yogo_jax.command import own_this_process

@@ -170,7 +170,7 @@ STRONG = {
     "augment__cutout": 0.5,
     "augment__zoom": (0.8, 1.2),
     "augment__brightness": 0.1,
-    "augment__closed_epochs": 1,
+    "augment__epochs_without_paste": 1,
     "augment__thumbnails": 0.7,
     "augment__vertical_crop": 0.5,
     "augment__thumbnails_tried": 3,
@@ -448,7 +448,7 @@ def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
     definition, tmp_path, capsys, cut
 ):
     # Holes and pasted cells would differ in the last epochs; without them this says nothing.
-    fields = {**CONSTANT, "augment__closed_epochs": 2, "train__eval_every_epochs": 2}
+    fields = {**CONSTANT, "augment__epochs_without_paste": 2, "train__eval_every_epochs": 2}
     short = config_of(definition, **fields, train__epochs=4)
     long = config_of(definition, **fields, train__epochs=7)
     metrics = train_and_evaluate(long, tmp_path / "long")
@@ -481,12 +481,12 @@ def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
         ({"optim__lr_decay_factor": 10.0}, [r"optim\.lr_decay_factor is 10, not 1"]),
         ({"optim__warmup_epochs": 2.0}, []),
         ({"optim__warmup_epochs": 2.5}, [r"the warm-up takes 2\.5 epochs"]),
-        ({"augment__closed_epochs": 1}, []),
+        ({"augment__epochs_without_paste": 1}, []),
         (
-            {"augment__closed_epochs": 1, "augment__cutout": 0.5},
-            [r"the last 1 epochs have other images \(augment\.closed_epochs\)"],
+            {"augment__epochs_without_paste": 1, "augment__cutout": 0.5},
+            [r"the last 1 epochs have other images \(augment\.epochs_without_paste\)"],
         ),
-        ({"augment__closed_epochs": 1, "augment__thumbnails": 0.5}, ["other images"]),
+        ({"augment__epochs_without_paste": 1, "augment__thumbnails": 0.5}, ["other images"]),
     ],
 )
 def test_why_a_run_cannot_be_lengthened(definition, fields, reasons):

@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 from yogo_jax.inspection.scan import default_workers
@@ -41,7 +41,7 @@ SHOWN_IN_TEXT = 3
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.inspect_data",
         description="What is in a data set and what is wrong with it. All of it is looked at: bad "
         "labels and images are findings, and the exit status is 0 with any number of them.",

@@ -261,7 +261,7 @@ def _range(interval: Sequence[float] | None) -> str | None:
 
 
 def write_results(
-    folder: Path,
+    folder: Path | None,
     evaluation: Evaluation,
     subject: Subject,
     *,
@@ -269,10 +269,10 @@ def write_results(
     step: int,
     pictures: int,
 ) -> dict[str, Any]:
-    """Writes everything into the folder, and returns what `metrics.json` holds.
+    """Writes metrics, report and pictures, and returns what `metrics.json` holds.
 
     Args:
-      folder: made if it is not there.
+      folder: made if it is not there; None writes nothing.
       evaluation: with its images.
       subject: what was evaluated.
       checkpoint: whose weights they were.
@@ -298,6 +298,8 @@ def write_results(
         "class_temperature": spec.class_temperature,
         "picture_files": picture_names(images, pictures),
     }
+    if folder is None:
+        return metrics
     remove_pictures_of(folder / "metrics.json", folder / "pictures", metrics["picture_files"])
     write_json(folder / "metrics.json", metrics)
     write_pictures(images, spec, folder / "pictures", pictures)

@@ -27,7 +27,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
 from yogo_jax.checkpoint.store import committed_checkpoints
-from yogo_jax.config.schema import differences, from_mapping
+from yogo_jax.config.fields import differences, with_fields
+from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.schema import from_mapping
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, make_folder, write_json
 from yogo_jax.ownership import (
@@ -38,7 +40,7 @@ from yogo_jax.ownership import (
     read_claims,
     try_to_claim,
 )
-from yogo_jax.sweeping.space import Parameter, SearchSpace, read_space, with_fields
+from yogo_jax.sweeping.space import Parameter, SearchSpace, read_space
 
 
 class TrialSeededSampler(BaseSampler):
@@ -322,9 +324,14 @@ def load_study(folder: Path, *, stale_after: float) -> SweepStudy:
 
 def _read_study(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        # In a sweep of an earlier version fields may have their old names.
+        renamed = {name: with_current_names(values[name]) for name in ("config", "space")}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: lacks {error}; is it of this version?") from error
+    return {**values, **renamed}
 
 
 def _that_must_agree(values: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from yogo_jax.checkpoint.store import (
     read_metadata,
     restore_variables,
 )
-from yogo_jax.config.schema import Config, differences, with_defaults
+from yogo_jax.config.fields import differences, with_defaults
+from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.schema import Config
 from yogo_jax.detector.initialization import Initialization
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
@@ -198,7 +200,9 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
 def _different(recorded: Mapping[str, Any], config: Config) -> list[str]:
     """Fields that must agree and do not; none if a run only becomes longer that may."""
     now = config.to_dict()
-    theirs = result_relevant_fields(with_paths_of(now, with_defaults(recorded)))
+    theirs = result_relevant_fields(
+        with_paths_of(now, with_defaults(Config, with_current_names(recorded)))
+    )
     ours = result_relevant_fields(now)
     different, before = differences(theirs, ours), theirs["train"]["epochs"]
     longer = _is_length_alone(different) and config.train.epochs > before
@@ -226,9 +230,10 @@ def why_length_counts(config: Config, epochs: int) -> list[str]:
     # It ends a step before the end at the latest.
     if optim.warmup_epochs > epochs - 1:
         reasons.append(f"the warm-up takes {optim.warmup_epochs:g} epochs (optim.warmup_epochs)")
-    if augment.closed_epochs and (augment.cutout or augment.thumbnails):
+    if augment.epochs_without_paste and (augment.cutout or augment.thumbnails):
         reasons.append(
-            f"the last {augment.closed_epochs} epochs have other images (augment.closed_epochs)"
+            f"the last {augment.epochs_without_paste} epochs have other images "
+            "(augment.epochs_without_paste)"
         )
     return reasons
 

@@ -349,7 +349,7 @@ class Trainer:
 
     def _make_step(self, rematerialize: bool) -> TrainStep:
         config = self.config
-        steps_without_paste = config.augment.closed_epochs * self._steps_per_epoch
+        steps_without_paste = config.augment.epochs_without_paste * self._steps_per_epoch
         return make_train_step(
             self.spec,
             self._tx,
