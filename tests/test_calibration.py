@@ -32,7 +32,7 @@ from yogo_jax.metrics.calibration import (
 )
 from yogo_jax.metrics.evaluator import ImageResult
 from yogo_jax.metrics.matching import Matches
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 def drawn_pairs(temperature: float, count: int = 20_000) -> Pairs:

@@ -22,7 +22,7 @@ from yogo_jax.reports.evaluation_page import Subject, write_results
 from yogo_jax.reports.history import History
 from yogo_jax.reports.pictures import remove_pictures_of
 from yogo_jax.reports.runs import differing_fields, names_of, read_run
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 NAMES = ("healthy", "ring", "trophozoite", "schizont", "gametocyte", "wbc", "<misc> & other dirt")

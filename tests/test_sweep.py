@@ -18,7 +18,7 @@ from yogo_jax.sweeping import trial as trials
 from yogo_jax.sweeping.page import pareto_front
 from yogo_jax.sweeping.results import read_results
 from yogo_jax.sweeping.study import load_study
-from yogo_jax.training.memory import TooLittleMemoryError
+from yogo_jax.training.compilation import TooLittleMemoryError
 from yogo_jax.training.stopping import Stopped
 from yogo_jax.training.tracking import NotFiniteError, read_metrics
 
