@@ -17,7 +17,7 @@ from yogo_jax.data.headers import header_hw, stretch_of
 from yogo_jax.data.images import decode_image
 from yogo_jax.errors import UserError
 from yogo_jax.inspect_data import main as inspect_main
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 def prepared(definition, **overrides):

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import argparse
 from contextlib import nullcontext
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 from yogo_jax.ownership import own_folder
@@ -24,7 +24,7 @@ from yogo_jax.startup import start_jax
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.inspect_data",
         description="What is in a data set and what is wrong with it. All of it is looked at: bad "
         "labels and images are findings, and the exit status is 0 with any number of them.",

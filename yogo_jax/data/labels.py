@@ -255,7 +255,7 @@ def _parse_plain(data: bytes, classes: _Classes) -> Labels | None:
     """The labels of a file in plain form; None for any other, which may be good or bad.
 
     Plain is a file of five numbers a row with one separator between two, after no header or one in
-    the usual order, and without a bad row. Most files are plain, and are parsed in a quarter of the time so.
+    the usual order, and without a bad row. Most files are plain; this takes a quarter of the time.
     """
     rows = _plain_rows(data)
     if rows is None:

@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 
 from yogo_jax.data.images import decode_file
 from yogo_jax.data.records import Records, boxes_by_class
+from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.drawing import draw_boxes, draw_crop, shrink, side_by_side
 from yogo_jax.errors import UserError
 from yogo_jax.inspection.audit import Inspection
-from yogo_jax.inspection.box_checks import corners_of
 from yogo_jax.inspection.findings import KINDS, Finding, Kind, Listing
 from yogo_jax.inspection.suspects import SUSPECT_KINDS, Suspects
 from yogo_jax.reports.pages import (
@@ -170,7 +170,7 @@ def _picture(inspection: Inspection, finding: Finding) -> Picture | None:
     if not finding.boxes_cxcywh:
         image = side_by_side([shrink(frames[0], THUMBNAIL_WIDTH)], height=240)
         return Picture(image, place, lossy=True)
-    boxes_xyxy = corners_of(np.array(finding.boxes_cxcywh))
+    boxes_xyxy = cxcywh_to_xyxy(np.array(finding.boxes_cxcywh))
     image = draw_crop(frames[0], boxes_xyxy[0], boxes_xyxy)
     return Picture(image, f"{place}: {finding.message}", lossy=True)
 
@@ -187,7 +187,7 @@ def _samples(inspection: Inspection) -> Iterable[Block]:
             boxes, class_ids = records.labels_of(i)
             picture = draw_boxes(
                 shrink(frame, SAMPLE_WIDTH),
-                corners_of(boxes),
+                cxcywh_to_xyxy(boxes),
                 class_ids,
                 records.class_names,
             )
@@ -209,7 +209,7 @@ def _suspects(
         if frame is None:
             continue
         box = np.array([[suspect.x_center, suspect.y_center, suspect.width, suspect.height]])
-        boxes_xyxy = corners_of(box)
+        boxes_xyxy = cxcywh_to_xyxy(box)
         image = draw_crop(frame, boxes_xyxy[0], boxes_xyxy)
         caption = f"{suspect.rank}. {suspect.message}: {_short(inspection, suspect.place)}"
         pictures.append(Picture(image, caption, lossy=True))
