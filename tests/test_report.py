@@ -22,7 +22,7 @@ from yogo_jax.reports.evaluation_page import Subject, write_results
 from yogo_jax.reports.history import History
 from yogo_jax.reports.pictures import remove_pictures_of
 from yogo_jax.reports.runs import differing_fields, names_of, read_run
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 NAMES = ("healthy", "ring", "trophozoite", "schizont", "gametocyte", "wbc", "<misc> & other dirt")
@@ -271,7 +271,7 @@ def test_before_the_first_epoch_is_over_the_axis_counts_steps(unfinished, tmp_pa
     (workdir / "metrics.jsonl").write_text("\n".join(records) + "\n")
     young = read_run(workdir, "young")
     assert young.state == "unfinished: step 2 of epoch 1 of 8"
-    output = report.report(report.make_parser().parse_args([str(workdir)]))
+    output = report.report([workdir])
     assert ">step</text>" in output.read_text()
     assert ">epoch</text>" not in output.read_text()
 
@@ -422,7 +422,7 @@ def test_a_run_that_goes_on_after_its_test_shows_no_test(run, tmp_path):
     kept = [line for line in lines if json.loads(line)["kind"] != "test"]
     (longer / "metrics.jsonl").write_text("\n".join(kept) + "\n")
     assert read_run(longer, "longer").test is None
-    output = report.report(report.make_parser().parse_args([str(longer)]))
+    output = report.report([longer])
     assert "Report of the test" not in output.read_text()
 
 

@@ -123,7 +123,7 @@ def test_a_space_that_cannot_be_is_refused(space, message):
         ({"pruner": {"name": "median"}}, "config.sweep.pruner lacks startup_trials, warmup_epochs"),
         (
             {"pruner": {"name": "best", "startup_trials": 1, "warmup_epochs": 0}},
-            "pruner.name must be 'median' or 'none'",
+            "pruner.name must be one of median, none",
         ),
         ({"sampler": "random"}, "config.sweep.sampler is not a field"),
         ({"train__resume": "never"}, "config.train.resume must be 'auto' in a sweep"),

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.detector.class_names import name_beside
 from yogo_jax.errors import UserError
 from yogo_jax.files import read_given_text, read_json
+from yogo_jax.metrics.confusion import name_beside
 
 
 # The instrument's classes, in its order.

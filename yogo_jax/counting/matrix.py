@@ -15,10 +15,9 @@ from jaxtyping import Float
 
 from yogo_jax.counting.intervals import response
 from yogo_jax.counting.thresholds import CountedAt, flags_of, recorded_by_validation
-from yogo_jax.detector.class_names import name_beside
 from yogo_jax.errors import UserError
 from yogo_jax.files import read_json
-from yogo_jax.metrics.confusion import BACKGROUND
+from yogo_jax.metrics.confusion import BACKGROUND, name_beside
 
 
 # Above this condition number the correction multiplies the noise of the counts too much for any

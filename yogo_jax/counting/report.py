@@ -22,7 +22,7 @@ from yogo_jax.counting.files import Sample
 from yogo_jax.counting.intervals import Evidence, Interval
 from yogo_jax.counting.limits import detection_limit
 from yogo_jax.counting.matrix import Validation, validation_summary
-from yogo_jax.detector.class_names import name_beside
+from yogo_jax.metrics.confusion import name_beside
 from yogo_jax.reports.tables import align
 
 

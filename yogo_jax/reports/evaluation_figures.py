@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from yogo_jax.detector.class_names import name_beside
 from yogo_jax.metrics.agreement import Agreement
-from yogo_jax.metrics.confusion import CALIBRATION_BINS, Calibration
+from yogo_jax.metrics.confusion import CALIBRATION_BINS, Calibration, name_beside
 from yogo_jax.metrics.curves import (
     FreeResponse,
     PrecisionRecall,

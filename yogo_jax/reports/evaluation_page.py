@@ -65,7 +65,7 @@ class Subject(NamedTuple):
 
 
 def write_results(
-    folder: Path,
+    folder: Path | None,
     evaluation: Evaluation,
     subject: Subject,
     *,
@@ -76,7 +76,7 @@ def write_results(
     """Writes metrics, pictures and report, and returns the content of `metrics.json`.
 
     Args:
-      folder: made if it does not exist.
+      folder: made if it does not exist; None writes nothing.
       evaluation: the evaluation, with its images.
       subject: the subject of the evaluation.
       checkpoint: the evaluated checkpoint.
@@ -102,6 +102,8 @@ def write_results(
         "class_temperature": spec.class_temperature,
         "picture_files": picture_names(images, pictures),
     }
+    if folder is None:
+        return metrics
     remove_pictures_of(folder / "metrics.json", folder / "pictures", metrics["picture_files"])
     write_json(folder / "metrics.json", metrics)
     write_pictures(images, spec, folder / "pictures", pictures)

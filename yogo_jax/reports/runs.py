@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.config.fields import flat
+from yogo_jax.config.old_names import with_current_names
 from yogo_jax.errors import UserError
 from yogo_jax.files import read_json
 from yogo_jax.reports.history import History
@@ -104,18 +106,7 @@ def names_of(workdirs: Sequence[Path]) -> list[str]:
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
     """Returns the fields in which configs differ, with each value; None for a missing field."""
-    all_fields = [flat(config) for config in configs]
+    all_fields = [flat(with_current_names(config)) for config in configs]
     names = list(dict.fromkeys(name for each in all_fields for name in each))
     rows = [(name, [each.get(name) for each in all_fields]) for name in names]
     return [(name, values) for name, values in rows if any(each != values[0] for each in values)]
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the fields of a nested config by their dotted names."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            fields |= flat(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from yogo_jax.config.fields import flat
 from yogo_jax.reports import plots
 from yogo_jax.reports.pages import Block, Code, Figure, Link, Section, Table, Text, render_page
-from yogo_jax.reports.runs import flat
 from yogo_jax.sweeping.results import (
     MIN_TRIALS_FOR_IMPORTANCE,
     SweepResults,

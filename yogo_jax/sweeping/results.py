@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from yogo_jax.config.old_names import with_current_names
 from yogo_jax.files import read_json
 from yogo_jax.ownership import Claimed, file_system_now, read_claims
 from yogo_jax.reports.tables import align
@@ -121,7 +122,7 @@ def _result(study: SweepStudy, trial: FrozenTrial, now: float) -> TrialResult:
     return TrialResult(
         number=trial.number,
         state=_state(trial, claims, now),
-        chosen=trial.params,
+        chosen=with_current_names(trial.params),
         config=study.space.config_of(trial.params).to_dict() if begun else {},
         value=value,
         epochs=max(reported, default=0),

@@ -5,17 +5,24 @@ import itertools
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from yogo_jax.config.schema import SYNTHETIC, Config, from_mapping
-from yogo_jax.config.validation import build, checked, hint_for
+from yogo_jax.config.fields import (
+    Section,
+    at_least,
+    build,
+    checked,
+    fields_of,
+    hint_for,
+    with_fields,
+)
+from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.schema import SYNTHETIC, Config, Seed, from_mapping
 from yogo_jax.errors import UserError
 
 
 Kind = Literal["uniform", "log", "int", "choice"]
 KINDS = typing.get_args(Kind)
-# Metrics of a validation that can be the objective, and whether a higher value is better.
-OBJECTIVES = {"mAP50": True, "mAP50_95": True, "loss": False}
 _OTHER_IMAGES = "its trials would be judged on different images or boxes"
 _SAME_RESULT = "it does not change what is learned"
 # Fields that no trial may choose, and the reason.
@@ -31,48 +38,44 @@ FIXED = {
 }
 
 
-def _require(ok: bool, field: str, expected: str, found: object) -> None:
-    if not ok:
-        raise UserError(f"config.sweep.{field} must be {expected}, got {found!r}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrunerConfig(Section):
+    """The rule by which a trial is given up early."""
+
+    path: ClassVar[str] = "config.sweep.pruner"
+
+    name: Annotated[
+        Literal["median", "none"],
+        '"median" gives up a trial that is worse than the median of the finished ones at the same '
+        'epoch, "none" trains all to the end.',
+    ]
+    startup_trials: Annotated[int, at_least(1), "Finished trials before the first is given up."]
+    warmup_epochs: Annotated[int, at_least(0), "Epochs of a trial before it may be given up."]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrunerConfig:
-    """Settings of the pruner, which ends bad trials early; `configs/sweep.py` explains them."""
+class SweepConfig(Section):
+    """The group `sweep` of a config, beside its space."""
 
-    name: str
-    startup_trials: int
-    warmup_epochs: int
+    path: ClassVar[str] = "config.sweep"
 
-    def __post_init__(self) -> None:
-        _require(self.name in ("median", "none"), "pruner.name", "'median' or 'none'", self.name)
-        _require(
-            self.startup_trials >= 1, "pruner.startup_trials", "1 or more", self.startup_trials
-        )
-        _require(self.warmup_epochs >= 0, "pruner.warmup_epochs", "0 or more", self.warmup_epochs)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Settings of the search beside its space; `configs/sweep.py` explains them."""
-
-    trials: int
-    objective: str
-    random_trials: int
-    seed: int
+    trials: Annotated[int, at_least(1), "Trials to finish; pruned and failed ones count."]
+    objective: Annotated[
+        Literal["mAP50", "mAP50_95", "loss"],
+        "Metric of the validation images, at the checkpoint that a run keeps.",
+    ]
+    random_trials: Annotated[
+        int,
+        at_least(1),
+        "Finished trials that are drawn at random before the sampler (TPE) learns from them.",
+    ]
+    seed: Annotated[Seed, "Seed of what is drawn; `config.seed` is that of each training."]
     pruner: PrunerConfig
-
-    def __post_init__(self) -> None:
-        _require(self.trials >= 1, "trials", "1 or more", self.trials)
-        names = ", ".join(OBJECTIVES)
-        _require(self.objective in OBJECTIVES, "objective", f"one of {names}", self.objective)
-        _require(self.random_trials >= 1, "random_trials", "1 or more", self.random_trials)
-        _require(0 <= self.seed < 2**32, "seed", "in [0, 2^32)", self.seed)
 
     @property
     def maximize(self) -> bool:
-        """True if a higher objective is better."""
-        return OBJECTIVES[self.objective]
+        """True if more of the objective is better."""
+        return self.objective != "loss"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,7 @@ class SearchSpace:
         Args:
           chosen: a value for the field of each parameter; for a choice, its text.
         """
+        chosen = with_current_names(chosen)
         fields = {
             each.field: each.texts[chosen[each.field]]
             if each.kind == "choice"
@@ -135,20 +139,6 @@ def as_text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ",".join(map(as_text, value))
     return str(value)
-
-
-def with_fields(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested values in which some fields, by dotted name, have new values."""
-    values: dict[str, Any] = {
-        name: dict(group) if isinstance(group, Mapping) else group for name, group in base.items()
-    }
-    for field, value in fields.items():
-        group, _, name = field.rpartition(".")
-        if group:
-            values[group][name] = value
-        else:
-            values[name] = value
-    return values
 
 
 def position(parameter: Parameter, value: Any) -> float:
@@ -179,10 +169,11 @@ def read_space(values: Mapping[str, Any]) -> SearchSpace:
             "this config has no search space: expected config.sweep.space as in configs/sweep.py"
         )
     settings: SweepConfig = build(
-        SweepConfig, {name: each for name, each in group.items() if name != "space"}, "config.sweep"
+        SweepConfig, {name: each for name, each in group.items() if name != "space"}
     )
     parameters = tuple(
-        _parameter(field, spec) for field, spec in _leaves(group["space"], "config.sweep.space")
+        _parameter(field, spec)
+        for field, spec in _leaves(with_current_names(group["space"]), "config.sweep.space")
     )
     if not parameters:
         raise UserError("config.sweep.space is empty: name at least one field to vary")
@@ -193,8 +184,8 @@ def read_space(values: Mapping[str, Any]) -> SearchSpace:
 
 
 def _leaves(group: Mapping[str, Any], path: str, prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted names of the fields below a group, each with its range."""
-    known = kinds_of_fields()
+    """Dotted fields below a group, each with what stands there."""
+    known = fields_of(Config)
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     found = []
     for name, value in group.items():
@@ -211,18 +202,6 @@ def _leaves(group: Mapping[str, Any], path: str, prefix: str = "") -> list[tuple
     return found
 
 
-def kinds_of_fields(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
-    """Types of the fields of a config by dotted name, without groups."""
-    types: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        name = prefix + field.name
-        if dataclasses.is_dataclass(field.type):
-            types |= kinds_of_fields(field.type, f"{name}.")
-        else:
-            types[name] = field.type
-    return types
-
-
 def _parameter(field: str, spec: Any) -> Parameter:
     path = f"config.sweep.space.{field}"
     reason = FIXED.get(field) or FIXED.get(field.split(".")[0])
@@ -236,7 +215,7 @@ def _parameter(field: str, spec: Any) -> Parameter:
         raise UserError(f"{path}: {kind!r} is no kind of range; {hint}")
     if not isinstance(values, tuple | list):
         raise UserError(f"{path}.{kind} must be values in parentheses, got {values!r}")
-    kind_of_field = kinds_of_fields()[field]
+    kind_of_field = fields_of(Config)[field].kind
     options = tuple(checked(each, kind_of_field, f"{path}.{kind}") for each in values)
     if kind == "choice":
         if len(set(options)) < len(options) or len(options) < 2:

@@ -28,7 +28,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
 from yogo_jax.checkpoint.store import committed_checkpoints
-from yogo_jax.config.schema import Config, differences, from_mapping
+from yogo_jax.config.fields import differences, with_fields
+from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, make_folder, read_json, write_json
 from yogo_jax.ownership import (
@@ -39,7 +40,7 @@ from yogo_jax.ownership import (
     read_claims,
     try_to_claim,
 )
-from yogo_jax.sweeping.space import Parameter, SearchSpace, read_space, with_fields
+from yogo_jax.sweeping.space import Parameter, SearchSpace, read_space
 
 
 STUDY_NAME = "sweep"

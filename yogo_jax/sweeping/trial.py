@@ -24,10 +24,10 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.sweeping.space import SearchSpace
 from yogo_jax.sweeping.study import SweepStudy
-from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.memory import TooLittleMemoryError
+from yogo_jax.training.compilation import TooLittleMemoryError
 from yogo_jax.training.stopping import Stop
 from yogo_jax.training.tracking import NotFiniteError
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 # A task that finds all trials taken looks again after at most so many seconds.
