@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
 from yogo_jax.checkpoint.store import committed_checkpoints
 from yogo_jax.config.fields import differences, with_fields
+from yogo_jax.config.old_names import RENAMED
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, make_folder, read_json, write_json
@@ -237,8 +238,11 @@ class SweepStudy:
             self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
         self.optuna.sampler = self._sampler(number)
         trial = optuna.Trial(self.optuna, trial_id)
+        # A sweep goes on with the old name of a field that has been renamed since it began.
+        known = {name for each in self.trials() for name in each.params}
+        old_names = {new: old for old, new in RENAMED.items() if old in known}
         for parameter in self.space.parameters:
-            name, kind = parameter.field, parameter.kind
+            name, kind = old_names.get(parameter.field, parameter.field), parameter.kind
             if kind == "choice":
                 trial.suggest_categorical(name, list(parameter.texts))
             elif isinstance(parameter.values[0], int):
