@@ -12,6 +12,9 @@ INSTALL = @echo "installing packages into $(VENV)"; \
 	(while sleep 10; do echo "still installing packages"; done) & beat=$$!; \
 	$(PIP) $(1); status=$$?; kill $$beat; exit $$status
 
+# Memory in pages of 2 MiB: on a CPU a training step takes an eighth less (docs/performance.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 PYTEST = $(BIN)/python -m pytest --dist worksteal
 # Of most tests half the time went into compilations, which take a quarter of it without XLA's newer
 # code for fused operations; tests of what users compile go without this.

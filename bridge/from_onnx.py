@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge.from_onnx",
         description="A network that the original exported to ONNX, as a checkpoint of ours.",
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge.from_torch",
         description="A checkpoint of the original implementation (.pth) as one of ours.",
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge import DEFAULT_OPSET
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 from yogo_jax.ownership import own_folder
@@ -33,7 +33,7 @@ MODEL_FILES = ("model.onnx", "model.xml", "model.bin")
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge.to_openvino",
         description="Exports a checkpoint to ONNX and OpenVINO IR, and verifies what it wrote.",
     )

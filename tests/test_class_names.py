@@ -16,7 +16,7 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inference.journal import FrameRecord, skipped
 from yogo_jax.inference.writers import Totals, counts_csv
 from yogo_jax.metrics.confusion import DetectionMetrics, name_beside
-from yogo_jax.reports.curve_figures import drawn_classes, measure_curves
+from yogo_jax.reports.evaluation_figures import drawn_classes, measure_curves
 
 
 NAMES = ("background", "total", "image", "image_id", "parasites", "red cells", "all classes")

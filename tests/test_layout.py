@@ -11,7 +11,7 @@ PACKAGE = ROOT / "yogo_jax"
 # The rooms of the house, from the ground up. A room may import the rooms before it, except where
 # `APART` says otherwise.
 ROOMS = (
-    *("errors", "huge_pages", "files", "startup", "ownership", "progress", "drawing", "command"),
+    *("errors", "files", "startup", "ownership", "progress", "drawing", "command"),
     *("detector", "config", "data", "synthetic", "parallel", "metrics", "checkpoint", "reports"),
     *("training", "inspection", "counting", "inference", "sweeping"),
 )

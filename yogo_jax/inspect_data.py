@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 from yogo_jax.inspection.scan import default_workers
@@ -41,7 +41,7 @@ SHOWN_IN_TEXT = 3
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.inspect_data",
         description="What is in a data set and what is wrong with it. All of it is looked at: bad "
         "labels and images are findings, and the exit status is 0 with any number of them.",
@@ -133,7 +133,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
     from yogo_jax.checkpoint.run_data import definition_path
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata
     from yogo_jax.data.definition import load_definition
-    from yogo_jax.data.images import stretch_of
+    from yogo_jax.data.headers import stretch_of
     from yogo_jax.data.records import MIN_BOX_AREA
     from yogo_jax.files import make_folder
     from yogo_jax.inspection.audit import inspect_data

@@ -1,7 +1,7 @@
 """What a run would learn wrongly from data that can be read, told before it starts."""
 
 from yogo_jax.config.schema import DataConfig, TrainConfig
-from yogo_jax.data.images import stretch_of
+from yogo_jax.data.headers import stretch_of
 from yogo_jax.data.label_guesses import boxes_look_like
 from yogo_jax.data.records import Records, boxes_by_class
 from yogo_jax.data.splits import Splits

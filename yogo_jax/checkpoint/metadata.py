@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yogo_jax
+from yogo_jax.config.old_names import with_current_names
 from yogo_jax.config.schema import LossConfig
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS, LossWeights
@@ -151,7 +152,7 @@ class Metadata:
           UserError: the config's class weights are of another number than the classes.
         """
         # How full images are is no matter of a label.
-        fields = {**self._loss_fields(LossConfig), "by_fullness": False}
+        fields = {**self._loss_fields(LossConfig), "reference_count_from_data": False}
         return LossConfig(**fields).for_data(boxes_by_class, images=1)
 
     def _loss_fields(self, kind: type[LossWeights]) -> dict[str, Any]:
@@ -182,8 +183,9 @@ class Metadata:
                 f"formats up to {FORMAT_VERSION}: use the version that wrote it"
             )
         try:
+            values["config"] = with_current_names(values["config"])
             return cls(**{**values, "model": ModelSpec.from_dict(values["model"])})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{folder}: its metadata cannot be used ({error})") from error
 
 

@@ -13,7 +13,7 @@ from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.targets import Targets, bin_targets
 
 
-# Least and most factor of `usual_objects`: an image without an object tells something, too.
+# Least and most factor of `reference_count`: an image without an object tells something, too.
 _FULLNESS = (0.25, 4.0)
 
 # Boxes of cells that a teacher thinks less of are not imitated.
@@ -66,8 +66,8 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
         cell_weights = jnp.where(
             is_neighbour(t > 0), cell_weights * weights.neighbour_weight, cell_weights
         )
-    if weights.usual_objects:
-        fullness = jnp.clip(t.sum() / weights.usual_objects, *_FULLNESS)
+    if weights.reference_count:
+        fullness = jnp.clip(t.sum() / weights.reference_count, *_FULLNESS)
         cell_weights = jnp.where(t > 0, cell_weights, cell_weights * fullness)
     objectness = (objectness_loss(predictions.objectness, t, weights) * cell_weights).sum()
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from yogo_jax.command import Parser
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag, path_text_flag
 
@@ -27,7 +28,7 @@ are skipped and named at the end.
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.infer",
         description="Finds cells in frames: draws them, counts them, writes them down.",
         epilog=EXAMPLES,
