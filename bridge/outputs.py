@@ -16,7 +16,7 @@ def mean_ap_of(
     spec: ModelSpec, model: OnnxModel | OpenVinoModel, labelled: Strips
 ) -> dict[str, Any]:
     """Mean AP of a model, as `yogo_jax.evaluate` measures it."""
-    mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
+    mean_ap = MeanAveragePrecision(spec.class_names)
     thresholds = Thresholds(objectness=MEAN_AP_OBJECTNESS)
     for start in range(0, len(labelled), model.batch_size):
         indices = range(start, min(start + model.batch_size, len(labelled)))

@@ -49,7 +49,7 @@ def test_metrics_and_the_validation_that_is_read_from_them(tmp_path):
 
 def test_curves_are_of_all_classes_and_of_one_called_so():
     images = random_images(3, classes=7)
-    curves, plain = (measure_curves(images, (100, 200), names) for names in (NAMES, PLAIN))
+    curves, plain = (measure_curves(images, names) for names in (NAMES, PLAIN))
     assert len(curves.by_score) == 8
     for ours, theirs in zip(curves.by_score.values(), plain.by_score.values(), strict=True):
         np.testing.assert_array_equal(ours.precision, theirs.precision)

@@ -23,7 +23,8 @@ from yogo_jax.detector.losses import LossTerms, label_loss
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.metrics.confusion import DetectionMetrics
 from yogo_jax.metrics.matching import Matches
-from yogo_jax.metrics.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision
+from yogo_jax.metrics.ranking import MAX_DETECTIONS
 from yogo_jax.parallel import Devices
 
 
@@ -197,7 +198,7 @@ def _evaluation(
 ) -> "Evaluation":
     """Metrics of all images, in their order."""
     metrics = DetectionMetrics(spec.class_names)
-    mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
+    mean_ap = MeanAveragePrecision(spec.class_names)
     sums = np.zeros(len(LossTerms._fields))
     images: list[ImageResult] = []
     for each in measured:
