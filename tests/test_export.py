@@ -114,6 +114,7 @@ def test_every_architecture_exports_and_verifies(name, rgb, normalize_images, tm
     ]
 
 
+@pytest.mark.smoke
 def test_models_describe_themselves(checkpoint, tmp_path):
     run_export(checkpoint, "--output", tmp_path, "--crop-height", 0.5, "--batch", 2)
     model = onnx.load(tmp_path / "model.onnx")
