@@ -104,7 +104,7 @@ def read_values(
 
 
 def _config_of(path: Path, arguments: list[str], example: str) -> "ConfigDict":
-    """What `get_config` of a file returns.
+    """The result of `get_config` of a file.
 
     Raises:
       UserError: the file cannot be read, or is no config.
