@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - names in Cyrillic
-"""What users name: paths with `~`, configs by name, and text files in any encoding."""
+"""Things that users name: paths with `~`, configs by name, and text files in any encoding."""
 
 import json
 import os
