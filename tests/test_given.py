@@ -16,7 +16,7 @@ from yogo_jax.checkpoint.run_data import same_path, with_absolute_paths
 from yogo_jax.config.overrides import find_config, known_configs
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, path_text_flag, read_given_text
-from yogo_jax.inference.flags import make_parser as infer_parser
+from yogo_jax.infer import make_parser as infer_parser
 from yogo_jax.training.resume import find_start, record_config
 
 

@@ -91,7 +91,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     from yogo_jax.data.decoding import lines_on
     from yogo_jax.data.images import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
-    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.detector.thresholds import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
         at_temperature,

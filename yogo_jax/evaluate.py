@@ -109,10 +109,9 @@ def evaluate(args: argparse.Namespace) -> dict:
     from yogo_jax.data.decoding import lines_on
     from yogo_jax.data.images import stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
-    from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
+    from yogo_jax.detector.thresholds import Thresholds, read_min_scores
     from yogo_jax.files import make_folder
-    from yogo_jax.metrics.calibration import read_min_scores
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.parallel import Devices
     from yogo_jax.progress import said_while

@@ -42,3 +42,18 @@ def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
         side += (kernel - 1) * stride_so_far
         stride_so_far *= stride
     return side
+
+
+def whole_frame_hw(
+    image_hw: tuple[int, int], size_multiplier_wh: tuple[float, float]
+) -> tuple[int, int]:
+    """Rows and columns of the frame that images of a network for a crop are cut from.
+
+    A network for images larger than those it was trained on sees all of them.
+
+    Args:
+      image_hw: what the network takes.
+      size_multiplier_wh: original size / cropped size.
+    """
+    (rows, columns), (multiplier_w, multiplier_h) = image_hw, size_multiplier_wh
+    return max(rows, round(rows * multiplier_h)), max(columns, round(columns * multiplier_w))

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.detections import Detections, detect
-from yogo_jax.detector.found import Found, on_host
+from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, box_loss, class_loss, objectness_loss
+from yogo_jax.detector.nms import PaddedDetections, detect
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.detector.targets import cells_of_boxes, winners_by_cell
 from yogo_jax.inspection.box_checks import corners_of
@@ -80,7 +80,7 @@ class Opinions(NamedTuple):
     """What the detector says of a batch: of each label, and by itself."""
 
     labels: LabelScores
-    detections: Detections
+    detections: PaddedDetections
 
 
 def make_opinion_step(
@@ -136,6 +136,7 @@ def doubts_of_image(
     boxes_cxcywh: Float[np.ndarray, "n 4"],
     class_ids: Int[np.ndarray, " n"],
     others_cxcywh: Float[np.ndarray, "m 4"],
+    spec: ModelSpec,
     *,
     min_confidence: float,
 ) -> list[Doubt]:
@@ -146,10 +147,11 @@ def doubts_of_image(
       boxes_cxcywh: the labels that a training uses.
       class_ids: their classes.
       others_cxcywh: labels that it does not use: objects all the same.
+      spec: of the detector.
       min_confidence: least probability of the class for `other_class`, and least objectness times
         probability for `no_label`.
     """
-    found = on_host(opinions.detections)
+    found = opinions.detections.to_host(spec.class_names, spec.image_hw)
     boxes_xyxy = corners_of(boxes_cxcywh)
     everything_xyxy = np.concatenate([boxes_xyxy, corners_of(others_cxcywh)])
     losses = np.sum(opinions.labels.terms, axis=0).tolist()
@@ -186,7 +188,7 @@ def doubts_of_image(
 
 
 def _without_label(
-    found: Found, labels_xyxy: Float[np.ndarray, "n 4"], min_confidence: float
+    found: Detections, labels_xyxy: Float[np.ndarray, "n 4"], min_confidence: float
 ) -> list[Doubt]:
     """Sure detections that are not near any label."""
     overlap = pairwise_iou(found.boxes_xyxy, labels_xyxy).max(axis=1, initial=0)

@@ -15,7 +15,7 @@ import numpy as np
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import large_enough
 from yogo_jax.data.source import RecordSource, boxes_to_pad_to
-from yogo_jax.detector.found import check_numbers
+from yogo_jax.detector.detections import check_numbers
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inspection.audit import MOST_LISTED, Inspection
@@ -221,7 +221,7 @@ def find_suspects(
             rows = slice(images.offsets[i], images.offsets[i + 1])
             small = images.boxes_cxcywh[rows][~keep[rows]]
             for doubt in doubts_of_image(
-                opinions, *used.labels_of(i), small, min_confidence=min_confidence
+                opinions, *used.labels_of(i), small, spec, min_confidence=min_confidence
             ):
                 row = None
                 if doubt.label is not None:

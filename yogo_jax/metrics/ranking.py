@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from yogo_jax.detector.found import Found
+from yogo_jax.detector.detections import Detections
 from yogo_jax.metrics.evaluator import ImageResult
 from yogo_jax.metrics.mean_ap import MAX_DETECTIONS
 
@@ -101,16 +101,16 @@ def rank(
     )
 
 
-def _best(ranked: Found, by_objectness: bool, max_detections: int) -> Found:
+def _best(ranked: Detections, by_objectness: bool, max_detections: int) -> Detections:
     """The detections of one image that count, best first."""
     counting = np.argsort(-ranked.scores, kind="stable")[:max_detections]
     if by_objectness:
         counting = counting[np.argsort(-ranked.objectness[counting], kind="stable")]
-    return Found(*(each[counting] for each in ranked))
+    return ranked[counting]
 
 
 def _decide(
-    detections: Found,
+    detections: Detections,
     image: ImageResult,
     image_hw: tuple[int, int],
     thresholds: Float[np.ndarray, " ious"],

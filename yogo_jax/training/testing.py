@@ -9,8 +9,8 @@ from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.data.records import Records
-from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.metrics.evaluator import Evaluation, Evaluator
 from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
 from yogo_jax.training.tracking import Tracker

@@ -6,7 +6,7 @@ from typing import Any
 from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.records import Records
-from yogo_jax.detector.found import NotNumbersError
+from yogo_jax.detector.detections import NotNumbersError
 from yogo_jax.metrics.evaluator import Evaluator
 from yogo_jax.reports.tables import advice_on_nothing_found
 from yogo_jax.training.tracking import NotFiniteError, Tracker
