@@ -151,7 +151,7 @@ class Model(abc.ABC):
             self.thresholds, self.class_names, objectness, iou, min_class_confidence, min_scores
         )
 
-        def finish(loaded: Loaded, outputs: Outputs | None) -> Detections:
+        def finish(loaded: Loaded, outputs: np.ndarray | None) -> Detections:
             if outputs is None or loaded.frame is None:
                 raise FrameError(loaded.error)
             found = detections_in(loaded, outputs, self.serving, thresholds)
