@@ -90,7 +90,7 @@ def fitting_threshold(model: Model, image: np.ndarray) -> float:
 
 
 class Cost(NamedTuple):
-    """What a frame takes: seconds on the clock, and of all cores together."""
+    """The cost of a frame: seconds on the clock, and of all cores together."""
 
     seconds: float
     cpu_seconds: float

@@ -1,4 +1,4 @@
-"""What comes after the network, a frame: decode, NMS and the instrument's array, against a loop.
+"""Milliseconds a frame of what comes after the network: decode, NMS and the instrument's array, against a loop.
 
     python benchmarks/postprocess.py [--frames 20] [--rounds 5] [--json FILE]
 

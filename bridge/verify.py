@@ -1,4 +1,4 @@
-"""Whether an exported model computes what its checkpoint does, and what half precision would do.
+"""Verifies that an exported model computes what its checkpoint does; ranges of half precision.
 
 The reference is the network as it was trained, in JAX: not folded, not transposed. An exported
 model gets the same frames; its outputs are compared cell by cell, and as detections after NMS.

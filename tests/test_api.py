@@ -25,7 +25,7 @@ def frames(tmp_path_factory):
 
 
 def run_python(script: str, *arguments: object) -> str:
-    """What a script prints, in a process of its own."""
+    """The output of a script in a process of its own."""
     done = run_command([sys.executable, "-c", script, *map(str, arguments)])
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What the network sees of a frame, and where its boxes lie in the frame."""
+"""The part of a frame that the network sees, and the place of its boxes in the frame."""
 
 import numpy as np
 import pytest

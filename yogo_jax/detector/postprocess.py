@@ -26,7 +26,7 @@ _MOST_BINS = 1 << 20
 
 
 class Selected(NamedTuple):
-    """What is left of the cells of one image, best first.
+    """The boxes that are left of the cells of one image, best first.
 
     Attributes:
       boxes_xyxy: corners as fractions of what the network saw, [n 4].
@@ -132,7 +132,7 @@ def nms(
 def _not_suppressed(
     boxes_xyxy: Float[np.ndarray, "n 4"], block: int, iou_threshold: float
 ) -> Bool[np.ndarray, " n"]:
-    """Which boxes, given best first, no surviving one of the first `block` suppresses."""
+    """True for each box that no surviving one of the first `block` suppresses; best first."""
     better, worse = _neighbours(boxes_xyxy, block)
     suppresses = _iou(boxes_xyxy[better], boxes_xyxy[worse]) > iou_threshold
     better, worse = better[suppresses], worse[suppresses]

@@ -1,4 +1,4 @@
-"""When a box counts as a detection."""
+"""The thresholds that a box passes to count as a detection, and the file of a calibration."""
 
 import json
 import unicodedata
@@ -11,7 +11,7 @@ from yogo_jax.files import read_given_text
 
 
 class Thresholds(NamedTuple):
-    """When a box counts as a detection.
+    """The thresholds that a box passes to count as a detection.
 
     Attributes:
       objectness: a box lies above it.

@@ -45,7 +45,7 @@ _BOX_COLUMNS = 5  # corners and objectness; the class probabilities follow
 
 
 class FrameRecord(NamedTuple):
-    """What is known of one frame.
+    """The result of one frame.
 
     Attributes:
       image_id: its place in the source.

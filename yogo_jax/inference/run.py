@@ -62,7 +62,7 @@ class Wanted:
 
     @property
     def of_each_frame(self) -> bool:
-        """Whether frames have files of their own."""
+        """True if frames have files of their own."""
         return self.pictures is not None or self.labels
 
 

@@ -1,4 +1,4 @@
-"""Where the labels of an image and a detector say different things."""
+"""Doubts: places where the labels of an image and a detector say different things."""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +25,7 @@ MAX_DETECTIONS = 2000
 
 
 class LabelScores(NamedTuple):
-    """What the cells of the labels of one image say.
+    """The outputs of the cells that the labels of one image fill.
 
     Attributes:
       terms: the weighted loss of each label's cell; their sum over the labels that own their cell
@@ -77,7 +77,7 @@ def score_labels(
 
 
 class Opinions(NamedTuple):
-    """What the detector says of a batch: of each label, and by itself."""
+    """The outputs of the detector for a batch: of each label, and by itself."""
 
     labels: LabelScores
     detections: PaddedDetections

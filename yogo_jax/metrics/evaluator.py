@@ -36,7 +36,7 @@ MEAN_AP_OBJECTNESS = 0.05
 
 
 class BatchOutputs(NamedTuple):
-    """What the device computes of a batch for an evaluation."""
+    """The results of the device for a batch of an evaluation."""
 
     terms: LossTerms
     detections: PaddedDetections
@@ -170,7 +170,7 @@ class Evaluator:
 
 
 class _Measured(NamedTuple):
-    """What the device and the labels say of one image, on the host and without padding."""
+    """Results and labels of one image, on the host and without padding."""
 
     record: int
     found: Detections
@@ -229,7 +229,7 @@ def _evaluation(
 
 
 class ImageResult(NamedTuple):
-    """What an evaluation found in one image.
+    """The result of an evaluation for one image.
 
     Attributes:
       path: of the image file.
