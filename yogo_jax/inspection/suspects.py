@@ -16,7 +16,7 @@ import numpy as np
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import large_enough
 from yogo_jax.data.source import RecordSource, boxes_to_pad_to
-from yogo_jax.detector.found import check_numbers
+from yogo_jax.detector.detections import check_numbers
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inspection.audit import Inspection
@@ -226,7 +226,11 @@ def find_suspects(
         boxes_cxcywh, _ = images.labels_of(i)
         keep = used_boxes[split][images.offsets[i] : images.offsets[i + 1]]
         for doubt in doubts_of_image(
-            opinions, *used.labels_of(i), boxes_cxcywh[~keep], min_confidence=min_confidence
+            opinions,
+            *used.labels_of(i),
+            boxes_cxcywh[~keep],
+            spec,
+            min_confidence=min_confidence,
         ):
             row = None if doubt.label is None else int(np.flatnonzero(keep)[doubt.label])
             best.add(doubt, _Place(split, i, row))
