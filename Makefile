@@ -12,6 +12,9 @@ INSTALL = @echo "installing packages into $(VENV)"; \
 	(while sleep 10; do echo "still installing packages"; done) & beat=$$!; \
 	$(PIP) $(1); status=$$?; kill $$beat; exit $$status
 
+# Memory in pages of 2 MiB: on a CPU a training step takes an eighth less (docs/performance.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 PYTEST = $(BIN)/python -m pytest --dist worksteal
 # The interpreter of the smoke tests: Python 3.12 or later, which has newer packages.
 PYTHON_NEWEST ?= python3.13
@@ -43,7 +46,7 @@ demo: $(VENV)/.runtime
 	@echo "Pictures of detections (true boxes dashed): runs/demo/test/pictures/"
 	@echo "Next:"
 	@echo "  your own data        $(BIN)/python -m yogo_jax.train --config configs/strong.py --config.data.definition=FILE.yml --config.data.image_hw=240,320"
-	@echo "  how to describe it   docs/data.md; look at it first: $(BIN)/python -m yogo_jax.inspect FILE.yml"
+	@echo "  how to describe it   docs/data.md; look at it first: $(BIN)/yogo-jax inspect FILE.yml"
 	@echo "  find and count cells $(BIN)/python -m yogo_jax.infer runs/demo --images '$${YOGO_JAX_CACHE:-$$HOME/.cache/yogo_jax}/synthetic-192x256-*/images/test/*.png' --output found --draw-boxes --count"
 	@echo "                       (this network knows synthetic frames only; one of yours counts yours)"
 	@echo "  another split        $(BIN)/python -m yogo_jax.evaluate runs/demo --split val --output runs/demo/val"

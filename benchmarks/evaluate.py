@@ -22,16 +22,16 @@ import numpy as np
 from PIL import Image
 
 from configs import base
-from yogo_jax.config import from_mapping
-from yogo_jax.data.frames import CLASS_NAMES, draw_frame
+from yogo_jax.config.schema import from_mapping
 from yogo_jax.data.labels import Labels
 from yogo_jax.data.pack import find_pack, make_pack
 from yogo_jax.data.records import records_of
-from yogo_jax.data.synthetic import CLASS_PROPORTIONS
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.evaluation.evaluator import IMAGES_AT_A_TIME, Evaluator
+from yogo_jax.metrics.evaluator import IMAGES_AT_A_TIME, Evaluator
 from yogo_jax.startup import start_jax
+from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS
+from yogo_jax.synthetic.frames import CLASS_NAMES, draw_frame
 
 
 # Standard deviation of the logits of objectness.

@@ -78,8 +78,8 @@ def write_labels(folder: Path, frames: int, boxes: int) -> Path:
 def startup(definition: str) -> float:
     """Seconds to read a definition."""
     from configs import base
-    from yogo_jax.config import from_mapping
-    from yogo_jax.training.run_data import prepare_data
+    from yogo_jax.checkpoint.run_data import prepare_data
+    from yogo_jax.config.schema import from_mapping
 
     values = base.get_config().to_dict()
     values["data"].update(definition=definition, min_box_area=0.0)
@@ -91,14 +91,14 @@ def startup(definition: str) -> float:
 
 def metrics(frames: int, boxes: int, classes: int) -> float:
     """Seconds to match the boxes of all frames and to compute mean AP."""
-    from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
-    from yogo_jax.evaluation.metrics import DetectionMetrics
+    from yogo_jax.metrics.confusion import DetectionMetrics
+    from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 
     names = tuple(f"class_{index}" for index in range(classes))
     # The first match of a process imports what it takes, which does not grow.
     box = np.asarray([[0.0, 0.0, 1.0, 1.0]])
     DetectionMetrics(names).update(box, np.full((1, classes), 1 / classes), box, np.zeros(1, int))
-    counts, mean_ap = DetectionMetrics(names), MeanAveragePrecision(names, (772, 1032))
+    counts, mean_ap = DetectionMetrics(names), MeanAveragePrecision(names)
     rng = np.random.default_rng(0)
     seconds = 0.0
     for _ in range(frames):
@@ -126,7 +126,7 @@ def step(boxes: int, classes: int, image_hw: tuple[int, int]) -> float:
     from step import Ours
 
     from configs import base
-    from yogo_jax.config import from_mapping
+    from yogo_jax.config.schema import from_mapping
 
     ours = Ours(from_mapping(base.get_config().to_dict()), 4, image_hw, boxes, classes)
     return statistics.median(ours.step() for _ in range(5))

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from yogo_jax.data.frames import draw_frame
 from yogo_jax.data.images import read_image
 from yogo_jax.data.pack import find_pack, make_pack
-from yogo_jax.data.synthetic import CLASS_PROPORTIONS
+from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS
+from yogo_jax.synthetic.frames import draw_frame
 
 
 IMAGE_HW = (772, 1032)

@@ -23,7 +23,7 @@ from bridge.benchmark import InstrumentModel, measure_throughput, random_frames
 from bridge.serving import make_serving
 from bridge.to_ir import convert_to_ir, save_ir
 from bridge.to_onnx import export_onnx
-from yogo_jax.detector.backbones import BACKBONES, ConvBackbone, ConvBlock, get_backbone
+from yogo_jax.detector.architectures import BACKBONES, ConvBackbone, ConvBlock, get_backbone
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError, exit_on_user_error

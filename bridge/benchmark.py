@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
+from yogo_jax.files import path_flag
 
 
 SUFFIXES = (".xml", ".onnx")
@@ -32,7 +32,7 @@ PACED_SECONDS = 5.0
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge.benchmark",
         description="Frames/s and latencies of exported models, in interleaved rounds.",
     )
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
         figures = benchmark(args)
         print(format_benchmark(figures))
         if args.output is not None:
-            from yogo_jax.output.files import write_json
+            from yogo_jax.files import write_json
 
             write_json(args.output, figures)
             print(f"written {args.output}", file=sys.stderr)

@@ -6,14 +6,14 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from yogo_jax.data.definition import load_definition
-from yogo_jax.data.frames import draw_frame
+from yogo_jax.data.headers import lines_on
 from yogo_jax.data.images import read_image
-from yogo_jax.data.orientation import lines_on
 from yogo_jax.data.records import MIN_BOX_AREA, Records
 from yogo_jax.data.splits import load_splits
-from yogo_jax.data.synthetic import CLASS_PROPORTIONS
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS
+from yogo_jax.synthetic.frames import draw_frame
 
 
 _LEAST_SIDE = 96  # of a drawn frame in px

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
-from yogo_jax.given import path_flag
+from yogo_jax.files import path_flag
 
 
 # Of a value up to 1, above that of its own size: sizes of boxes stand behind an exponential.
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge.from_onnx",
         description="A network that the original exported to ONNX, as a checkpoint of ours.",
     )
@@ -51,9 +51,9 @@ def convert(model: Any, *, class_names: tuple[str, ...] = ()) -> tuple[Any, dict
       UserError: it is no network of the original, or the names do not fit.
     """
     from bridge.onnx_graph import OnnxGraph
-    from yogo_jax.data.cells import CLASS_NAMES
     from yogo_jax.detector.decode import BOX_CHANNELS
     from yogo_jax.detector.spec import ModelSpec
+    from yogo_jax.synthetic.cells import CLASS_NAMES
 
     graph = OnnxGraph(model)
     channels, rows, columns = graph.image_shape()
@@ -91,7 +91,7 @@ def convert(model: Any, *, class_names: tuple[str, ...] = ()) -> tuple[Any, dict
 
 def _recognize(chain: Any) -> tuple[str, dict[str, Any]]:
     """The architecture that has these convolutions, and them as its variables."""
-    from yogo_jax.detector.backbones import BACKBONES, LEAKY_SLOPE, ConvBackbone
+    from yogo_jax.detector.architectures import BACKBONES, LEAKY_SLOPE, ConvBackbone
 
     found = [(conv.kernel.shape[0], conv.stride) for conv in chain.convs[:-1]]
     for name, backbone in BACKBONES.items():
@@ -112,7 +112,7 @@ def _recognize(chain: Any) -> tuple[str, dict[str, Any]]:
 
 def _unfold(backbone: Any, convs: list[Any]) -> dict[str, Any]:
     """Folded convolutions as variables: batch norms become ones that add the bias only."""
-    from bridge.weights import flax_kernel
+    from bridge.converted import flax_kernel
     from yogo_jax.detector.network import BATCH_NORM_EPSILON
 
     params: dict[str, Any] = {}
@@ -183,8 +183,8 @@ def from_onnx(args: argparse.Namespace) -> None:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from bridge.checkpoint import describe, naming, split_names, write_converted
-    from yogo_jax.output.files import check_free
+    from bridge.converted import describe, naming, split_names, write_converted
+    from yogo_jax.files import check_free
 
     check_free(args.output, "--output")
     try:

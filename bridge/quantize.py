@@ -9,11 +9,11 @@ from jaxtyping import Float32
 from bridge.frames import Strips
 from bridge.quiet_openvino import ov
 from bridge.to_ir import WITH_KERNEL
-from yogo_jax.data.orientation import lines_on
+from yogo_jax.checkpoint.metadata import Metadata
+from yogo_jax.checkpoint.run_data import evaluation_data
+from yogo_jax.data.headers import lines_on
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.training.metadata import Metadata
-from yogo_jax.training.run_data import evaluation_data
 
 
 # Evenly spaced ones of a larger split: ranges of activations change little after some hundreds.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from yogo_jax import counts
-from yogo_jax.evaluation.counting.files import INSTRUMENT_CLASSES
+from yogo_jax.counting.files import INSTRUMENT_CLASSES
 
 
 # Row = true class, last column missed; the last row extra boxes. Whole numbers of a plausible

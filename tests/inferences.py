@@ -14,10 +14,10 @@ from bridge.to_ir import convert_to_ir, save_ir
 from bridge.to_onnx import export_onnx
 from drawn_models import write_random_checkpoint
 from yogo_jax import infer
-from yogo_jax.data.frames import draw_frame
-from yogo_jax.data.synthetic import CLASS_PROPORTIONS
+from yogo_jax.checkpoint.store import read_metadata, restore_variables
 from yogo_jax.detector.spec import served_spec
-from yogo_jax.training.checkpoints import read_metadata, restore_variables
+from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS
+from yogo_jax.synthetic.frames import draw_frame
 
 
 # Of the random networks some cells, and none of them close to it, have an objectness above this.
@@ -30,7 +30,7 @@ def run_infer(*arguments: object) -> None:
 
 
 def refused_infer(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command says when it refuses."""
+    """The message of the command when it refuses."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         run_infer(*arguments)

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from runs import ROOT, environment, run_command, train_command
-from yogo_jax.config import from_mapping
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.checkpoint.state import TrainState
+from yogo_jax.checkpoint.store import committed_checkpoints, read_metadata, restore_state
+from yogo_jax.config.schema import from_mapping
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
-from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata, restore_state
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.state import TrainState
-from yogo_jax.training.tracking import read_metrics
 
 
 def steps_logged(workdir: Path) -> int:

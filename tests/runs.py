@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import base
-from yogo_jax.config import Config, from_mapping
-from yogo_jax.training.tracking import read_metrics
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.config.schema import Config, from_mapping
 
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def environment(*, optimized: bool) -> dict[str, str]:
     """The environment of commands: this checkout first, and one cache of compilations.
 
     Args:
-      optimized: compile as users do and take huge pages, which starts slower and runs faster.
+      optimized: compile as users do, which starts slower and runs faster.
     """
     inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" or not optimized}
     return {
@@ -69,7 +69,6 @@ def environment(*, optimized: bool) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not optimized),
-        **({} if optimized else {"GLIBC_TUNABLES": ""}),
     }
 
 

@@ -9,8 +9,7 @@ from optuna import Study
 from optuna.trial import TrialState
 
 from runs import tiny_values
-from yogo_jax.sweeping.space import SearchSpace
-from yogo_jax.sweeping.space_rules import read_space
+from yogo_jax.sweeping.space import SearchSpace, read_space
 from yogo_jax.sweeping.study import SweepStudy, open_study
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import base
+from yogo_jax.config.schema import AugmentConfig
 from yogo_jax.data.thumbnails import Thumbnails
-from yogo_jax.recipe import AugmentConfig
-from yogo_jax.training.augment import augment_batch
-from yogo_jax.training.augmentation.geometry import (
+from yogo_jax.training.augment.apply import augment_batch
+from yogo_jax.training.augment.geometry import (
     MIN_VISIBLE,
     cut_boxes,
     quarter_turns,
@@ -19,9 +19,8 @@ from yogo_jax.training.augmentation.geometry import (
     whole_view,
     zoom_and_shift,
 )
-from yogo_jax.training.augmentation.holes import cutout
-from yogo_jax.training.augmentation.pasting import DeviceThumbnails, on_device
-from yogo_jax.training.augmentation.photometry import add_noise, blur, relight
+from yogo_jax.training.augment.pasting import DeviceThumbnails, cutout, on_device
+from yogo_jax.training.augment.photometry import add_noise, blur, relight
 
 
 HEIGHT, WIDTH = 60, 80
@@ -300,7 +299,7 @@ def test_last_epochs_see_whole_images():
         images,
         labels,
         AugmentConfig(**fields),
-        composing=jnp.asarray(False),
+        paste_enabled=jnp.asarray(False),
         thumbnails=thumbnails(),
     )
     np.testing.assert_array_equal(found, images)

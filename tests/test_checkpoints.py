@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from runs import tiny_config
-from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.errors import UserError
-from yogo_jax.evaluation.report.history import History
-from yogo_jax.training.checkpoints import (
+from yogo_jax.checkpoint.metadata import FORMAT_VERSION, Metadata
+from yogo_jax.checkpoint.state import TrainState, create_state
+from yogo_jax.checkpoint.store import (
     CheckpointStore,
     committed_checkpoints,
     find_checkpoint,
@@ -20,9 +19,10 @@ from yogo_jax.training.checkpoints import (
     restore_state,
     restore_variables,
 )
-from yogo_jax.training.metadata import FORMAT_VERSION, Metadata
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.reports.history import History
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.state import TrainState, create_state
 
 
 SPEC = ModelSpec(

@@ -5,15 +5,17 @@ import pytest
 from scipy.stats import binomtest, chi2
 
 from count_samples import CONFUSION
-from yogo_jax.evaluation.counting.intervals import (
+from yogo_jax.counting.estimate import Roles
+from yogo_jax.counting.intervals import (
     Evidence,
+    binomial_limits,
     count_interval,
     deskew,
+    poisson_limits,
     ratio_interval,
     response,
 )
-from yogo_jax.evaluation.counting.limits import binomial_limits, poisson_limits
-from yogo_jax.evaluation.counting.simulation import (
+from yogo_jax.counting.simulation import (
     coverage_table,
     draw,
     example_detector,
@@ -22,7 +24,6 @@ from yogo_jax.evaluation.counting.simulation import (
     truth_of,
     with_validation_times,
 )
-from yogo_jax.evaluation.counts import Roles
 
 
 PARASITES = np.array([0, 1, 1, 1, 0, 0, 0], bool)
@@ -138,7 +139,7 @@ def test_a_class_that_is_assumed_right_adds_no_doubt():
     matrix = evidence.matrix.copy()
     matrix[3] = 0
     assumed = evidence._replace(matrix=matrix)
-    np.testing.assert_array_equal(response(assumed)[3], np.eye(7)[3])
+    np.testing.assert_array_equal(response(assumed.matrix)[3], np.eye(7)[3])
     schizont = np.eye(7, dtype=bool)[3]
     assert count_interval(assumed, schizont).upper < count_interval(evidence, schizont).upper
 

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from count_samples import CONFUSION, metrics, write
-from yogo_jax.errors import UserError
-from yogo_jax.evaluation.counting.matrix import (
+from yogo_jax.counting.matrix import (
     check_invertible,
     mean_and_inverse_scatter,
     pool,
     read_validation,
     response_matrix,
 )
-from yogo_jax.evaluation.metrics import DetectionMetrics
+from yogo_jax.errors import UserError
+from yogo_jax.metrics.confusion import DetectionMetrics
 
 
 def validation_of(tmp_path, values):
@@ -93,7 +93,7 @@ def test_what_is_known_or_no_class_is_not_assumed(tmp_path, name, expected):
     [
         # Schizonts as trophozoites are called: 1 in 100 the same way.
         pytest.param(3, [8, 12, 352, 12, 0, 0, 4, 12], "trophozoite and schizont", id="alike"),
-        pytest.param(3, [0, 0, 0, 0, 0, 0, 0, 9], "schizont is all but never", id="never-found"),
+        pytest.param(3, [0, 0, 0, 0, 0, 0, 0, 9], "schizont is almost never", id="never-found"),
     ],
 )
 def test_a_singular_matrix_names_its_classes(tmp_path, row, cells, culprits):

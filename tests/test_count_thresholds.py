@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from count_samples import metrics, refusal, run, run_array, write
-from yogo_jax.evaluation.counting.files import INSTRUMENT_CLASSES
+from yogo_jax.counting.files import INSTRUMENT_CLASSES
 
 
 AT = {"objectness": 0.5, "iou": 0.5, "min_class_confidence": 0.0, "min_scores": []}
@@ -200,7 +200,10 @@ def test_folds_are_named(folder, capsys, command):
         ({"obj_thresh": "high"}, "obj_thresh must be a number in [0, 1], found 'high'"),
         ({"iou_thresh": 1.5}, "iou_thresh must be a number in [0, 1], found 1.5"),
         ({"iou_thresh": True}, "iou_thresh must be a number in [0, 1], found True"),
-        ({"score_thresholds": [0.5]}, "score_thresholds must be a list of a number for each of 7"),
+        (
+            {"score_thresholds": [0.5]},
+            "score_thresholds must be a list with a number for each of 7",
+        ),
         ({"score_thresholds": 0.5}, "score_thresholds must be a list"),
         ({"score_thresholds": ["a"] * 7}, "score_thresholds must be a number in [0, 1], found 'a'"),
     ],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from yogo_jax.output.crops import draw_crop, shrink, side_by_side
+from yogo_jax.drawing import draw_crop, shrink, side_by_side
 
 
 def frame_with_a_spot(height, width, x, y, size):

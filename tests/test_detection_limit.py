@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from count_samples import CONFUSION
-from yogo_jax.evaluation.counting.detection_limit import detection_limit
-from yogo_jax.evaluation.counting.intervals import Evidence
-from yogo_jax.evaluation.counts import Roles
+from yogo_jax.counting.estimate import Roles
+from yogo_jax.counting.intervals import Evidence
+from yogo_jax.counting.limits import detection_limit
 
 
 ROLES = Roles(np.array([False, True]), np.array([True, True]))

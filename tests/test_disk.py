@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from yogo_jax.disk import reserve_space
+from yogo_jax.files import reserve_space
 
 
 @pytest.mark.parametrize("with_call", [True, False], ids=["posix_fallocate", "without it"])

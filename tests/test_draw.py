@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from yogo_jax.output.draw import (
+from yogo_jax.drawing import (
     EXTRA,
     FOUND,
     MISNAMED,

@@ -8,11 +8,11 @@ import json
 import zipfile
 
 import pytest
+from yogo_jax.training.loop import train_and_evaluate
 
 from parity import FIXTURES
 from yogo_jax import evaluate
 from yogo_jax.config import from_mapping
-from yogo_jax.training.loop import train_and_evaluate
 
 
 # Versions of XLA round otherwise.

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from tiny_data import write_dataset
+from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.pipeline import EpochOrder
 from yogo_jax.data.source import RecordSource
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.losses import LossTerms
 from yogo_jax.errors import UserError
-from yogo_jax.evaluation.devices import Devices
+from yogo_jax.parallel import Devices
 from yogo_jax.training import feed
 from yogo_jax.training.feed import DeviceFeed, HostFeed, fits_on_device
-from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import StepMetrics
 
 

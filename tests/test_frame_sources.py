@@ -9,16 +9,16 @@ import pytest
 import zarr
 from PIL import Image
 
-from yogo_jax.data.frame_sources import (
+from yogo_jax.data.images import read_image, resize_image
+from yogo_jax.errors import UserError
+from yogo_jax.inference.frame_sources import (
     EndOfFramesError,
     FrameError,
     check_distinct_stems,
     open_images,
 )
-from yogo_jax.data.images import read_image, resize_image
-from yogo_jax.data.video_frames import VideoFrames
-from yogo_jax.data.zarr_frames import ZarrFrames
-from yogo_jax.errors import UserError
+from yogo_jax.inference.video_frames import VideoFrames
+from yogo_jax.inference.zarr_frames import ZarrFrames
 
 
 @pytest.fixture(scope="module")

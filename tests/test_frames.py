@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from yogo_jax.data import cells
-from yogo_jax.data.synthetic import CLASS_NAMES, default_spec, render_frame
+from yogo_jax.synthetic import cells
+from yogo_jax.synthetic.dataset import CLASS_NAMES, default_spec, render_frame
 
 
 REAL_FRAMES = Path(__file__).parents[2] / "shared" / "data" / "lfm" / "images" / "train"

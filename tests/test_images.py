@@ -10,18 +10,18 @@ from PIL import Image
 
 from damages import changed_byte, closed_by_end_marker, cut_short, zeros_within
 from yogo_jax.data import images
+from yogo_jax.data.headers import (
+    find_oriented,
+    orientation_lines,
+    orientation_of,
+    read_orientation,
+)
 from yogo_jax.data.images import (
     decode_file,
     decode_image,
     is_image_name,
     read_image,
     resize_image,
-)
-from yogo_jax.data.orientation import (
-    find_oriented,
-    orientation_lines,
-    orientation_of,
-    read_orientation,
 )
 from yogo_jax.errors import UserError
 

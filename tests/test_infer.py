@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from bridge.checkpoint import write_converted
-from bridge.half_precision import outputs_and_ranges
+from bridge.converted import write_converted
 from bridge.to_ir import convert_to_ir, save_ir
+from bridge.verify import outputs_and_ranges
 from drawn_models import make_spec, write_random_checkpoint
 from inferences import (
     CLASS_NAMES,
@@ -29,10 +29,10 @@ from inferences import (
 from reference import greedy_nms
 from runs import run_command
 from test_frame_sources import save_stack, save_video, save_zarr
+from yogo_jax.checkpoint.store import read_metadata, restore_variables
 from yogo_jax.data.images import read_image
 from yogo_jax.data.labels import read_labels
 from yogo_jax.detector.spec import served_spec
-from yogo_jax.training.checkpoints import read_metadata, restore_variables
 
 
 ALL_OUTPUTS = (

@@ -17,9 +17,9 @@ from inferences import (
     write_frames,
 )
 from test_frame_sources import save_video
+from yogo_jax.checkpoint.store import read_metadata, rewrite_metadata
 from yogo_jax.inference.models import load_model
-from yogo_jax.inference.served import ModelOptions
-from yogo_jax.training.checkpoints import read_metadata, rewrite_metadata
+from yogo_jax.inference.serving import ModelOptions
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ with as_command():
 BEATS = """
 import time
 from yogo_jax.command import as_command, own_this_process
-from yogo_jax.output.progress import Heartbeat
+from yogo_jax.progress import Heartbeat
 
 own_this_process()
 with as_command(), Heartbeat(lambda line: print(line, flush=True), seconds=0.05) as heartbeat:
@@ -159,28 +159,28 @@ with as_command(interrupted="go on with --resume", status=75):
 """
 TRAINS = """
 from yogo_jax.command import own_this_process
-from yogo_jax.training.preemption import exit_when_stopped
+from yogo_jax.training.stopping import exit_when_stopped
 
 own_this_process()
-with exit_when_stopped() as stop, stop.held():
+with exit_when_stopped() as stop, stop.defer_stop():
     print("complete")
 """
 HELP = """
-import sys
+import importlib, sys
 from yogo_jax.command import own_this_process
-from yogo_jax import counts, sweep, train
 
+command = importlib.import_module(f"yogo_jax.{sys.argv[1]}")
 own_this_process()
-{"counts": counts, "train": train, "sweep": sweep}[sys.argv[1]].main(["--help"])
+command.main(["--help"])
 """
 STOPS = """
 from yogo_jax.command import own_this_process
-from yogo_jax.training.preemption import exit_when_stopped
+from yogo_jax.training.stopping import exit_when_stopped
 
 own_this_process()
 with exit_when_stopped() as stop:
-    with stop.held():
-        while not stop.noted:
+    with stop.defer_stop():
+        while not stop.is_requested:
             print("x" * 10000)
         print("saved", flush=True)
     stop.check()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference_coco import crowded_images, pycocotools_ap
-from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 
 
 NAMES = ("healthy", "ring", "wbc")
@@ -25,7 +25,7 @@ def scored(*scores):
 
 
 def evaluated(*images, **options):
-    metrics = MeanAveragePrecision(NAMES, IMAGE_HW, **options)
+    metrics = MeanAveragePrecision(NAMES, **options)
     for image in images:
         metrics.update(*image)
     return metrics.compute()

@@ -7,7 +7,7 @@ import pytest
 
 import parity
 from reference_nms import format_predictions
-from yogo_jax.evaluation.metrics import CALIBRATION_BINS, DetectionMetrics
+from yogo_jax.metrics.confusion import CALIBRATION_BINS, DetectionMetrics
 
 
 NAMES = ("healthy", "ring", "wbc")

@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 
 from runs import ROOT, run_command
-from yogo_jax import evaluate, infer, inspect
+from yogo_jax import infer
+from yogo_jax import inspect_data as inspect
 from yogo_jax.errors import UserError
-from yogo_jax.output.ownership import OWNER, make_new_folder, own_folder
+from yogo_jax.evaluate import main as evaluate_command
+from yogo_jax.ownership import OWNER, make_new_folder, own_folder
 
 
 OWNS = """
 import sys, time
 from pathlib import Path
 from yogo_jax.errors import exit_on_user_error
-from yogo_jax.output.ownership import own_folder
+from yogo_jax.ownership import own_folder
 
 with exit_on_user_error(), own_folder(Path(sys.argv[1]), "--workdir"):
     print("owned", flush=True)
@@ -133,7 +135,7 @@ def test_a_live_owner_on_another_host_is_refused_when_it_gives_a_sign(tmp_path, 
     ],
 )
 def test_an_owner_that_must_be_dead_is_replaced_at_once(tmp_path, monkeypatch, before, now):
-    from yogo_jax.output.claims import _machine
+    from yogo_jax.ownership import _machine
 
     for name, value in now.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
@@ -183,15 +185,15 @@ def test_commands_refuse_a_folder_that_another_writes_to(tmp_path, capsys):
 
     folder = str(tmp_path / "out")
     commands = {
-        evaluate: ["run", "--output", folder],
-        inspect: ["x.yml", "--output", folder],
-        infer: ["model.xml", "--images", str(tmp_path), "--output", folder],
-        to_openvino: ["run", "--output", folder],
+        evaluate_command: ["run", "--output", folder],
+        inspect.main: ["x.yml", "--output", folder],
+        infer.main: ["model.xml", "--images", str(tmp_path), "--output", folder],
+        to_openvino.main: ["run", "--output", folder],
     }
     with own_folder(tmp_path / "out", "--output"):
-        for module, arguments in commands.items():
+        for main, arguments in commands.items():
             with pytest.raises(SystemExit) as stopped:
-                module.main(arguments)
+                main(arguments)
             assert stopped.value.code == 2
             assert f"--output {folder} is in use by process" in capsys.readouterr().err
 

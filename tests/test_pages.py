@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageColor
 
 from browser import assert_figures_can_be_read, assert_fits_the_width, open_page
-from yogo_jax.evaluation import plots
-from yogo_jax.evaluation.pages import (
+from yogo_jax.reports import plots
+from yogo_jax.reports.pages import (
     Code,
     Figure,
     Gallery,

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from yogo_jax.detector import backbones
-from yogo_jax.detector.backbones import ConvBackbone, ConvBlock, ConvNextBackbone
+from yogo_jax.checkpoint.metadata import Metadata
+from yogo_jax.checkpoint.state import create_state
+from yogo_jax.checkpoint.store import CheckpointStore, find_checkpoint, restore_state
+from yogo_jax.config.schema import AugmentConfig, LossConfig
+from yogo_jax.detector import architectures
+from yogo_jax.detector.architectures import ConvBackbone, ConvBlock, ConvNextBackbone
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.recipe import AugmentConfig, LossConfig
-from yogo_jax.training.checkpoints import CheckpointStore, find_checkpoint, restore_state
-from yogo_jax.training.metadata import Metadata
-from yogo_jax.training.state import create_state
 from yogo_jax.training.step import make_train_step
 
 
@@ -53,7 +53,7 @@ SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
 def _tiny_backbones():
     with pytest.MonkeyPatch.context() as patch:
         for name, backbone in BACKBONES.items():
-            patch.setitem(backbones.BACKBONES, name, backbone)
+            patch.setitem(architectures.BACKBONES, name, backbone)
         yield
 
 

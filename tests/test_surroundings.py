@@ -13,8 +13,7 @@ import pytest
 
 from runs import ROOT, train_command
 from tiny_data import write_dataset
-from yogo_jax import cache
-from yogo_jax.evaluation.calibration import read_min_scores
+from yogo_jax import startup as cache
 
 
 NOBODY = 54321
@@ -159,7 +158,7 @@ def cyrillic():
 @pytest.mark.parametrize("variables", [{}, {"HOME": "/proc/nowhere"}], ids=["none", "read-only"])
 def test_a_command_without_home_and_name(cyrillic, variables):
     definition, work = cyrillic
-    command = [sys.executable, "-m", "yogo_jax.inspect", str(definition), "--output", "found"]
+    command = [sys.executable, "-m", "yogo_jax.inspect_data", str(definition), "--output", "found"]
     done = as_nobody(command, work, **variables)
     said = done.stderr.decode("iso-8859-1")
     assert done.returncode == 0, said
@@ -199,7 +198,7 @@ def test_a_path_that_the_locale_cannot_write_is_named(tmp_path):
 
 
 def test_a_file_of_thresholds_in_another_encoding_is_refused(tmp_path):
-    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.detector.thresholds import Thresholds, read_min_scores
     from yogo_jax.errors import UserError
 
     path = tmp_path / "thresholds.json"

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from yogo_jax.cache import cache_folder
-from yogo_jax.data import synthetic
-from yogo_jax.data.synthetic import (
+from yogo_jax.errors import UserError
+from yogo_jax.startup import cache_folder
+from yogo_jax.synthetic import dataset as synthetic
+from yogo_jax.synthetic.dataset import (
     CLASS_NAMES,
     SPLITS,
     SyntheticSpec,
@@ -21,7 +22,6 @@ from yogo_jax.data.synthetic import (
     ensure_synthetic,
     render_frame,
 )
-from yogo_jax.errors import UserError
 
 
 SMALL = default_spec((240, 320))

@@ -7,10 +7,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from yogo_jax.data.frame_sources import FrameError, open_images
 from yogo_jax.data.images import decode_image
 from yogo_jax.data.tiff_frames import tiff_frames
 from yogo_jax.errors import UserError
+from yogo_jax.inference.frame_sources import FrameError, open_images
 
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"

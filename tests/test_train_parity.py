@@ -8,15 +8,15 @@ import numpy as np
 import optax
 import pytest
 
+from bridge.converted import to_variables
 from bridge.torch_archive import read_torch_archive
-from bridge.weights import to_variables
 from parity import load, parity_file
-from yogo_jax.detector import backbones
+from yogo_jax.checkpoint.state import TrainState
+from yogo_jax.config.schema import AugmentConfig, LossConfig, OptimConfig
+from yogo_jax.detector import architectures
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.recipe import AugmentConfig, LossConfig, OptimConfig
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.state import TrainState
 from yogo_jax.training.step import make_train_step
 
 
@@ -25,10 +25,10 @@ STEPS = 12
 
 @pytest.fixture
 def without_dropout(monkeypatch):
-    plain = backbones.get_backbone("half_filters")
+    plain = architectures.get_backbone("half_filters")
     blocks = tuple(dataclasses.replace(block, dropout=0.0) for block in plain.blocks)
     plain = dataclasses.replace(plain, blocks=blocks)
-    monkeypatch.setitem(backbones.BACKBONES, "half_filters", plain)
+    monkeypatch.setitem(architectures.BACKBONES, "half_filters", plain)
 
 
 def batch_of(recorded: dict[str, np.ndarray], step: int) -> dict[str, jax.Array]:

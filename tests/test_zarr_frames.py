@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import zarr
 
-from yogo_jax.data.frame_sources import FrameError
-from yogo_jax.data.zarr_frames import ZarrFrames
 from yogo_jax.errors import UserError
+from yogo_jax.inference.frame_sources import FrameError
+from yogo_jax.inference.zarr_frames import ZarrFrames
 
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "zarr"

@@ -1,30 +1,107 @@
-"""What commands do before they import the parts that compute."""
+"""The start of a command: places for caches, and JAX set up before other modules import it."""
 
-import gc
+import functools
+import getpass
 import hashlib
 import logging
 import os
 import platform
+import stat
+import sys
+import tempfile
 from pathlib import Path
 
 from absl import logging as absl_logging
 
-from yogo_jax.cache import cache_folder
+from yogo_jax.files import given_path
 
 
-# Objects made, and not freed, before Python looks for garbage that refers to itself. Importing JAX
-# and tracing a step make some hundred thousand that all stay: looking through them every 700
-# objects, as Python 3.11 does, takes a twentieth of a start (docs/performance.md).
-OBJECTS_BETWEEN_COLLECTIONS = 50_000
+# Places that could not be used, of which the user has been told.
+_told: set[str] = set()
+
+
+def cache_folder() -> Path:
+    """`YOGO_JAX_CACHE`, else `yogo_jax` in the user's cache folder.
+
+    If the latter cannot be written, the cache is a folder among the temporary ones, and one line on
+    standard error says so.
+
+    Raises:
+      UserError: `YOGO_JAX_CACHE` begins with `~` and no home folder is known.
+    """
+    if own := os.environ.get("YOGO_JAX_CACHE"):
+        return given_path(own).resolve()
+    try:
+        wanted = _wanted()
+        wanted.mkdir(parents=True, exist_ok=True)
+        if os.access(wanted, os.W_OK | os.X_OK):
+            return wanted
+        reason = f"{wanted} cannot be written"
+    except OSError as error:
+        reason = f"{wanted} cannot be made ({error.strerror})"
+    except RuntimeError:
+        reason = "this user has no home folder"
+    folder = _temporary_folder()
+    if reason not in _told:
+        _told.add(reason)
+        print(
+            f"{reason}: the cache is {folder}; export YOGO_JAX_CACHE=FOLDER for another",
+            file=sys.stderr,
+        )
+    return folder
+
+
+def _wanted() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG standard has relative paths ignored.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "yogo_jax"
+
+
+def _temporary_folder() -> Path:
+    """A folder that only this user can open; one that somebody else made is not used."""
+    folder = Path(tempfile.gettempdir()) / f"yogo_jax-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return _private_folder()
+    # Beside the permissions there may be a bit that it inherits from the folder above.
+    is_private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == 0o700
+    if is_private and found.st_uid == os.getuid():
+        return folder
+    return _private_folder()
+
+
+@functools.cache
+def _private_folder() -> Path:
+    """A new folder, the same for the whole process."""
+    return Path(tempfile.mkdtemp(prefix="yogo_jax-"))
+
+
+def spare_libraries_the_home() -> None:
+    """Gives libraries that insist on a home folder one that they can use, if the user has none."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # Some libraries would make a folder named `~` in the current one.
+        home = cache_folder()
+        os.environ["HOME"] = os.environ["YOGO_JAX_CACHE"] = str(home)
+    if not os.access(home, os.W_OK | os.X_OK):
+        # Matplotlib would make a new folder at each start, and say so.
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        # The number of this user has no name, and some libraries ask for one.
+        os.environ["LOGNAME"] = f"user{os.getuid()}"
 
 
 def start_jax() -> None:
     """Imports JAX and sets it up; to be called before other modules import it.
 
-    Garbage is collected less often, compilations are kept, and what libraries say of their progress
-    is left out: warnings of JAX remain, of Orbax and Grain errors alone.
+    Compilations are kept, and what libraries say of their progress is left out: warnings of JAX
+    remain, of Orbax and Grain errors alone.
     """
-    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     # Orbax and Grain report every file at lower levels.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.WARNING)

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from bridge.frames import Strips
-from bridge.outputs import mean_ap_of
 from bridge.runtime import OnnxModel, OpenVinoModel
+from bridge.verify import mean_ap_of
 from inferences import (
     THRESHOLD,
     contents,
@@ -36,25 +36,26 @@ from reference_coco import crowded_images, pycocotools_ap
 from runs import ROOT, run_aloud, run_command, train_command
 from test_infer_resume import infer_under_fire
 from tiny_data import write_dataset
-from yogo_jax.data.definition import load_definition
-from yogo_jax.data.duplicates import candidate_pairs, centred
-from yogo_jax.data.records import MIN_BOX_AREA
-from yogo_jax.data.splits import Splits, load_splits
-from yogo_jax.detector.boxes import iou
-from yogo_jax.detector.found import detections_of
-from yogo_jax.evaluation.counting.intervals import count_interval, ratio_interval
-from yogo_jax.evaluation.counting.simulation import (
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.checkpoint.store import find_checkpoint, read_metadata
+from yogo_jax.counting.estimate import Roles
+from yogo_jax.counting.intervals import count_interval, ratio_interval
+from yogo_jax.counting.simulation import (
     draw,
     example_detector,
     share_holding,
     truth_of,
     with_validation_times,
 )
-from yogo_jax.evaluation.counts import Roles
-from yogo_jax.evaluation.mean_ap import MeanAveragePrecision
-from yogo_jax.output.journal import JOURNAL_NAME
-from yogo_jax.training.checkpoints import find_checkpoint, read_metadata
-from yogo_jax.training.tracking import read_metrics
+from yogo_jax.data.definition import load_definition
+from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.data.splits import Splits, load_splits
+from yogo_jax.detector.boxes import iou
+from yogo_jax.detector.postprocess import select_cells
+from yogo_jax.detector.thresholds import Thresholds
+from yogo_jax.inference.journal import JOURNAL_NAME
+from yogo_jax.inspection.duplicates import candidate_pairs, centred
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 
 
 pytestmark = pytest.mark.acceptance
@@ -137,7 +138,9 @@ def test_int8_finds_the_same_classes_on_lfm(elated_smoke, tmp_path):
     models = OnnxModel(tmp_path / "model.onnx"), OpenVinoModel(tmp_path / "model.xml")
     same = found = lost = 0
     for pair in zip(*(model.run(frames) for model in models), strict=True):
-        (boxes, _, probs), (others, _, other_probs) = (detections_of(outputs) for outputs in pair)
+        (boxes, _, probs, _), (others, _, other_probs, _) = (
+            select_cells(outputs, Thresholds()) for outputs in pair
+        )
         overlaps = np.asarray(iou(jnp.asarray(boxes)[:, None], jnp.asarray(others)[None]))
         matched = overlaps.max(1, initial=0) >= 0.5
         nearest = overlaps[matched].argmax(1)
@@ -194,7 +197,7 @@ def test_step_against_pytorch():
 def test_mean_ap_of_frames_with_2000_true_boxes(seed):
     hw, names = (772, 1032), ("healthy", "ring", "wbc")
     images = crowded_images(seed, images=1, labels=2000, predictions=2000)
-    mean_ap = MeanAveragePrecision(names, hw)
+    mean_ap = MeanAveragePrecision(names)
     for image in images:
         mean_ap.update(*image)
     found = mean_ap.compute()
@@ -214,7 +217,7 @@ def test_a_wrong_label_among_real_ones_comes_first(elated_smoke, tmp_path):
     line = next(i for i, row in enumerate(rows) if row.split()[0] == "0")
     rows[line] = "5" + rows[line][1:]
     file.write_text("\n".join(rows))
-    command = [sys.executable, "-m", "yogo_jax.inspect", str(folder / definition.name)]
+    command = [sys.executable, "-m", "yogo_jax.inspect_data", str(folder / definition.name)]
     output = tmp_path / "out"
     run_aloud([*command, "--checkpoint", str(elated_smoke), "--output", str(output)])
     suspects = json.loads((output / "inspection.json").read_text())["suspects"]

@@ -14,9 +14,9 @@ from parity import data_set
 from runs import ROOT, environment, logged_losses, run_aloud, train_command
 from slurm_here import SMALL
 from tiny_data import write_dataset
-from yogo_jax.output.claims import read_claims
-from yogo_jax.training.checkpoints import committed_checkpoints, read_metadata
-from yogo_jax.training.tracking import read_metrics
+from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.checkpoint.store import committed_checkpoints, read_metadata
+from yogo_jax.ownership import read_claims
 
 
 pytestmark = pytest.mark.acceptance

@@ -1,27 +1,32 @@
-"""Labelled images of some folders, with all their boxes in two flat arrays."""
+"""Records: the labelled images of some folders, with all their boxes in two flat arrays."""
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Int64
 
 from yogo_jax.data.definition import PathPair
-from yogo_jax.data.folders import ambiguity, list_files, no_labels
-from yogo_jax.data.labels import Labels, read_categories
-from yogo_jax.data.plain_labels import read_label_files
+from yogo_jax.data.images import IMAGE_SUFFIXES
+from yogo_jax.data.labels import LABEL_SUFFIXES, Labels, read_categories, read_label_files
 from yogo_jax.errors import UserError
 
 
+# Of the messages on bad rows.
 MESSAGES_KEPT = 5
-# Labels are stored as float32: a box of just the smallest area must not fall to rounding.
-AREA_ROUNDING = 1e-6
-
-
 # The original's least area of a box, as a fraction of the image: 200 px of a 772x1032 frame.
 MIN_BOX_AREA = 200 / (772 * 1032)
+# Labels are stored as float32: a box of just the smallest area must not fall to rounding.
+AREA_ROUNDING = 1e-6
+# Fewer boxes may look like any form.
+LEAST_BOXES = 5
+# Labels are written with few digits: what reaches over the edge by less does not.
+EDGE_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,14 @@ class Records:
     def box_areas(self) -> Float64[np.ndarray, " m"]:
         """Area of each box, as a fraction of the image's."""
         return self.boxes_cxcywh[:, 2:].astype(np.float64).prod(axis=1)
+
+    @property
+    def mean_wh(self) -> tuple[float, float] | None:
+        """Mean (width, height) of the boxes as fractions of the image; None without a box."""
+        if not len(self.boxes_cxcywh):
+            return None
+        width, height = self.boxes_cxcywh[:, 2:].mean(0, dtype=np.float64).tolist()
+        return width, height
 
     def labels_of(
         self, i: int | np.integer
@@ -113,7 +126,7 @@ class Records:
 
 @dataclass
 class RecordReport:
-    """What was read and what was left out.
+    """Counts of what was read and of what was left out.
 
     Attributes:
       images: images with a label file.
@@ -152,33 +165,22 @@ class RecordReport:
         return lines
 
 
-def load_records(
-    path_pairs: Sequence[PathPair],
-    class_names: tuple[str, ...],
-    *,
-    min_box_area: float,
-    on_bad_label: str,
+def read_records(
+    path_pairs: Sequence[PathPair], class_names: tuple[str, ...], *, on_bad_label: str
 ) -> tuple[Records, RecordReport]:
     """The labelled images of some sets, in the order of the sets, then of the file names.
 
     Args:
       path_pairs: the sets; every label file needs its image, an image may lack a label file.
       class_names: names of the classes, in order of their index.
-      min_box_area: boxes of less area (fraction of the image's) are left out.
       on_bad_label: "error" or "skip", as for `read_labels`.
+
+    Returns:
+      The records with boxes of any size, and a report on files and rows alone.
 
     Raises:
       UserError: for labels without image, ambiguous names, or a bad row.
     """
-    everything, report = read_records(path_pairs, class_names, on_bad_label=on_bad_label)
-    records, left_out = without_small_boxes(everything, min_box_area)
-    return records, report + left_out
-
-
-def read_records(
-    path_pairs: Sequence[PathPair], class_names: tuple[str, ...], *, on_bad_label: str
-) -> tuple[Records, RecordReport]:
-    """As `load_records`, with boxes of any size; the report is on files and rows alone."""
     report = RecordReport()
     image_paths: list[str] = []
     labels: list[Labels] = []
@@ -211,10 +213,6 @@ def without_small_boxes(records: Records, min_box_area: float) -> tuple[Records,
     )
 
 
-def _offsets(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_plus_1"]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
 def records_of(
     class_names: tuple[str, ...], image_paths: Sequence[str], labels: Sequence[Labels]
 ) -> Records:
@@ -234,8 +232,163 @@ def boxes_by_class(records: Records) -> Int[np.ndarray, " k"]:
 
 
 def large_enough(records: Records, min_box_area: float) -> Bool[np.ndarray, " m"]:
-    """Which boxes have at least `min_box_area`, a fraction of the image's."""
+    """True for boxes of at least `min_box_area`, a fraction of the image's."""
     return records.box_areas >= min_box_area * (1 - AREA_ROUNDING)
+
+
+def mean_anchor(records: Records) -> tuple[float, float]:
+    """Mean (w, h) of the boxes of some records, as fractions of the image.
+
+    Raises:
+      UserError: there is no box to take a mean of.
+    """
+    mean_wh = records.mean_wh
+    if mean_wh is None:
+        raise UserError(
+            "model.anchor=auto takes the mean of the training boxes, but there is none: set "
+            "--config.model.anchor=W,H as fractions of the image"
+        )
+    return mean_wh
+
+
+def boxes_look_like(boxes: Float32[np.ndarray, "m 4"]) -> str | None:
+    """A guess at the form of boxes that seem to be no centres and sizes; None if they look right.
+
+    Corners x1 y1 x2 y2: the third number is always above the first, the fourth above the second,
+    and as centre and size many would reach over the edge. The upper left corner and size: as centre
+    and size some reach over the left or upper edge, but as corner and size none over the others.
+    """
+    if len(boxes) < LEAST_BOXES:
+        return None
+    starts, ends = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    before, behind = (starts < -EDGE_ROUNDING).any(1), (ends > 1 + EDGE_ROUNDING).any(1)
+    if always_rise(boxes) and (before | behind).mean() > 0.2:
+        return "look like corners x1 y1 x2 y2 instead of centre and size"
+    if before.sum() >= max(LEAST_BOXES, 0.01 * len(boxes)) and (
+        (boxes[:, :2] + boxes[:, 2:]).max() <= 1 + EDGE_ROUNDING
+    ):
+        return "look like the upper left corner and the size instead of centre and size"
+    return None
+
+
+def always_rise(boxes: Float[np.ndarray, "m 4"]) -> bool:
+    """True if all third numbers are above the first ones, and the fourth above the second."""
+    return bool((boxes[:, 2:] > boxes[:, :2]).all())
+
+
+class FilesOfASet(NamedTuple):
+    """Names of the files of one set, sorted.
+
+    Attributes:
+      matched: (image name, label name) where there is one of each.
+      unlabelled: images without a label file.
+      without_image: label files without an image.
+      ambiguous: (folder, names) of labelled stems with several label files or several images.
+      labels: number of label files.
+    """
+
+    matched: list[tuple[str, str]]
+    unlabelled: list[str]
+    without_image: list[str]
+    ambiguous: list[tuple[Path, list[str]]]
+    labels: int
+
+
+def list_files(pair: PathPair) -> FilesOfASet:
+    """The files in the two folders of a set: pairs of image and label file, and those left over.
+
+    Names that are the same text in another Unicode form go together, too: other systems write
+    accents as characters of their own.
+
+    Raises:
+      UserError: a folder cannot be read.
+    """
+    images = _by_stem(pair.image_path, IMAGE_SUFFIXES)
+    labels = _by_stem(pair.label_path, LABEL_SUFFIXES)
+    _join_unicode_forms(images, labels)
+    both = [stem for stem in labels if stem in images]
+    ambiguous = [
+        (folder, names_of[stem])
+        for stem in both
+        for folder, names_of in ((pair.label_path, labels), (pair.image_path, images))
+        if len(names_of[stem]) > 1
+    ]
+    return FilesOfASet(
+        matched=sorted(
+            (images[stem][0], labels[stem][0])
+            for stem in both
+            if len(images[stem]) == len(labels[stem]) == 1
+        ),
+        unlabelled=sorted(
+            name for stem, names in images.items() if stem not in labels for name in names
+        ),
+        without_image=[
+            name for stem, names in sorted(labels.items()) if stem not in images for name in names
+        ],
+        ambiguous=ambiguous,
+        labels=sum(len(names) for names in labels.values()),
+    )
+
+
+def _join_unicode_forms(images: dict[str, list[str]], labels: dict[str, list[str]]) -> None:
+    """Brings labels without an image below the stem of the images of the same text.
+
+    If there are several files of one text on a side, all of them come below one stem, so that they
+    are ambiguous.
+    """
+    without_image = [stem for stem in labels if stem not in images and not stem.isascii()]
+    if not without_image:
+        return
+    forms: dict[str, list[str]] = {}
+    for stem in sorted(images):
+        if not stem.isascii():
+            forms.setdefault(unicodedata.normalize("NFC", stem), []).append(stem)
+    for stem in sorted(without_image):
+        same = forms.get(unicodedata.normalize("NFC", stem), [])
+        # Images with a label file of just their own name are taken, unless nothing else is left.
+        free = [other for other in same if other not in labels] or same[:1]
+        for other in free[1:]:
+            images[free[0]] += images.pop(other)
+            same.remove(other)
+        if free:
+            labels.setdefault(free[0], []).extend(labels.pop(stem))
+    # Sorted by name, as all of one stem are.
+    for names_of in (images, labels):
+        for names in names_of.values():
+            names.sort()
+
+
+def ambiguity(folder: Path, names: Sequence[str]) -> str:
+    """The message for files of one folder with the same name but for suffix and Unicode form."""
+    differ = "the suffix"
+    shown = list(names)
+    if len({os.path.splitext(name)[0] for name in names}) > 1:
+        differ = "the suffix or the form of Unicode"
+        # They look the same when printed.
+        shown = [f"{name} ({name!a})" for name in names]
+    found = f"{' and '.join(shown)} have the same name but for {differ}"
+    return f"{folder}: {found}; expected one of them; remove the other"
+
+
+def no_labels(pair: PathPair) -> str:
+    """The message for a label folder that holds no label file."""
+    expected = f"expected {' or '.join(LABEL_SUFFIXES)} files; mend label_path"
+    return f"{pair.label_path}: holds no label file; {expected}"
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Names of the files with these suffixes (in any case), hidden ones left out, by stem."""
+    names: dict[str, list[str]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, suffix = os.path.splitext(entry.name)
+                # A broken link is no folder: it counts as a file, and is reported when read.
+                if suffix.lower() in suffixes and stem[0] != "." and not entry.is_dir():
+                    names.setdefault(stem, []).append(entry.name)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; expected a readable folder") from None
+    return {stem: sorted(found) for stem, found in names.items()}
 
 
 def _match(pair: PathPair) -> tuple[list[tuple[str, str]], int]:
@@ -256,3 +409,7 @@ def _match(pair: PathPair) -> tuple[list[tuple[str, str]], int]:
     if files.ambiguous:
         raise UserError(ambiguity(*files.ambiguous[0]))
     return files.matched, len(files.unlabelled)
+
+
+def _offsets(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_plus_1"]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import optax
 
+from yogo_jax.config.schema import OptimConfig
 from yogo_jax.errors import UserError
-from yogo_jax.recipe import OptimConfig
 
 
 def learning_rate_schedule(

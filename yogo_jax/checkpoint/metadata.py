@@ -1,0 +1,206 @@
+"""What a checkpoint says of itself, in plain values."""
+
+import dataclasses
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yogo_jax
+from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.schema import LossConfig
+from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS, LossWeights
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+
+
+# What SLURM says of the job, by the names under which it is logged.
+_SLURM = {
+    "slurm_job_id": "SLURM_JOB_ID",
+    "slurm_array_job_id": "SLURM_ARRAY_JOB_ID",
+    "slurm_array_task_id": "SLURM_ARRAY_TASK_ID",
+    "slurm_restart_count": "SLURM_RESTART_COUNT",
+    "slurm_nodes": "SLURM_JOB_NODELIST",
+}
+
+
+def environment(devices: object) -> dict[str, Any]:
+    """Plain values: git revision, host, devices, versions, and under SLURM the job's numbers.
+
+    Args:
+      devices: its text says which they are.
+    """
+    slurm = {name: os.environ[key] for name, key in _SLURM.items() if key in os.environ}
+    return {
+        "git_revision": git_revision(),
+        "host": socket.gethostname(),
+        "devices": str(devices),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in ("yogo_jax", "jax", "flax")},
+        **slurm,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from its folder, not installed
+        return "unknown"
+
+
+# Raised whenever older code could not read a checkpoint, or would read it wrongly. A checkpoint
+# says the least version that its own content takes: 2 is for a class temperature, 3 for a split
+# that nobody named, which older code would take for training images.
+FORMAT_VERSION = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What an evaluation takes over from the data part of a run's config, any version's."""
+
+    definition: str = ""
+    split_override: tuple[float, ...] = ()
+    min_box_area: float = MIN_BOX_AREA
+    on_bad_label: str = "error"
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> "DataSettings":
+        """Settings from plain values; unknown fields are left out."""
+        known = {field.name for field in dataclasses.fields(cls)} & values.keys()
+        plain: dict[str, Any] = {name: values[name] for name in known}
+        if "split_override" in plain:
+            plain["split_override"] = tuple(plain["split_override"])
+        return cls(**plain)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a checkpoint says of itself.
+
+    Attributes:
+      model: everything that using the weights takes.
+      config: fields of the run's config; empty for weights that come from elsewhere.
+      step: updates made.
+      epoch: whole epochs behind it.
+      position: images consumed, from which the data goes on.
+      data_fingerprint: of the records of all splits.
+      validation: metrics of the validation that this checkpoint belongs to, if any.
+      git_revision: of the code that wrote it.
+      source: file that the weights were converted from; empty for those of a run.
+      rematerialized: whether the step computed some features twice, for want of memory. Its numbers
+        are then rounded otherwise, and a run that goes on stays with it.
+      split_is_usual: whether nobody said how to split the data, so that it was done as usual; runs
+        of versions that took all of such data for training do not have it.
+    """
+
+    model: ModelSpec
+    config: dict[str, Any]
+    step: int
+    epoch: int
+    position: int
+    data_fingerprint: str
+    validation: dict[str, Any] | None
+    git_revision: str
+    source: str = ""
+    rematerialized: bool = False
+    split_is_usual: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the format version that they take."""
+        values = {**dataclasses.asdict(self), "model": self.model.to_dict()}
+        # The lowest version that reads it: what has its default is left out.
+        version = 1
+        if self.model.class_temperature == 1:
+            del values["model"]["class_temperature"]
+        else:
+            version = 2
+        for name in ("split_is_usual", "rematerialized"):
+            if values[name]:
+                version = FORMAT_VERSION
+            else:
+                del values[name]
+        return {**values, "format_version": version}
+
+    @property
+    def keep_best(self) -> str:
+        """By which metric of the validation the run keeps its best checkpoint."""
+        return self.config.get("train", {}).get("keep_best", "loss")
+
+    def data_settings(self) -> DataSettings:
+        """How the run read its data; defaults for fields that its version did not have."""
+        return DataSettings.from_fields(self.config.get("data", {}))
+
+    def loss_weights(self) -> LossWeights:
+        """Weights of the run's loss in evaluations.
+
+        Fields that the run's version did not have are the original's.
+        """
+        return LossWeights(**self._loss_fields(LossWeights)).for_evaluation()
+
+    def trained_loss_weights(self, boxes_by_class: Sequence[int]) -> LossWeights:
+        """Weights of the loss of a label as the run was trained by them, those of classes included.
+
+        Args:
+          boxes_by_class: of the training images, from which `loss.class_weight_power` follows.
+
+        Raises:
+          UserError: the config's class weights are of another number than the classes.
+        """
+        # How full images are is no matter of a label.
+        fields = {**self._loss_fields(LossConfig), "reference_count_from_data": False}
+        return LossConfig(**fields).for_data(boxes_by_class, images=1)
+
+    def _loss_fields(self, kind: type[LossWeights]) -> dict[str, Any]:
+        """What the config says of the loss, and the original's for what it does not."""
+        known = {field.name for field in dataclasses.fields(kind)}
+        loss = self.config.get("loss", {})
+        # JSON has no tuples.
+        values = {
+            name: tuple(loss[name]) if isinstance(loss[name], list) else loss[name]
+            for name in known & loss.keys()
+        }
+        return {**dataclasses.asdict(ORIGINAL_WEIGHTS), **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], folder: Path) -> "Metadata":
+        """The metadata from what `to_dict` gave, after JSON.
+
+        Raises:
+          UserError: it was written by a newer version, or is no metadata of ours.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{folder}: its metadata is no mapping, so it is no checkpoint of ours")
+        values = dict(values)
+        version = values.pop("format_version", None)
+        if version not in range(1, FORMAT_VERSION + 1):
+            raise UserError(
+                f"{folder}: checkpoint format {version!r}, but this version of yogo_jax reads "
+                f"formats up to {FORMAT_VERSION}: use the version that wrote it"
+            )
+        try:
+            values["config"] = with_current_names(values["config"])
+            return cls(**{**values, "model": ModelSpec.from_dict(values["model"])})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{folder}: its metadata cannot be used ({error})") from error
+
+
+def git_revision() -> str:
+    """Revision of this code, with `-dirty` if it was changed since; "unknown" outside of git."""
+    folder = Path(yogo_jax.__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # Installed below somebody else's repository, the revision would be theirs.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("describe", "--always", "--dirty", "--abbrev=40")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

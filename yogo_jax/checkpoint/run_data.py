@@ -1,0 +1,278 @@
+"""What a run reads before it starts: the records of its splits, and what is pasted into them."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yogo_jax.checkpoint.data_checks import check_training_data
+from yogo_jax.checkpoint.metadata import DataSettings, Metadata
+from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
+from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
+from yogo_jax.data.headers import find_oriented, orientation_lines
+from yogo_jax.data.records import Records
+from yogo_jax.data.source import boxes_to_pad_to
+from yogo_jax.data.splits import Splits, load_splits
+from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
+from yogo_jax.errors import UserError
+from yogo_jax.files import given_path
+from yogo_jax.synthetic.dataset import ensure_synthetic
+
+
+Say = Callable[[str], None]
+
+# Fields that hold a path, and the values of these that are none.
+PATHS_OF_TRAIN = ("from_pretrained", "teacher", "resume")
+NO_PATHS = {("resume", "auto"), ("resume", "never")}
+
+
+def definition_path(definition: str, image_hw: tuple[int, int]) -> Path:
+    """The absolute path of a definition file; the synthetic one is written first if need be."""
+    if definition == SYNTHETIC:
+        return ensure_synthetic(image_hw).resolve()
+    return given_path(definition).resolve()
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The config with paths that mean the same from any folder; for where a command starts.
+
+    Raises:
+      UserError: a path begins with `~` and there is no such user.
+    """
+    data, train = config.data, config.train
+    if data.definition != SYNTHETIC:
+        path = definition_path(data.definition, data.image_hw)
+        data = dataclasses.replace(data, definition=str(path))
+    paths = {name: getattr(train, name) for name in PATHS_OF_TRAIN}
+    absolute: dict[str, Any] = {
+        name: str(given_path(path).resolve())
+        for name, path in paths.items()
+        if path and (name, path) not in NO_PATHS
+    }
+    return dataclasses.replace(config, data=data, train=dataclasses.replace(train, **absolute))
+
+
+def same_path(recorded: str, now: str) -> bool:
+    """Whether a path that a run recorded may be the absolute one that is given now.
+
+    Earlier versions recorded it as it was given: a relative one is then all that is known of it.
+    """
+    if recorded == now or not recorded or not now:
+        return recorded == now
+    path = Path(os.path.expanduser(recorded))
+    if path.is_absolute() or path.resolve() == Path(now):
+        return path.resolve() == Path(now)
+    return Path(now).parts[-len(path.parts) :] == path.parts
+
+
+def with_paths_of(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config, whose paths are written as in the one of now where they are the same.
+
+    One that is no longer there, as where a project was moved, is taken for the one of now.
+    """
+    train = dict(recorded["train"])
+    for name in PATHS_OF_TRAIN:
+        old, new = train.get(name), now["train"][name]
+        if old and new and (same_path(old, new) or not given_path(old).exists()):
+            train[name] = new
+    return {**recorded, "train": train}
+
+
+def load_data(data: DataConfig) -> Splits:
+    """The splits of a run.
+
+    Raises:
+      UserError: the definition, a label or an image file does not fit.
+    """
+    path = definition_path(data.definition, data.image_hw)
+    return _splits_of(load_definition(path), data, require_train=True)
+
+
+def _oriented(splits: Splits) -> list[tuple[str, int]]:
+    """Name and orientation of the images that are not stored upright."""
+    every = (splits.train, splits.val, splits.test)
+    paths = [path for records in every for path in records.image_paths]
+    found = find_oriented(paths)
+    return sorted((os.path.basename(paths[index]), value) for index, value in found.items())
+
+
+def _fingerprint(
+    splits: Splits, turned: list[tuple[str, int]], thumbnails: Thumbnails | None = None
+) -> str:
+    """SHA-256 (hex) of the data of a run.
+
+    Args:
+      splits: its records.
+      turned: names and orientations of the images that are turned.
+      thumbnails: that are pasted, if any are.
+    """
+    # Images of validation and test are read late, after hours perhaps: a broken one must be open to
+    # mending without barring the run from going on.
+    prints = [splits.train.fingerprint()]
+    prints += [each.fingerprint(with_image_sizes=False) for each in (splits.val, splits.test)]
+    if thumbnails is not None:
+        prints.append(thumbnails.fingerprint())
+    if turned:
+        # Only where it changes pixels: runs from before there was such a field go on without it.
+        prints.append(repr(turned))
+    return hashlib.sha256(os.fsencode("".join(prints))).hexdigest()
+
+
+def _splits_of(
+    definition: DatasetDefinition, data: DataConfig | DataSettings, *, require_train: bool
+) -> Splits:
+    override = data.split_override
+    return load_splits(
+        definition,
+        min_box_area=data.min_box_area,
+        on_bad_label=data.on_bad_label,
+        split_override=(override[0], override[1], override[2]) if override else None,
+        require_train=require_train,
+    )
+
+
+def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Splits:
+    """The splits to evaluate a checkpoint on, read as its run read them.
+
+    Args:
+      metadata: of the checkpoint.
+      definition: a definition file, or None for the one the run was trained on.
+      say: takes a line if the run's split is not used.
+
+    Raises:
+      UserError: the data has other classes than the checkpoint, or cannot be read.
+    """
+    data = metadata.data_settings()
+    path = data.definition if definition is None else definition
+    if not path:
+        raise UserError("this checkpoint does not say what data it saw: add --definition FILE.yml")
+    given = definition_path(path, metadata.model.image_hw)
+    override = data.split_override
+    if override and given != definition_path(data.definition, metadata.model.image_hw):
+        # The fractions of the run were meant for its own data set.
+        say(f"data.split_override={override} of the run is left out: {path} is another data set")
+        data = dataclasses.replace(data, split_override=())
+    dataset = load_definition(given)
+    splits = _splits_of(dataset, data, require_train=False)
+    if splits.split_is_usual and _was_undivided(metadata, given):
+        say(
+            f"this run is from before data sets without a split got one: all images of {given} "
+            "were its training split"
+        )
+        whole = dataclasses.replace(
+            dataset, split_fractions=SplitFractions(1.0, 0.0, 0.0), names_split=True
+        )
+        splits = _splits_of(whole, data, require_train=False)
+    if splits.train.class_names != metadata.model.class_names:
+        raise UserError(
+            f"{path} has the classes {', '.join(splits.train.class_names)}, but the "
+            f"checkpoint was trained on {', '.join(metadata.model.class_names)}: they must be the "
+            "same, in the same order"
+        )
+    return splits
+
+
+def _was_undivided(metadata: Metadata, given: Path) -> bool:
+    """Whether a run was trained on all images of a data set that names no split."""
+    trained_on = metadata.data_settings().definition
+    return (
+        bool(trained_on)
+        and given == definition_path(trained_on, metadata.model.image_hw)
+        and metadata.validation is None
+        and not metadata.split_is_usual
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The records of a run, and what follows from all of them together."""
+
+    splits: Splits
+    max_boxes: int
+    fingerprint: str
+    thumbnails: Thumbnails | None
+    lines: tuple[str, ...]
+
+    @property
+    def hint_if_changed(self) -> str:
+        """What to tell who would continue a run that has other data."""
+        if not self.splits.split_is_usual:
+            return ""
+        return (
+            f". If it is from before data sets without a split got one, it was trained on all "
+            f"images: write `dataset_split_fractions: {{train: 1}}` into "
+            f"{self.splits.definition.path} to continue it"
+        )
+
+
+def prepare_data(
+    data: DataConfig, augment: AugmentConfig | None = None, train: TrainConfig | None = None
+) -> RunData:
+    """What a run reads before it starts.
+
+    Args:
+      data: which images, in which size.
+      augment: says whether thumbnails are wanted; None is no.
+      train: says what the best checkpoint is; None where there is no validation.
+
+    Returns:
+      Splits, the rows their boxes are padded to, thumbnails, a fingerprint of all of it, and what
+      is to be said of it.
+
+    Raises:
+      UserError: the definition, a label, a thumbnail or an image file does not fit, or as
+        `check_training_data`.
+    """
+    definition = load_definition(definition_path(data.definition, data.image_hw))
+    splits = _splits_of(definition, data, require_train=True)
+    thumbnails, lines = _load_thumbnails(definition, splits.train, data, augment)
+    doubts = check_training_data(splits, data, train, pasted=thumbnails is not None)
+    oriented = _oriented(splits)
+    turned = orientation_lines(len(oriented), applied=data.apply_orientation)
+    return RunData(
+        splits=splits,
+        max_boxes=boxes_to_pad_to([splits.train, splits.val, splits.test], data.max_boxes),
+        fingerprint=_fingerprint(splits, oriented if data.apply_orientation else [], thumbnails),
+        thumbnails=thumbnails,
+        lines=(*splits.lines(), *doubts, *turned, *lines),
+    )
+
+
+def _load_thumbnails(
+    definition: DatasetDefinition, train: Records, data: DataConfig, augment: AugmentConfig | None
+) -> tuple[Thumbnails | None, list[str]]:
+    """The thumbnails of a definition if they are wanted, and what there is to say of them."""
+    if augment is None or not augment.thumbnails:
+        if not definition.thumbnail_augmentation:
+            return None, []
+        return None, [
+            "thumbnails: those of the definition are not used; --config.augment.thumbnails=0.5 "
+            "would paste some into every other training image"
+        ]
+    if not definition.thumbnail_augmentation:
+        raise UserError(
+            f"augment.thumbnails is {augment.thumbnails}, but {definition.path} has no "
+            "thumbnail_augmentation: add it (class name: folder of cut-out cells), or set "
+            "--config.augment.thumbnails=0"
+        )
+    thumbnails = load_thumbnails(
+        definition.thumbnail_augmentation,
+        definition.class_names,
+        image_paths=train.image_paths,
+        image_hw=data.image_hw,
+        rgb=data.rgb,
+        min_box_area=data.min_box_area,
+        apply_orientation=data.apply_orientation,
+    )
+    counts = np.bincount(thumbnails.class_ids, minlength=len(definition.class_names))
+    named = ", ".join(
+        f"{count} {name}" for count, name in zip(counts, definition.class_names, strict=True)
+    )
+    line = f"thumbnails: {named}"
+    if thumbnails.left_out:
+        line += f"; {thumbnails.left_out} smaller than data.min_box_area are left out"
+    return thumbnails, [line]

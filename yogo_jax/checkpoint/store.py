@@ -1,0 +1,289 @@
+"""Checkpoints: written by Orbax in the background, read only when committed, self-describing.
+
+A run keeps the latest checkpoint and the best by validation (`train.keep_best`). A checkpoint is a
+folder with the items `model` (params and batch_stats: their averages, if the run keeps any),
+`optimizer` (its state, the step, and what the averages are made of) and `metadata`.
+"""
+
+import functools
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from yogo_jax.checkpoint.best import rank, ranked_by, recorded_rank
+from yogo_jax.checkpoint.metadata import Metadata
+from yogo_jax.checkpoint.state import TrainState, start_from
+from yogo_jax.detector.network import init_variables
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+from yogo_jax.files import write_json
+
+
+# Orbax renames a superseded checkpoint into this folder, which is then emptied: a kill in the
+# middle of a deletion must not leave half a checkpoint under a name that counts as committed.
+_SUPERSEDED = ".superseded"
+
+
+class CheckpointStore:
+    """The `checkpoints/` folder of a run that is being written.
+
+    Use as a context manager: leaving it waits until what was saved is committed.
+
+    Args:
+      folder: of the checkpoints.
+      keep_best: the metric by which one of them is kept, see `best.py`.
+    """
+
+    def __init__(self, folder: Path, keep_best: str = "loss") -> None:
+        self._folder = folder.absolute()
+        self._keep_best = keep_best
+        self._empty_superseded()
+        best = checkpoint_managers.BestN(
+            # Orbax ranks ascending and keeps the end of the list: reversed, the least demerit.
+            get_metric_fn=recorded_rank,
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(1), best])
+        options = ocp.CheckpointManagerOptions(
+            best_fn=recorded_rank,
+            best_mode="min",
+            preservation_policy=keep,
+            todelete_subdir=_SUPERSEDED,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        failed = kind is not None and issubclass(kind, Exception)
+        if failed and jax.process_count() > 1:
+            # A commit takes all processes, and this one leaves: the others would wait for nothing.
+            return
+        self.wait()
+        self._manager.close()
+
+    def save(self, state: TrainState, metadata: Metadata) -> None:
+        """Starts to write a checkpoint; returns once the arrays are safe from later changes."""
+        self.wait()
+        validation = metadata.validation
+        metrics = validation and ranked_by(validation, self._keep_best, metadata.step)
+        self._manager.save(
+            metadata.step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(state.variables),
+                optimizer=ocp.args.StandardSave(_beside_the_model(state)),
+                metadata=ocp.args.JsonSave(metadata.to_dict()),
+            ),
+            metrics=metrics,
+        )
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best validated checkpoint, None if there is none."""
+        return self._manager.best_step()
+
+    def wait(self) -> None:
+        """Returns when everything saved is committed."""
+        self._manager.wait_until_finished()
+        self._empty_superseded()
+
+    def _empty_superseded(self) -> None:
+        if jax.process_index() > 0:
+            return
+        shutil.rmtree(self._folder / _SUPERSEDED, ignore_errors=True)
+
+
+def record_validation(folder: Path, metadata: Metadata) -> None:
+    """Adds the validation to a checkpoint that was saved before it was over.
+
+    A kill in the middle leaves a checkpoint without validation, for which this is done again. All
+    processes of a run call it, and the first one writes.
+
+    Args:
+      folder: of the checkpoint, in a `checkpoints/` folder that no store has open.
+      metadata: its own, with the validation.
+    """
+    assert metadata.validation is not None
+    item = folder.absolute() / ocp.checkpoint_manager.METRIC_ITEM_NAME
+    # For the choice of the best, in the form in which a store writes it.
+    handler = ocp.JsonCheckpointHandler(filename=item.name)
+    with ocp.Checkpointer(handler) as checkpointer:
+        ranked = ranked_by(metadata.validation, metadata.keep_best, metadata.step)
+        checkpointer.save(item, args=ocp.args.JsonSave(ranked), force=True)
+    if jax.process_index() == 0:
+        rewrite_metadata(folder, metadata)
+
+
+def rewrite_metadata(folder: Path, metadata: Metadata) -> None:
+    """Says other things of the same weights.
+
+    Raises:
+      UserError: the place is not writable.
+    """
+    try:
+        write_json(folder / "metadata" / "metadata", metadata.to_dict())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _beside_the_model(state: TrainState) -> dict[str, Any]:
+    """What going on takes beside the variables that are evaluated."""
+    parts = {"opt_state": state.opt_state, "step": state.step}
+    return parts if state.averaged is None else {**parts, "trained": state.trained}
+
+
+def write_weights(folder: Path, variables: Mapping[str, Any], metadata: Metadata) -> None:
+    """One checkpoint without the state of an optimizer, for weights that come from elsewhere.
+
+    Raises:
+      UserError: the place is not writable.
+    """
+    args = ocp.args.Composite(
+        model=ocp.args.StandardSave(dict(variables)),
+        metadata=ocp.args.JsonSave(metadata.to_dict()),
+    )
+    try:
+        # Orbax writes beside the folder and renames when it is whole.
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder.absolute(), args=args)
+    except (OSError, ValueError) as error:  # a full disk is a ValueError of its storage library
+        for unfinished in folder.absolute().parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(f"{folder}: cannot be written ({error})") from error
+
+
+def committed_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in the `checkpoints/` folder of a run, in order of their steps."""
+    if not folder.is_dir():
+        return []
+    steps = ocp.utils.checkpoint_steps(folder.absolute())
+    return [folder / str(step) for step in sorted(steps)]
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """The metadata of one checkpoint.
+
+    Raises:
+      UserError: the folder is no checkpoint, or of another format version.
+    """
+    args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    return Metadata.from_dict(_restore(folder, args)["metadata"], folder)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that a path means: itself, or the best one of a run's workdir.
+
+    The best is that of the run's `train.keep_best`, by validation; a run that never validated has
+    its latest instead.
+
+    Raises:
+      UserError: neither a checkpoint nor a workdir that holds one.
+    """
+    if (path / "metadata").is_dir():
+        return path
+    candidates = committed_checkpoints(path / "checkpoints")
+    if not candidates:
+        found = "neither" if path.is_dir() else "a file" if path.exists() else "no such folder"
+        raise UserError(
+            f"{path}: expected a run's workdir with checkpoints/ or one checkpoint folder, found "
+            f"{found}"
+        )
+    validated = [
+        (rank(metadata.validation, metadata.keep_best, metadata.step), folder)
+        for folder in candidates
+        if (metadata := read_metadata(folder)).validation is not None
+    ]
+    return min(validated)[1] if validated else candidates[-1]
+
+
+def restore_variables(
+    folder: Path, spec: ModelSpec, place: jax.sharding.Sharding | None = None
+) -> dict[str, Any]:
+    """`params` and `batch_stats` of one checkpoint, from whatever devices it was written.
+
+    Args:
+      folder: of the checkpoint.
+      spec: of its model.
+      place: where to; the first device of this process if None.
+
+    Raises:
+      UserError: it cannot be read, or its weights do not fit its description.
+    """
+    abstract = _placed(_abstract_variables(spec), place)
+    return _restore(folder, ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
+
+
+def restore_state(
+    folder: Path,
+    spec: ModelSpec,
+    tx: optax.GradientTransformation,
+    place: jax.sharding.Sharding | None = None,
+    *,
+    averages: bool = False,
+) -> TrainState:
+    """The whole state of a run from one of its checkpoints, bit for bit.
+
+    Args:
+      folder: of the checkpoint.
+      spec: of its model.
+      tx: of the run.
+      place: where to; the first device of this process if None.
+      averages: whether the run keeps moving averages of its weights.
+
+    Raises:
+      UserError: it cannot be read, or does not fit the model or the optimizer.
+    """
+    variables = _abstract_variables(spec)
+    optimizer = jax.eval_shape(
+        lambda given: _beside_the_model(start_from(given, tx, averages=averages)), variables
+    )
+    args = ocp.args.Composite(
+        model=ocp.args.StandardRestore(_placed(variables, place)),
+        optimizer=ocp.args.StandardRestore(_placed(optimizer, place)),
+    )
+    restored = _restore(folder, args)
+    beside, model = restored["optimizer"], restored["model"]
+    trained = beside["trained"] if averages else model
+    return TrainState(
+        step=beside["step"],
+        params=trained["params"],
+        batch_stats=trained["batch_stats"],
+        opt_state=beside["opt_state"],
+        averaged=model if averages else None,
+    )
+
+
+def _abstract_variables(spec: ModelSpec) -> dict[str, Any]:
+    draw = functools.partial(
+        init_variables, spec.network(), image_hw=spec.image_hw, channels=spec.channels
+    )
+    return jax.eval_shape(draw, jax.random.key(0))
+
+
+def _placed(abstract: Any, place: jax.sharding.Sharding | None) -> Any:
+    """Shapes with a place, so that nothing hangs on the devices of the writer."""
+    if place is None:
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract
+    )
+
+
+def _restore(folder: Path, args: ocp.args.Composite) -> Any:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        try:
+            return checkpointer.restore(folder.absolute(), args=args)
+        except Exception as error:
+            # Damaged files come as errors of many kinds, from three libraries.
+            raise UserError(f"{folder}: cannot be read as a checkpoint ({error})") from error

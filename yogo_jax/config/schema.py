@@ -1,0 +1,499 @@
+"""The config of a run: every field with its type, its range and its meaning.
+
+`configs/*.py` hold values, `yogo-jax train --help` lists the fields. A `ConfigDict` passes
+`from_mapping` once, at the entry point; everything behind it sees these dataclasses.
+
+A field that came later has a default, with which nothing changes: runs and config files from before
+go on as they were.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from yogo_jax.config.fields import Rule, Section, above, at_least, between, build, require
+from yogo_jax.config.old_names import with_current_names
+from yogo_jax.detector.architectures import get_backbone
+from yogo_jax.detector.loss_weights import LossWeights
+
+
+Probability = Annotated[float, between(0, 1, what="a probability")]
+Fraction = Annotated[float, between(0, 1, what="a fraction")]
+Positive = Annotated[float, above(0)]
+NotNegative = Annotated[float, at_least(0)]
+OffOrMore = Annotated[float, at_least(0, "0 is off")]
+Count = Annotated[int, at_least(1)]
+Seed = Annotated[int, Rule("in [0, 2^32)", lambda seed: 0 <= seed < 2**32)]
+
+# The definition whose frames are generated, at the size of the run.
+SYNTHETIC = "synthetic"
+
+
+def _is_split(fractions: Sequence[float]) -> bool:
+    in_range = all(0 <= each <= 1 for each in fractions)
+    sums = len(fractions) == 3 and math.isclose(sum(fractions), 1, abs_tol=1e-6)
+    return not fractions or (in_range and sums)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """The images of a run, and their way to the device."""
+
+    path: ClassVar[str] = "config.data"
+
+    definition: Annotated[
+        str,
+        Rule("a path or 'synthetic'", bool),
+        'A data set definition (.yml), or "synthetic" for generated frames of size `image_hw`.',
+    ]
+    image_hw: Annotated[
+        tuple[int, int],
+        Rule("two sides HEIGHT,WIDTH of at least 16 px", lambda sides: min(sides) >= 16),
+        "Height and width in px. Images of another size are resized, but refused if they would fit "
+        "after a turn by 90 degrees.",
+    ]
+    rgb: Annotated[bool, "Three colour channels instead of one gray channel."]
+    normalize_images: Annotated[bool, "Divide pixels by 255 inside the network."]
+    split_override: Annotated[
+        tuple[float, ...],
+        Rule("empty or three fractions TRAIN,VAL,TEST in [0, 1] that sum to 1", _is_split),
+        "Fractions TRAIN,VAL,TEST of all images; empty keeps the definition's own split.",
+    ]
+    workers: Annotated[
+        int, at_least(0), "Processes that read images; 0 reads them in threads of the training."
+    ]
+    cache: Annotated[
+        Literal["none", "disk", "device", "auto"],
+        'Where decoded images are kept. "none": images are decoded each time. "disk": one file in '
+        'the cache folder, mapped into memory. "device": the training images also in the memory of '
+        'every device, and several steps run in one call. "auto": "device" on an accelerator if '
+        'they take at most 0.4 of its memory, else "disk" if they take at most half of the free '
+        "space.",
+    ]
+    max_boxes: Annotated[
+        int,
+        at_least(0, "0 is automatic"),
+        "Padded number of boxes of an image; 0: the most of any.",
+    ]
+    min_box_area: Annotated[
+        float,
+        between(0, 1, "[)"),
+        "Boxes smaller than this fraction of the image are left out everywhere, and counted. A run "
+        "without any training box does not start.",
+    ]
+    on_bad_label: Annotated[
+        Literal["error", "skip"],
+        '"error" stops at a label that breaks the rules, "skip" leaves it out and counts it.',
+    ]
+    apply_orientation: Annotated[
+        bool,
+        "Turn images as their EXIF or TIFF tag says, as viewers do; False takes pixels as stored.",
+    ] = True
+
+
+def _anchor_numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return ()
+
+
+def _is_anchor(text: str) -> bool:
+    numbers = _anchor_numbers(text)
+    return text == "auto" or (len(numbers) == 2 and all(0 < each <= 1 for each in numbers))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """The network."""
+
+    path: ClassVar[str] = "config.model"
+
+    name: Annotated[
+        str,
+        # Unknown names are refused with a list of those that are known.
+        Rule("an architecture", lambda name: bool(get_backbone(name))),
+        "An architecture of `yogo_jax/detector/architectures.py`.",
+    ]
+    anchor: Annotated[
+        str,
+        Rule("'auto' or two numbers W,H in (0, 1]", _is_anchor),
+        'Width,height of the prior box as fractions of the image, or "auto": the mean of the '
+        "training boxes.",
+    ]
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        "Number type of the training's convolutions; accelerators have units for bfloat16. "
+        "Parameters, statistics, the loss and every evaluation are float32.",
+    ] = "float32"
+    kernel_init: Annotated[
+        Literal["fan_out", "fan_in"],
+        'What initial weights keep the variance of: "fan_out" of gradients, "fan_in" of features.',
+    ] = "fan_out"
+    objectness_prior: Annotated[
+        float,
+        between(0, 1, "[)"),
+        "Objectness of every cell at the start; 0 draws the head like all other layers.",
+    ] = 0.0
+
+    def anchor_wh(self) -> tuple[float, float]:
+        """(w, h) of the prior as fractions of the image.
+
+        Raises:
+          UserError: it is "auto", which only the training boxes tell.
+        """
+        numbers = _anchor_numbers(self.anchor)
+        require(len(numbers) == 2, f"{self.path}.anchor", "two numbers W,H", self.anchor)
+        return numbers[0], numbers[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Section, LossWeights):
+    """Weights of the loss; those of the classes may follow from the data."""
+
+    path: ClassVar[str] = "config.loss"
+
+    no_object_weight: Annotated[
+        NotNegative, "Weight of cells without an object, against 1 for cells with one."
+    ]
+    iou_weight: Annotated[NotNegative, "Weight of the box term."]
+    classify_weight: Annotated[NotNegative, "Weight of the class term."]
+    label_smoothing: Annotated[
+        float, between(0, 1, "[)"), "Share of the class target that is spread over all classes."
+    ]
+    objectness: Annotated[
+        Literal["squared", "cross_entropy"],
+        'Form of the objectness term: "squared" error or "cross_entropy".',
+    ] = "squared"
+    neighbour_weight: Annotated[
+        NotNegative, "Factor on no_object_weight for the 8 cells around one with an object."
+    ] = 1.0
+    reference_count: Annotated[
+        OffOrMore,
+        "Number of objects in an image for which no_object_weight is meant. Other images take it "
+        "in proportion to their objects, from a quarter to four times of it.",
+    ] = 0.0
+    reference_count_from_data: Annotated[
+        bool, "Take the mean number of boxes of the training images as reference_count."
+    ] = False
+    class_weights: Annotated[
+        tuple[float, ...],
+        Rule(
+            "empty, or a number of 0 or more for each class",
+            lambda weights: all(each >= 0 for each in weights),
+        ),
+        "Weight of each class in the class term; empty: 1 for all.",
+    ] = ()
+    class_weight_power: Annotated[
+        OffOrMore,
+        "Class weights from the training labels: the inverse of each class's share to this power.",
+    ] = 0.0
+    imitation: Annotated[
+        float,
+        between(0, 1, note="0 is off"),
+        "Share of the loss that compares with the output of train.teacher instead of the labels.",
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not (self.reference_count and self.reference_count_from_data),
+            "config.loss.reference_count_from_data",
+            "False where loss.reference_count says the number",
+            self.reference_count_from_data,
+        )
+        require(
+            not (self.class_weights and self.class_weight_power),
+            "config.loss.class_weight_power",
+            "0 where loss.class_weights says each",
+            self.class_weight_power,
+        )
+
+    def for_data(self, boxes_by_class: Sequence[int], images: int) -> LossWeights:
+        """The weights of a training, given how many boxes it has of each class.
+
+        A class with the n-th part of the boxes has the weight n^class_weight_power, times a factor
+        that makes the mean over all boxes 1. Classes without a box count as if they had one.
+
+        Args:
+          boxes_by_class: number of boxes in the training images, by class.
+          images: number of training images.
+
+        Raises:
+          UserError: there are not as many `class_weights` as classes.
+        """
+        require(
+            len(self.class_weights) in (0, len(boxes_by_class)),
+            "config.loss.class_weights",
+            f"empty or of {len(boxes_by_class)} numbers, one for each class",
+            self.class_weights,
+        )
+        class_weights = self.class_weights
+        if self.class_weight_power:
+            seen = [max(count, 1) for count in boxes_by_class]
+            raw = [count**-self.class_weight_power for count in seen]
+            mean = sum(count * weight for count, weight in zip(seen, raw, strict=True)) / sum(seen)
+            class_weights = tuple(weight / mean for weight in raw)
+        reference = self.reference_count
+        if self.reference_count_from_data:
+            reference = sum(boxes_by_class) / images
+        return dataclasses.replace(
+            self,
+            class_weights=class_weights,
+            class_weight_power=0.0,
+            reference_count=reference,
+            reference_count_from_data=False,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(Section):
+    """AdamW and its learning rate schedule, see `training/optimizer.py`."""
+
+    path: ClassVar[str] = "config.optim"
+
+    learning_rate: Annotated[Positive, "Learning rate of AdamW, at its highest."]
+    lr_decay_factor: Annotated[
+        float, at_least(1), "The cosine schedule ends at learning_rate / lr_decay_factor."
+    ]
+    weight_decay: Annotated[NotNegative, "Decoupled weight decay, on all parameters."]
+    clip_value: Annotated[
+        Positive, "Gradients are clamped to [-clip_value, clip_value], element by element."
+    ]
+    warmup_epochs: Annotated[
+        OffOrMore,
+        "Epochs in which the learning rate rises from 0; the cosine takes the other epochs.",
+    ] = 0.0
+    clip_norm: Annotated[
+        OffOrMore, "After clip_value, all gradients together are scaled down to at most this norm."
+    ] = 0.0
+    ema_decay: Annotated[
+        float,
+        between(0, 1, "[)", note="0 is off"),
+        "Decay per step of an average of the weights, which is validated, kept and exported.",
+    ] = 0.0
+    freeze: Annotated[
+        tuple[str, ...],
+        'Names of parameters that are not trained, as "block_0" or "block_*/norm"; with '
+        "train.from_pretrained.",
+    ] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """Length of the run, its batches, and its start."""
+
+    path: ClassVar[str] = "config.train"
+
+    epochs: Annotated[Count, "Passes over the training images."]
+    batch_size: Annotated[Count, "Images per step; the last step of an epoch is padded."]
+    eval_every_epochs: Annotated[
+        Count, "Epochs between validations, each with a checkpoint; the last has one too."
+    ]
+    checkpoint_every_minutes: Annotated[Positive, "A checkpoint is also written after this time."]
+    max_hours: Annotated[
+        float,
+        at_least(0, "0 is no limit"),
+        "After this time the command saves and stops; the same command continues. It counts from "
+        "the start of the command: allow longer than start-up plus one validation.",
+    ]
+    from_pretrained: Annotated[
+        str, "A run or checkpoint that gives the initial weights; empty: random weights."
+    ]
+    resume: Annotated[
+        str,
+        Rule("'auto', 'never' or a checkpoint", bool),
+        '"auto" continues the run in the workdir, "never" refuses a workdir in use, the path of a '
+        "checkpoint continues that one in a new workdir.",
+    ]
+    teacher: Annotated[
+        str, "A run or checkpoint that loss.imitation imitates, with the same grid and pixels."
+    ] = ""
+    keep_best: Annotated[
+        Literal["loss", "mAP50", "mAP50_95"],
+        "The metric of the validation that chooses the checkpoint for test and export: the lowest "
+        '"loss", or the highest "mAP50" or "mAP50_95", which need boxes in the validation split.',
+    ] = "loss"
+    patience: Annotated[
+        int,
+        at_least(0, "0 is off"),
+        "Training ends if the best validation was this number of epochs ago.",
+    ] = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Section):
+    """Random changes of the training images, on the device, see `training/augment/`."""
+
+    path: ClassVar[str] = "config.augment"
+
+    horizontal_flip: Annotated[
+        Probability, "Probability of exchanging left and right, for each image on its own."
+    ]
+    vertical_flip: Annotated[
+        Probability, "Probability of exchanging top and bottom, for each image on its own."
+    ]
+    quarter_turns: Annotated[
+        Probability, "Probability of a turn by 90 degrees; for square images only."
+    ] = 0.0
+    zoom: Annotated[
+        tuple[float, float],
+        Rule("two factors LOW,HIGH above 0", lambda factors: 0 < factors[0] <= factors[1]),
+        "Range LOW,HIGH of the factor by which images are scaled about their middle.",
+    ] = (1.0, 1.0)
+    translation: Annotated[
+        Fraction, "Largest shift along each axis, as a fraction of the image."
+    ] = 0.0
+    vertical_crop: Annotated[
+        float,
+        between(0, 1, "(]", note="1 is whole images"),
+        "Height of the strip that is cut out of each image at a random place, as a fraction of the "
+        "image. The instrument uses strips of 0.25.",
+    ] = 1.0
+    brightness: Annotated[
+        Fraction, "Largest value added to or subtracted from all pixels, as a share of 255."
+    ] = 0.0
+    contrast: Annotated[
+        OffOrMore,
+        "The distance of pixels to their mean is multiplied or divided by up to 1 + contrast.",
+    ] = 0.0
+    gamma: Annotated[
+        OffOrMore, "The exponent of the light is multiplied or divided by up to 1 + gamma."
+    ] = 0.0
+    colour: Annotated[
+        OffOrMore, "Each colour on its own is multiplied or divided by up to 1 + colour."
+    ] = 0.0
+    # The kernel of the blur reaches three pixels.
+    blur: Annotated[
+        float,
+        between(0, 1.5),
+        "Largest standard deviation of a Gaussian blur, in px.",
+    ] = 0.0
+    noise: Annotated[Fraction, "Largest standard deviation of noise, as a share of 255."] = 0.0
+    cutout: Annotated[Probability, "Probability of a hole in the image."] = 0.0
+    epochs_without_paste: Annotated[
+        int, at_least(0, "0 is off"), "Number of last epochs without holes and pasted cells."
+    ] = 0
+    thumbnails: Annotated[
+        Probability, "Probability that thumbnails of the definition are pasted into an image."
+    ] = 0.0
+    thumbnails_tried: Annotated[
+        Count, "Places tried in each of these images; a place is free if no box is there."
+    ] = 16
+    thumbnails_plain: Annotated[
+        Probability, "Share of these images with the pasted cells on a plain ground, and no others."
+    ] = 0.0
+
+    @property
+    def moves(self) -> bool:
+        """True if images are scaled or shifted."""
+        return self.zoom != (1.0, 1.0) or self.translation > 0
+
+    @property
+    def relights(self) -> bool:
+        """True if brightness, contrast, gamma or colour of images change."""
+        return any((self.brightness, self.contrast, self.gamma, self.colour))
+
+    @property
+    def composes(self) -> bool:
+        """True if images get pasted cells or holes."""
+        return any((self.cutout, self.thumbnails))
+
+    @property
+    def keeps_values(self) -> bool:
+        """True if pixels at most change places."""
+        return not (self.moves or self.relights or self.composes or self.blur or self.noise)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackConfig(Section):
+    """Weights & Biases, besides the workdir."""
+
+    path: ClassVar[str] = "config.track"
+
+    wandb_mode: Annotated[
+        Literal["disabled", "auto", "online", "offline"],
+        'Weights & Biases: "disabled", "offline", "online", or "auto" (online when logged in).',
+    ]
+    entity: Annotated[str, "W&B account or team; empty: the default one."]
+    project: Annotated[str, "W&B project."]
+    name: Annotated[str, "Name of the run; empty: that of the workdir."]
+    note: Annotated[str, "A sentence about the run."]
+    tags: Annotated[tuple[str, ...], "Words to find the run by."]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Section):
+    """One run."""
+
+    path: ClassVar[str] = "config"
+
+    seed: Annotated[
+        Seed,
+        "Seed of initial weights, order of the data, dropout and augmentation; not of the splits.",
+    ]
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    optim: OptimConfig
+    train: TrainConfig
+    augment: AugmentConfig
+    track: TrackConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        height, width = self.data.image_hw
+        backbone = get_backbone(self.model.name)
+        backbone.grid_hw((height, width))
+        backbone.grid_hw((round(self.augment.vertical_crop * height), width))
+        require(
+            bool(self.train.teacher) == (self.loss.imitation > 0),
+            "config.train.teacher",
+            "set where loss.imitation is above 0, and only there",
+            self.train.teacher,
+        )
+        require(
+            bool(self.train.from_pretrained) or not self.optim.freeze,
+            "config.optim.freeze",
+            "empty unless train.from_pretrained says whose weights stay",
+            self.optim.freeze,
+        )
+        require(
+            height == width or not self.augment.quarter_turns,
+            "config.augment.quarter_turns",
+            f"0 unless data.image_hw is a square, which {height}x{width} is not",
+            self.augment.quarter_turns,
+        )
+
+    @classmethod
+    def from_file(cls, name: str | Path, **overrides: Any) -> "Config":
+        """The config of a file, with some fields set to other values.
+
+        Args:
+          name: a Python file with `get_config()`, or the name of a config of the package ("base",
+            "strong", "demo").
+          **overrides: values by dotted name: `**{"optim.learning_rate": 1e-3}`.
+
+        Raises:
+          UserError: there is no such file, or a field is unknown, of the wrong type or out of
+            range; it is named.
+        """
+        from yogo_jax.config.overrides import read_values
+
+        return from_mapping(read_values(str(name), overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as JSON would give them back (tuples are lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """A checked config from nested plain values (`ConfigDict.to_dict()`, or a config.json).
+
+    Raises:
+      UserError: a field is unknown, missing, of the wrong type or out of range; it is named.
+    """
+    return build(Config, with_current_names(values))

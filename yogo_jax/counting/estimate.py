@@ -1,0 +1,150 @@
+"""Estimates of one sample: counts by class and parasitemia, raw or corrected by a validation.
+
+Every number has a 95 % interval. `docs/counts.md` has the assumptions and the derivation.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from yogo_jax.counting.files import Sample
+from yogo_jax.counting.intervals import (
+    Evidence,
+    Interval,
+    count_interval,
+    deskew,
+    ratio_interval,
+)
+from yogo_jax.counting.matrix import Validation, check_invertible
+from yogo_jax.errors import UserError
+
+
+CONFIDENCE = 0.95
+
+
+class Roles(NamedTuple):
+    """Masks of the parasite classes and of the red cell classes (parasites included), bool [k]."""
+
+    parasites: Bool[np.ndarray, " k"]
+    red_cells: Bool[np.ndarray, " k"]
+
+
+class Estimate(NamedTuple):
+    """Counts of a sample and its parasitemia as a fraction of red cells, with confidence limits.
+
+    `classes` has one interval for each class, in order. `linear` has the estimates of the classes
+    before values below 0 were set to 0.
+    """
+
+    classes: Interval
+    linear: Float[np.ndarray, " k"]
+    parasites: Interval
+    red_cells: Interval
+    parasitemia: Interval
+
+
+def find_roles(
+    class_names: Sequence[str], parasite_classes: Sequence[str], red_cell_classes: Sequence[str]
+) -> Roles:
+    """Turns names of classes into masks.
+
+    Raises:
+      UserError: a name is no class, a parasite is no red cell, or all red cells are parasites.
+    """
+    for flag, names in (
+        ("--parasite-classes", parasite_classes),
+        ("--red-cell-classes", red_cell_classes),
+    ):
+        unknown = [name for name in names if name not in class_names]
+        if unknown:
+            raise UserError(
+                f"{flag}: no class {', '.join(unknown)}; choose among the classes "
+                f"{', '.join(class_names)}"
+            )
+    outside = [name for name in parasite_classes if name not in red_cell_classes]
+    if outside or set(parasite_classes) == set(red_cell_classes):
+        found = f"{', '.join(outside)} is not" if outside else "they are the same"
+        raise UserError(
+            "--red-cell-classes must have all of --parasite-classes, and healthy cells too: the "
+            f"parasitemia is the share of parasites among red cells; {found}"
+        )
+    return Roles(
+        np.isin(class_names, list(parasite_classes)), np.isin(class_names, list(red_cell_classes))
+    )
+
+
+def raw_evidence(sample: Sample) -> Evidence:
+    """Takes the counts as they are: no box has a wrong class, and no cell is missed."""
+    classes = len(sample.counts)
+    return Evidence(sample.counts, np.zeros((classes, classes + 1)), np.zeros(classes))
+
+
+def corrected_evidence(
+    sample: Sample,
+    validation: Validation,
+    *,
+    frames: int | None,
+    assume_right: Sequence[str] = (),
+) -> Evidence:
+    """Joins the counts with the errors of the network that the validation measured.
+
+    Args:
+      sample: its classes are those of the validation, in the same order.
+      validation: all folds together.
+      frames: number of frames of the sample; None: false boxes on background are not subtracted.
+      assume_right: classes without a true cell in the validation.
+
+    Raises:
+      UserError: the validation cannot correct counts.
+    """
+    check_invertible(validation, assume_right=assume_right)
+    return Evidence(
+        sample.counts,
+        validation.matrix,
+        validation.extra,
+        frames / validation.images if frames else 0.0,
+    )
+
+
+def estimate_counts(evidence: Evidence, roles: Roles) -> Estimate:
+    """Estimates counts and parasitemia of one sample.
+
+    Raises:
+      UserError: the sample has no red cell.
+    """
+    if not deskew(evidence)[roles.red_cells].sum() > 0:
+        raise UserError(
+            "no red cell was counted, so there is no parasitemia: check the thresholds and the "
+            "classes of --red-cell-classes"
+        )
+    each = [
+        count_interval(evidence, member, confidence=CONFIDENCE)
+        for member in np.eye(len(evidence.counts), dtype=bool)
+    ]
+    return Estimate(
+        classes=Interval(*(np.stack(values) for values in zip(*each, strict=True))),
+        linear=deskew(evidence),
+        parasites=count_interval(evidence, roles.parasites, confidence=CONFIDENCE),
+        red_cells=count_interval(evidence, roles.red_cells, confidence=CONFIDENCE),
+        parasitemia=ratio_interval(
+            evidence, roles.parasites, roles.red_cells, confidence=CONFIDENCE
+        ),
+    )
+
+
+def rule_of_three(confidence: float = CONFIDENCE) -> float:
+    """Returns the one-sided upper limit of a Poisson mean for a count of 0: 3.0 at 95 %."""
+    return float(-np.log(1.0 - confidence))
+
+
+def scaled(interval: Interval, factor: float) -> Interval:
+    """Returns the interval in another unit."""
+    return Interval(*(np.asarray(value * factor) for value in interval))
+
+
+def as_plain(interval: Interval) -> dict[str, Any]:
+    """Returns plain values for JSON; None for an infinite limit."""
+    values = {name: np.asarray(value).tolist() for name, value in interval._asdict().items()}
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}

@@ -1,0 +1,222 @@
+"""The flags of `python -m yogo_jax.counts`, by command; imports nothing that takes time."""
+
+import argparse
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+from yogo_jax.files import path_flag
+
+
+# Asexual parasites and what they live in; gametocytes are neither, as in the instrument's software.
+PARASITE_CLASSES = ("ring", "trophozoite", "schizont")
+RED_CELL_CLASSES = ("healthy", *PARASITE_CLASSES)
+RED_CELLS_PER_UL = 5e6
+
+Add = Callable[..., Any]
+
+
+def add_estimate(commands: argparse._SubParsersAction) -> None:
+    """The flags of `estimate`."""
+    text = "numbers of one sample: counts, parasitemia, parasites per uL, limit of detection"
+    add = commands.add_parser("estimate", help=text, description=text).add_argument
+    add(
+        "counts",
+        type=path_flag,
+        help="the 15 x N array of a run (.npy), or counts of classes (.json, .csv)",
+    )
+    add(
+        "--validation",
+        type=path_flag,
+        nargs="+",
+        metavar="METRICS.json",
+        help="metrics.json of the same network, of one validation or of several folds: corrects "
+        "the counts; must have been made at the same thresholds",
+    )
+    _add_assume_right(add)
+    add(
+        "--frames",
+        type=int,
+        help="frames of the sample, for boxes on nothing to be subtracted; default: those that the "
+        "counts are of, if they say so",
+    )
+    add(
+        "--compensation",
+        type=path_flag,
+        metavar="FILE.csv",
+        help="line between counts and reference, as `compensation` writes it; needs "
+        "--min-class-confidence-threshold, whose row is taken",
+    )
+    _add_line(add)
+    add(
+        "--obj-thresh",
+        type=float,
+        help="objectness above which a box of the array counts; default: that of RUN.json beside "
+        "it, else 0.5",
+    )
+    add(
+        "--min-class-confidence-threshold",
+        type=float,
+        help="probability that the best class of a box must reach; default: that of RUN.json, "
+        "else 0, the default of `evaluate` (the instrument counts at 0.95). With .json or .csv: "
+        "what they were counted at",
+    )
+    add(
+        "--limit-cells",
+        type=float,
+        nargs="+",
+        metavar="N",
+        help="red cells to give the limit of detection for; default: those of the sample",
+    )
+    _add_classes(add)
+    add("--output", type=path_flag, help="folder for counts.json and counts.csv; default: none")
+
+
+def add_matrix(commands: argparse._SubParsersAction) -> None:
+    """The flags of `matrix`."""
+    text = "MODEL-cmatrix-mean.npy and MODEL-inv-cmatrix-std.npy of the instrument's deskewer"
+    add = commands.add_parser("matrix", help=text, description=text).add_argument
+    add(
+        "validation",
+        type=path_flag,
+        nargs="+",
+        metavar="METRICS.json",
+        help="of one validation, or of each of k folds",
+    )
+    add(
+        "--matched-only",
+        action="store_true",
+        help="leave missed cells out, so that rows sum to 1; default: rows sum to the share found, "
+        "and the correction makes up for missed cells",
+    )
+    _add_assume_right(add)
+    _add_model(add)
+
+
+def add_compensation(commands: argparse._SubParsersAction) -> None:
+    """The flags of `compensation`."""
+    text = "the compensation file of the instrument, fitted over runs with a reference count"
+    add = commands.add_parser("compensation", help=text, description=text).add_argument
+    add(
+        "runs",
+        type=path_flag,
+        metavar="RUNS.csv",
+        help="lines `run,reference_per_ul` under just that header: .npy files, relative to this "
+        "one, and parasites per uL by another method",
+    )
+    add(
+        "--kind",
+        choices=("clinical", "cultured"),
+        default="clinical",
+        help="of the blood; part of the file's name; default: %(default)s",
+    )
+    add(
+        "--heatmaps",
+        action="store_true",
+        help="the runs are of data cleaned by heatmaps: `with-heatmaps` in the file's name",
+    )
+    _add_line(add)
+    add(
+        "--obj-thresh",
+        type=float,
+        default=0.5,
+        help="objectness above which a box counts; default: %(default)s",
+    )
+    _add_classes(add)
+    _add_model(add)
+
+
+def add_coverage(commands: argparse._SubParsersAction) -> None:
+    """The flags of `coverage`."""
+    text = "how often the intervals hold the truth, by simulation"
+    add = commands.add_parser("coverage", help=text, description=text).add_argument
+    add(
+        "--validation",
+        type=path_flag,
+        nargs="+",
+        metavar="METRICS.json",
+        help="taken as the truth about the network; default: a made-up network of seven classes",
+    )
+    _add_assume_right(add)
+    add(
+        "--validation-times",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="as if the validation had X times the cells; default: %(default)s",
+    )
+    add("--parasites", type=float, nargs="+", default=[0.0, 5.0, 50.0, 5000.0], metavar="N")
+    add("--cells", type=float, default=20_000.0, help="healthy cells; default: %(default)s")
+    add("--frames", type=int, default=400, help="of a sample; default: %(default)s")
+    add("--samples", type=int, default=2000, help="drawn for each row; default: %(default)s")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    _add_roles(add)
+
+
+def _class_name(text: str) -> str:
+    # In the form of Unicode that class names are read in: the same text has several.
+    return unicodedata.normalize("NFC", text)
+
+
+def _add_assume_right(add: Add) -> None:
+    add(
+        "--assume-right",
+        type=_class_name,
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes without a true cell in the validation, taken as always found and named right",
+    )
+
+
+def _add_line(add: Add) -> None:
+    add(
+        "--line",
+        choices=("counted", "reference"),
+        help="what the line of the file gives. counted: counted = m * reference + b, whose m the "
+        "instrument's corrector divides by; reference: reference = m * counted + b; "
+        "default: counted",
+    )
+
+
+def _add_roles(add: Add) -> None:
+    add(
+        "--parasite-classes",
+        type=_class_name,
+        nargs="+",
+        default=list(PARASITE_CLASSES),
+        metavar="CLASS",
+        help=f"default: {' '.join(PARASITE_CLASSES)} (not gametocytes, as the instrument counts)",
+    )
+    add(
+        "--red-cell-classes",
+        type=_class_name,
+        nargs="+",
+        default=list(RED_CELL_CLASSES),
+        metavar="CLASS",
+        help=f"the denominator of a parasitemia; default: {' '.join(RED_CELL_CLASSES)}",
+    )
+
+
+def _add_classes(add: Add) -> None:
+    add(
+        "--class-names",
+        type=_class_name,
+        nargs="+",
+        metavar="CLASS",
+        help="classes of the array, in order; default: those of RUN.json beside it, of the "
+        "validation, or the instrument's seven",
+    )
+    _add_roles(add)
+    add(
+        "--red-cells-per-ul",
+        type=float,
+        default=RED_CELLS_PER_UL,
+        help="red cells in a uL of blood, which turn a parasitemia into parasites per uL; "
+        "default: 5e6",
+    )
+
+
+def _add_model(add: Add) -> None:
+    add("--model", required=True, help="name of the model: of the folder, and first in file names")
+    add("--output", type=path_flag, required=True, help="files go to the folder MODEL in this one")

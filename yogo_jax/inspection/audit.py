@@ -1,0 +1,276 @@
+"""The audit of files, images and boxes: everything is looked at, nothing is refused."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from yogo_jax.data.definition import DatasetDefinition
+from yogo_jax.data.records import Records, boxes_by_class, without_small_boxes
+from yogo_jax.inspection.box_checks import Grid, box_findings, suspicious_boxes
+from yogo_jax.inspection.collected import LabelledImages, collect
+from yogo_jax.inspection.duplicates import duplicate_findings
+from yogo_jax.inspection.findings import KINDS, Finding, Listing
+from yogo_jax.inspection.scan import ScannedImages, scan_images
+from yogo_jax.reports.tables import align
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """The content of a data set, and all that is wrong with it.
+
+    Attributes:
+      definition: of the data.
+      splits: "train", "val", "test" -> their labelled images, with boxes of any size.
+      used: the records of each split as a training takes them, without small boxes.
+      scanned: every image file once: those of the splits in their order, then the unlabelled.
+      grid: None if no image could be read to tell its size.
+      min_box_area: least area of a box that is used, as a fraction of the image's.
+      findings: kind -> findings, in the order of `KINDS`; kinds without any are left out.
+    """
+
+    definition: DatasetDefinition
+    splits: dict[str, LabelledImages]
+    used: dict[str, Records]
+    scanned: ScannedImages
+    grid: Grid | None
+    min_box_area: float
+    findings: dict[str, Listing[Finding]]
+
+    @property
+    def count(self) -> int:
+        """Findings of all kinds."""
+        return sum(found.count for found in self.findings.values())
+
+    @property
+    def formats(self) -> list[tuple[str, int]]:
+        """(format and pixels, such as "PNG L", number of images), the most common first."""
+        return Counter(filter(None, self.scanned.stored_as)).most_common()
+
+    @property
+    def lost_boxes(self) -> int:
+        """Boxes that lose their cell of the grid to another."""
+        return self.findings["shared_cell"].count if "shared_cell" in self.findings else 0
+
+    @property
+    def anchor(self) -> str | None:
+        """The value of `model.anchor=auto`, as text for the flag; None without training boxes."""
+        mean_wh = self.used["train"].mean_wh
+        return None if mean_wh is None else f"{mean_wh[0]:.6f},{mean_wh[1]:.6f}"
+
+    def class_rows(self) -> tuple[list[str], list[list[object]]]:
+        """Header and rows of the table of boxes by class and split, with the images below."""
+        used = self.used.values()
+        by_class = np.transpose([boxes_by_class(records) for records in used]).tolist()
+        values = {
+            **dict(zip(self.definition.class_names, by_class, strict=True)),
+            "all boxes": [len(records.class_ids) for records in used],
+            "images": [len(records) for records in used],
+            "empty frames": [int((records.box_counts == 0).sum()) for records in used],
+        }
+        rows = [[title, *counts, sum(counts)] for title, counts in values.items()]
+        return ["boxes by class", *self.used, "all"], rows
+
+    def to_text(self) -> str:
+        """The inspection for a terminal: the content, then what is wrong with it."""
+        scanned = self.scanned
+        described = ", ".join(f"{n} of {h}x{w} px" for (h, w), n in scanned.sizes[:5])
+        formats = ", ".join(f"{name} ({n})" for name, n in self.formats[:5])
+        lines = [
+            f"{len(scanned.paths)} images: {described or 'none could be read'}",
+            f"stored as: {formats or '-'}",
+            "",
+            *align(*self.class_rows()),
+            "",
+        ]
+        if not self.definition.names_split:
+            lines.append(self.definition.usual_split_line())
+        if self.grid is not None:
+            lines.append(
+                f"grid: {self.grid}; boxes that lose their cell to another: {self.lost_boxes}"
+            )
+        if self.anchor is not None:
+            lines.append(f"anchor: --config.model.anchor={self.anchor}")
+        if not self.findings:
+            lines += ["", "nothing wrong was found with files, images and boxes"]
+        for kind, found in self.findings.items():
+            lines += found.lines(KINDS[kind])
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `inspection.json`."""
+        labelled = sum(map(len, self.splits.values()))
+        return {
+            "definition": str(self.definition.path),
+            "class_names": list(self.definition.class_names),
+            "images": {
+                "labelled": labelled,
+                "unlabelled": len(self.scanned.paths) - labelled,
+                "unreadable": len(self.scanned.problems),
+                "by_size": {f"{h}x{w}": n for (h, w), n in self.scanned.sizes},
+                "by_format": dict(self.formats),
+            },
+            "splits": {name: _split_to_dict(records) for name, records in self.used.items()},
+            "min_box_area": self.min_box_area,
+            "anchor": self.anchor,
+            "grid": None if self.grid is None else self.grid._asdict(),
+            "findings": {
+                kind: {
+                    "count": found.count,
+                    "title": KINDS[kind].title,
+                    "advice": KINDS[kind].advice,
+                    "listed": [finding.to_dict() for finding in found.listed],
+                }
+                for kind, found in self.findings.items()
+            },
+        }
+
+
+def _split_to_dict(records: Records) -> dict[str, Any]:
+    counts, by_class = records.box_counts, boxes_by_class(records).tolist()
+    return {
+        "images": len(records),
+        "empty_frames": int((counts == 0).sum()),
+        "boxes": len(records.class_ids),
+        "boxes_by_class": dict(zip(records.class_names, by_class, strict=True)),
+        "boxes_per_image": {
+            "mean": float(counts.mean()) if len(counts) else None,
+            "most": int(counts.max(initial=0)),
+        },
+        "mean_box_wh": records.mean_wh,
+    }
+
+
+def inspect_data(
+    definition: DatasetDefinition,
+    *,
+    min_box_area: float,
+    choose_grid: Callable[[tuple[int, int] | None], Grid | None],
+    workers: int,
+    apply_orientation: bool = True,
+) -> Inspection:
+    """Looks at the images and labels of a definition.
+
+    Args:
+      definition: of the data.
+      min_box_area: boxes of less area (fraction of the image's) are not used.
+      choose_grid: the grid, given the size of most images (None if none could be read).
+      workers: threads that decode images.
+      apply_orientation: turn images as their EXIF or TIFF tag says.
+
+    Raises:
+      UserError: a folder cannot be read.
+    """
+    data = collect(definition)
+    paths = [path for split in data.splits.values() for path in split.records.image_paths]
+    scanned = scan_images(
+        [*paths, *data.unlabelled], workers=workers, apply_orientation=apply_orientation
+    )
+    grid = choose_grid(scanned.usual_hw)
+    used = {
+        name: without_small_boxes(split.records, min_box_area)[0]
+        for name, split in data.splits.items()
+    }
+    found: dict[str, Listing[Finding]] = {kind: Listing() for kind in KINDS}
+    for finding in data.findings:
+        # Problems of files and rows have no limit: somebody has to mend each.
+        found[finding.kind].count += 1
+        found[finding.kind].listed.append(finding)
+    for finding in chain(
+        _unreadable(scanned),
+        _oriented(scanned),
+        _classes(definition.class_names, used),
+        _small_classes(data.splits["train"].records, used["train"]),
+        _outgrown_fields(used["train"], grid),
+        duplicate_findings(data.splits, scanned, workers),
+    ):
+        found[finding.kind].add(finding)
+    for split in data.splits.values():
+        for kind, rows, others in suspicious_boxes(split.records, min_box_area, grid):
+            listing = found[kind]
+            listing.count += len(rows)
+            listing.listed += box_findings(
+                kind, split, rows[: listing.room], others[: listing.room]
+            )
+    found = {kind: listing for kind, listing in found.items() if listing.count}
+    return Inspection(definition, data.splits, used, scanned, grid, min_box_area, found)
+
+
+def _unreadable(scanned: ScannedImages) -> Iterator[Finding]:
+    for i, problem in scanned.problems.items():
+        yield Finding("unreadable_image", scanned.paths[i], problem)
+
+
+def _oriented(scanned: ScannedImages) -> Iterator[Finding]:
+    done = "the pixels are turned by it" if scanned.apply_orientation else "it is not applied"
+    for i, orientation in scanned.orientations.items():
+        path = scanned.paths[i]
+        yield Finding(
+            "oriented_image",
+            path,
+            f"orientation {orientation}: {done}",
+            (path,),
+            values={"orientation": orientation},
+        )
+
+
+def _classes(class_names: tuple[str, ...], used: dict[str, Records]) -> Iterator[Finding]:
+    """Classes without a box anywhere, or in one of the splits that have images."""
+    counts = {name: boxes_by_class(records) for name, records in used.items() if len(records)}
+    for class_id, class_name in enumerate(class_names):
+        lacking = [split for split, by_class in counts.items() if not by_class[class_id]]
+        if len(lacking) == len(counts):
+            message = f"no box of the class {class_name!r} anywhere"
+            yield Finding("class_without_box", class_name, message)
+            continue
+        for split in lacking:
+            message = f"no box of the class {class_name!r} in the {split} split"
+            yield Finding("class_missing_from_split", f"{split}/{class_name}", message)
+
+
+def _small_classes(labelled: Records, used: Records) -> Iterator[Finding]:
+    """Classes of which a training leaves out most of the boxes, as too small."""
+    by_class = zip(boxes_by_class(labelled).tolist(), boxes_by_class(used).tolist(), strict=True)
+    for class_name, (boxes, kept) in zip(labelled.class_names, by_class, strict=True):
+        if boxes > 2 * kept:
+            message = f"{boxes - kept} of {boxes} training boxes of {class_name} are too small"
+            yield Finding("class_of_small_boxes", class_name, message)
+
+
+def _outgrown_fields(train: Records, grid: Grid | None) -> Iterator[Finding]:
+    """Classes whose usual training box has a side that is larger than the receptive field.
+
+    The size that is recommended is the largest with the shape of the images at which the usual box
+    of every class is seen whole, in multiples of 8 px.
+    """
+    if grid is None or grid.image_hw is None or grid.receptive_field is None:
+        return
+    height, width = grid.image_hw
+    sides = (train.boxes_cxcywh[:, 2:] * (width, height)).max(1)
+    usual = {
+        name: float(np.median(sides[train.class_ids == class_id]))
+        for class_id, name in enumerate(train.class_names)
+        if (train.class_ids == class_id).any()
+    }
+    if not usual:
+        return
+    scale = grid.receptive_field / max(usual.values())
+    small_hw = [max(int(side * scale) // 8 * 8, 16) for side in grid.image_hw]
+    for name, side in usual.items():
+        if side > grid.receptive_field:
+            yield Finding(
+                "outgrown_field",
+                name,
+                f"half of the {name} boxes are larger than {side:.0f} px at {height}x{width}, and "
+                f"a cell of {grid.architecture} sees {grid.receptive_field} px: "
+                f"--config.data.image_hw={small_hw[0]},{small_hw[1]}",
+                values={
+                    "class": name,
+                    "median_side_px": side,
+                    "receptive_field_px": grid.receptive_field,
+                    "recommended_image_hw": small_hw,
+                },
+            )

@@ -1,0 +1,141 @@
+"""Class probabilities that are as often right as they say, and thresholds for a chosen precision.
+
+References:
+  Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599, section 4.2.
+  Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2 (targets short of 1).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from yogo_jax.metrics.confusion import Calibration
+from yogo_jax.metrics.evaluator import ImageResult
+
+
+# A temperature outside of these would say that the network knows nothing, or everything.
+_LEAST, _MOST = 0.05, 20.0
+
+
+class Pairs(NamedTuple):
+    """Matched boxes of an evaluation: what the network says of their class, and the true one."""
+
+    class_probs: Float[np.ndarray, "n k"]
+    class_ids: Int[np.ndarray, " n"]
+
+
+class Threshold(NamedTuple):
+    """The least score, objectness times class probability, from which a class is precise enough."""
+
+    score: float
+    precision: float
+    recall: float
+
+
+def matched_pairs(images: Sequence[ImageResult], num_classes: int) -> Pairs:
+    """The matched boxes of all images."""
+    probs = [image.found.class_probs[image.matches.prediction_index] for image in images]
+    true = [image.label_class_ids[image.matches.label_index] for image in images]
+    return Pairs(
+        np.concatenate([np.zeros((0, num_classes)), *probs]),
+        np.concatenate([np.zeros(0, np.int32), *true]).astype(np.int64),
+    )
+
+
+def at_temperature(
+    class_probs: Float[np.ndarray, "n k"], temperature: float
+) -> Float[np.ndarray, "n k"]:
+    """The probabilities that the same logits have when they are divided by a temperature."""
+    # Logits but for a constant in each row; a probability of 0 stays one.
+    with np.errstate(divide="ignore"):
+        scaled = np.log(class_probs.astype(np.float64)) / temperature
+    powers = np.exp(scaled - scaled.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def fit_temperature(pairs: Pairs) -> float:
+    """The temperature at which the true classes are likeliest, in [0.05, 20].
+
+    One pair more is taken to be wrong than is: n pairs without a mistake do not make a network
+    that never makes any.
+
+    Raises:
+      ValueError: there is no pair, or there are no two classes.
+    """
+    # Late: evaluation and inference only read what was fitted.
+    from scipy.optimize import minimize_scalar
+
+    count, classes = pairs.class_probs.shape
+    if count == 0 or classes < 2:
+        raise ValueError("a temperature takes a matched box and two classes")
+    wrong = 1 / (count + 2)
+    targets = np.full((count, classes), wrong / (classes - 1))
+    targets[np.arange(count), pairs.class_ids] = 1 - wrong
+
+    def surprise(log_temperature: float) -> float:
+        probs = at_temperature(pairs.class_probs, math.exp(log_temperature))
+        return -(targets * np.log(np.maximum(probs, 1e-30))).sum(1).mean()
+
+    bounds = (math.log(_LEAST), math.log(_MOST))
+    return math.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x)
+
+
+def calibration_error(pairs: Pairs) -> float | None:
+    """The expected calibration error of the metrics; None without a pair."""
+    calibration = Calibration()
+    named = pairs.class_probs.argmax(1)
+    calibration.update(pairs.class_probs.max(1, initial=0.0), named == pairs.class_ids)
+    return calibration.compute()
+
+
+def threshold_at_precision(
+    images: Sequence[ImageResult], class_id: int, temperature: float, precision: float
+) -> Threshold | None:
+    """The least score from which detections of a class are right often enough.
+
+    A detection is right if it is matched with a box of its class.
+
+    Args:
+      images: of an evaluation.
+      class_id: whose detections.
+      temperature: of the probability in the score, which is objectness * probability.
+      precision: share of right ones among those of at least that score.
+
+    Returns:
+      The threshold; None where no score gives that precision.
+    """
+    scores, rights, labels = [], [], 0
+    for image in images:
+        probs, named = at_temperature(image.found.class_probs, temperature), image.found.class_ids
+        right = np.zeros(len(named), bool)
+        true = image.label_class_ids[image.matches.label_index]
+        right[image.matches.prediction_index] = true == named[image.matches.prediction_index]
+        own = named == class_id
+        scores.append((image.found.objectness * probs.max(1, initial=0.0))[own])
+        rights.append(right[own])
+        labels += int((image.label_class_ids == class_id).sum())
+    return _least_precise(np.concatenate(scores), np.concatenate(rights), labels, precision)
+
+
+def _least_precise(
+    scores: Float[np.ndarray, " n"],
+    is_right: Bool[np.ndarray, " n"],
+    labels: int,
+    precision: float,
+) -> Threshold | None:
+    order = np.argsort(-scores, kind="stable")
+    right = np.cumsum(is_right[order])
+    reached = right / np.arange(1, len(order) + 1)
+    # Of equal scores all are in or none.
+    ends = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
+    enough = np.flatnonzero(ends & (reached >= precision))
+    if not len(enough):
+        return None
+    last = int(enough[-1])
+    recall = float(right[last] / labels) if labels else 0.0
+    # Downwards, so that no other rounding of the same score falls short of it.
+    score = math.floor(scores[order[last]] * 1e6) / 1e6
+    return Threshold(score, float(reached[last]), recall)

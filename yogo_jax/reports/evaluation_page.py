@@ -1,0 +1,333 @@
+"""The results of an evaluation in a folder: `metrics.json`, pictures and `report.html`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
+from yogo_jax.drawing import OUTCOMES_LEGEND
+from yogo_jax.files import write_atomically, write_json
+from yogo_jax.metrics.agreement import agreement, counts_by_image
+from yogo_jax.metrics.bootstrap import bootstrap_intervals
+from yogo_jax.metrics.evaluator import Evaluation, ImageResult
+from yogo_jax.reports.evaluation_figures import (
+    MAX_CLASSES,
+    Curves,
+    agreement_figure,
+    calibration_of,
+    confusion_figure,
+    count_scatter,
+    drawn_classes,
+    f1_figure,
+    free_response_figure,
+    measure_curves,
+    precision_recall_figure,
+    reliability_figure,
+    roc_figure,
+)
+from yogo_jax.reports.history import History, history_figures
+from yogo_jax.reports.pages import Block, Code, Section, Table, Text, render_page
+from yogo_jax.reports.pictures import (
+    picture_names,
+    remove_pictures_of,
+    worst_pictures,
+    write_pictures,
+)
+
+
+WORST_FRAMES = 6
+# With fewer images the resamples of the bootstrap are too similar for exact percentiles.
+FEW_IMAGES = 20
+
+
+class Subject(NamedTuple):
+    """The subject of an evaluation.
+
+    Attributes:
+      title: title of the page.
+      subtitle: one line on checkpoint and data.
+      spec: description of the model.
+      thresholds: thresholds by which boxes were counted.
+      config: config of the run; empty if it is not known.
+      history: the log of the run; None if it is not known.
+    """
+
+    title: str
+    subtitle: str
+    spec: ModelSpec
+    thresholds: Thresholds
+    config: Mapping[str, Any]
+    history: History | None = None
+
+
+def write_results(
+    folder: Path | None,
+    evaluation: Evaluation,
+    subject: Subject,
+    *,
+    checkpoint: Path,
+    step: int,
+    pictures: int,
+) -> dict[str, Any]:
+    """Writes metrics, pictures and report, and returns the content of `metrics.json`.
+
+    Args:
+      folder: made if it does not exist; None writes nothing.
+      evaluation: the evaluation, with its images.
+      subject: the subject of the evaluation.
+      checkpoint: the evaluated checkpoint.
+      step: step of the checkpoint.
+      pictures: number of images to draw, from the first on.
+
+    Raises:
+      UserError: an image can no longer be read.
+    """
+    spec, images = subject.spec, evaluation.images
+    curves = measure_curves(images, spec.class_names)
+    metrics = {
+        **{key: value for key, value in evaluation.metrics.items() if key != "loss"},
+        "test_loss": evaluation.metrics["loss"],
+        "intervals": bootstrap_intervals(images, spec.class_names),
+        **_by_class(images, curves, spec.class_names),
+        "thresholds": {
+            **subject.thresholds._asdict(),
+            "min_scores": list(subject.thresholds.min_scores),
+        },
+        "checkpoint": str(checkpoint),
+        "step": step,
+        "class_temperature": spec.class_temperature,
+        "picture_files": picture_names(images, pictures),
+    }
+    if folder is None:
+        return metrics
+    remove_pictures_of(folder / "metrics.json", folder / "pictures", metrics["picture_files"])
+    write_json(folder / "metrics.json", metrics)
+    write_pictures(images, spec, folder / "pictures", pictures)
+    page = evaluation_page(images, metrics, curves, subject)
+    write_atomically(folder / "report.html", page)
+    return metrics
+
+
+def _by_class(
+    images: Sequence[ImageResult], curves: Curves, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Agreement of counts, best threshold and area under the ROC curve, for each class."""
+    predicted, true = counts_by_image(images, len(class_names))
+    counts: dict[str, Mapping[str, Any]] = {}
+    best: dict[str, Mapping[str, float] | None] = {}
+    areas: dict[str, float | None] = {}
+    for index, name in enumerate(class_names):
+        sums = {
+            "true": int(true[:, index].sum()),
+            "predicted": int(predicted[:, index].sum()),
+        }
+        agreed = agreement(predicted[:, index], true[:, index])
+        counts[name] = {**sums, **agreed._asdict()}
+        curve, roc = curves.by_objectness[name], curves.rocs[name]
+        at = None if curve is None else curve.best
+        best[name] = None
+        if curve is not None and at is not None:
+            best[name] = {
+                "f1": float(curve.f1[at]),
+                "objectness": float(curve.thresholds[at]),
+            }
+        areas[name] = None if roc is None else roc.area
+    return {"counts_by_class": counts, "best_f1_by_class": best, "roc_area_by_class": areas}
+
+
+def evaluation_page(
+    images: Sequence[ImageResult], metrics: Mapping[str, Any], curves: Curves, subject: Subject
+) -> str:
+    """Returns the report as HTML.
+
+    Args:
+      images: images of the evaluation, at least one.
+      metrics: content of `metrics.json`.
+      curves: curves of the same images.
+      subject: the subject of the evaluation.
+
+    Raises:
+      UserError: an image of the worst frames can no longer be read.
+    """
+    names = subject.spec.class_names
+    predicted, true = counts_by_image(images, len(names))
+    styles = drawn_classes(names, true.sum(0))
+    sections = [
+        _summary(metrics),
+        _classes(metrics, true.sum(0).tolist()),
+        _curves(metrics, curves, styles, subject),
+        _confusion(metrics),
+        _calibration(images),
+        _counts(predicted, true, metrics, styles, subject),
+        _worst(images, subject),
+        _training(subject.history),
+        _config(subject),
+    ]
+    return render_page(subject.title, subject.subtitle, [each for each in sections if each.blocks])
+
+
+def _summary(metrics: Mapping[str, Any]) -> Section:
+    intervals = metrics["intervals"]
+    rows: list[list[object]] = []
+    for title, key in (("mAP50", "mAP50"), ("mAP50-95", "mAP50_95")):
+        rows.append([title, metrics[key], *(intervals[key] or (None, None))])
+    for title, key in (("calibration error", "calibration_error"), ("test loss", "test_loss")):
+        rows.append([title, metrics[key], None, None])
+    counts = (
+        f"{metrics['images']:,} images with {metrics['objects']:,} true boxes; "
+        f"{metrics['predictions']:,} predicted, {metrics['matched']:,} of them matched, "
+        f"{sum(metrics['missed_by_class'].values()):,} missed, "
+        f"{sum(metrics['extra_by_class'].values()):,} extra."
+    )
+    resamples = intervals["resamples"]
+    how = f"95 % intervals: bootstrap over the images, {resamples:,} resamples."
+    if not resamples:
+        how = "No intervals: they need two images or more."
+    elif metrics["images"] < FEW_IMAGES:
+        how += f" With fewer than {FEW_IMAGES} images they are rough."
+    blocks: list[Block] = [
+        Text(counts),
+        Table(["metric", "value", "95 % from", "to"], rows, how),
+    ]
+    over = metrics["images_over_max_detections"]
+    if over:
+        blocks.append(
+            Text(f"{over} image(s) had more predictions than AP counts; the best were used.")
+        )
+    return Section("summary", "Summary", blocks)
+
+
+def _classes(metrics: Mapping[str, Any], objects: Sequence[int]) -> Section:
+    intervals = metrics["intervals"]
+    ranked: list[list[object]] = []
+    counted: list[list[object]] = []
+    for name, count in zip(metrics["AP50_by_class"], objects, strict=True):
+        best = metrics["best_f1_by_class"][name] or {"f1": None, "objectness": None}
+
+        def value_and_range(key: str, name: str = name) -> tuple[object, object]:
+            return metrics[key][name], _range(intervals[key][name])
+
+        ranked.append(
+            [
+                name,
+                count,
+                *value_and_range("AP50_by_class"),
+                metrics["AP50_95_by_class"][name],
+                best["f1"],
+                best["objectness"],
+                metrics["roc_area_by_class"][name],
+            ]
+        )
+        counted.append(
+            [
+                name,
+                *value_and_range("precision_by_class"),
+                *value_and_range("recall_by_class"),
+                *(metrics[f"{key}_by_class"][name] for key in ("accuracy", "missed", "extra")),
+            ]
+        )
+    ranked_header = ["class", "true boxes", "AP50", "95 %", "AP50-95", "best F1", "at objectness"]
+    counted_header = ["class", "precision", "95 %", "recall", "95 %", "accuracy", "missed", "extra"]
+    blocks = [
+        Table([*ranked_header, "ROC area"], ranked, "Over all thresholds."),
+        Table(counted_header, counted, "At the set thresholds."),
+    ]
+    return Section("classes", "Classes", blocks)
+
+
+def _curves(
+    metrics: Mapping[str, Any], curves: Curves, styles: Mapping[str, Any], subject: Subject
+) -> Section:
+    figures = [
+        precision_recall_figure(curves, styles, metrics),
+        f1_figure(curves, styles, subject.thresholds.objectness),
+        free_response_figure(curves, styles),
+        roc_figure(curves, styles),
+    ]
+    blocks: list[Block] = [figure for figure in figures if figure is not None]
+    if not blocks:
+        blocks = [Text("There is no true box, so there is no curve.")]
+    elif len(subject.spec.class_names) > MAX_CLASSES:
+        blocks.append(Text(f"Lines are drawn for the {MAX_CLASSES} most frequent classes."))
+    never = [name for name in subject.spec.class_names if curves.by_score[name] is None]
+    if figures[0] is not None and never:
+        blocks.append(Text(f"Classes without a true box have no line: {', '.join(never)}."))
+    return Section("curves", "Thresholds", blocks)
+
+
+def _confusion(metrics: Mapping[str, Any]) -> Section:
+    names, matrix = metrics["confusion"]["class_names"], metrics["confusion"]["matrix"]
+    rows = [[name, *row] for name, row in zip(names, matrix, strict=True)]
+    table = Table(["true", *names], rows, "The same as numbers: true classes by predicted ones.")
+    return Section("confusion", "Confusion", [confusion_figure(names, matrix), table])
+
+
+def _calibration(images: Sequence[ImageResult]) -> Section:
+    figure = reliability_figure(calibration_of(images))
+    if figure is None:
+        nothing = Text("No detection matches a true box, so there is nothing to calibrate.")
+        return Section("calibration", "Calibration", [nothing])
+    return Section("calibration", "Calibration", [figure])
+
+
+def _counts(
+    predicted: np.ndarray,
+    true: np.ndarray,
+    metrics: Mapping[str, Any],
+    styles: Mapping[str, Any],
+    subject: Subject,
+) -> Section:
+    header = ["class", "true", "predicted", "bias", "95 %", "lower limit", "upper limit"]
+    intervals = metrics["intervals"]["count_bias_by_class"]
+    rows: list[list[object]] = [
+        [
+            name,
+            *(each[key] for key in ("true", "predicted", "bias")),
+            _range(intervals[name]),
+            *(each[key] for key in ("lower", "upper")),
+        ]
+        for name, each in metrics["counts_by_class"].items()
+    ]
+    all_predicted, all_true = predicted.sum(1), true.sum(1)
+    agreed = agreement(all_predicted, all_true)
+    totals = [int(all_true.sum()), int(all_predicted.sum())]
+    rows.append(["all", *totals, agreed.bias, None, agreed.lower, agreed.upper])
+    caption = (
+        "Boxes in all frames. Bias: mean of predicted minus true over the frames. Limits of "
+        "agreement: 95 % of frames are expected to lie between them."
+    )
+    blocks: list[Block] = [
+        count_scatter(predicted, true, styles, subject.spec.class_names),
+        agreement_figure(all_predicted, all_true, agreed),
+        Table(header, rows, caption),
+    ]
+    return Section("counts", "Counts in a frame", blocks)
+
+
+def _worst(images: Sequence[ImageResult], subject: Subject) -> Section:
+    pictures = worst_pictures(images, subject.spec, WORST_FRAMES)
+    return Section("worst", "Frames of the largest loss", [Text(OUTCOMES_LEGEND), *pictures])
+
+
+def _training(history: History | None) -> Section:
+    figures = [] if history is None else history_figures([history])
+    return Section("training", "Training", figures)
+
+
+def _config(subject: Subject) -> Section:
+    thresholds = json.dumps(subject.thresholds._asdict(), indent=2)
+    blocks: list[Block] = [
+        Code("Model", json.dumps(subject.spec.to_dict(), indent=2)),
+        Code("Thresholds", thresholds),
+    ]
+    if subject.config:
+        blocks.append(Code("Config of the run", json.dumps(dict(subject.config), indent=2)))
+    return Section("config", "Config", blocks)
+
+
+def _range(interval: Sequence[float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

@@ -1,0 +1,154 @@
+"""Tables as plain text for a terminal or a log file; the metrics of a test are 100 columns wide."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+WIDTH = 100
+GAP = "  "
+# Longer names are cut in tables, but not in metrics.json.
+NAME_WIDTH = 24
+
+_CLASS_COLUMNS = (
+    ("AP50", "AP50_by_class"),
+    ("AP50-95", "AP50_95_by_class"),
+    ("precision", "precision_by_class"),
+    ("recall", "recall_by_class"),
+    ("accuracy", "accuracy_by_class"),
+    ("missed", "missed_by_class"),
+    ("extra", "extra_by_class"),
+)
+_TOTALS = (
+    ("mAP50", "mAP50"),
+    ("mAP50-95", "mAP50_95"),
+    ("calibration error", "calibration_error"),
+    ("test loss", "test_loss"),
+    ("images", "images"),
+    ("true boxes", "objects"),
+    ("predictions", "predictions"),
+    ("matched", "matched"),
+)
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Returns three tables: a row for each class, the totals, and the confusion matrix.
+
+    Args:
+      metrics: content of `metrics.json`. A missing key leaves its column or row out. None, a value
+        that cannot be computed, is printed as "-".
+    """
+    sections = (_class_table(metrics), _totals_table(metrics), _confusion_table(metrics))
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def advice_on_nothing_found(metrics: Mapping[str, Any]) -> str | None:
+    """Explains why there may be no prediction and says what to change; None if there are some.
+
+    Args:
+      metrics: values with `predictions`, `objects` and `images`.
+    """
+    if metrics["predictions"] or not metrics["objects"]:
+        return None
+    return (
+        f"nothing is found: no prediction in {metrics['images']} images with {metrics['objects']} "
+        "boxes. Early in a training this is usual: most grid cells are empty, and the network "
+        "learns them first. With configs/base.py this can take half of 64 epochs, so a short run "
+        "may end before. Train with --config configs/strong.py, or longer, or with a lower "
+        "--config.loss.no_object_weight. If nothing is found after that, check the labels: "
+        "yogo-jax inspect FILE.yml"
+    )
+
+
+def _class_table(metrics: Mapping[str, Any]) -> list[str]:
+    columns = [(title, metrics[key]) for title, key in _CLASS_COLUMNS if key in metrics]
+    objects = _objects_by_class(metrics)
+    if objects:
+        columns.append(("objects", objects))
+    if not columns:
+        return []
+    names = list(dict.fromkeys(name for _, values in columns for name in values))
+    header = ["class", *(title for title, _ in columns)]
+    return align(
+        header,
+        [[_cut(name), *(_cell(values.get(name)) for _, values in columns)] for name in names],
+    )
+
+
+def _objects_by_class(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """True boxes of each class: the sum of its row of the confusion matrix, with missed ones."""
+    if "confusion" not in metrics or "missed_by_class" not in metrics:
+        return {}
+    names, matrix = metrics["confusion"]["class_names"], metrics["confusion"]["matrix"]
+    missed = metrics["missed_by_class"]
+    classes = len(missed)
+    # A matrix without the background has one column less, and its rows lack the missed boxes.
+    return {
+        name: sum(row[:classes]) + missed[name]
+        for name, row in zip(names[:classes], matrix, strict=False)
+    }
+
+
+def _totals_table(metrics: Mapping[str, Any]) -> list[str]:
+    rows = [[title, _cell(metrics[key])] for title, key in _TOTALS if key in metrics]
+    for title, key in (("missed", "missed_by_class"), ("extra", "extra_by_class")):
+        if key in metrics:
+            rows.append([title, _cell(sum(metrics[key].values()))])
+    lines = align(["total", ""], rows) if rows else []
+    over = metrics.get("images_over_max_detections", 0)
+    if over:
+        lines.append(f"{over} image(s) had more predictions than AP counts; the best were used.")
+    return lines
+
+
+def _confusion_table(metrics: Mapping[str, Any]) -> list[str]:
+    """The confusion matrix; columns that do not fit side by side follow below, in blocks."""
+    if "confusion" not in metrics:
+        return []
+    names, matrix = metrics["confusion"]["class_names"], metrics["confusion"]["matrix"]
+    title = "confusion (row: true class, column: predicted class)"
+    columns = [_column(_cut(name), [row[i] for row in matrix]) for i, name in enumerate(names)]
+    labels = _column("", [_cut(name) for name in names], left=True)
+    lines = [title]
+    for block in _blocks(columns, WIDTH - len(labels[0])):
+        if len(lines) > 1:
+            lines.append("")
+        lines += [GAP.join(cells).rstrip() for cells in zip(labels, *block, strict=True)]
+    return lines
+
+
+def _blocks(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
+    """Groups columns so that each group, with the gap before each column, fits in `width`."""
+    blocks: list[list[list[str]]] = [[]]
+    used = 0
+    for column in columns:
+        needed = len(GAP) + len(column[0])
+        if blocks[-1] and used + needed > width:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(column)
+        used += needed
+    return blocks
+
+
+def align(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Returns the lines of a table: the first column is left-aligned, the others right-aligned."""
+    columns = [
+        _column(title, [row[i] for row in rows], left=i == 0) for i, title in enumerate(header)
+    ]
+    return [GAP.join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def _column(title: str, cells: Sequence[object], *, left: bool = False) -> list[str]:
+    texts = [title, *map(str, cells)]
+    width = max(map(len, texts))
+    return [text.ljust(width) if left else text.rjust(width) for text in texts]
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 2]}.."
