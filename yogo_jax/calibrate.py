@@ -97,7 +97,7 @@ def calibrate(
     )
     from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
-    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.detector.thresholds import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
         at_temperature,

@@ -1,4 +1,4 @@
-"""How commands end: the one exception that means the user's input is at fault, and exit codes."""
+"""The exception that means a mistake of the user, and the exit statuses of commands."""
 
 import sys
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def _user_error_in(error: BaseException | None) -> UserError | None:
 
 
 def _is_of_the_locale(error: UnicodeEncodeError) -> bool:
-    """Whether names of files, as this locale encodes them, fail in the same way."""
+    """True if names of files, as this locale encodes them, fail in the same way."""
     encoding = sys.getfilesystemencoding()
     if encoding == "utf-8":
         return False

@@ -305,7 +305,7 @@ def winograd_gradients(
     size = _group_size(x, _product_bytes(x, kernel), _PRODUCT_BYTES)
     tap_sums = _tap_sums(kernel)
 
-    def add_group(total: Array, group_and_grad: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add_group(total: Array, group_and_grad: tuple[Array, ...]) -> tuple[Array, Array]:
         group, grad = group_and_grad
         padding = ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0))
         blocks = jnp.pad(grad.astype(jnp.float32), padding).reshape(size, rows, 2, columns, 2, -1)
