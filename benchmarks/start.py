@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from yogo_jax.huge_pages import use_huge_pages
-
 
 FLAGS = ("--config.data.image_hw=240,320", "--config.train.batch_size=8", "--config.data.workers=0")
 
@@ -32,13 +30,13 @@ def train_one_step() -> None:
     start_jax()
     import jax
 
-    from yogo_jax.training import trainer as run
+    from yogo_jax.training import trainer
 
     def leave(_meter: object, _step: int, _steps: int, metrics: object) -> None:
         jax.block_until_ready(metrics)
         os._exit(0)
 
-    run.Meter.add = leave  # type: ignore[method-assign]
+    trainer.Meter.add = leave  # type: ignore[method-assign]
     main(sys.argv[2:])
 
 
@@ -81,7 +79,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
-        use_huge_pages()
         train_one_step()
     else:
         main()

@@ -34,7 +34,7 @@ _ONNX_TYPES = {
 
 
 class Interface(NamedTuple):
-    """What a model takes and gives.
+    """The input and output of a model.
 
     Attributes:
       input_nchw: its images; a batch of any size is of 1.
@@ -48,7 +48,7 @@ class Interface(NamedTuple):
 
 
 class _Model(abc.ABC):
-    """What both runtimes share; `stream` takes batches of exactly `batch_size` frames."""
+    """The common part of both runtimes; `stream` takes batches of exactly `batch_size` frames."""
 
     interface: Interface
     precision: str

@@ -20,14 +20,14 @@ from yogo_jax.data.pipeline import EpochOrder, Share, open_batches
 from yogo_jax.data.source import RecordSource
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
-from yogo_jax.parallel import Devices
-from yogo_jax.training.distributed import (
+from yogo_jax.parallel import (
     Coordinates,
+    Devices,
     check_same_everywhere,
     join_processes,
     own_gpu,
 )
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 OVERRIDES = {

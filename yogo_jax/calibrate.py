@@ -94,10 +94,9 @@ def calibrate(
         restore_variables,
         rewrite_metadata,
     )
-    from yogo_jax.data.decoding import lines_on
-    from yogo_jax.data.images import stretch_of
+    from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.source import boxes_to_pad_to
-    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.detector.thresholds import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
         at_temperature,

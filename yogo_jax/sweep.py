@@ -129,7 +129,7 @@ def sweep(
     Raises:
       UserError: study or data cannot be used.
     """
-    with stop.at_once():
+    with stop.end_at_once():
         start_jax()
         # Imported late: a mistake in a flag is told without waiting for JAX.
         from yogo_jax.sweeping.study import open_study

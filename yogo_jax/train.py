@@ -29,7 +29,7 @@ from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.files import given_path, path_flag
 from yogo_jax.ownership import make_new_folder, own_folder
 from yogo_jax.startup import start_jax
-from yogo_jax.training.stopping import Stop, exit_when_stopped
+from yogo_jax.training.stopping import Stop, Stopped, exit_when_stopped
 
 
 EXAMPLES = """\
@@ -93,7 +93,7 @@ def train(
     import jax
 
     from yogo_jax.checkpoint.store import find_checkpoint
-    from yogo_jax.training.loop import train_and_evaluate
+    from yogo_jax.training.trainer import train_and_evaluate
 
     checked = config if isinstance(config, Config) else Config.from_file(config)
     folder = given_path(str(workdir))
@@ -149,17 +149,17 @@ def train_as_process(
       config: the run.
       workdir: its folder; None makes one of the name and the time.
       name: of the config.
-      coordinates: of `distributed.Coordinates`.
+      coordinates: of `parallel.Coordinates`.
       stop: asks the run to stop early.
 
     Raises:
       UserError: see `train`.
       Stopped: it was asked to stop.
     """
-    with stop.at_once():
+    with stop.end_at_once():
         start_jax()
         # Imported late: a mistake in a flag is told without waiting for JAX.
-        from yogo_jax.training.distributed import (
+        from yogo_jax.parallel import (
             Coordinates,
             are_several,
             join_processes,
@@ -170,15 +170,15 @@ def train_as_process(
     several = are_several(given)
     # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
     stop.with_others = several
-    stop.ends_all = not several or given == Coordinates(None, None, None)
+    stop.may_end_at_once = not several or given == Coordinates(None, None, None)
     if several:
-        with stop.at_once():
+        with stop.end_at_once():
             join_processes(given)
     # JAX has taken SIGTERM for itself, which only takes notes of it.
     stop.listen()
     # One of several processes must not leave by itself: the others would wait for it.
-    held = stop.held() if several else nullcontext()
-    with held, leave_at_once_on_error(), exit_on_user_error():
+    deferred = stop.defer_stop() if several else nullcontext()
+    with deferred, leave_at_once_on_error(Stopped), exit_on_user_error():
         folder = workdir or _new_workdir(name)
         return train(config, folder, stop=stop, is_new=workdir is None)
 

@@ -1,9 +1,8 @@
 """What a run would learn wrongly from data that can be read, told before it starts."""
 
 from yogo_jax.config.schema import DataConfig, TrainConfig
-from yogo_jax.data.images import stretch_of
-from yogo_jax.data.label_guesses import boxes_look_like
-from yogo_jax.data.records import Records, boxes_by_class
+from yogo_jax.data.headers import stretch_of
+from yogo_jax.data.records import Records, boxes_by_class, boxes_look_like
 from yogo_jax.data.splits import Splits
 from yogo_jax.errors import UserError
 
@@ -61,9 +60,7 @@ def _check_boxes(splits: Splits, min_box_area: float, *, pasted: bool) -> list[s
         if lost > kept
     ]
     if (what := boxes_look_like(splits.train.boxes_cxcywh)) is not None:
-        lines.append(
-            f"warning: the training boxes {what}: look with python -m yogo_jax.inspect_data {path}"
-        )
+        lines.append(f"warning: the training boxes {what}: look with yogo-jax inspect {path}")
     return lines
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from yogo_jax.checkpoint.data_checks import check_training_data
 from yogo_jax.checkpoint.metadata import DataSettings, Metadata
 from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
-from yogo_jax.data.decoding import find_oriented, orientation_lines
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
+from yogo_jax.data.headers import find_oriented, orientation_lines
 from yogo_jax.data.records import Records
 from yogo_jax.data.source import boxes_to_pad_to
 from yogo_jax.data.splits import Splits, load_splits

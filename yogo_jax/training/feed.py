@@ -1,8 +1,8 @@
-"""How the images of the training reach the step: batch by batch from the host, or all at once.
+"""The way of the training images to the step: batch by batch from the host, or all at once.
 
-Either way a batch holds the same images in the same rows. What differs is who puts it together: the
-host, ahead of the device, or the device itself from the whole split in its memory, several steps
-for each call of the host.
+Either way a batch holds the same images in the same rows. The host puts it together, ahead of the
+device; or the device does, from the whole split in its memory, several steps for each call of the
+host.
 """
 
 import abc
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from yogo_jax.checkpoint.run_data import RunData
 from yogo_jax.checkpoint.state import TrainState
-from yogo_jax.config.schema import DataConfig
+from yogo_jax.config.schema import Config, DataConfig
 from yogo_jax.data.pack import (
     CannotPackError,
-    PackedImages,
     Tell,
     find_pack,
     make_pack,
@@ -28,11 +28,11 @@ from yogo_jax.data.pack import (
 )
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import Records
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.source import PackedImages, RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices
-from yogo_jax.training.step import Batch, StepMetrics, TrainStep
+from yogo_jax.training.step import Batch, StepMetrics, Steps, TrainStep
 from yogo_jax.training.tracking import Tracker
 
 
@@ -112,12 +112,9 @@ STEPS_PER_CALL = 8
 # Of a device's memory, what images may take; the rest is for the network.
 SHARE_OF_MEMORY = 0.4
 
-# As many of them as a call takes; of their metrics each has an axis of steps in front.
-Steps = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
-
 
 class Work(NamedTuple):
-    """What one call works on: its number of steps, and its inputs on the devices."""
+    """The work of one call: its number of steps, and its inputs on the devices."""
 
     steps: int
     inputs: Any
@@ -129,7 +126,7 @@ class Feed(abc.ABC):
     @property
     @abc.abstractmethod
     def shardings(self) -> Any:
-        """How the inputs lie on the devices."""
+        """The places of the inputs on the devices."""
 
     @abc.abstractmethod
     def shapes(self, inputs: Any, batch_size: int) -> Any:
@@ -142,7 +139,7 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     def steps_of(self, train_step: TrainStep) -> Steps:
-        """A pure function of (state, inputs)."""
+        """The steps of one call, made of the step on one batch."""
 
     @abc.abstractmethod
     def open(self, first_step: int) -> AbstractContextManager[Iterator[Work]]:
@@ -300,7 +297,42 @@ def _with_rows(array: jax.Array, rows: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
 
 
+def make_feed(
+    data: RunData,
+    spec: ModelSpec,
+    config: Config,
+    order: EpochOrder,
+    devices: Devices,
+    packed: PackedImages | None,
+) -> Feed:
+    """The feed of a run, by `data.cache`.
+
+    Args:
+      data: of the run.
+      spec: of its model.
+      config: of the run.
+      order: of the training images.
+      devices: of the run.
+      packed: the training images, if they are packed.
+
+    Raises:
+      UserError: the images cannot be read, or do not fit on the device where they have to.
+    """
+    source = RecordSource(
+        data.splits.train,
+        image_hw=spec.image_hw,
+        rgb=spec.rgb,
+        max_boxes=data.max_boxes,
+        apply_orientation=spec.apply_orientation,
+        packed=packed,
+    )
+    epochs, cache = config.train.epochs, config.data.cache
+    if cache == "device" or (cache == "auto" and fits_on_device(source, devices)):
+        return DeviceFeed(source, order, epochs=epochs, devices=devices)
+    return HostFeed(source, order, epochs=epochs, workers=config.data.workers, devices=devices)
+
+
 def fits_on_device(source: RecordSource, devices: Devices) -> bool:
-    """Whether "auto" keeps the images on the device: an accelerator with enough memory for them."""
+    """True if "auto" keeps the images on the device: an accelerator with memory enough."""
     limit = devices.memory_limit
     return limit is not None and source.nbytes <= SHARE_OF_MEMORY * limit
