@@ -1,4 +1,4 @@
-"""What a model is, apart from its weights: everything that using it takes."""
+"""The description of a model: everything that using it takes, apart from its weights."""
 
 import dataclasses
 import unicodedata

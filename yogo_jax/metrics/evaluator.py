@@ -28,14 +28,14 @@ from yogo_jax.metrics.ranking import MAX_DETECTIONS
 from yogo_jax.parallel import Devices
 
 
-# Images that a device takes at a time unless told otherwise: enough to keep it busy.
+# Images that a device takes at a time by default: enough to keep it busy.
 IMAGES_AT_A_TIME = 8
 # Boxes under this objectness do not take part in mean AP.
 MEAN_AP_OBJECTNESS = 0.05
 
 
 class BatchOutputs(NamedTuple):
-    """What the device computes of a batch for an evaluation."""
+    """Results of the device for a batch of an evaluation."""
 
     terms: LossTerms
     detections: Detections
@@ -46,7 +46,7 @@ class BatchOutputs(NamedTuple):
 def make_eval_step(
     spec: ModelSpec, loss_weights: LossWeights, thresholds: Thresholds
 ) -> Callable[[Any, Any], BatchOutputs]:
-    """A pure function of (variables, batch) that gives losses and detections of each image."""
+    """Makes a pure function of (variables, batch): losses and detections of each image."""
     # One more than mean AP takes, so that it can tell and count the frames that had more.
     max_detections = min(MAX_DETECTIONS + 1, spec.grid_hw[0] * spec.grid_hw[1])
     find = functools.partial(detect, iou_threshold=thresholds.iou, max_detections=max_detections)
@@ -80,7 +80,7 @@ class Evaluator:
     """Evaluates one model, with any weights, on any records; compiles once.
 
     Every device takes `batch_size` images at a time, however many devices there are: what is
-    computed of an image does not hang on their number.
+    computed of an image does not depend on their number.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Evaluator:
 
 
 class _Measured(NamedTuple):
-    """What the device and the labels say of one image, on the host and without padding."""
+    """Results of the device for one image, and its labels, on the host and without padding."""
 
     record: int
     found: "Found"
@@ -228,7 +228,7 @@ def _evaluation(
 
 
 class ImageResult(NamedTuple):
-    """What an evaluation found in one image.
+    """Results of an evaluation for one image.
 
     Attributes:
       path: of the image file.
