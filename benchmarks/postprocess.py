@@ -1,4 +1,4 @@
-"""Milliseconds a frame of what comes after the network: decode, NMS and the instrument's array, against a loop.
+"""Time a frame of decode, NMS and the instrument's array, against a loop.
 
     python benchmarks/postprocess.py [--frames 20] [--rounds 5] [--json FILE]
 
