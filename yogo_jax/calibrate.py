@@ -97,7 +97,7 @@ def calibrate(
     )
     from yogo_jax.data.decoding import lines_on
     from yogo_jax.data.images import stretch_of
-    from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.data.source import padded_box_count
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
@@ -129,7 +129,7 @@ def calibrate(
         metadata.model,
         loss_weights=metadata.loss_weights(),
         batch_size=batch_size,
-        max_boxes=boxes_to_pad_to([records], 0),
+        max_boxes=padded_box_count([records], 0),
         workers=workers,
         thresholds=at,
     )

@@ -152,7 +152,7 @@ def evaluate(
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.data.decoding import lines_on
     from yogo_jax.data.images import stretch_of
-    from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.data.source import padded_box_count
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.metrics.calibration import read_min_scores
@@ -196,7 +196,7 @@ def evaluate(
             spec,
             loss_weights=metadata.loss_weights(),
             batch_size=batch_size,
-            max_boxes=boxes_to_pad_to([records], 0),
+            max_boxes=padded_box_count([records], 0),
             workers=workers,
             thresholds=thresholds,
             devices=devices,

@@ -14,7 +14,7 @@ import numpy as np
 
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import large_enough
-from yogo_jax.data.source import RecordSource, boxes_to_pad_to
+from yogo_jax.data.source import RecordSource, padded_box_count
 from yogo_jax.detector.found import check_numbers
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
@@ -202,7 +202,7 @@ def find_suspects(
     """
     best = _Best({**dict.fromkeys(SUSPECT_KINDS, MOST_LISTED), "high_loss": top})
     step = jax.jit(make_opinion_step(spec, weights, objectness_threshold=0.5, iou_threshold=0.5))
-    max_boxes = boxes_to_pad_to([*inspection.used.values()], 0)
+    max_boxes = padded_box_count([*inspection.used.values()], 0)
     readable = _readable(inspection)
     advance = on_start(sum(map(len, readable.values())))
     for split, chosen in readable.items():
