@@ -112,7 +112,7 @@ def _recognize(chain: Any) -> tuple[str, dict[str, Any]]:
 
 def _unfold(backbone: Any, convs: list[Any]) -> dict[str, Any]:
     """Folded convolutions as variables: batch norms become ones that add the bias only."""
-    from bridge.weights import flax_kernel
+    from bridge.converted import flax_kernel
     from yogo_jax.detector.network import BATCH_NORM_EPSILON
 
     params: dict[str, Any] = {}
@@ -183,7 +183,7 @@ def from_onnx(args: argparse.Namespace) -> None:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from bridge.checkpoint import describe, naming, split_names, write_converted
+    from bridge.converted import describe, naming, split_names, write_converted
     from yogo_jax.files import check_free
 
     check_free(args.output, "--output")

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from bridge.fold import FoldedConv
+from bridge.serving import FoldedConv
 from yogo_jax.errors import UserError
 
 

@@ -11,13 +11,12 @@ from evaluations import evaluation_of, random_images
 from yogo_jax import counts
 from yogo_jax.counting.files import read_counts
 from yogo_jax.counting.matrix import read_validation
-from yogo_jax.detector.class_names import name_beside
 from yogo_jax.detector.found import Found
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inference.journal import FrameRecord, skipped
 from yogo_jax.inference.writers import Totals, counts_csv
-from yogo_jax.metrics.confusion import DetectionMetrics
-from yogo_jax.reports.curve_figures import drawn_classes, measure_curves
+from yogo_jax.metrics.confusion import DetectionMetrics, name_beside
+from yogo_jax.reports.evaluation_figures import drawn_classes, measure_curves
 
 
 NAMES = ("background", "total", "image", "image_id", "parasites", "red cells", "all classes")

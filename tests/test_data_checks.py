@@ -13,7 +13,8 @@ from tiny_data import spoil_labels, write_dataset
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.run_data import evaluation_data, prepare_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata
-from yogo_jax.data.images import decode_image, header_hw, stretch_of
+from yogo_jax.data.headers import header_hw, stretch_of
+from yogo_jax.data.images import decode_image
 from yogo_jax.errors import UserError
 from yogo_jax.inspect_data import main as inspect_main
 from yogo_jax.training.trainer import train_and_evaluate

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from bridge.checkpoint import write_converted
-from bridge.half_precision import outputs_and_ranges
+from bridge.converted import write_converted
 from bridge.to_ir import convert_to_ir, save_ir
+from bridge.verify import outputs_and_ranges
 from drawn_models import make_spec, write_random_checkpoint
 from inferences import (
     CLASS_NAMES,

@@ -89,6 +89,13 @@ def test_the_data_side_does_not_import_jax():
     assert not [path for path in data if imported_roots(path) & frameworks]
 
 
+def test_boxes_grids_and_loss_weights_do_not_import_jax():
+    names = ("boxes", "grid", "architectures", "loss_weights")
+    imports = "; ".join(f"import yogo_jax.detector.{name}" for name in names)
+    script = f"{imports}; import sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
 def test_only_the_bridge_knows_other_frameworks():
     others = {"torch", "onnx", "jax2onnx", "openvino", "nncf", "bridge"}
     assert not [path for path in FILES if imported_roots(path) & others]

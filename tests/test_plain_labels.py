@@ -4,13 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test_labels import BAD, BOX, CATEGORIES, GOOD, NAMES, ROW
-from yogo_jax.data import plain_labels
-from yogo_jax.data.labels import Classes, parse_labels, read_labels
-from yogo_jax.data.plain_labels import parse_plain, read_label_files
+from yogo_jax.data.labels import (
+    _Classes,
+    _parse_plain,
+    _parse_rows,
+    read_label_files,
+    read_labels,
+)
 from yogo_jax.errors import UserError
 
 
-INDEX_OF = Classes(NAMES, None).index_of
+CLASSES = _Classes(NAMES, None)
+
+
+def parse_plain(contents):
+    return [_parse_plain(content, CLASSES) for content in contents]
 
 
 def assert_same(labels, expected):
@@ -25,26 +33,25 @@ def as_bytes(content):
     return content if isinstance(content, bytes) else content.encode()
 
 
-@pytest.mark.parametrize("files_at_once", [1, 3, 500], ids=str)
 @pytest.mark.parametrize("categories", [None, CATEGORIES], ids=["index", "ids"])
-def test_many_files_are_read_like_each_of_them(tmp_path, monkeypatch, files_at_once, categories):
-    monkeypatch.setattr(plain_labels, "FILES_AT_ONCE", files_at_once)
+def test_files_are_read_as_row_by_row(tmp_path, categories):
     paths = []
     for i, content in enumerate(c for cases in (GOOD, BAD) for c, _ in cases.values()):
         paths.append(str(tmp_path / f"{i}.txt"))
         (tmp_path / f"{i}.txt").write_bytes(as_bytes(content))
-    order = np.random.default_rng(0).permutation(len(paths))
-    paths = [paths[i] for i in order]
     many = read_label_files(paths, NAMES, categories, on_bad_label="skip")
     assert len(many) == len(paths)
+    classes = _Classes(NAMES, categories)
     for path, labels in zip(paths, many, strict=True):
         assert_same(labels, read_labels(path, NAMES, categories, on_bad_label="skip"))
+        with open(path, "rb") as file:
+            assert_same(labels, _parse_rows(path, file.read(), classes, on_bad_label="skip"))
 
 
 @pytest.mark.parametrize("content", [content for content, _ in BAD.values()], ids=BAD)
 def test_bad_files_are_not_plain(content):
     good = as_bytes(ROW)
-    before, bad, after = parse_plain([good, as_bytes(content), good], INDEX_OF)
+    before, bad, after = parse_plain([good, as_bytes(content), good])
     assert bad is None
     for labels in (before, after):
         np.testing.assert_array_equal(labels.boxes_cxcywh, [BOX])
@@ -70,12 +77,12 @@ def test_header_of_the_usual_order_is_plain():
         ("# cls x_center y_center width height", "blank"),
     ):
         for end in ("\n", "\r\n"):
-            (labels,) = parse_plain([f"{head}{end}{ROW}{end}".encode()], INDEX_OF)
+            (labels,) = parse_plain([f"{head}{end}{ROW}{end}".encode()])
             np.testing.assert_array_equal(labels.boxes_cxcywh, [BOX], err_msg=name)
-    (labels,) = parse_plain([b"class x y w h"], INDEX_OF)
+    (labels,) = parse_plain([b"class x y w h"])
     assert len(labels.class_ids) == 0
     for head in ("class x y 0.5 h", "0\rclass x y w h", "", "a b c d e", "x y w h class"):
-        assert parse_plain([f"{head}\n{ROW}".encode()], INDEX_OF) == [None]
+        assert parse_plain([f"{head}\n{ROW}".encode()]) == [None]
 
 
 def test_unknown_policy():
@@ -85,7 +92,7 @@ def test_unknown_policy():
 
 def test_no_files():
     assert read_label_files([], NAMES, None, on_bad_label="error") == []
-    (labels,) = parse_plain([b""], INDEX_OF)
+    (labels,) = parse_plain([b""])
     assert labels.boxes_cxcywh.shape == (0, 4)
 
 
@@ -105,9 +112,9 @@ lines = st.lists(
 @given(files=st.lists(st.tuples(lines, st.sampled_from(["\n", "\r\n", ","])), max_size=4))
 def test_plain_files_agree_with_row_by_row_reading(files):
     contents = [end.join(rows).encode() for rows, end in files]
-    for content, labels in zip(contents, parse_plain(contents, INDEX_OF), strict=True):
+    for content, labels in zip(contents, parse_plain(contents), strict=True):
         if labels is not None:
-            exact = parse_labels("a", content, Classes(NAMES, None), on_bad_label="error")
+            exact = _parse_rows("a", content, CLASSES, on_bad_label="error")
             assert_same(labels, exact)
 
 
@@ -123,18 +130,8 @@ def test_plain_files_agree_with_row_by_row_reading(files):
 def test_usual_files_are_plain_and_exact(rows, style, separator, end, last):
     texts = [[str(row[0]), *(style.format(value) for value in row[1:])] for row in rows]
     content = end.join(separator.join(text) for text in texts) + (end if last else "")
-    (labels,) = parse_plain([content.encode()], INDEX_OF)
+    (labels,) = parse_plain([content.encode()])
     assert labels is not None
     np.testing.assert_array_equal(labels.class_ids, [row[0] for row in rows])
     expected = np.float32([[float(value) for value in text[1:]] for text in texts])
     np.testing.assert_array_equal(labels.boxes_cxcywh, expected)
-
-
-@given(st.lists(st.floats(0, 9.99).map("{:.14f}".format), min_size=1))
-def test_numbers_are_those_of_float(texts):
-    data = np.frombuffer(" ".join([*texts, ""]).encode(), np.uint8)
-    ends = np.flatnonzero(data == ord(" "))
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    np.testing.assert_array_equal(
-        plain_labels._numbers(data, starts, ends), list(map(float, texts))
-    )

@@ -172,9 +172,9 @@ A = (0.1, 0.1, 0.4, 0.4)
         pytest.param([], [], ("cell",), ["There is no true box", "nothing to calibrate"], id="no"),
         pytest.param([], [A], ("cell",), ["nothing to calibrate"], id="nothing found"),
         pytest.param([A], [], ("cell", "ring"), ["There is no true box"], id="false alarm"),
-        pytest.param([A], [A], ("cell", "ring"), ["without a line: 1ring."], id="one class found"),
+        pytest.param([A], [A], ("cell", "ring"), ["have no line: 1ring."], id="one class found"),
         pytest.param([A], [A], ("cell",), ["No intervals"], id="one box, one class"),
-        pytest.param([A], [A], NAMES * 2, ["the 10 classes with the most"], id="many classes"),
+        pytest.param([A], [A], NAMES * 2, ["the 10 most frequent classes"], id="many classes"),
     ],
 )
 def test_a_report_of_next_to_nothing(tmp_path, predicted, labels, class_names, texts):
@@ -322,7 +322,7 @@ def test_each_point_of_a_loss_curve_is_the_mean_of_equally_many_steps(steps, siz
     assert means[-1, 0] == steps - (size - 1) / 2
     assert (np.diff(means[:, 0]) > 0).all()
     (figure,) = history.history_figures([History("run", records)])
-    said = f"Loss of the training images (each point: the mean of {size} steps)."
+    said = f"Loss of the training images (each point is the mean of {size} steps)."
     assert figure.caption == (said if size > 1 else "Loss of the training images.")
 
 
@@ -360,14 +360,14 @@ def test_captions_say_which_checkpoint_is_tested(keep_best, validation, map50):
         assert captions[3] == "mAP50-95 of the validation images."
         return
     tested = " The checkpoint with the lowest loss is tested." if keep_best == ["loss"] else ""
-    assert captions[0] == f"Loss: of the training images, and of the validation images.{tested}"
+    assert captions[0] == f"Loss of the training images and of the validation images.{tested}"
     assert captions[2] == f"Mean average precision of the validation images.{map50 or ''}"
 
 
 def test_runs_of_different_length_say_how_their_losses_are_averaged():
     runs = [History("short", logged()), History("long", logged(epochs=100))]
     caption = history.history_figures(runs)[0].caption
-    assert caption == "Training loss (each point: the mean of so many steps: short 1, long 2)."
+    assert caption == "Training loss (each point is the mean of several steps: short 1, long 2)."
 
 
 def test_names_and_differences(tmp_path):

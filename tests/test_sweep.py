@@ -213,7 +213,7 @@ def test_one_does_not_wait_for_others(tmp_path, monkeypatch):
     _, claim = study.claim_next()
     with claim:
         lines = run_one(study, monkeypatch, None)
-    assert lines == ["nothing to do: others work on the 1 trials that are left"]
+    assert lines == ["nothing to do: other tasks work on the 1 trials that are left"]
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_the_page_in_a_browser(made_up, width, dark):
         assert page.locator("figure").count() == 5
         assert "worse than <others>" in page.locator("#trials").inner_text()
         assert page.locator("#trials tbody tr").count() == 12
-        page.get_by_text("To train it again").click()
+        page.get_by_text("Command that trains it again").click()
         command = page.locator("#summary pre").inner_text()
         assert f"--config.optim.learning_rate={best.chosen['optim.learning_rate']}" in command
         page.get_by_role("link", name=f"test of trial {best.number}", exact=False).first.click()

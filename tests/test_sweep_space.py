@@ -101,8 +101,8 @@ BAD = [
     ),
     ("other data", {"data": {"definition": {"choice": ("a", "b")}}}, "judged on different images"),
     ("other boxes", {"data": {"min_box_area": {"uniform": (0.0, 0.1)}}}, "judged on different"),
-    ("workers", {"data": {"workers": {"int": (0, 4)}}}, "changes nothing"),
-    ("tracking", {"track": {"name": {"choice": ("a", "b")}}}, "changes nothing"),
+    ("workers", {"data": {"workers": {"int": (0, 4)}}}, "does not change what is learned"),
+    ("tracking", {"track": {"name": {"choice": ("a", "b")}}}, "does not change what is learned"),
     ("resume", {"train": {"resume": {"choice": ("auto", "never")}}}, "its own workdir"),
 ]
 

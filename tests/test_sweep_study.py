@@ -160,3 +160,23 @@ def test_preemption_does_not_make_a_trial_fail(tmp_path):
             raise SystemExit(75)
     assert states_of(study.optuna) == ["RUNNING"]
     assert len(read_claims(study.workdir(0))) == MAX_DEATHS + 2
+
+
+def test_a_study_from_before_a_field_existed_is_joined(tmp_path):
+    study_in(tmp_path, trials=2)
+    file = tmp_path / "study.json"
+    values = json.loads(file.read_text())
+    del values["config"]["loss"]["class_weight_power"]
+    file.write_text(json.dumps(values))
+    assert load_study(tmp_path, stale_after=60).planned == 2
+    assert study_in(tmp_path, trials=3).planned == 3
+    with pytest.raises(UserError, match=r"study.config.loss.class_weight_power: 0.0 != 0.5"):
+        study_in(tmp_path, loss__class_weight_power=0.5)
+
+
+def test_a_study_with_a_wrong_value_is_named(tmp_path):
+    study_in(tmp_path)
+    file = tmp_path / "study.json"
+    file.write_text(file.read_text().replace('"objective": "mAP50"', '"objective": "speed"'))
+    with pytest.raises(UserError, match=r"study\.json: config\.sweep\.objective must be one of"):
+        load_study(tmp_path, stale_after=60)

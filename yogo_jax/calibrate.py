@@ -95,8 +95,7 @@ def calibrate(
         restore_variables,
         rewrite_metadata,
     )
-    from yogo_jax.data.decoding import lines_on
-    from yogo_jax.data.images import stretch_of
+    from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.source import padded_box_count
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.metrics.calibration import (

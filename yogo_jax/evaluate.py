@@ -150,8 +150,7 @@ def evaluate(
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.checkpoint.run_data import evaluation_data
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
-    from yogo_jax.data.decoding import lines_on
-    from yogo_jax.data.images import stretch_of
+    from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.source import padded_box_count
     from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec

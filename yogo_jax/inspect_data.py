@@ -133,7 +133,7 @@ def inspect(args: argparse.Namespace) -> "Inspection":
     from yogo_jax.checkpoint.run_data import definition_path
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata
     from yogo_jax.data.definition import load_definition
-    from yogo_jax.data.images import stretch_of
+    from yogo_jax.data.headers import stretch_of
     from yogo_jax.data.records import MIN_BOX_AREA
     from yogo_jax.files import make_folder
     from yogo_jax.inspection.audit import inspect_data

@@ -15,9 +15,8 @@ import numpy as np
 
 from yogo_jax.checkpoint.metadata import DataSettings, Metadata
 from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
-from yogo_jax.data.decoding import find_oriented, orientation_lines
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
-from yogo_jax.data.images import stretch_of
+from yogo_jax.data.headers import find_oriented, orientation_lines, stretch_of
 from yogo_jax.data.label_guesses import boxes_look_like
 from yogo_jax.data.records import Records, boxes_by_class
 from yogo_jax.data.source import padded_box_count

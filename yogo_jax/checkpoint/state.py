@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from yogo_jax.detector.initialization import ORIGINAL_INITIALIZATION, Initialization
-from yogo_jax.detector.network import init_variables
+from yogo_jax.detector.network import ORIGINAL_INITIALIZATION, Initialization, init_variables
 from yogo_jax.detector.spec import ModelSpec
 
 

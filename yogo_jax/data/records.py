@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64
 
 from yogo_jax.data.definition import PathPair
 from yogo_jax.data.images import IMAGE_SUFFIXES
-from yogo_jax.data.labels import LABEL_SUFFIXES, Labels, read_categories
-from yogo_jax.data.plain_labels import read_label_files
+from yogo_jax.data.labels import LABEL_SUFFIXES, Labels, read_categories, read_label_files
 from yogo_jax.errors import UserError
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from yogo_jax.data.decoding import find_oriented, orientation_lines
+from yogo_jax.data.headers import find_oriented, orientation_lines
 from yogo_jax.data.images import TiffStack, decode_image, is_image_name
 from yogo_jax.data.tiff_frames import TiffFrame, tiff_frames
 from yogo_jax.errors import UserError

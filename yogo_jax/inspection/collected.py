@@ -13,8 +13,7 @@ import numpy as np
 from yogo_jax.data.definition import DatasetDefinition, PathPair
 from yogo_jax.data.findings import Finding
 from yogo_jax.data.label_guesses import guess_findings
-from yogo_jax.data.labels import Labels, label_lines, read_categories
-from yogo_jax.data.plain_labels import read_label_files
+from yogo_jax.data.labels import Labels, label_lines, read_categories, read_label_files
 from yogo_jax.data.records import Records, ambiguity, list_files, no_labels, records_of
 from yogo_jax.data.splits import split_indices
 from yogo_jax.errors import UserError

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from yogo_jax.detector.boxes import cxcywh_to_xyxy
+from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import Detections, detect
 from yogo_jax.detector.found import Found, on_host
+from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, box_loss, class_loss, objectness_loss
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.targets import cells_of_boxes, winners_by_cell
-from yogo_jax.inspection.box_checks import corners_of
-from yogo_jax.metrics.matching import match_boxes, pairwise_iou
+from yogo_jax.detector.targets import winners_by_cell
+from yogo_jax.metrics.matching import match_boxes
 
 
 MAX_DETECTIONS = 2000
@@ -150,8 +150,8 @@ def doubts_of_image(
         probability for `no_label`.
     """
     found = on_host(opinions.detections)
-    boxes_xyxy = corners_of(boxes_cxcywh)
-    everything_xyxy = np.concatenate([boxes_xyxy, corners_of(others_cxcywh)])
+    boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh)
+    everything_xyxy = np.concatenate([boxes_xyxy, cxcywh_to_xyxy(others_cxcywh)])
     losses = np.sum(opinions.labels.terms, axis=0).tolist()
     objectness, class_probs, owns_cell = (np.asarray(array) for array in opinions.labels[1:])
 
@@ -189,7 +189,8 @@ def _without_label(
     found: Found, labels_xyxy: Float[np.ndarray, "n 4"], min_confidence: float
 ) -> list[Doubt]:
     """Sure detections that are not near any label."""
-    overlap = pairwise_iou(found.boxes_xyxy, labels_xyxy).max(axis=1, initial=0)
+    boxes_xyxy = found.boxes_xyxy.astype(np.float64)
+    overlap = iou(boxes_xyxy[:, None], labels_xyxy[None]).max(axis=1, initial=0)
     doubts = []
     for j in np.flatnonzero((overlap < NEAR_A_LABEL) & (found.scores >= min_confidence)).tolist():
         low, high = found.boxes_xyxy[j, :2], found.boxes_xyxy[j, 2:]

@@ -10,10 +10,10 @@ from jaxtyping import UInt8
 
 from yogo_jax.data.findings import KINDS, Finding
 from yogo_jax.data.images import decode_file
+from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.drawing import draw_boxes, draw_crop, shrink, side_by_side
 from yogo_jax.errors import UserError
 from yogo_jax.inspection.audit import Inspection, Listing
-from yogo_jax.inspection.box_checks import corners_of
 from yogo_jax.inspection.figures import plot_data
 from yogo_jax.inspection.suspects import SUSPECT_KINDS, Suspects
 from yogo_jax.inspection.text import anchor, class_rows, sizes
@@ -145,7 +145,7 @@ def _picture(inspection: Inspection, finding: Finding) -> Picture | None:
     if not finding.boxes_cxcywh:
         image = side_by_side([shrink(frames[0], THUMBNAIL_WIDTH)], height=240)
         return Picture(image, place, lossy=True)
-    boxes_xyxy = corners_of(np.array(finding.boxes_cxcywh))
+    boxes_xyxy = cxcywh_to_xyxy(np.array(finding.boxes_cxcywh))
     image = draw_crop(frames[0], boxes_xyxy[0], boxes_xyxy)
     return Picture(image, f"{place}: {finding.message}", lossy=True)
 
@@ -162,7 +162,7 @@ def _samples(inspection: Inspection) -> Iterable[Block]:
             boxes, class_ids = records.labels_of(i)
             picture = draw_boxes(
                 shrink(frame, SAMPLE_WIDTH),
-                corners_of(boxes),
+                cxcywh_to_xyxy(boxes),
                 class_ids,
                 records.class_names,
             )
@@ -219,7 +219,7 @@ def _suspect_kind(
         if frame is None:
             continue
         box = np.array([[suspect.x_center, suspect.y_center, suspect.width, suspect.height]])
-        boxes_xyxy = corners_of(box)
+        boxes_xyxy = cxcywh_to_xyxy(box)
         image = draw_crop(frame, boxes_xyxy[0], boxes_xyxy)
         caption = f"{suspect.rank}. {suspect.describe()}: {short(inspection, suspect.place)}"
         pictures.append(Picture(image, caption, lossy=True))

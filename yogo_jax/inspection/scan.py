@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32, Float64
 from PIL import Image
 
-from yogo_jax.data.decoding import UPRIGHT
+from yogo_jax.data.headers import UPRIGHT
 from yogo_jax.data.images import decode_file
 from yogo_jax.errors import UserError
 

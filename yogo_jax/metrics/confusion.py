@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from yogo_jax.detector.class_names import name_beside
 from yogo_jax.metrics.matching import Matches, match_boxes
 
 
@@ -169,6 +168,16 @@ def confusion_of(
     np.add.at(counts, (label_class_ids[matches.missed], classes), 1)
     np.add.at(counts, (classes, predicted_ids[matches.extra]), 1)
     return counts
+
+
+def name_beside(class_names: Sequence[str], name: str) -> str:
+    """The name of a row or column beside those of the classes, such as a total.
+
+    Stars are put behind it until no class has the name.
+    """
+    while name in class_names:
+        name += "*"
+    return name
 
 
 def check_class_ids(class_ids: Int[np.ndarray, " n"], classes: int) -> None:

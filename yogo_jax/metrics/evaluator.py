@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import Records
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.source import PackedImages, RecordSource
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.detections import Detections, detect
 from yogo_jax.detector.found import Found, Thresholds, check_numbers, not_numbers, on_host

@@ -14,19 +14,19 @@ from yogo_jax.reports.pages import Figure
 
 
 Records = Sequence[Mapping[str, Any]]
-# Points of a line of steps; of more steps each point is the mean of equally many.
+# A line of steps has at most so many points; with more steps each point is a mean.
 MAX_POINTS = 200
 MAX_MARKED_POINTS = 30
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run has logged so far.
+    """The log of a run so far.
 
     Attributes:
-      name: of the run.
+      name: name of the run.
       records: objects of its `metrics.jsonl`, with "kind" and "step".
-      keep_best: the metric of its best validation, `train.keep_best`.
+      keep_best: metric that chooses the best validation, `train.keep_best`.
     """
 
     name: str
@@ -34,17 +34,17 @@ class History:
     keep_best: str = "loss"
 
     def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
-        """The records of "train", "validation" or "test"."""
+        """Returns the records of one kind: "train", "validation" or "test"."""
         return [record for record in self.records if record["kind"] == kind]
 
     @property
     def last_step(self) -> int:
-        """Updates made so far."""
+        """Number of updates so far."""
         return max((int(record["step"]) for record in self.of_kind("train")), default=0)
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Steps of an epoch, None while the first is not over."""
+        """Steps of an epoch; None during the first epoch."""
         for record in self.of_kind("validation"):
             if record["epoch"]:
                 return int(record["step"]) // int(record["epoch"])
@@ -54,7 +54,7 @@ class History:
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """The validation whose checkpoint is tested."""
+        """The validation whose checkpoint is tested; None without a validation."""
         return min(
             self.of_kind("validation"),
             key=lambda record: rank(record, self.keep_best, record["step"]),
@@ -66,10 +66,10 @@ Points = tuple[np.ndarray, np.ndarray]
 
 
 def history_figures(histories: Sequence[History]) -> list[Figure]:
-    """Figures of loss, mean AP and learning rate; of several runs, one line each.
+    """Draws loss, mean AP and learning rate; several runs have one line each.
 
-    The axis counts epochs if an epoch of every run is over, else steps. A run without a step is
-    left out, and so is a figure that would be empty.
+    The axis counts epochs if every run has finished an epoch, else steps. Runs without a step and
+    empty figures are left out.
     """
     histories = [history for history in histories if history.last_step]
     if not histories:
@@ -86,7 +86,7 @@ def history_figures(histories: Sequence[History]) -> list[Figure]:
         return on_axis(history, _values(history, "validation", field))
 
     def rates(history: History) -> Points:
-        """Some of the steps: a mean would be no learning rate that the run had."""
+        """Some of the steps: a mean would show learning rates that the run never had."""
         points = _values(history, "train", "learning_rate")
         return on_axis(history, points[:: -_window(len(points))][::-1])
 
@@ -102,12 +102,12 @@ def history_figures(histories: Sequence[History]) -> list[Figure]:
     return figures
 
 
-# Name of a figure, label of its axis, whether that is logarithmic, caption, and its lines.
+# Name of a figure, label of its axis, True for a logarithmic axis, caption, and its lines.
 _Lines = list[tuple[str, str, bool, str, list[tuple[str, Points]]]]
 
 
 class _Read(NamedTuple):
-    """Readers of a history: of means over steps and of validations by field, of learning rates."""
+    """Readers of a history: means over steps, validations, and learning rates."""
 
     steps: Callable[[History, str], Points]
     validations: Callable[[History, str], Points]
@@ -119,7 +119,7 @@ def _lines_of_one(history: History, read: _Read) -> _Lines:
     averaged = _averaged([history])
     loss = f"Loss of the training images{averaged}."
     if history.of_kind("validation"):
-        loss = f"Loss: of the training images{averaged}, and of the validation images."
+        loss = f"Loss of the training images{averaged} and of the validation images."
     return [
         (
             "loss",
@@ -135,7 +135,7 @@ def _lines_of_one(history: History, read: _Read) -> _Lines:
             "terms",
             "term of the loss",
             True,
-            f"The weighted terms of the training loss, whose sum it is{averaged}.",
+            f"Weighted terms of the training loss; the loss is their sum{averaged}.",
             [(term, read.steps(history, term)) for term in terms],
         ),
         (
@@ -204,19 +204,19 @@ def _lines_of_several(histories: Sequence[History], read: _Read) -> _Lines:
 
 
 def _averaged(histories: Sequence[History]) -> str:
-    """For a caption: over how many steps the points of each line are means."""
+    """Text for a caption: the number of steps that each point is the mean of."""
     windows = {each.name: _window(len(each.of_kind("train"))) for each in histories}
     sizes = set(windows.values())
     if sizes == {1}:
         return ""
     if len(sizes) == 1:
-        return f" (each point: the mean of {sizes.pop()} steps)"
+        return f" (each point is the mean of {sizes.pop()} steps)"
     each = ", ".join(f"{name} {size}" for name, size in windows.items())
-    return f" (each point: the mean of so many steps: {each})"
+    return f" (each point is the mean of several steps: {each})"
 
 
 def _tested(histories: Sequence[History], keep_best: str) -> str:
-    """For a caption: the checkpoint of which value is tested, if it is a value of this figure."""
+    """Text for a caption: which checkpoint is tested, if the figure shows its metric."""
     those = [each for each in histories if each.keep_best == keep_best and each.best is not None]
     if not those:
         return ""
@@ -227,7 +227,7 @@ def _tested(histories: Sequence[History], keep_best: str) -> str:
 
 
 def _values(history: History, kind: str, field: str) -> Float[np.ndarray, "points 2"]:
-    """Steps and finite values of a field."""
+    """Steps and finite values of a field, as two columns."""
     records = history.of_kind(kind)
     pairs = [(each["step"], each[field]) for each in records if each.get(field) is not None]
     points = np.array(pairs, np.float64).reshape(-1, 2)
@@ -235,14 +235,14 @@ def _values(history: History, kind: str, field: str) -> Float[np.ndarray, "point
 
 
 def _window(points: int) -> int:
-    """Points that become one, so that no more than MAX_POINTS are left."""
+    """Number of points that become one, so that no more than MAX_POINTS are left."""
     return max(1, math.ceil(points / MAX_POINTS))
 
 
 def _means(points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "means 2"]:
-    """Means over windows of equal length; the last one ends at the last point.
+    """Means over windows of equal length; the last window ends at the last point.
 
-    There it shares points with the window before it: of a shorter one the mean would be noisier.
+    It may share points with the window before it, because a shorter window would be noisier.
     """
     size = _window(len(points))
     if size == 1:
@@ -265,7 +265,7 @@ def _plot(
                 markersize=4,
                 **plots.series_style(index),
             )
-        # A loss falls by orders of magnitude; zero has no place on such an axis.
+        # A loss falls by orders of magnitude. A logarithmic axis has no 0.
         if logarithmic and all((y > 0).all() for _, (_, y) in lines):
             plots.use_log_scale(axes, "y")
         plots.use_whole_numbers(axes, "x")

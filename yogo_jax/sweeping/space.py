@@ -1,4 +1,4 @@
-"""What a sweep varies, and how a trial's config follows from what was drawn."""
+"""The search space of a sweep: the fields that trials choose, read from a config and checked."""
 
 import dataclasses
 import itertools
@@ -23,6 +23,19 @@ from yogo_jax.errors import UserError
 
 Kind = Literal["uniform", "log", "int", "choice"]
 KINDS = typing.get_args(Kind)
+_OTHER_IMAGES = "its trials would be judged on different images or boxes"
+_SAME_RESULT = "it does not change what is learned"
+# Fields that no trial may choose, and the reason.
+FIXED = {
+    "data.definition": _OTHER_IMAGES,
+    "data.split_override": _OTHER_IMAGES,
+    "data.min_box_area": _OTHER_IMAGES,
+    "data.on_bad_label": _OTHER_IMAGES,
+    "data.workers": _SAME_RESULT,
+    "train.checkpoint_every_minutes": _SAME_RESULT,
+    "train.resume": "a trial continues what its own workdir holds",
+    "track": _SAME_RESULT,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +83,10 @@ class Parameter:
     """One field that trials choose.
 
     Attributes:
-      field: dotted name of a config's field.
-      kind: how it is drawn: from a range (evenly, by its logarithm, whole numbers) or from a list.
-      values: the ends of the range, or the list.
+      field: dotted name of a field of the config.
+      kind: kind of the range: fractions (uniform), by the logarithm (log), whole numbers (int), or
+        a list (choice).
+      values: the two ends of the range, or the list.
     """
 
     field: str
@@ -81,18 +95,18 @@ class Parameter:
 
     @property
     def texts(self) -> dict[str, Any]:
-        """The list of a choice under names, as they are stored and shown."""
+        """Values of a choice by the text under which they are stored and shown."""
         return {as_text(value): value for value in self.values}
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """A checked sweep.
+    """A checked search.
 
     Attributes:
-      settings: of the search.
-      parameters: in the order of the config.
-      base: nested values of the fields that all trials share.
+      settings: settings of the search.
+      parameters: fields that trials choose, in the order of the config.
+      base: nested values of a config; all trials share the fields that are no parameters.
     """
 
     settings: SweepConfig
@@ -100,10 +114,10 @@ class SearchSpace:
     base: Mapping[str, Any]
 
     def config_of(self, chosen: Mapping[str, Any]) -> Config:
-        """The config of a trial.
+        """Returns the config of a trial.
 
         Args:
-          chosen: a value for each parameter's field; for a choice, its text.
+          chosen: a value for the field of each parameter; for a choice, its text.
         """
         chosen = with_current_names(chosen)
         fields = {
@@ -115,20 +129,20 @@ class SearchSpace:
         return from_mapping(with_fields(self.base, fields))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that say all of it, for JSON; `load_study` reads them."""
+        """Returns plain values of the whole search for JSON; `study.read_study` reads them."""
         space = {each.field: {each.kind: list(each.values)} for each in self.parameters}
         return {"config": self.base, "settings": dataclasses.asdict(self.settings), "space": space}
 
 
 def as_text(value: Any) -> str:
-    """A value as it is written in `--config.FIELD=VALUE`, exact."""
+    """Writes a value exactly, as in `--config.FIELD=VALUE`."""
     if isinstance(value, tuple | list):
         return ",".join(map(as_text, value))
     return str(value)
 
 
 def position(parameter: Parameter, value: Any) -> float:
-    """Where a drawn value lies between the ends of its range, in [0, 1]; choices by their order."""
+    """Returns the place of a value between the ends of its range, in [0, 1]; choices by order."""
     if parameter.kind == "choice":
         return list(parameter.texts).index(value) / (len(parameter.values) - 1)
     low, high = parameter.values
@@ -137,23 +151,8 @@ def position(parameter: Parameter, value: Any) -> float:
     return (value - low) / (high - low)
 
 
-_OTHER_IMAGES = "its trials would be judged on different images or boxes"
-_SAME_RESULT = "it changes nothing of what is learned"
-# Fields that no trial may choose, and why.
-FIXED = {
-    "data.definition": _OTHER_IMAGES,
-    "data.split_override": _OTHER_IMAGES,
-    "data.min_box_area": _OTHER_IMAGES,
-    "data.on_bad_label": _OTHER_IMAGES,
-    "data.workers": _SAME_RESULT,
-    "train.checkpoint_every_minutes": _SAME_RESULT,
-    "train.resume": "a trial continues what its own workdir holds",
-    "track": _SAME_RESULT,
-}
-
-
 def read_space(values: Mapping[str, Any]) -> SearchSpace:
-    """The sweep that a config file describes.
+    """Reads and checks the search that a config describes.
 
     Args:
       values: nested plain values of the config, with the group `sweep`.
@@ -238,13 +237,14 @@ def _check_range(path: str, kind: str, ends: tuple[Any, ...], kind_of_field: Any
 
 
 def _check_rules(space: SearchSpace, config: Config) -> None:
-    """What cannot be told from one field alone."""
+    """Checks rules on several fields together."""
     swept = {each.field for each in space.parameters}
     weights = sorted(field for field in swept if field.startswith("loss."))
     if space.settings.objective == "loss" and weights:
         raise UserError(
             f"config.sweep.objective='loss' cannot be compared between trials that differ in "
-            f"{', '.join(weights)}, which are part of it: use mAP50 or mAP50_95"
+            f"{', '.join(weights)}, because these weights are part of the loss: use mAP50 or "
+            "mAP50_95"
         )
     if config.data.definition == SYNTHETIC and "data.image_hw" in swept:
         raise UserError(
@@ -260,12 +260,12 @@ def _check_rules(space: SearchSpace, config: Config) -> None:
     if config.train.from_pretrained and "model.name" in swept:
         raise UserError(
             "config.train.from_pretrained holds weights of one architecture: take model.name out "
-            "of config.sweep.space, or train from the start"
+            "of config.sweep.space, or leave config.train.from_pretrained empty"
         )
 
 
 def _check_extremes(space: SearchSpace) -> None:
-    """Builds a config of every pair of ends and choices, so that no trial fails at its start."""
+    """Builds a config for every pair of ends and choices, so that no trial fails at its start."""
     options = [[(each.field, value) for value in each.values] for each in space.parameters]
     singles = [(single,) for each in options for single in each]
     pairs = [

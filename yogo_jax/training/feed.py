@@ -19,7 +19,6 @@ from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.config.schema import Config, DataConfig
 from yogo_jax.data.pack import (
     CannotPackError,
-    PackedImages,
     Tell,
     find_pack,
     make_pack,
@@ -28,7 +27,7 @@ from yogo_jax.data.pack import (
 )
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import Records
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.source import PackedImages, RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices

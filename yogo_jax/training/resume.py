@@ -22,7 +22,7 @@ from yogo_jax.checkpoint.store import (
 from yogo_jax.config.fields import differences, with_defaults
 from yogo_jax.config.old_names import with_current_names
 from yogo_jax.config.schema import Config
-from yogo_jax.detector.initialization import Initialization
+from yogo_jax.detector.network import Initialization
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, write_atomically, write_json
