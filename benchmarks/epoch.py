@@ -30,11 +30,11 @@ from yogo_jax.checkpoint.state import create_state
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.source import RecordSource
-from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.startup import start_jax
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.model import prepare_loss, prepare_spec
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.setup import prepare_loss, prepare_spec, prepare_train_step
+from yogo_jax.training.step import make_train_step
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 # Bare steps before those that are timed: a checkpoint is written and batches are read beside them.
@@ -51,14 +51,16 @@ class BareStep:
         spec = prepare_spec(config, data.splits.train)
         schedule = learning_rate_schedule(config.optim, 1000)
         tx = make_optimizer(config.optim, schedule)
-        step = prepare_train_step(
-            config,
+        step = make_train_step(
             spec,
-            data,
             tx,
             schedule,
             loss=prepare_loss(config, data.splits.train),
-            teacher=None,
+            augment=config.augment,
+            seed=config.seed,
+            compute_dtype=config.model.dtype,
+            ema_decay=config.optim.ema_decay,
+            thumbnails=data.thumbnails,
         )
         self._step = jax.jit(step, donate_argnums=0)
         self._state = create_state(spec, tx, seed=0)
@@ -184,7 +186,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.epochs < 2:
         parser.error("--epochs: the first one is left out, so at least 2 are needed")
-    use_huge_pages()
     start_jax()
     result = measure(args)
     for name, value in result.items():

@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from bridge import to_openvino
-from bridge.checkpoint import write_converted
+from bridge.converted import write_converted
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.detector.thresholds import Thresholds

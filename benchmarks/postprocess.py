@@ -1,4 +1,4 @@
-"""Time a frame of decode, NMS and the instrument's array, against a loop.
+"""Milliseconds a frame of decode, NMS and the instrument's array, against a loop.
 
     python benchmarks/postprocess.py [--frames 20] [--rounds 5] [--json FILE]
 

@@ -60,7 +60,7 @@ def compiled_step(model: str) -> tuple[str, int, int]:
     from yogo_jax.config.schema import from_mapping
     from yogo_jax.detector.spec import ModelSpec
     from yogo_jax.parallel import Devices
-    from yogo_jax.training.distributed import compile_train_step
+    from yogo_jax.training.compilation import jit_train_step
     from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
     from yogo_jax.training.step import make_train_step
 
@@ -88,7 +88,7 @@ def compiled_step(model: str) -> tuple[str, int, int]:
         "image_valid": np.ones(n, bool),
     }
     state = jax.eval_shape(lambda: create_state(spec, tx, seed=0))
-    lowered = compile_train_step(step, devices).lower(state, batch, np.zeros((n, 2), bool))
+    lowered = jit_train_step(step, devices).lower(state, batch, np.zeros((n, 2), bool))
     sizes = [
         sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for tree in (state.params, state.batch_stats)

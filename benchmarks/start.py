@@ -17,29 +17,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from yogo_jax.huge_pages import use_huge_pages
-
 
 FLAGS = ("--config.data.image_hw=240,320", "--config.train.batch_size=8", "--config.data.workers=0")
 
 
 def train_one_step() -> None:
     """The command `train`, which leaves after a step."""
-    from yogo_jax import train
     from yogo_jax.startup import start_jax
+    from yogo_jax.train import main
 
     # Before the import of what it is to act on, as the command does.
     start_jax()
     import jax
 
-    from yogo_jax.training import trainer as run
+    from yogo_jax.training import trainer
 
     def leave(_meter: object, _step: int, _steps: int, metrics: object) -> None:
         jax.block_until_ready(metrics)
         os._exit(0)
 
-    run.Meter.add = leave  # type: ignore[method-assign]
-    train.main(sys.argv[2:])
+    trainer.Meter.add = leave  # type: ignore[method-assign]
+    main(sys.argv[2:])
 
 
 def seconds_to_first_step(folder: Path, cache: Path) -> float:
@@ -81,7 +79,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
-        use_huge_pages()
         train_one_step()
     else:
         main()

@@ -11,6 +11,7 @@ pass, to what the device reaches in one large matrix product, measured in the sa
 
 The PyTorch twin (`torch_twin.py`) runs in its own interpreter, with `pip install torch==2.13.0`.
 Rounds of ours and of the twin take turns, so that both see the same machine; medians are printed.
+Set GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for huge pages, as `make demo` and the job scripts do.
 """
 
 import argparse
@@ -36,7 +37,6 @@ from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.grid import convolved_hw
 from yogo_jax.detector.losses import label_loss
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.huge_pages import TUNABLES, use_huge_pages
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.step import make_train_step
 
@@ -153,7 +153,7 @@ class Twin:
 
     def __init__(self, python: str, job: dict, *, huge_pages: bool) -> None:
         script = Path(__file__).with_name("torch_twin.py")
-        names = os.environ if huge_pages else os.environ.keys() - {TUNABLES}
+        names = os.environ if huge_pages else os.environ.keys() - {"GLIBC_TUNABLES"}
         self._process = subprocess.Popen(
             [python, str(script)],
             env={name: os.environ[name] for name in names},
@@ -204,7 +204,7 @@ def measure(args: argparse.Namespace) -> dict:
             "outputs": 12,
             "blocks": [dataclasses.asdict(block) for block in backbone.blocks],
         }
-        twin = Twin(args.torch_python, job, huge_pages=args.huge_pages == "both")
+        twin = Twin(args.torch_python, job, huge_pages=args.torch_huge_pages)
     ours_seconds, loss_seconds, inference_seconds, twin_seconds, ratios = [], [], [], [], []
     for _ in range(args.rounds):
         # Idle threads of the other process spin for a while before they sleep.
@@ -229,7 +229,8 @@ def measure(args: argparse.Namespace) -> dict:
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.devices()[0].device_kind}",
         "model": args.model,
-        "huge_pages": args.huge_pages,
+        "tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "torch_huge_pages": args.torch_huge_pages,
         "batch": args.batch,
         "dtype": args.dtype,
         "image_hw": list(args.image_hw),
@@ -263,10 +264,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--boxes", type=int, default=30)
     parser.add_argument(
-        "--huge-pages",
-        choices=("ours", "both", "neither"),
-        default="ours",
-        help="who has them; a training has them by itself (yogo_jax/huge_pages.py), PyTorch not",
+        "--torch-huge-pages", action="store_true", help="PyTorch gets GLIBC_TUNABLES, too"
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=12, help="steps of each in a round")
@@ -276,8 +274,6 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
-    if args.huge_pages != "neither":
-        use_huge_pages()
     result = measure(args)
     for name, value in result.items():
         print(f"{name:<34}{value:.4g}" if isinstance(value, float) else f"{name:<34}{value}")

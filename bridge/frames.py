@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from yogo_jax.data.decoding import lines_on
 from yogo_jax.data.definition import load_definition
+from yogo_jax.data.headers import lines_on
 from yogo_jax.data.images import read_image
 from yogo_jax.data.records import MIN_BOX_AREA, Records
 from yogo_jax.data.splits import load_splits

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge.from_onnx",
         description="A network that the original exported to ONNX, as a checkpoint of ours.",
     )
@@ -112,7 +112,7 @@ def _recognize(chain: Any) -> tuple[str, dict[str, Any]]:
 
 def _unfold(backbone: Any, convs: list[Any]) -> dict[str, Any]:
     """Folded convolutions as variables: batch norms become ones that add the bias only."""
-    from bridge.weights import flax_kernel
+    from bridge.converted import flax_kernel
     from yogo_jax.detector.network import BATCH_NORM_EPSILON
 
     params: dict[str, Any] = {}
@@ -183,7 +183,7 @@ def from_onnx(args: argparse.Namespace) -> None:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from bridge.checkpoint import describe, naming, split_names, write_converted
+    from bridge.converted import describe, naming, split_names, write_converted
     from yogo_jax.files import check_free
 
     check_free(args.output, "--output")

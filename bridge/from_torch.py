@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge.from_torch",
         description="A checkpoint of the original implementation (.pth) as one of ours.",
     )
@@ -65,7 +65,7 @@ def convert(
     Raises:
       UserError: something of it is missing, unknown, or does not fit the rest.
     """
-    from bridge.weights import recognize_architecture, to_variables
+    from bridge.converted import recognize_architecture, to_variables
     from yogo_jax.detector.decode import BOX_CHANNELS
     from yogo_jax.detector.spec import ModelSpec
 
@@ -157,7 +157,7 @@ def from_torch(args: argparse.Namespace) -> None:
     Raises:
       UserError: the file cannot be used, or the output is in use.
     """
-    from bridge.checkpoint import describe, naming, split_names, write_converted
+    from bridge.converted import describe, naming, split_names, write_converted
     from bridge.torch_archive import read_torch_archive
     from yogo_jax.files import check_free
 

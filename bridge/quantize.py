@@ -11,7 +11,7 @@ from bridge.quiet_openvino import ov
 from bridge.to_ir import WITH_KERNEL
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.run_data import evaluation_data
-from yogo_jax.data.decoding import lines_on
+from yogo_jax.data.headers import lines_on
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 

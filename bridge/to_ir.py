@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from bridge.limits import NCS2_OPSET
 from bridge.quiet_openvino import opset8, ov, passes
 from bridge.runtime import RT_INFO
 from bridge.to_onnx import INPUT_NAME, OUTPUT_NAME
 from yogo_jax.errors import UserError
 
 
+# Operations of OpenVINO's IR: the last version that the plugin of the stick knows.
+NCS2_OPSET = 8
 # Operations whose second input is the kernel.
 WITH_KERNEL = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 

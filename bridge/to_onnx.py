@@ -8,7 +8,7 @@ import onnx
 from jax2onnx import to_onnx
 from onnx import numpy_helper
 
-from bridge.limits import DEFAULT_OPSET
+from bridge import DEFAULT_OPSET
 from bridge.onnx_graph import OnnxGraph
 from bridge.serving import Serve
 from yogo_jax.detector.spec import ModelSpec

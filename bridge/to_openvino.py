@@ -19,14 +19,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bridge.limits import DEFAULT_OPSET, MAX_MAP_LOSS
-from yogo_jax.command import as_command
+from bridge import DEFAULT_OPSET
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
 
 
+MAX_MAP_LOSS = 0.02  # mAP50 that INT8 may lose unless told otherwise
 MAX_OPSET = 21  # that the converter writes
 PRECISIONS, TARGETS = ("fp16", "fp32"), ("ncs2", "cpu")
 MODEL_FILES = ("model.onnx", "model.xml", "model.bin")
@@ -34,7 +35,7 @@ MODEL_FILES = ("model.onnx", "model.xml", "model.bin")
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge.to_openvino",
         description="Exports a checkpoint to ONNX and OpenVINO IR, and verifies what it wrote.",
     )
@@ -129,10 +130,8 @@ def export(
     import numpy as np
 
     from bridge.frames import frames_of_definition, verification_frames
-    from bridge.half_precision import outputs_and_ranges
-    from bridge.memory import give_back_freed_memory
     from bridge.quantize import quantization_strips, require_nncf
-    from bridge.verify import verify_files
+    from bridge.verify import give_back_freed_memory, outputs_and_ranges, verify_files
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.files import make_folder, write_json

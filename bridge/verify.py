@@ -1,21 +1,23 @@
-"""Verifies that an exported model computes what its checkpoint does; ranges of half precision.
+"""Compares exported models with their checkpoint, and tells what half precision does to it.
 
 The reference is the network as it was trained, in JAX: not folded, not transposed. An exported
-model gets the same frames; its outputs are compared cell by cell, and as detections after NMS.
+model gets the same frames. Its outputs are compared cell by cell, and as detections after NMS.
+The stick computes in FP16, so the range of each layer is measured, too, before a stick is at hand.
 """
 
+import ctypes
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from bridge.frames import Strips
-from bridge.limits import MAX_MAP_LOSS
-from bridge.memory import give_back_freed_memory
 from bridge.runtime import OnnxModel, OpenVinoModel
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.postprocess import detections_of, select_cells
@@ -29,6 +31,9 @@ from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 # found by both is an object on which both have a box. Where that box lies is compared by cells.
 _MATCH_IOU = 0.45
 _BOXES_AT_A_TIME = 256
+# What grows over the largest becomes infinite, what falls under half of the smallest becomes 0.
+_FP16_LARGEST = float(np.finfo(np.float16).max)
+_FP16_SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,78 @@ class Tolerance:
 FP32_TOLERANCE = Tolerance(box=1e-3, objectness=1e-3, class_prob=1e-3)
 # Kernels of 11 bits. Single cells without an object move most; detections hardly move.
 FP16_TOLERANCE = Tolerance(box=3e-2, objectness=1e-1, class_prob=1.5e-1)
+
+
+def outputs_and_ranges(
+    spec: ModelSpec, variables: Mapping[str, Any], frames: UInt8[np.ndarray, "n h w c"]
+) -> tuple[Float[np.ndarray, "n outputs gh gw"], list[dict[str, Any]]]:
+    """Outputs for frames, the range of each layer's, and what FP16 would make of them.
+
+    Both at once, because a large network takes seconds a frame.
+
+    Args:
+      spec: of the frames.
+      variables: of the network.
+      frames: pixels.
+
+    Returns:
+      The outputs in the layout of exported models; and per layer `name`, `largest` (magnitude),
+      `overflow_share` of values that would become infinite and `underflow_share` of values other
+      than 0 that would become 0.
+    """
+
+    # Weights are an argument: as constants of the function a large network would fill the memory.
+    @jax.jit
+    def run(weights: Mapping[str, Any], frame: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        raw, state = spec.network().apply(
+            weights, frame, train=False, capture_intermediates=True, mutable=["intermediates"]
+        )
+        layers = _by_name(state["intermediates"])
+        predictions = spec.decode(raw)
+        layers["decode/sizes"] = predictions.boxes_cxcywh[..., 2:]
+        summaries = {name: _summary(outputs) for name, outputs in layers.items()}
+        return spec.layout(predictions), summaries
+
+    # One by one: the activations of all frames at once may not fit.
+    both = [jax.device_get(run(variables, frame[None])) for frame in frames]
+    per_frame = [summaries for _, summaries in both]
+    ranges = []
+    for name in per_frame[0]:
+        largest, overflow, underflow = np.transpose([each[name] for each in per_frame])
+        ranges.append(
+            {
+                "name": name,
+                "largest": float(largest.max()),
+                "overflow_share": float(overflow.mean()),
+                "underflow_share": float(underflow.mean()),
+            }
+        )
+    return np.concatenate([outputs for outputs, _ in both]), ranges
+
+
+def _by_name(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Outputs of the layers that an exported network has, in order of their names."""
+    leaves = jax.tree_util.tree_leaves_with_path(dict(intermediates))
+    named: dict[str, jax.Array] = {}
+    for path, outputs in leaves:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        named["/".join(name for name in names if name != "__call__") or "network"] = outputs
+    # A convolution before a batch norm is one with it when exported: its own range does not occur.
+    normed = {name.removesuffix("/norm") for name in named if name.endswith("/norm")}
+    return {
+        name: outputs
+        for name, outputs in named.items()
+        if not (name.endswith("/conv") and name.removesuffix("/conv") in normed)
+        and "Dropout" not in name
+    }
+
+
+def _summary(outputs: jax.Array) -> jax.Array:
+    """Largest magnitude, and the shares that overflow and underflow."""
+    magnitude = jnp.abs(outputs)
+    overflow = (magnitude > _FP16_LARGEST).mean()
+    underflow = ((magnitude > 0) & (magnitude < _FP16_SMALLEST / 2)).mean()
+    return jnp.stack([magnitude.max(), overflow, underflow])
 
 
 def compare(
@@ -97,8 +174,7 @@ def compare(
 
 def _corners(outputs: np.ndarray) -> np.ndarray:
     """Corners of all cells, cut at the edges of the image, [n 4 gh gw]."""
-    cxcywh = jnp.asarray(outputs[:, :4].transpose(0, 2, 3, 1))
-    return np.asarray(cxcywh_to_xyxy(cxcywh)).clip(0, 1).transpose(0, 3, 1, 2)
+    return cxcywh_to_xyxy(outputs[:, :4].transpose(0, 2, 3, 1)).clip(0, 1).transpose(0, 3, 1, 2)
 
 
 def _largest_and_mean(differences: np.ndarray) -> dict[str, float]:
@@ -120,7 +196,7 @@ def _compare_detections(
         # In parts: of thousands of boxes, all at once would take more memory than the network.
         for start in range(0, len(a), _BOXES_AT_A_TIME):
             rows = slice(start, start + _BOXES_AT_A_TIME)
-            overlap[rows] = iou(jnp.asarray(a[rows])[:, None], jnp.asarray(b)[None])
+            overlap[rows] = iou(a[rows, None], b[None])
             distance[rows] = np.abs(a[rows, None] - b[None]).max(-1)
         overlap = np.where(distance <= tolerance.box, 1.0, overlap)
         clear = [
@@ -145,7 +221,7 @@ def mean_ap_of(
     spec: ModelSpec, model: OnnxModel | OpenVinoModel, labelled: Strips
 ) -> dict[str, Any]:
     """Mean AP of an exported model over labelled images, as `yogo_jax.evaluate` measures it."""
-    mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
+    mean_ap = MeanAveragePrecision(spec.class_names)
     thresholds = Thresholds(objectness=MEAN_AP_OBJECTNESS)
     for start in range(0, len(labelled), model.batch_size):
         indices = range(start, min(start + model.batch_size, len(labelled)))
@@ -198,7 +274,7 @@ def verify_files(
     half_precision: bool,
     for_ncs2: bool,
     quantized_on: Strips | None = None,
-    max_map_loss: float = MAX_MAP_LOSS,
+    max_map_loss: float,
 ) -> dict[str, Any]:
     """Runs the written models on frames and compares them with the checkpoint.
 
@@ -285,3 +361,15 @@ def format_verification(verification: Mapping[str, Any]) -> str:
                 f"{layer['underflow_share']:.2%} become 0"
             )
     return "\n".join(lines)
+
+
+def give_back_freed_memory() -> None:
+    """Asks the C library for what it keeps of freed memory, where it can be asked.
+
+    The GNU C library keeps small pieces for later. After a large network was written these are as
+    much as the network three times over, beside which its verification would need 2 GiB.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

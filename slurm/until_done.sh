@@ -1,6 +1,9 @@
 # For the scripts beside it, which source it from the root of the checkout: what they check before
 # they start, and how they go on after a signal.
 
+# Memory in pages of 2 MiB: on a CPU a training step takes an eighth less (docs/performance.md).
+export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
+
 fail() {
     echo "error: $*" >&2
     exit 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bridge.checkpoint import write_converted
+from bridge.converted import write_converted
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 

@@ -61,10 +61,10 @@ def random_images(seed, count=12, **options):
     return [random_image(rng, **options) for _ in range(count)]
 
 
-def evaluation_of(images, class_names, image_hw=(100, 200)):
+def evaluation_of(images, class_names):
     """The images with the metrics that an evaluator counts of them."""
     metrics = DetectionMetrics(class_names)
-    mean_ap = MeanAveragePrecision(class_names, image_hw)
+    mean_ap = MeanAveragePrecision(class_names)
     for image in images:
         labels = image.label_boxes_xyxy, image.label_class_ids
         metrics.update(image.found.boxes_xyxy, image.found.class_probs, *labels)

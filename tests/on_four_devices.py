@@ -21,18 +21,18 @@ import jax
 
 from benchmarks.scaling import messages_of
 from runs import tiny_config
-from yogo_jax import evaluate
 from yogo_jax.checkpoint.run_data import prepare_data
 from yogo_jax.checkpoint.state import create_state
 from yogo_jax.data.source import RecordSource
 from yogo_jax.detector import cpu_conv as conv
 from yogo_jax.errors import UserError
+from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.parallel import Devices
-from yogo_jax.training.distributed import compile_train_step
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.compilation import jit_train_step
+from yogo_jax.training.model import prepare_spec
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.setup import prepare_spec
 from yogo_jax.training.step import make_train_step
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 def messages(config):
@@ -48,7 +48,7 @@ def messages(config):
         for name in source.padding()
     }
     state = jax.eval_shape(lambda: create_state(spec, tx, seed=0))
-    compiled = compile_train_step(step, Devices())
+    compiled = jit_train_step(step, Devices())
     text = compiled.lower(state, batch, np.zeros((4, 2), bool)).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     parameters, statistics = (
@@ -64,7 +64,7 @@ def main():
     arguments = json.loads(Path(sys.argv[1]).read_text())
     config = tiny_config(arguments["definition"], **arguments["overrides"])
     train_and_evaluate(config, Path(arguments["continue"]))
-    evaluate.main(
+    evaluate_command(
         [arguments["evaluate"], "--output", arguments["output"], "--batch-size", "4"],
     )
     result = {"devices": jax.device_count(), "messages": messages(config)}

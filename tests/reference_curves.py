@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from yogo_jax.metrics.matching import pairwise_iou
+from reference import iou
 
 
 def true_and_false(images, keep, scores_of, *, class_id=None):
@@ -15,10 +15,11 @@ def true_and_false(images, keep, scores_of, *, class_id=None):
         for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
             if not keep(scores[i]) or class_id not in (None, ids[i]):
                 continue
-            iou = pairwise_iou(image.ranked.boxes_xyxy[i : i + 1], image.label_boxes_xyxy)[0]
-            able = [j for j in free if image.label_class_ids[j] == ids[i] and iou[j] >= 0.5]
+            box = image.ranked.boxes_xyxy[i]
+            overlap = [iou(box, label) for label in image.label_boxes_xyxy]
+            able = [j for j in free if image.label_class_ids[j] == ids[i] and overlap[j] >= 0.5]
             if able:
-                free.remove(max(able, key=lambda j: iou[j]))
+                free.remove(max(able, key=lambda j: overlap[j]))
                 found += 1
             else:
                 false += 1

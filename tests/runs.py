@@ -61,7 +61,7 @@ def environment(*, optimized: bool) -> dict[str, str]:
     """The environment of commands: this checkout first, and one cache of compilations.
 
     Args:
-      optimized: compile as users do and take huge pages, which starts slower and runs faster.
+      optimized: compile as users do, which starts slower and runs faster.
     """
     inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" or not optimized}
     return {
@@ -69,7 +69,6 @@ def environment(*, optimized: bool) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not optimized),
-        **({} if optimized else {"GLIBC_TUNABLES": ""}),
     }
 
 

@@ -11,7 +11,7 @@ from evaluations import image_result, random_images
 from reference_curves import matched_pairs
 from yogo_jax.metrics.agreement import agreement, counts_by_image
 from yogo_jax.metrics.confusion import CALIBRATION_BINS, DetectionMetrics
-from yogo_jax.reports.count_figures import calibration_of
+from yogo_jax.reports.evaluation_figures import calibration_of
 
 
 def test_counts_are_of_found_boxes_and_of_all_labels():

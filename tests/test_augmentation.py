@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from yogo_jax.config.schema import AugmentConfig
 from yogo_jax.data.thumbnails import Thumbnails
-from yogo_jax.training.augment.batch import augment_batch
+from yogo_jax.training.augment.apply import augment_batch
 from yogo_jax.training.augment.geometry import (
     MIN_VISIBLE,
     cut_boxes,
@@ -299,7 +299,7 @@ def test_last_epochs_see_whole_images():
         images,
         labels,
         AugmentConfig(**fields),
-        composing=jnp.asarray(False),
+        paste_enabled=jnp.asarray(False),
         thumbnails=thumbnails(),
     )
     np.testing.assert_array_equal(found, images)

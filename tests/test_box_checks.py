@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from yogo_jax.data.records import Records
+from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.detector.targets import bin_targets
-from yogo_jax.inspection.box_checks import cells_of, drawn_twice, overhanging, winners_of_cells
+from yogo_jax.inspection.box_checks import drawn_twice, overhanging, winners_of_cells
 
 
 def records_of_boxes(*images: list) -> Records:
@@ -31,7 +32,7 @@ def test_winners_are_those_of_the_targets(seed):
     targets = bin_targets(jnp.asarray(boxes), jnp.arange(n), jnp.ones(n, bool), grid_hw=grid_hw)
     filled = np.asarray(targets.objectness).reshape(-1) > 0
     by_cell = np.where(filled, np.asarray(targets.class_ids).reshape(-1), -1)
-    np.testing.assert_array_equal(winners[:n], by_cell[cells_of(boxes, grid_hw)])
+    np.testing.assert_array_equal(winners[:n], by_cell[cells_of_boxes(boxes, grid_hw)])
     assert set(winners[n:]) <= {n, n + 1, n + 2}
     assert (winners != np.arange(n + 3)).sum() > 3
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from yogo_jax.detector.boxes import area, ciou_loss, cxcywh_to_xyxy, iou, xyxy_to_cxcywh
+from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection, iou, xyxy_to_cxcywh
+from yogo_jax.detector.losses import ciou_loss
 
 
 def random_boxes(seed: int, count: int) -> jax.Array:
@@ -16,15 +17,19 @@ def random_boxes(seed: int, count: int) -> jax.Array:
     return jnp.asarray(corners, jnp.float32)
 
 
+# The functions take arrays of either library, and the host goes without JAX.
+LIBRARIES = pytest.mark.parametrize("xp", [jnp, np], ids=["jax", "numpy"])
 unit = st.floats(0, 1, width=32)
 
 
 @given(st.tuples(unit, unit, unit, unit))
 def test_conversions_are_inverse(box):
-    there = cxcywh_to_xyxy(jnp.asarray(box))
-    np.testing.assert_allclose(xyxy_to_cxcywh(there), box, atol=1e-6)
+    for xp in (jnp, np):
+        there = cxcywh_to_xyxy(xp.asarray(box))
+        np.testing.assert_allclose(xyxy_to_cxcywh(there), box, atol=1e-6)
 
 
+@LIBRARIES
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
@@ -34,10 +39,27 @@ def test_conversions_are_inverse(box):
         pytest.param((0, 0, 0.2, 0.2), (0.5, 0.5, 1, 1), 0.0, id="apart"),
         pytest.param((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5), 0.0, id="both empty"),
         pytest.param((0, 0, 2, 2), (1, 1, 3, 3), 1 / 7, id="corner"),
+        pytest.param((0.2, 0.2, 0.1, 0.1), (0.1, 0.1, 0.2, 0.2), 0.0, id="inside out"),
+        pytest.param((0.2, 0.1, 0.1, 0.2), (0.1, 0.1, 0.2, 0.2), 0.0, id="one axis inside out"),
     ],
 )
-def test_iou_table(a, b, expected):
-    assert float(iou(jnp.asarray(a, float), jnp.asarray(b, float))) == pytest.approx(expected)
+def test_iou_table(a, b, expected, xp):
+    assert float(iou(xp.asarray(a, float), xp.asarray(b, float))) == pytest.approx(expected)
+
+
+def test_numpy_and_jax_give_the_same_boxes_in_their_own_arrays():
+    a, b = random_boxes(4, 50), random_boxes(5, 50)
+    on_host = np.asarray(a), np.asarray(b)
+    for function in (iou, intersection):
+        found = function(*on_host)
+        assert isinstance(found, np.ndarray)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, jax.jit(function)(a, b), atol=1e-6)
+    for function in (cxcywh_to_xyxy, xyxy_to_cxcywh, area):
+        found = function(on_host[0])
+        assert isinstance(found, np.ndarray)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, jax.jit(function)(a), atol=1e-6)
 
 
 def test_iou_and_ciou_agree_with_the_definition():

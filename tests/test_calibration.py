@@ -14,13 +14,14 @@ from bridge.serving import make_serving
 from drawn_models import make_spec, random_variables
 from runs import run_command, tiny_config
 from tiny_data import write_dataset
-from yogo_jax import calibrate, evaluate, infer
+from yogo_jax import calibrate, infer
 from yogo_jax.checkpoint.run_data import evaluation_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone
 from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.thresholds import Thresholds, read_min_scores
 from yogo_jax.errors import UserError
+from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.metrics.calibration import (
     Pairs,
     at_temperature,
@@ -31,7 +32,7 @@ from yogo_jax.metrics.calibration import (
 )
 from yogo_jax.metrics.evaluator import ImageResult
 from yogo_jax.metrics.matching import Matches
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 def drawn_pairs(temperature: float, count: int = 20_000) -> Pairs:
@@ -210,7 +211,7 @@ def test_score_thresholds_hold_their_precision(workdir, tmp_path, monkeypatch, c
     thresholds = json.loads(file.read_text())["thresholds"]
     assert any(each is not None for each in thresholds.values())
     given = ["--score-thresholds", str(file)]
-    evaluate.main(
+    evaluate_command(
         [str(workdir), "--split", "val", "--output", str(tmp_path / "val"), "--pictures=0", *given]
     )
     metrics = json.loads((tmp_path / "val" / "metrics.json").read_text())
@@ -278,9 +279,8 @@ def test_files_of_thresholds_that_are_none(case, tmp_path):
 
 
 def test_too_few_boxes_are_refused(workdir):
-    args = calibrate.make_parser().parse_args([str(workdir)])
     with pytest.raises(UserError, match=r"true boxes of the val split; a temperature takes 50"):
-        calibrate.calibrate(args)
+        calibrate.calibrate(workdir)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,12 @@ from evaluations import evaluation_of, random_images
 from yogo_jax import counts
 from yogo_jax.counting.files import read_counts
 from yogo_jax.counting.matrix import read_validation
-from yogo_jax.detector.class_names import name_beside
 from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inference.journal import FrameRecord
 from yogo_jax.inference.writers import Totals, counts_csv
-from yogo_jax.metrics.confusion import DetectionMetrics
-from yogo_jax.reports.curve_figures import drawn_classes, measure_curves
+from yogo_jax.metrics.confusion import DetectionMetrics, name_beside
+from yogo_jax.reports.evaluation_figures import drawn_classes, measure_curves
 
 
 NAMES = ("background", "total", "image", "image_id", "parasites", "red cells", "all classes")
@@ -50,7 +49,7 @@ def test_metrics_and_the_validation_that_is_read_from_them(tmp_path):
 
 def test_curves_are_of_all_classes_and_of_one_called_so():
     images = random_images(3, classes=7)
-    curves, plain = (measure_curves(images, (100, 200), names) for names in (NAMES, PLAIN))
+    curves, plain = (measure_curves(images, names) for names in (NAMES, PLAIN))
     assert len(curves.by_score) == 8
     for ours, theirs in zip(curves.by_score.values(), plain.by_score.values(), strict=True):
         np.testing.assert_array_equal(ours.precision, theirs.precision)

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from tiny_data import write_dataset
-from yogo_jax.data import plain_labels
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.splits import load_splits
 from yogo_jax.errors import UserError
@@ -29,10 +28,7 @@ def test_clean_data_is_that_of_a_training(tmp_path, published):
 
 
 @pytest.mark.parametrize("broken", [[0], [11], [3, 4, 7], range(12)], ids=str)
-def test_every_file_that_cannot_be_read_is_noted_and_the_others_are_read(
-    tmp_path, broken, monkeypatch
-):
-    monkeypatch.setattr(plain_labels, "FILES_AT_ONCE", 5)
+def test_every_file_that_cannot_be_read_is_noted_and_the_others_are_read(tmp_path, broken):
     definition = load_definition(write_dataset(tmp_path, images=12))
     files = sorted((tmp_path / "labels" / "all").iterdir())
     for i in broken:

@@ -177,7 +177,7 @@ def test_no_list_of_runs(tmp_path, text, expected):
 def test_no_compensation_file(tmp_path):
     path = tmp_path / "file.csv"
     path.write_text("conf_val,m\n0.95,3\n")
-    with pytest.raises(UserError, match="expected one column of each of conf_val, fit_m"):
+    with pytest.raises(UserError, match="expected the columns conf_val, fit_m"):
         read_line(path, 0.95)
     path.write_text(compensation_csv({0.95: Line(1, 2, 3, 4, 5)}))
     with pytest.raises(UserError, match=r"no row for conf_val 0.9; the nearest"):
@@ -208,7 +208,10 @@ def test_published_files_are_read_by_column_name(name, capsys, tmp_path):
         ("ratiometric_error, fit_b,fit_m,more,cov_b,cov_m,conf_val\n5,2,1,x,4,3,0.95\n", None),
         ("conf_val,fit_m,fit_b,cov_m,cov_b,x\n0.95,1,2,3,4,\n\n", None),
         ("conf_val,fit_m,fit_b,cov_m\n0.95,1,2,3\n", "found conf_val, fit_m, fit_b, cov_m"),
-        ("conf_val,fit_m,fit_m,fit_b,cov_m,cov_b\n0.95,1,9,2,3,4\n", "expected one column"),
+        (
+            "conf_val,fit_m,fit_m,fit_b,cov_m,cov_b\n0.95,1,9,2,3,4\n",
+            "each once, in its first line",
+        ),
         ("conf_val,fit_m,fit_b,cov_m,cov_b\n0.95,1,2,3\n", "line 2: cov_b is None"),
         ("conf_val,fit_m,fit_b,cov_m,cov_b\n0.95,1,2,3,x\n", "line 2: cov_b is 'x'"),
         ("", "found nothing"),

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from runs import tiny_values
-from yogo_jax.config.schema import differences, field_names, from_mapping
+from yogo_jax.config.fields import differences, fields_of, flat, with_fields
+from yogo_jax.config.old_names import RENAMED, with_current_names
+from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS
 from yogo_jax.errors import UserError
@@ -20,6 +22,7 @@ CONFIGS = sorted(
 )
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_file_is_valid(name):
     values = importlib.import_module(f"configs.{name}").get_config().to_dict()
@@ -41,14 +44,15 @@ def test_base_is_the_recipe_of_the_original():
     assert config.data.min_box_area == 200 / (772 * 1032)
 
 
-def test_every_field_of_base_has_a_comment():
-    lines = (Path(__file__).parents[1] / "configs" / "base.py").read_text().splitlines()
-    groups = {"data", "model", "loss", "optim", "train", "augment", "track"}
-    for name in set(field_names()) - groups:
-        group, _, field = name.rpartition(".")
-        start = f"{group or 'config'}.{field} ="
-        index = next(i for i, line in enumerate(lines) if line.strip().startswith(start))
-        assert lines[index - 1].strip().startswith("#"), name
+def test_every_field_says_its_meaning_in_sentences():
+    for name, field in fields_of(Config).items():
+        assert field.meaning[:1].isupper() or field.meaning[:1] == '"', name
+        assert field.meaning.endswith("."), name
+
+
+def test_base_has_every_field():
+    values = importlib.import_module("configs.base").get_config().to_dict()
+    assert set(flat(values)) == set(fields_of(Config))
 
 
 def test_defaults_for_old_checkpoints_are_those_of_base():
@@ -69,7 +73,7 @@ BAD = [
     ("model__dtype", "float16", "model.dtype must be one of"),
     ("data__max_boxes", -1, "data.max_boxes must be 0"),
     ("data__min_box_area", 1.0, "data.min_box_area must be in"),
-    ("data__on_bad_label", "ignore", "data.on_bad_label must be 'error' or 'skip'"),
+    ("data__on_bad_label", "ignore", "data.on_bad_label must be one of error, skip"),
     ("data__split_override", (0.5, 0.5), "data.split_override must be empty or three"),
     ("data__split_override", (0.5, 0.6, 0.1), "data.split_override must be empty or three"),
     ("data__rgb", 1, "data.rgb must be of type bool"),
@@ -94,7 +98,7 @@ BAD = [
     ("model__objectness_prior", 1.0, "model.objectness_prior must be in"),
     ("loss__objectness", "hinge", "loss.objectness must be one of squared, cross_entropy"),
     ("loss__neighbour_weight", -1.0, "loss.neighbour_weight must be 0 or more"),
-    ("loss__usual_objects", -1.0, "loss.usual_objects must be 0 or more"),
+    ("loss__reference_count", -1.0, "loss.reference_count must be 0 or more"),
     ("loss__class_weights", (1.0, -1.0), "loss.class_weights must be empty, or"),
     ("optim__warmup_epochs", -1.0, "optim.warmup_epochs must be 0"),
     ("optim__clip_norm", -1.0, "optim.clip_norm must be 0"),
@@ -150,3 +154,40 @@ def test_differences_name_the_fields():
     b["optim"]["learning_rate"] = 0.5
     assert differences(a, a) == []
     assert differences(a, b) == ["config.optim.learning_rate: 0.0003 != 0.5"]
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_old_names_are_read_and_told(name):
+    values = tiny_values("d.yml")
+    new = RENAMED[name]
+    group, _, field = new.partition(".")
+    value = {float: 2.0, bool: True, int: 3}[fields_of(Config)[new].kind]
+    del values[group][field]
+    said: list[str] = []
+    old = with_fields(values, {name: value})
+    assert with_current_names(old, said.append) == with_fields(values, {new: value})
+    assert said == [f"config.{name} is now called config.{new}; the old name is still read"]
+    assert from_mapping(old) == from_mapping(with_fields(values, {new: value}))
+    assert with_current_names({name: value}) == {new: value}
+
+
+def test_an_old_name_in_a_file_that_imports_base_goes_before_the_new_one():
+    values = with_fields(tiny_values("d.yml"), {"loss.usual_objects": 20.0})
+    assert values["loss"]["reference_count"] == 0.0
+    assert from_mapping(values).loss.reference_count == 20
+
+
+def test_groups_are_checked_however_they_are_made():
+    config = from_mapping(tiny_values("d.yml"))
+    with pytest.raises(UserError, match=r"config.optim.learning_rate must be above 0, got -1.0"):
+        dataclasses.replace(config.optim, learning_rate=-1.0)
+
+
+def test_a_config_from_a_file():
+    config = Config.from_file("strong", **{"optim.learning_rate": 1e-3, "data.image_hw": [64, 96]})
+    assert (config.model.name, config.optim.learning_rate) == ("yogo_s", 1e-3)
+    assert config.data.image_hw == (64, 96)
+    with pytest.raises(UserError, match=r"config.optim.learning_rte .* 'optim.learning_rate'"):
+        Config.from_file("strong", **{"optim.learning_rte": 1e-3})
+    with pytest.raises(UserError, match=r"config.train.epochs must be 1 or more, got 0"):
+        Config.from_file("strong", **{"train.epochs": 0})

@@ -121,12 +121,12 @@ FRAMES = "0,x.png,30,1,31\n1,y.png,10,2,12\n"
 TOTALS = {
     "in_the_first_column": (f"{HEAD}{FRAMES}total,,40,3,43\n", "line 4 is called 'total'"),
     "in_the_second_column": (f"{HEAD}{FRAMES},Sum:,40,3,43\n", "line 4 is called 'Sum:'"),
-    "without_a_name": (f"{HEAD}{FRAMES},,40,3,43\n", "line 4 has no name of a frame"),
-    "ids_summed_up": (f"{HEAD}{FRAMES}1,,40,3,43\n", "line 4 has no name of a frame"),
+    "without_a_name": (f"{HEAD}{FRAMES},,40,3,43\n", "line 4 has no frame name"),
+    "ids_summed_up": (f"{HEAD}{FRAMES}1,,40,3,43\n", "line 4 has no frame name"),
     "in_another_language": (f"{HEAD}{FRAMES}Summe,-,40,3,\n", "line 4 is called 'Summe'"),
     "names_alone": ("image,b,a\nx,30,1\ny,10,2\ntotal,40,3\n", "line 4 is called 'total'"),
     "of_one_frame": ("image,b,a\nx,40,3\nTOTAL,40,3\n", "line 3 is called 'TOTAL'"),
-    "a_frame_below": (f"{HEAD}0,x,30,1,\n,,30,1,\n1,y,10,2,\n", "line 3 has no name"),
+    "a_frame_below": (f"{HEAD}0,x,30,1,\n,,30,1,\n1,y,10,2,\n", "line 3 has no frame name"),
 }
 
 
@@ -144,7 +144,7 @@ def test_a_row_of_totals_is_left_out_and_said(tmp_path, text, note):
     ("text", "line", "expected"),
     [
         (f"{HEAD}{FRAMES}total,,41,3,44\n", 4, "is called 'total', but does not hold the sums"),
-        (f"{HEAD}{FRAMES},,9,3,\n", 4, "has no name of a frame, but does not hold the sums"),
+        (f"{HEAD}{FRAMES},,9,3,\n", 4, "has no frame name, but does not hold the sums"),
         (f"{HEAD}total,,40,3,43\n{FRAMES}", 2, "is called 'total'"),
         ("image,b,a\nx,30,1\ny,10,2\nSumme,40,3\n", 4, "add a column image_id"),
         ("b,a\n30,1\n10,2\n40,3\n", 4, "holds the sums of the lines above"),
@@ -187,10 +187,10 @@ def test_a_frame_that_happens_to_be_the_sum_of_others_counts(tmp_path, text):
         ("a.json", {"total": {"a": 1.5}}, "found 1.5"),
         ("a.json", {"total": {"a": True}}, "found True"),
         ("a.json", {"total": {"a": "inf"}}, "found 'inf'"),
-        ("a.json", {"class_names": ["a", "b"], "total": {"a": 1}}, "counts are there for"),
+        ("a.json", {"class_names": ["a", "b"], "total": {"a": 1}}, "the counts are of"),
         ("a.json", {"total": {"a": 1}, "frames": -3}, "frames must be"),
         ("a.csv", "", "found 0 line(s)"),
-        ("a.csv", "image,total\nx,3\n", "expected a line of column names"),
+        ("a.csv", "image,total\nx,3\n", "expected a first line with column names"),
         ("a.csv", "a,b\n1\n", "a.csv:2: expected 2 fields, found 1"),
         ("a.csv", "a,b\n1,x\n", "line 2, b must be a whole number"),
         ("a.csv", "a,b\n1,\n", "line 2, b must be a whole number"),

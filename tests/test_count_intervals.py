@@ -139,7 +139,7 @@ def test_a_class_that_is_assumed_right_adds_no_doubt():
     matrix = evidence.matrix.copy()
     matrix[3] = 0
     assumed = evidence._replace(matrix=matrix)
-    np.testing.assert_array_equal(response(assumed)[3], np.eye(7)[3])
+    np.testing.assert_array_equal(response(assumed.matrix)[3], np.eye(7)[3])
     schizont = np.eye(7, dtype=bool)[3]
     assert count_interval(assumed, schizont).upper < count_interval(evidence, schizont).upper
 

@@ -93,7 +93,7 @@ def test_what_is_known_or_no_class_is_not_assumed(tmp_path, name, expected):
     [
         # Schizonts as trophozoites are called: 1 in 100 the same way.
         pytest.param(3, [8, 12, 352, 12, 0, 0, 4, 12], "trophozoite and schizont", id="alike"),
-        pytest.param(3, [0, 0, 0, 0, 0, 0, 0, 9], "schizont is all but never", id="never-found"),
+        pytest.param(3, [0, 0, 0, 0, 0, 0, 0, 9], "schizont is almost never", id="never-found"),
     ],
 )
 def test_a_singular_matrix_names_its_classes(tmp_path, row, cells, culprits):

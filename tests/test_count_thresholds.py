@@ -200,7 +200,10 @@ def test_folds_are_named(folder, capsys, command):
         ({"obj_thresh": "high"}, "obj_thresh must be a number in [0, 1], found 'high'"),
         ({"iou_thresh": 1.5}, "iou_thresh must be a number in [0, 1], found 1.5"),
         ({"iou_thresh": True}, "iou_thresh must be a number in [0, 1], found True"),
-        ({"score_thresholds": [0.5]}, "score_thresholds must be a list of a number for each of 7"),
+        (
+            {"score_thresholds": [0.5]},
+            "score_thresholds must be a list with a number for each of 7",
+        ),
         ({"score_thresholds": 0.5}, "score_thresholds must be a list"),
         ({"score_thresholds": ["a"] * 7}, "score_thresholds must be a number in [0, 1], found 'a'"),
     ],

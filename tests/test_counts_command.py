@@ -125,7 +125,7 @@ def test_compensation_is_fitted_written_and_applied(folder, capsys):
     line = read_line(path, 0.95)
     assert (line.m, line.b) == pytest.approx((0.4, 100))
     # All boxes have a probability of 0.97: above, no red cell is left to take a share of.
-    assert "0.9725 to 1.0: a run has no red cell of this confidence" in capsys.readouterr().out
+    assert "0.9725 to 1.0: a run has no red cell at this confidence" in capsys.readouterr().out
     threshold = "--min-class-confidence-threshold 0.95"
     run(f"estimate r3.npy --compensation {path} {threshold} --output out")
     values = json.loads((folder / "out" / "counts.json").read_text())

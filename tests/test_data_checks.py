@@ -13,10 +13,11 @@ from tiny_data import spoil_labels, write_dataset
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.run_data import evaluation_data, prepare_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata
-from yogo_jax.data.images import decode_image, header_hw, stretch_of
+from yogo_jax.data.headers import header_hw, stretch_of
+from yogo_jax.data.images import decode_image
 from yogo_jax.errors import UserError
 from yogo_jax.inspect_data import main as inspect_main
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 def prepared(definition, **overrides):
@@ -97,7 +98,7 @@ def test_boxes_that_look_like_corners_are_told(tmp_path):
     spoil_labels(definition, "corners")
     (line,) = (line for line in prepared(definition).lines if line.startswith("warning"))
     assert "look like corners x1 y1 x2 y2" in line
-    assert f"python -m yogo_jax.inspect_data {definition}" in line
+    assert f"yogo-jax inspect {definition}" in line
 
 
 # Validation -------------------------------------------------------------------------------------

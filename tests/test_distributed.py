@@ -14,20 +14,20 @@ from processes import two_processes
 from runs import ROOT, environment, logged_losses, run_command, tiny_config, train_command
 from slurm_here import SMALL
 from tiny_data import write_dataset
-from yogo_jax import evaluate
 from yogo_jax.checkpoint.run_data import prepare_data
 from yogo_jax.checkpoint.store import committed_checkpoints
 from yogo_jax.data.pipeline import EpochOrder, Share, open_batches
 from yogo_jax.data.source import RecordSource
 from yogo_jax.errors import UserError
-from yogo_jax.parallel import Devices
-from yogo_jax.training.distributed import (
+from yogo_jax.evaluate import main as evaluate_command
+from yogo_jax.parallel import (
     Coordinates,
+    Devices,
     check_same_everywhere,
     join_processes,
     own_gpu,
 )
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 OVERRIDES = {
@@ -177,7 +177,7 @@ def test_a_run_of_two_tasks_of_slurm_is_the_one_of_one_process(slurm, definition
     assert "2 x cpu (cpu) in 2 processes; 32 steps of 4 images" in log
     assert logged_losses(run) == pytest.approx(logged_losses(workdir), rel=1e-5)
     # What two processes wrote, one reads, and measures what they did.
-    evaluate.main([str(run), "--output", str(tmp_path / "again"), "--batch-size", "4"])
+    evaluate_command([str(run), "--output", str(tmp_path / "again"), "--batch-size", "4"])
     found, expected = (
         json.loads((folder / "metrics.json").read_text())
         for folder in (tmp_path / "again", run / "test")

@@ -1,6 +1,6 @@
 import pytest
 
-from yogo_jax.training.memory import duration, duration_lines
+from yogo_jax.training.compilation import duration, duration_lines
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,13 @@ def test_durations_can_be_read(seconds, expected):
 
 
 def lines_of(seconds, **others):
-    given = {"steps_per_epoch": 10, "steps_left": 20, "image_hw": (772, 1032), "ways": ("a GPU",)}
+    given = {
+        "steps_per_epoch": 10,
+        "steps_left": 20,
+        "image_hw": (772, 1032),
+        "small_network": True,
+        "on_cpu": True,
+    }
     return duration_lines(seconds, **{**given, **others})
 
 

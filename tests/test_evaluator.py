@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from reference import bin_targets, ciou_loss
-from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.data.definition import PathPair
-from yogo_jax.data.records import load_records
+from yogo_jax.data.records import read_records
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import NotNumbersError
 from yogo_jax.detector.loss_weights import LossWeights
@@ -27,7 +26,7 @@ from yogo_jax.drawing import draw_boxes
 from yogo_jax.metrics.evaluator import Evaluator
 from yogo_jax.reports.pictures import write_pictures
 from yogo_jax.training.tracking import NotFiniteError, SilentTracker
-from yogo_jax.training.validation import Validator
+from yogo_jax.training.validation import validate
 
 
 NAMES = ("healthy", "ring", "wbc")
@@ -114,7 +113,7 @@ def records_of(folder, frames):
             for xyxy, class_id in frame.labels
         ]
         (pair.label_path / f"frame_{index}.txt").write_text("".join(rows))
-    records, _ = load_records([pair], NAMES, min_box_area=0.0, on_bad_label="error")
+    records, _ = read_records([pair], NAMES, on_bad_label="error")
     return records
 
 
@@ -325,18 +324,15 @@ def test_a_place_that_is_no_number_is_nothing_where_no_object_is_seen(tmp_path):
     assert evaluator_of(4, None).run(table, records).metrics["predictions"] == 1
 
 
-def test_a_validation_without_numbers_ends_a_run_as_its_loss_does(tmp_path, monkeypatch):
+def test_a_validation_without_numbers_ends_a_run_as_its_loss_does(tmp_path):
     frames = [Frame((Box(A, 0.8),), ((A, 0),))]
     table = table_of(frames)
     table["objectness"] = table["objectness"].at[0, 1, 1].set(jnp.nan)
     records = records_of(tmp_path, frames)
-    settings = {"steps_per_epoch": 1, "epochs": 3, "every_epochs": 1}
-    validator = Validator(evaluator_of(4, None), records, **settings)
-    monkeypatch.setattr(TrainState, "variables", table)
-    state = object.__new__(TrainState)
+    given = (evaluator_of(4, None), table, records, SilentTracker())
     message = r"after step 2 cannot be used: lower .*learning_rate \(.*frame_0\.png: "
     with pytest.raises(NotFiniteError, match=message):
-        validator.run(state, 2, SilentTracker(), lambda: None)
+        validate(*given, step=2, epoch=2, before_batch=lambda: None)
 
 
 FRAMES = (

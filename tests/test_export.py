@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from bridge import from_torch, half_precision, to_openvino, verify
-from bridge.checkpoint import write_converted
+from bridge import from_torch, to_openvino, verify
+from bridge.converted import write_converted
 from bridge.quiet_openvino import opset8, ov
 from bridge.runtime import OnnxModel, OpenVinoModel
 from bridge.serving import make_serving
@@ -115,6 +115,7 @@ def test_every_architecture_exports_and_verifies(name, rgb, normalize_images, tm
     ]
 
 
+@pytest.mark.smoke
 def test_models_describe_themselves(checkpoint, tmp_path):
     run_export(checkpoint, "--output", tmp_path, "--crop-height", 0.5, "--batch", 2)
     model = onnx.load(tmp_path / "model.onnx")
@@ -212,12 +213,12 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, capsys):
 def test_a_model_that_differs_is_not_kept(checkpoint, tmp_path, capsys, monkeypatch):
     run_export(checkpoint, "--output", tmp_path)
     capsys.readouterr()
-    right = half_precision.outputs_and_ranges
+    right = verify.outputs_and_ranges
 
     def other_network(spec, variables, frames):
         return right(spec, jax.tree.map(lambda leaf: leaf * 1.05, variables), frames)
 
-    monkeypatch.setattr(half_precision, "outputs_and_ranges", other_network)
+    monkeypatch.setattr(verify, "outputs_and_ranges", other_network)
     error = refused_export(capsys, checkpoint, "--output", tmp_path)
     assert "no model was kept" in error
     # Not even those of the export before: they would pass for this one's.

@@ -7,8 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bridge import from_onnx
-from bridge.fold import fold_chain
-from bridge.serving import make_serving
+from bridge.serving import fold_chain, make_serving
 from drawn_models import make_spec, random_variables
 from yogo_jax.checkpoint.store import read_metadata
 from yogo_jax.detector.architectures import get_backbone

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bridge import from_torch
+from bridge.converted import recognize_architecture
 from bridge.torch_archive import read_torch_archive
-from bridge.weights import recognize_architecture
 from parity import RECORDED_NAMES, load, parity_file
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.errors import UserError

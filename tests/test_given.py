@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - names in Cyrillic
-"""What users name: paths with `~`, configs by name, and text files in any encoding."""
+"""Things that users name: paths with `~`, configs by name, and text files in any encoding."""
 
 import json
 import os
@@ -10,11 +10,14 @@ import pytest
 
 from runs import ROOT, tiny_config
 from tiny_data import write_dataset
-from yogo_jax import calibrate, evaluate, report, sweep
+from yogo_jax import calibrate, report, sweep
 from yogo_jax import inspect_data as inspect
 from yogo_jax.checkpoint.run_data import same_path, with_absolute_paths
 from yogo_jax.config.overrides import find_config, known_configs
+from yogo_jax.config.schema import Config
 from yogo_jax.errors import UserError
+from yogo_jax.evaluate import main as evaluate_command
+from yogo_jax.evaluate import make_parser as evaluate_parser
 from yogo_jax.files import given_path, path_text_flag, read_given_text
 from yogo_jax.infer import make_parser as infer_parser
 from yogo_jax.training.resume import find_start, record_config
@@ -48,7 +51,7 @@ def flags_with_paths(home):
     """Of each command the arguments, and where the path is found in what is parsed."""
     infer = ["~/m.xml", "--output", "~/o", "--images", "~/f"]
     return [
-        (evaluate.make_parser(), ["~/run", "--output", "~/o"], ("checkpoint", "output")),
+        (evaluate_parser(), ["~/run", "--output", "~/o"], ("checkpoint", "output")),
         (calibrate.make_parser(), ["~/run", "--output", "~/o"], ("checkpoint", "output")),
         (inspect.make_parser(), ["x.yml", "--output", "~/o"], ("output",)),
         (report.make_parser(), ["~/run", "--output", "~/o.html"], ("runs", "output")),
@@ -68,7 +71,7 @@ def test_flags_of_all_commands_know_the_home_folder(home):
 
 def test_an_unknown_user_is_refused(home, capsys):
     with pytest.raises(SystemExit) as stopped:
-        evaluate.main(["run", "--output", f"{NOBODY}/out"])
+        evaluate_command(["run", "--output", f"{NOBODY}/out"])
     assert stopped.value.code == 2
     assert f"no home folder of {NOBODY} is known" in capsys.readouterr().err
     assert not list(Path().iterdir()) or not Path(NOBODY).exists()
@@ -124,24 +127,11 @@ def test_an_unknown_config_lists_those_that_are_known(home, given):
     assert known_configs() == ["base", "demo", "strong", "sweep"]
 
 
-# Of the library that reads configs.
-@pytest.mark.filterwarnings("ignore:the load_module")
 def test_a_config_by_name_is_read_from_any_folder(home):
     # One of the user's own, which ours must not take for the package's.
     Path("configs").mkdir()
     Path("configs/__init__.py").write_text("")
-    from absl import flags
-
-    from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
-    from yogo_jax.config.schema import field_names, from_mapping
-
-    values = flags.FlagValues()
-    argv = ["train", "--config", "strong", "--config.train.epochs=3"]
-    define_config_flag(argv, values)
-    assert parse_config_flags(argv, field_names(), values) == ["train"]
-    read, name = config_values(values)
-    assert name == "strong"
-    config = from_mapping(read)
+    config = Config.from_file("strong", **{"train.epochs": 3})
     assert (config.model.name, config.train.epochs) == ("yogo_s", 3)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from damages import changed_byte, closed_by_end_marker, cut_short, zeros_within
 from yogo_jax.data import images
-from yogo_jax.data.decoding import (
+from yogo_jax.data.headers import (
     find_oriented,
     orientation_lines,
     orientation_of,

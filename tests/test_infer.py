@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from bridge.checkpoint import write_converted
-from bridge.half_precision import outputs_and_ranges
+from bridge.converted import write_converted
 from bridge.to_ir import convert_to_ir, save_ir
+from bridge.verify import outputs_and_ranges
 from drawn_models import make_spec, write_random_checkpoint
 from inferences import (
     CLASS_NAMES,
@@ -89,6 +89,7 @@ def cropped(models, frames, tmp_path_factory):
     return output, expected_rows(models["checkpoint"], frames, crop_height=0.5)
 
 
+@pytest.mark.smoke
 def test_everything_is_written_and_nothing_else(cropped):
     output, _ = cropped
     assert sorted(path.name for path in output.iterdir()) == [
@@ -205,6 +206,7 @@ def run_of(models, name, source, output, *more):
     return detections(output)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["onnx", "ir"])
 def test_exported_models_find_what_the_checkpoint_finds(name, models, frames, tmp_path):
     source = ("--images", frames)
@@ -241,6 +243,7 @@ def test_frames_of_another_size_are_resized_as_in_training(models, tmp_path):
     np.testing.assert_allclose(found[:, 1:5], 2 * rows[:, :4], atol=5e-3)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["list", "stack", "zarr", "video"])
 def test_other_sources_give_the_same(kind, models, frames, tmp_path, monkeypatch):
     folder = run_of(models, "ir", ("--images", frames), tmp_path / "a")

@@ -162,16 +162,16 @@ from yogo_jax.command import own_this_process
 from yogo_jax.training.stopping import exit_when_stopped
 
 own_this_process()
-with exit_when_stopped() as stop, stop.held():
+with exit_when_stopped() as stop, stop.defer_stop():
     print("complete")
 """
 HELP = """
-import sys
+import importlib, sys
 from yogo_jax.command import own_this_process
-from yogo_jax import counts, sweep, train
 
+command = importlib.import_module(f"yogo_jax.{sys.argv[1]}")
 own_this_process()
-{"counts": counts, "train": train, "sweep": sweep}[sys.argv[1]].main(["--help"])
+command.main(["--help"])
 """
 STOPS = """
 from yogo_jax.command import own_this_process
@@ -179,8 +179,8 @@ from yogo_jax.training.stopping import exit_when_stopped
 
 own_this_process()
 with exit_when_stopped() as stop:
-    with stop.held():
-        while not stop.noted:
+    with stop.defer_stop():
+        while not stop.is_requested:
             print("x" * 10000)
         print("saved", flush=True)
     stop.check()

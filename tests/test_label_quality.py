@@ -65,12 +65,12 @@ def test_losses_of_labels_add_up_to_that_of_the_image(seed):
 FORMS = {
     "cross entropy": {"objectness": "cross_entropy"},
     "neighbours": {"objectness": "cross_entropy", "neighbour_weight": 0.3},
-    "fullness": {"usual_objects": 20.0},
+    "fullness": {"reference_count": 20.0},
     "classes": {"class_weights": (0.5, 3.0, 7.0)},
     "all": {
         "objectness": "cross_entropy",
         "neighbour_weight": 0.3,
-        "usual_objects": 20.0,
+        "reference_count": 20.0,
         "class_weights": (0.5, 3.0, 7.0),
     },
 }

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "yogo_jax"
 # The rooms of the house, from the ground up. A room may import the rooms before it, except where
 # `APART` says otherwise.
 ROOMS = (
-    *("errors", "huge_pages", "files", "startup", "ownership", "progress", "drawing", "command"),
+    *("errors", "files", "startup", "ownership", "progress", "drawing", "command"),
     *("detector", "config", "data", "synthetic", "parallel", "metrics", "checkpoint", "reports"),
     *("training", "inspection", "counting", "inference", "sweeping"),
 )
@@ -87,6 +87,13 @@ def test_the_data_side_does_not_import_jax():
     data = [path for path in FILES if room_of(path) in ("data", "synthetic")]
     frameworks = {"jax", "flax", "optax", "orbax"}
     assert not [path for path in data if imported_roots(path) & frameworks]
+
+
+def test_boxes_grids_and_loss_weights_do_not_import_jax():
+    names = ("boxes", "grid", "architectures", "loss_weights")
+    imports = "; ".join(f"import yogo_jax.detector.{name}" for name in names)
+    script = f"{imports}; import sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
 def test_only_the_bridge_knows_other_frameworks():

@@ -25,11 +25,10 @@ from yogo_jax.checkpoint.store import (
 from yogo_jax.errors import UserError
 from yogo_jax.reports import evaluation_page as results
 from yogo_jax.training import feed as packing
-from yogo_jax.training import setup
-from yogo_jax.training import trainer as run
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training import trainer
 from yogo_jax.training.resume import why_length_counts
 from yogo_jax.training.step import make_train_step
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 EPOCHS = 3
@@ -78,6 +77,7 @@ def no_page(monkeypatch):
     monkeypatch.setattr(results, "evaluation_page", lambda *_: "")
 
 
+@pytest.mark.smoke
 def test_a_workdir_holds_what_it_promises(whole_run, definition):
     workdir, metrics = whole_run
     assert json.loads((workdir / "config.json").read_text()) == config_of(definition).to_dict()
@@ -122,7 +122,7 @@ def test_the_last_checkpoint_describes_itself(whole_run, definition):
 def train_until_cut(config, workdir: Path, *, steps: int) -> None:
     """A run that ends, as if killed, where it has made so many steps."""
     calls = 0
-    real_add = run.Meter.add
+    real_add = trainer.Meter.add
 
     def counting(*args):
         nonlocal calls
@@ -132,7 +132,7 @@ def train_until_cut(config, workdir: Path, *, steps: int) -> None:
         return real_add(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Meter, "add", counting)
+        patch.setattr(trainer.Meter, "add", counting)
         with pytest.raises(Cut):
             train_and_evaluate(config, workdir)
 
@@ -171,7 +171,7 @@ STRONG = {
     "augment__cutout": 0.5,
     "augment__zoom": (0.8, 1.2),
     "augment__brightness": 0.1,
-    "augment__closed_epochs": 1,
+    "augment__epochs_without_paste": 1,
     "augment__thumbnails": 0.7,
     "augment__vertical_crop": 0.5,
     "augment__thumbnails_tried": 3,
@@ -264,12 +264,12 @@ def test_a_run_that_gets_no_better_stops_early_also_when_it_was_cut(
     config = config_of(
         definition, train__patience=3, train__checkpoint_every_minutes=1e-9, **fields
     )
-    real_run = run.Validator.run
+    real = trainer.validate
 
-    def worse_and_worse(self, state, done, *rest):
-        return {**real_run(self, state, done, *rest), "loss": 1.0 + done}
+    def worse_and_worse(*args, step, **others):
+        return {**real(*args, step=step, **others), "loss": 1.0 + step}
 
-    monkeypatch.setattr(run.Validator, "run", worse_and_worse)
+    monkeypatch.setattr(trainer, "validate", worse_and_worse)
     said = "stopped early, after epoch 6: no better loss since epoch 2"
     # Cut between two validations, as long after the best as the patience reaches: one that was not
     # cut is not asked there.
@@ -324,7 +324,7 @@ def test_images_on_the_device_train_the_same(whole_run, definition, tmp_path, mo
             [each[name] for each in ours], [each[name] for each in theirs], rtol=1e-3
         )
     # Cut after a call that takes a whole epoch, it goes on bit for bit.
-    real_save, saved = run.CheckpointStore.save, []
+    real_save, saved = trainer.CheckpointStore.save, []
 
     def save_and_cut(store, *args):
         real_save(store, *args)
@@ -333,7 +333,7 @@ def test_images_on_the_device_train_the_same(whole_run, definition, tmp_path, mo
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.CheckpointStore, "save", save_and_cut)
+        patch.setattr(trainer.CheckpointStore, "save", save_and_cut)
         with pytest.raises(Cut):
             train_and_evaluate(config, tmp_path / "cut")
     assert len(saved) == 1
@@ -404,7 +404,7 @@ def test_a_finished_run_that_lacks_its_test_is_only_tested_again(
     metrics = whole_run[1]
     workdir = shutil.copytree(whole_run[0], tmp_path / "run")
     change(workdir)
-    monkeypatch.setattr(setup, "make_train_step", None)
+    monkeypatch.setattr(trainer, "make_train_step", None)
     again = train_and_evaluate(config_of(definition), workdir)
     assert "is complete" not in capsys.readouterr().out
     assert again == json.loads((workdir / "test" / "metrics.json").read_text())
@@ -429,7 +429,7 @@ def files_of(folder):
 def test_a_complete_run_says_so_and_is_left_as_it_is(whole_run, definition, monkeypatch, capsys):
     workdir, metrics = whole_run
     before = files_of(workdir)
-    monkeypatch.setattr(run, "evaluate_best", None)
+    monkeypatch.setattr(trainer, "evaluate_best", None)
     # What may change when a run goes on may change here.
     config = config_of(definition, train__max_hours=1.0)
     assert train_and_evaluate(config, workdir) == metrics
@@ -449,7 +449,7 @@ def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
     definition, tmp_path, capsys, cut
 ):
     # Holes and pasted cells would differ in the last epochs; without them this says nothing.
-    fields = {**CONSTANT, "augment__closed_epochs": 2, "train__eval_every_epochs": 2}
+    fields = {**CONSTANT, "augment__epochs_without_paste": 2, "train__eval_every_epochs": 2}
     short = config_of(definition, **fields, train__epochs=4)
     long = config_of(definition, **fields, train__epochs=7)
     metrics = train_and_evaluate(long, tmp_path / "long")
@@ -482,12 +482,12 @@ def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
         ({"optim__lr_decay_factor": 10.0}, [r"optim\.lr_decay_factor is 10, not 1"]),
         ({"optim__warmup_epochs": 2.0}, []),
         ({"optim__warmup_epochs": 2.5}, [r"the warm-up takes 2\.5 epochs"]),
-        ({"augment__closed_epochs": 1}, []),
+        ({"augment__epochs_without_paste": 1}, []),
         (
-            {"augment__closed_epochs": 1, "augment__cutout": 0.5},
-            [r"the last 1 epochs have other images \(augment\.closed_epochs\)"],
+            {"augment__epochs_without_paste": 1, "augment__cutout": 0.5},
+            [r"the last 1 epochs have other images \(augment\.epochs_without_paste\)"],
         ),
-        ({"augment__closed_epochs": 1, "augment__thumbnails": 0.5}, ["other images"]),
+        ({"augment__epochs_without_paste": 1, "augment__thumbnails": 0.5}, ["other images"]),
     ],
 )
 def test_why_a_run_cannot_be_lengthened(definition, fields, reasons):
@@ -618,7 +618,7 @@ def test_a_loss_that_is_not_finite_names_term_and_batch(definition, tmp_path, mo
 
         return train_step
 
-    monkeypatch.setattr(setup, "make_train_step", poisoned)
+    monkeypatch.setattr(trainer, "make_train_step", poisoned)
     with pytest.raises(UserError, match=r"the box loss is not finite at step 5 .*all_\d+\.png"):
         train_and_evaluate(config_of(definition), tmp_path)
     assert [folder.name for folder in committed_checkpoints(tmp_path / "checkpoints")] == ["3"]

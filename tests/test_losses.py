@@ -58,6 +58,7 @@ def batch_loss(upstream_predictions, upstream_labels, **weights):
     return terms.total().mean(), terms
 
 
+@pytest.mark.smoke
 @pytest.mark.optimized
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_recorded_loss_terms_and_gradients(setting):
@@ -200,7 +201,7 @@ OBJECTNESS = {
     "squared": {},
     "cross entropy": {"objectness": "cross_entropy"},
     "neighbours ignored": {"neighbour_weight": 0.0},
-    "by fullness": {"objectness": "cross_entropy", "usual_objects": 20.0},
+    "by fullness": {"objectness": "cross_entropy", "reference_count": 20.0},
     "neighbours count less": {"objectness": "cross_entropy", "neighbour_weight": 0.3},
 }
 
@@ -218,7 +219,7 @@ def test_forms_of_objectness_against_numpy(form, objects):
         each = (p - t) ** 2
     weights = np.where(t > 0, 1.0, 0.5)
     weights[neighbours_by_loop(t > 0)] *= options.get("neighbour_weight", 1.0)
-    if "usual_objects" in options:
+    if "reference_count" in options:
         weights[t == 0] *= {0: 0.25, 1: 0.25, 40: 2.0, 100: 4.0}[objects]
     terms = yogo_loss(predictions, targets, LossWeights(**DEFAULT, **options))
     assert float(terms.objectness) == pytest.approx((each * weights).sum(), rel=1e-5)
@@ -273,13 +274,13 @@ def test_weights_by_frequency_keep_the_mean():
 
 
 def test_the_usual_number_of_objects_is_the_mean_of_the_training_images():
-    loss = LossConfig(**DEFAULT, by_fullness=True)
-    assert loss.for_data([30, 10, 0], 8).usual_objects == 5
-    assert LossConfig(**DEFAULT, usual_objects=3.0).for_data([30, 10], 8).usual_objects == 3
+    loss = LossConfig(**DEFAULT, reference_count_from_data=True)
+    assert loss.for_data([30, 10, 0], 8).reference_count == 5
+    assert LossConfig(**DEFAULT, reference_count=3.0).for_data([30, 10], 8).reference_count == 3
     # Evaluations of whatever data are measured alike.
-    assert loss.for_data([30, 10, 0], 8).for_evaluation().usual_objects == 0
-    with pytest.raises(UserError, match=r"loss.by_fullness must be False where"):
-        LossConfig(**DEFAULT, by_fullness=True, usual_objects=3.0)
+    assert loss.for_data([30, 10, 0], 8).for_evaluation().reference_count == 0
+    with pytest.raises(UserError, match=r"loss.reference_count_from_data must be False where"):
+        LossConfig(**DEFAULT, reference_count_from_data=True, reference_count=3.0)
 
 
 @pytest.mark.parametrize("objects", [1, 40])

@@ -19,17 +19,17 @@ from yogo_jax.config.schema import AugmentConfig, LossConfig
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices
-from yogo_jax.training import memory
-from yogo_jax.training.distributed import compile_train_step
-from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.memory import (
+from yogo_jax.training import compilation, memory
+from yogo_jax.training.compilation import (
+    CPU_OPTIONS,
     TooLittleMemoryError,
     bytes_needed,
-    compile_that_fits,
-    free_in_cgroups,
-    free_on_host,
+    compile_train_step,
+    jit_train_step,
 )
+from yogo_jax.training.memory import free_in_cgroups, free_on_host
 from yogo_jax.training.step import make_train_step
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 # What is free --------------------------------------------------------------------------------
@@ -101,16 +101,16 @@ SPEC = ModelSpec(
 )
 
 
-def lowered_of(spec):
-    """The step of a model as `compile_that_fits` asks for it."""
+def step_of(spec):
+    """Of a model: the step by whether it is rematerialised, a state, and shapes of a batch."""
     loss = LossConfig(
         no_object_weight=0.5, iou_weight=5.0, classify_weight=1.0, label_smoothing=0.01
     )
     tx, schedule = optax.sgd(0.1), optax.constant_schedule(0.1)
     state = create_state(spec, tx, seed=0)
 
-    def lowered(rematerialize, batch_size):
-        step = make_train_step(
+    def make(rematerialize):
+        return make_train_step(
             spec,
             tx,
             schedule,
@@ -119,6 +119,8 @@ def lowered_of(spec):
             seed=0,
             rematerialize=rematerialize,
         )
+
+    def shapes_of(batch_size):
         shapes = {
             "image": ((*spec.image_hw, spec.channels), np.uint8),
             "boxes_cxcywh": ((8, 4), np.float32),
@@ -126,40 +128,43 @@ def lowered_of(spec):
             "valid": ((8,), bool),
             "image_valid": ((), bool),
         }
-        batch = {
+        return {
             name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
             for name, (shape, dtype) in shapes.items()
         }
-        wishes = jax.ShapeDtypeStruct((1, 2), bool)
-        return compile_train_step(step, Devices()).lower(state, batch, wishes)
 
-    return lowered
+    return make, state, shapes_of
+
+
+def needed_by(step, batch_size, *, rematerialize):
+    """Bytes that a step of a model takes."""
+    make, state, shapes_of = step
+    jitted = jit_train_step(make(rematerialize), Devices())
+    requests = jax.ShapeDtypeStruct((1, 2), bool)
+    lowered = jitted.lower(state, shapes_of(batch_size), requests)
+    return bytes_needed(lowered.compile(compiler_options=CPU_OPTIONS if rematerialize else None))
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The step by whether it is rematerialised, and how often it was compiled."""
-    lowered = lowered_of(SPEC)
-    needed = {
-        rematerialize: bytes_needed(lowered(rematerialize, BATCH).compile(compiler_options=options))
-        for rematerialize, options in ((False, None), (True, memory.CPU_OPTIONS))
-    }
-    return lowered, needed
+    """The step of a model, and the bytes that it takes by whether it is rematerialised."""
+    step = step_of(SPEC)
+    return step, {each: needed_by(step, BATCH, rematerialize=each) for each in (False, True)}
 
 
 def fitted(compiled, monkeypatch, room, before=None):
     """Bytes of the step that was chosen, whether it computes features twice, and what was said."""
     lines = []
-    monkeypatch.setattr(memory, "bytes_for_step", lambda devices: room)
-    step = compile_that_fits(
-        compiled[0],
+    monkeypatch.setattr(compilation, "bytes_for_step", lambda devices: room)
+    step, rematerialized = compile_train_step(
+        *compiled[0],
         Devices(),
         batch_size=BATCH,
         image_hw=SPEC.image_hw,
-        before=before,
+        rematerialized=before,
         say=lines.append,
     )
-    return bytes_needed(step.function), step.rematerialized, lines
+    return bytes_needed(step), rematerialized, lines
 
 
 def test_a_step_that_fits_is_compiled_as_it_is(compiled, monkeypatch):
@@ -167,6 +172,7 @@ def test_a_step_that_fits_is_compiled_as_it_is(compiled, monkeypatch):
     assert fitted(compiled, monkeypatch, needed[False]) == (needed[False], False, [])
 
 
+@pytest.mark.smoke
 def test_a_step_that_does_not_fit_takes_less(compiled, monkeypatch):
     _, needed = compiled
     # Compiled with few optimizations, as most tests are; as users do it is less than half.
@@ -186,7 +192,7 @@ def test_a_run_stays_with_the_step_it_had(compiled, monkeypatch):
 
 
 def test_a_step_that_does_not_fit_either_way_names_what_does(compiled, monkeypatch):
-    lowered, needed = compiled
+    step, needed = compiled
     room = needed[True] // 2
     with pytest.raises(UserError) as caught:
         fitted(compiled, monkeypatch, room)
@@ -196,10 +202,9 @@ def test_a_step_that_does_not_fit_either_way_names_what_does(compiled, monkeypat
     found = re.search(r"batch_size=(\d+) \(the largest that fits\).*image_hw=(\d+),(\d+)", message)
     batch, *image_hw = map(int, found.groups())
     assert 4 <= batch < BATCH
-    options = memory.CPU_OPTIONS
-    assert bytes_needed(lowered(True, batch).compile(compiler_options=options)) <= room
-    smaller = lowered_of(dataclasses.replace(SPEC, image_hw=tuple(image_hw)))
-    assert bytes_needed(smaller(True, BATCH).compile(compiler_options=options)) <= room
+    assert needed_by(step, batch, rematerialize=True) <= room
+    smaller = step_of(dataclasses.replace(SPEC, image_hw=tuple(image_hw)))
+    assert needed_by(smaller, BATCH, rematerialize=True) <= room
 
 
 def test_memory_for_no_image_at_all(compiled, monkeypatch):
@@ -227,7 +232,7 @@ def test_a_run_that_computes_features_twice_learns_the_same(tmp_path, monkeypatc
     definition = write_dataset(tmp_path / "data", images=8)
     plain = train_and_evaluate(tiny_config(definition), tmp_path / "plain")
     room = iter([0])
-    monkeypatch.setattr(memory, "bytes_for_step", lambda devices: next(room, 2**40))
+    monkeypatch.setattr(compilation, "bytes_for_step", lambda devices: next(room, 2**40))
     twice = train_and_evaluate(tiny_config(definition), tmp_path / "twice")
     assert "computes some features twice" in (tmp_path / "twice" / "train.log").read_text()
     assert twice["test_loss"] == pytest.approx(plain["test_loss"], rel=1e-4)
@@ -240,7 +245,7 @@ def test_a_run_that_computes_features_twice_learns_the_same(tmp_path, monkeypatc
 def test_a_validation_that_is_made_up_for_keeps_what_the_checkpoint_says(tmp_path, monkeypatch):
     config = tiny_config(write_dataset(tmp_path / "data", images=8), train__epochs=1)
     room = iter([0])
-    monkeypatch.setattr(memory, "bytes_for_step", lambda devices: next(room, 2**40))
+    monkeypatch.setattr(compilation, "bytes_for_step", lambda devices: next(room, 2**40))
     train_and_evaluate(config, tmp_path / "run")
     folder = find_checkpoint(tmp_path / "run")
     # As a run that was stopped in its last validation leaves it.

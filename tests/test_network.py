@@ -7,13 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bridge.converted import to_variables
 from bridge.torch_archive import read_torch_archive
-from bridge.weights import to_variables
 from parity import RECORDED_NAMES, load, parity_file
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone, get_backbone
 from yogo_jax.detector.decode import decode
-from yogo_jax.detector.initialization import Initialization
-from yogo_jax.detector.network import BatchNorm, YogoNetwork, init_variables, train_outputs
+from yogo_jax.detector.network import (
+    BatchNorm,
+    Initialization,
+    YogoNetwork,
+    init_variables,
+    train_outputs,
+)
 from yogo_jax.errors import UserError
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from yogo_jax.training.setup import prepare_spec
 
 from bridge.frames import frames_of_definition
 from bridge.quantize import quantization_strips
 from drawn_models import make_spec, write_random_checkpoint
 from runs import tiny_config
 from tiny_data import write_dataset
-from yogo_jax import calibrate, evaluate
+from yogo_jax import calibrate
 from yogo_jax import inspect_data as inspect
 from yogo_jax.checkpoint.run_data import prepare_data
 from yogo_jax.checkpoint.store import read_metadata, rewrite_metadata
@@ -27,8 +28,8 @@ from yogo_jax.data.source import RecordSource
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
+from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.training.resume import find_start
-from yogo_jax.training.setup import prepare_spec
 
 
 ORIENTATION = 0x0112
@@ -186,7 +187,7 @@ def test_evaluations_of_turned_and_upright_files_are_the_same(tmp_path, capsys):
             turn_files(definition)
         output = tmp_path / f"results of {name}"
         flags = ["--definition", str(definition), "--output", str(output), "--split", "train"]
-        evaluate.main([str(checkpoint), *flags, "--pictures", "1", "--obj-thresh", "0.4"])
+        evaluate_command([str(checkpoint), *flags, "--pictures", "1", "--obj-thresh", "0.4"])
         said = capsys.readouterr().out
         assert ("2 images have an orientation (EXIF or TIFF tag), by which" in said) == (
             name == "sideways"

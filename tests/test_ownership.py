@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from runs import ROOT, run_command
-from yogo_jax import evaluate, infer
+from yogo_jax import infer
 from yogo_jax import inspect_data as inspect
 from yogo_jax.errors import UserError
+from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.ownership import OWNER, make_new_folder, own_folder
 
 
@@ -184,15 +185,15 @@ def test_commands_refuse_a_folder_that_another_writes_to(tmp_path, capsys):
 
     folder = str(tmp_path / "out")
     commands = {
-        evaluate: ["run", "--output", folder],
-        inspect: ["x.yml", "--output", folder],
-        infer: ["model.xml", "--images", str(tmp_path), "--output", folder],
-        to_openvino: ["run", "--output", folder],
+        evaluate_command: ["run", "--output", folder],
+        inspect.main: ["x.yml", "--output", folder],
+        infer.main: ["model.xml", "--images", str(tmp_path), "--output", folder],
+        to_openvino.main: ["run", "--output", folder],
     }
     with own_folder(tmp_path / "out", "--output"):
-        for module, arguments in commands.items():
+        for main, arguments in commands.items():
             with pytest.raises(SystemExit) as stopped:
-                module.main(arguments)
+                main(arguments)
             assert stopped.value.code == 2
             assert f"--output {folder} is in use by process" in capsys.readouterr().err
 

@@ -19,7 +19,8 @@ from mounts import mounted
 from runs import environment
 from yogo_jax.data import pack
 from yogo_jax.data.images import read_image
-from yogo_jax.data.pack import CannotPackError, PackedImages, find_pack, make_pack
+from yogo_jax.data.pack import CannotPackError, find_pack, make_pack
+from yogo_jax.data.source import PackedImages
 from yogo_jax.errors import UserError
 
 

@@ -20,10 +20,9 @@ from yogo_jax.checkpoint.store import (
     read_metadata,
 )
 from yogo_jax.metrics import evaluator
-from yogo_jax.training import loop
-from yogo_jax.training import trainer as run
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training import trainer
 from yogo_jax.training.stopping import SIGNALS, Stop, Stopped, exit_when_stopped
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 def test_a_signal_raises_where_nothing_is_at_stake_and_else_waits():
@@ -36,20 +35,20 @@ def test_a_signal_raises_where_nothing_is_at_stake_and_else_waits():
 
     stop = Stop()
     stop.check()
-    with stop.held():
-        with stop.held():
+    with stop.defer_stop():
+        with stop.defer_stop():
             stop.request("SIGUSR1")
         stop.request("SIGTERM")
         assert stop.reason == "SIGUSR1"
-        with pytest.raises(Stopped, match="SIGUSR1"), stop.released():
+        with pytest.raises(Stopped, match="SIGUSR1"), stop.allow_stop():
             raise AssertionError("what was noted comes first")
         stop.check(lambda own: not own)
     with pytest.raises(Stopped, match="SIGUSR1"):
         stop.check()
 
     stop = Stop()
-    with stop.held():
-        with pytest.raises(Stopped, match="SIGTERM"), stop.released():
+    with stop.defer_stop():
+        with pytest.raises(Stopped, match="SIGTERM"), stop.allow_stop():
             stop.request("SIGTERM")
         with pytest.raises(Stopped, match="another process"):
             Stop().check(lambda own: True)
@@ -59,7 +58,7 @@ def test_what_raised_unheard_stops_before_anything_is_at_stake():
     stop = Stop()
     with pytest.raises(Stopped):
         stop.request("SIGTERM")
-    with pytest.raises(Stopped, match="SIGTERM"), stop.held():
+    with pytest.raises(Stopped, match="SIGTERM"), stop.defer_stop():
         raise AssertionError("it goes on")
 
 
@@ -68,8 +67,8 @@ def test_another_thread_only_notes_it():
     with ThreadPoolExecutor(1) as pool:
         # It would raise here what it raised there.
         pool.submit(stop.request, "nobody reads its output").result()
-    assert stop.noted
-    with pytest.raises(Stopped, match="nobody reads its output"), stop.held():
+    assert stop.is_requested
+    with pytest.raises(Stopped, match="nobody reads its output"), stop.defer_stop():
         raise AssertionError("it goes on")
 
 
@@ -83,18 +82,17 @@ def compiled():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 
 with exit_when_stopped() as stop:
-    stop.ends_all = True
-    call = stop.at_once_in_first_call(lambda function: function())
-    with stop.held():
+    with stop.defer_stop():
         if sys.argv[1] == "before":
             print("waiting", flush=True)
             signal.raise_signal(signal.SIGTERM)
-        call(compiled)
+        with stop.end_at_once():
+            compiled()
 """
 
 
 @pytest.mark.parametrize("when", ["before", "in it"])
-def test_a_signal_ends_the_first_call_although_it_is_in_compiled_code(when):
+def test_a_signal_ends_the_process_although_it_is_in_compiled_code(when):
     process = subprocess.Popen(
         [sys.executable, "-c", WAITS, when],
         stdout=subprocess.PIPE,
@@ -109,15 +107,14 @@ def test_a_signal_ends_the_first_call_although_it_is_in_compiled_code(when):
     assert said == "stopped (SIGTERM): the same command goes on (exit status 75)\n"
 
 
-def test_later_calls_wait():
+def test_a_request_without_a_signal_waits():
     stop = Stop()
-    stop.ends_all = True
-    call = stop.at_once_in_first_call(lambda: stop.request("SIGTERM"))
-    with stop.held():
-        # Not sent as a signal, so that the first call does not end this process.
-        call()
-        call()
-        assert stop.noted
+    with stop.defer_stop():
+        with stop.end_at_once():
+            stop.request("SIGTERM")
+        assert stop.is_requested
+        with pytest.raises(Stopped, match="SIGTERM"), stop.end_at_once():
+            raise AssertionError("it would wait for compiled code")
 
 
 def test_the_budget_of_hours(monkeypatch):
@@ -199,10 +196,10 @@ class Moments:
 
     def __init__(self, monkeypatch):
         self._stop, self._moment = Stop(), ""
-        self._before(monkeypatch, run.Meter, "add", "stepping")
-        self._before(monkeypatch, run.CheckpointStore, "save", "saving")
-        self._before(monkeypatch, run, "write_test", "testing")
-        self._before(monkeypatch, loop, "initial_state", "starting")
+        self._before(monkeypatch, trainer.Meter, "add", "stepping")
+        self._before(monkeypatch, trainer.CheckpointStore, "save", "saving")
+        self._before(monkeypatch, trainer, "write_test", "testing")
+        self._before(monkeypatch, trainer, "initial_state", "starting")
         real = evaluator.open_batches
 
         @contextmanager

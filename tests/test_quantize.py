@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from bridge.frames import Strips, verification_frames
-from bridge.half_precision import outputs_and_ranges
 from bridge.quiet_openvino import ov
+from bridge.verify import outputs_and_ranges
 from drawn_models import make_spec, write_random_checkpoint
 from exports import refused_export, run_export
 from yogo_jax.checkpoint.store import restore_variables

@@ -22,7 +22,7 @@ from yogo_jax.reports.evaluation_page import Subject, write_results
 from yogo_jax.reports.history import History
 from yogo_jax.reports.pictures import remove_pictures_of
 from yogo_jax.reports.runs import differing_fields, names_of, read_run
-from yogo_jax.training.loop import train_and_evaluate
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 NAMES = ("healthy", "ring", "trophozoite", "schizont", "gametocyte", "wbc", "<misc> & other dirt")
@@ -42,7 +42,7 @@ def subject_of(class_names, image_hw=(64, 96), history=None):
 
 
 def write(folder, images, class_names, **options):
-    evaluation = evaluation_of(images, class_names, (64, 96))
+    evaluation = evaluation_of(images, class_names)
     subject = subject_of(class_names, **options)
     return write_results(folder, evaluation, subject, checkpoint=folder, step=7, pictures=2)
 
@@ -150,7 +150,7 @@ def test_a_report_in_a_browser(evaluated, width, dark):
 def test_metrics_of_a_test_hold_all_that_was_there_and_more(evaluated):
     folder, images, metrics = evaluated
     assert json.loads((folder / "metrics.json").read_text()) == metrics
-    before = evaluation_of(images, NAMES, (64, 96)).metrics
+    before = evaluation_of(images, NAMES).metrics
     for key in before.keys() - {"loss"}:
         assert metrics[key] == before[key]
     assert metrics["test_loss"] == before["loss"]
@@ -172,9 +172,9 @@ A = (0.1, 0.1, 0.4, 0.4)
         pytest.param([], [], ("cell",), ["There is no true box", "nothing to calibrate"], id="no"),
         pytest.param([], [A], ("cell",), ["nothing to calibrate"], id="nothing found"),
         pytest.param([A], [], ("cell", "ring"), ["There is no true box"], id="false alarm"),
-        pytest.param([A], [A], ("cell", "ring"), ["without a line: 1ring."], id="one class found"),
+        pytest.param([A], [A], ("cell", "ring"), ["have no line: 1ring."], id="one class found"),
         pytest.param([A], [A], ("cell",), ["No intervals"], id="one box, one class"),
-        pytest.param([A], [A], NAMES * 2, ["the 10 classes with the most"], id="many classes"),
+        pytest.param([A], [A], NAMES * 2, ["the 10 most frequent classes"], id="many classes"),
     ],
 )
 def test_a_report_of_next_to_nothing(tmp_path, predicted, labels, class_names, texts):
@@ -271,7 +271,7 @@ def test_before_the_first_epoch_is_over_the_axis_counts_steps(unfinished, tmp_pa
     (workdir / "metrics.jsonl").write_text("\n".join(records) + "\n")
     young = read_run(workdir, "young")
     assert young.state == "unfinished: step 2 of epoch 1 of 8"
-    output = report.report(report.make_parser().parse_args([str(workdir)]))
+    output = report.report([workdir])
     assert ">step</text>" in output.read_text()
     assert ">epoch</text>" not in output.read_text()
 
@@ -322,7 +322,7 @@ def test_each_point_of_a_loss_curve_is_the_mean_of_equally_many_steps(steps, siz
     assert means[-1, 0] == steps - (size - 1) / 2
     assert (np.diff(means[:, 0]) > 0).all()
     (figure,) = history.history_figures([History("run", records)])
-    said = f"Loss of the training images (each point: the mean of {size} steps)."
+    said = f"Loss of the training images (each point is the mean of {size} steps)."
     assert figure.caption == (said if size > 1 else "Loss of the training images.")
 
 
@@ -360,14 +360,14 @@ def test_captions_say_which_checkpoint_is_tested(keep_best, validation, map50):
         assert captions[3] == "mAP50-95 of the validation images."
         return
     tested = " The checkpoint with the lowest loss is tested." if keep_best == ["loss"] else ""
-    assert captions[0] == f"Loss: of the training images, and of the validation images.{tested}"
+    assert captions[0] == f"Loss of the training images and of the validation images.{tested}"
     assert captions[2] == f"Mean average precision of the validation images.{map50 or ''}"
 
 
 def test_runs_of_different_length_say_how_their_losses_are_averaged():
     runs = [History("short", logged()), History("long", logged(epochs=100))]
     caption = history.history_figures(runs)[0].caption
-    assert caption == "Training loss (each point: the mean of so many steps: short 1, long 2)."
+    assert caption == "Training loss (each point is the mean of several steps: short 1, long 2)."
 
 
 def test_names_and_differences(tmp_path):
@@ -422,7 +422,7 @@ def test_a_run_that_goes_on_after_its_test_shows_no_test(run, tmp_path):
     kept = [line for line in lines if json.loads(line)["kind"] != "test"]
     (longer / "metrics.jsonl").write_text("\n".join(kept) + "\n")
     assert read_run(longer, "longer").test is None
-    output = report.report(report.make_parser().parse_args([str(longer)]))
+    output = report.report([longer])
     assert "Report of the test" not in output.read_text()
 
 

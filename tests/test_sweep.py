@@ -18,13 +18,10 @@ from yogo_jax.sweeping import trial as trials
 from yogo_jax.sweeping.page import pareto_front
 from yogo_jax.sweeping.results import read_results
 from yogo_jax.sweeping.study import load_study
-from yogo_jax.training.memory import TooLittleMemoryError
+from yogo_jax.training.compilation import TooLittleMemoryError
 from yogo_jax.training.stopping import Stopped
 from yogo_jax.training.tracking import NotFiniteError, read_metrics
 
-
-# ml_collections reads config files by a deprecated call.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 CONFIG = """\
 from configs import sweep
@@ -216,7 +213,7 @@ def test_one_does_not_wait_for_others(tmp_path, monkeypatch):
     _, claim = study.claim_next()
     with claim:
         lines = run_one(study, monkeypatch, None)
-    assert lines == ["nothing to do: others work on the 1 trials that are left"]
+    assert lines == ["nothing to do: other tasks work on the 1 trials that are left"]
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +275,7 @@ def test_the_page_in_a_browser(made_up, width, dark):
         assert page.locator("figure").count() == 5
         assert "worse than <others>" in page.locator("#trials").inner_text()
         assert page.locator("#trials tbody tr").count() == 12
-        page.get_by_text("To train it again").click()
+        page.get_by_text("Command that trains it again").click()
         command = page.locator("#summary pre").inner_text()
         assert f"--config.optim.learning_rate={best.chosen['optim.learning_rate']}" in command
         page.get_by_role("link", name=f"test of trial {best.number}", exact=False).first.click()
@@ -321,10 +318,10 @@ SWEEP += ["--config.data.definition=d.yml"]
         ([*SWEEP, "--trials", "0"], "--trials must be 1 or more, got 0"),
         ([*SWEEP, "--stale-after", "0.5"], "--stale-after must be 1 second or more, got 0.5"),
         ([*SWEEP, "--config.optim.rate=1"], "did you mean"),
-        ([*SWEEP, "--config.sweep.trial=1"], "trials"),
+        ([*SWEEP, "--config.sweep.trial=1"], "did you mean --config.sweep.trials?"),
         ([*SWEEP, "--config.sweep.trials=none"], "sweep.trials"),
         ([*SWEEP, "--study-dir=x"], "study-dir"),
-        ([*SWEEP, "extra"], "unknown arguments ['extra']"),
+        ([*SWEEP, "extra"], "unrecognized arguments: extra"),
         (["report", "nowhere"], "expected the folder of a sweep"),
         (
             [*SWEEP, "--config.optim.learning_rate=1e-3"],
@@ -333,9 +330,10 @@ SWEEP += ["--config.data.definition=d.yml"]
             "all trials, take optim.learning_rate out of the space",
         ),
         ([*SWEEP, "--config.data.image_hw", "64,96"], "(386,516 or 579,774 or 772,1032)"),
-        ([*SWEEP, "--config.sweep.trial=1"], "configs/sweep.py"),
-        ([*SWEEP, "--config.qqqqqqqq=1"], "see configs/sweep.py"),
-        ([*SWEEP, "--config.swep.trials=1"], "did you mean --config.sweep"),
+        ([*SWEEP, "--config.qqqqqqqq=1"], "--config.qqqqqqqq: unknown flag"),
+        ([*SWEEP, "--config.swep.trials=1"], "did you mean --config.sweep.trials?"),
+        ([*SWEEP, "--config.sweep.space.optim.learning_rate.log"], "log: expected one argument"),
+        ([*SWEEP, "--config.sweep.space.optim.learning_rte.log=1,2"], "rning_rate.log?"),
         (["--config", "nowhere.py", "--study", "x"], "cannot be read; try configs/sweep.py"),
         (["--config", "x.yml", "--study", "x"], "expected a Python file as configs/sweep.py"),
     ],

@@ -1,16 +1,16 @@
-"""What stands in slurm/: scripts that refuse early, and W&B's sweep as our training reads it."""
+"""The files in slurm/: scripts that refuse early, and W&B's sweep as our training reads it."""
 
 import os
 import subprocess
 
 import pytest
-from absl import flags
 from ruamel.yaml import YAML
 
 from runs import ROOT
-from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
-from yogo_jax.config.schema import field_names, from_mapping
+from yogo_jax.config.overrides import overrides_in, read_values
+from yogo_jax.config.schema import from_mapping
 from yogo_jax.sweeping.space import read_space
+from yogo_jax.train import make_parser
 
 
 def refusal(script: str, *arguments: str, **environment: str) -> str:
@@ -49,7 +49,7 @@ def wandb_sweep():
 
 
 def training_flags(wandb_sweep: dict, chosen: dict) -> list[str]:
-    """What W&B's agent would give to the training, by W&B's own code."""
+    """The flags that W&B's agent would give to the training, by W&B's own code."""
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     command = utils.create_sweep_command(list(wandb_sweep["command"]))
     values = {name: {"value": value} for name, value in chosen.items()}
@@ -61,7 +61,6 @@ def training_flags(wandb_sweep: dict, chosen: dict) -> list[str]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("end", ["first", "last"])
 def test_training_reads_what_the_agent_of_wandb_writes(wandb_sweep, monkeypatch, end):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
@@ -71,14 +70,11 @@ def test_training_reads_what_the_agent_of_wandb_writes(wandb_sweep, monkeypatch,
         else each["min" if end == "first" else "max"]
         for name, each in wandb_sweep["parameters"].items()
     }
-    argv = ["train", *training_flags(wandb_sweep, chosen)]
+    argv = training_flags(wandb_sweep, chosen)
     assert "--workdir=runs/wandb-17" in argv
-    flag_values = flags.FlagValues()
-    define_config_flag(argv, flag_values)
-    flags.DEFINE_string("workdir", None, "", flag_values=flag_values)
     monkeypatch.chdir(ROOT)
-    assert parse_config_flags(argv, field_names(), flag_values) == ["train"]
-    config = from_mapping(config_values(flag_values)[0])
+    args = make_parser().parse_args(argv)
+    config = from_mapping(read_values(args.config, overrides_in(args)))
     assert config.track.wandb_mode == "online"
     assert config.data.image_hw == ((386, 516) if end == "first" else (772, 1032))
     assert config.optim.learning_rate == (0.0001 if end == "first" else 0.003)

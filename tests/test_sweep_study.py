@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from sweeps import SPACE, finish_with, space_of, states_of, study_in
 from yogo_jax.errors import UserError
 from yogo_jax.ownership import read_claims
+from yogo_jax.sweeping.results import read_results
 from yogo_jax.sweeping.study import MAX_DEATHS, load_study, open_study
 
 
@@ -160,3 +161,41 @@ def test_preemption_does_not_make_a_trial_fail(tmp_path):
             raise SystemExit(75)
     assert states_of(study.optuna) == ["RUNNING"]
     assert len(read_claims(study.workdir(0))) == MAX_DEATHS + 2
+
+
+def test_a_study_from_before_a_field_existed_is_joined(tmp_path):
+    study_in(tmp_path, trials=2)
+    file = tmp_path / "study.json"
+    values = json.loads(file.read_text())
+    del values["config"]["loss"]["class_weight_power"]
+    file.write_text(json.dumps(values))
+    assert load_study(tmp_path, stale_after=60).planned == 2
+    assert study_in(tmp_path, trials=3).planned == 3
+    with pytest.raises(UserError, match=r"study.config.loss.class_weight_power: 0.0 != 0.5"):
+        study_in(tmp_path, loss__class_weight_power=0.5)
+
+
+def test_a_study_with_a_wrong_value_is_named(tmp_path):
+    study_in(tmp_path)
+    file = tmp_path / "study.json"
+    file.write_text(file.read_text().replace('"objective": "mAP50"', '"objective": "speed"'))
+    with pytest.raises(UserError, match=r"study\.json: config\.sweep\.objective must be one of"):
+        load_study(tmp_path, stale_after=60)
+
+
+def test_a_sweep_over_a_field_that_was_renamed_goes_on_under_its_old_name(tmp_path):
+    space = {"loss": {"reference_count": {"uniform": (10.0, 50.0)}}}
+    study = study_in(tmp_path, space=space)
+    drawn = [study.start(number).params["loss.reference_count"] for number in (0, 1)]
+    study.complete(0, 0.5)
+    for file in (tmp_path / "study.json", tmp_path / "journal.log"):
+        text = file.read_text().replace("reference_count_from_data", "by_fullness")
+        file.write_text(text.replace("reference_count", "usual_objects"))
+    again = study_in(tmp_path, space=space)
+    for number, value in enumerate(drawn):
+        trial = again.start(number)
+        assert trial.params == {"loss.usual_objects": value}
+        assert again.space.config_of(trial.params).loss.reference_count == value
+    assert again.start(2).params.keys() == {"loss.usual_objects"}
+    results = read_results(again)
+    assert [each.chosen["loss.reference_count"] for each in results.trials[:2]] == drawn

@@ -4,7 +4,7 @@ import pytest
 
 from runs import tiny_config
 from yogo_jax.files import MAX_NAME_BYTES, whole_file, write_atomically
-from yogo_jax.training.tracking import MetricsLog, Tracker, read_metrics
+from yogo_jax.training.tracking import Tracker, open_metrics, read_metrics
 from yogo_jax.training.wandb import scalars
 
 
@@ -20,9 +20,8 @@ def test_a_continued_log_drops_what_came_after_its_checkpoint(tmp_path):
     path.write_text(
         "".join(json.dumps({"kind": "train", "step": step}) + "\n" for step in range(1, 6)) + '{"st'
     )
-    log = MetricsLog(path, first_step=3)
-    log.write({"kind": "train", "step": 4, "again": True})
-    log.close()
+    with open_metrics(path, first_step=3) as log:
+        log.write(json.dumps({"kind": "train", "step": 4, "again": True}) + "\n")
     assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
     assert read_metrics(path)[-1]["again"]
 

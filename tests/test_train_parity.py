@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from bridge.converted import to_variables
 from bridge.torch_archive import read_torch_archive
-from bridge.weights import to_variables
 from parity import load, parity_file
 from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.config.schema import AugmentConfig, LossConfig, OptimConfig
@@ -44,6 +44,7 @@ def batch_of(recorded: dict[str, np.ndarray], step: int) -> dict[str, jax.Array]
     }
 
 
+@pytest.mark.smoke
 @pytest.mark.optimized
 @pytest.mark.usefixtures("without_dropout")
 def test_twelve_recorded_steps():

@@ -13,8 +13,8 @@ from tiny_data import write_dataset
 from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.errors import UserError
 from yogo_jax.training import wandb as wandb_media
-from yogo_jax.training.loop import train_and_evaluate
 from yogo_jax.training.tracking import Tracker
+from yogo_jax.training.trainer import train_and_evaluate
 from yogo_jax.training.wandb import can_reach
 
 

@@ -13,14 +13,18 @@ from runs import ROOT, run_command
 from yogo_jax.__main__ import COMMANDS, main
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: python -m {COMMANDS[name].module}")
+    assert text.startswith(f"usage: yogo-jax {name}")
     assert max(map(len, text.splitlines())) <= 100
+    with pytest.raises(SystemExit):
+        importlib.import_module(COMMANDS[name].module).main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: python -m {COMMANDS[name].module}")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]], ids=str)
@@ -55,6 +59,12 @@ def test_flags_in_the_examples_of_the_page_exist(capsys):
         (["completion", "fish"], "expected one of bash, zsh, tcsh"),
         (["completion"], "expected one of bash, zsh, tcsh"),
         (["train"], "no config given"),
+        (["evaluate", "--outptu", "x"], "--outptu: did you mean --output?"),
+        (["counts", "estimate", "--farmes", "3"], "--farmes: did you mean --frames?"),
+        (["train", "--config", "base", "--config.seeed=3"], "did you mean --config.seed?"),
+        (["export", "run", "--qwxyz"], "--qwxyz: unknown flag"),
+        (["evaluate"], "required: checkpoint, --output (see yogo-jax evaluate --help)"),
+        (["sweep", "report"], "required: DIR (see yogo-jax sweep report --help)"),
         (["evaluate", "nowhere", "--output", "x", "--batch-size", "0"], "--batch-size must be 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -63,7 +73,10 @@ def test_mistakes(arguments, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
 
 
 def test_the_version(capsys):

@@ -4,53 +4,52 @@ import argparse
 import difflib
 import importlib
 import importlib.metadata
+import itertools
 import sys
 from typing import NamedTuple
 
-from yogo_jax.command import as_command, own_this_process
+from yogo_jax.command import Parser, as_command, called_as, own_this_process
 from yogo_jax.errors import UserError
-from yogo_jax.huge_pages import use_huge_pages
 
 
 class Command(NamedTuple):
-    """One sub-command: the module whose `main` it is, and what it is for."""
+    """One sub-command.
 
+    Attributes:
+      group: title that it stands under in the help.
+      module: whose `main` it is. Those of `bridge` need packages that the others do without, and
+        are imported when they are called.
+      summary: what it is for.
+    """
+
+    group: str
     module: str
     summary: str
 
 
-# In the order of a project's life. Those of `bridge` are known by name only: it is imported when
-# one of them is called, and needs packages that the others do without.
-GROUPS: dict[str, dict[str, Command]] = {
-    "Look at the data": {
-        "inspect": Command(
-            "yogo_jax.inspect_data", "what is in a data set, and what is wrong with it"
-        ),
-        "anchors": Command("yogo_jax.anchors", "mean size of the training boxes"),
-    },
-    "Train and judge": {
-        "train": Command("yogo_jax.train", "train a detector, or continue a run"),
-        "evaluate": Command("yogo_jax.evaluate", "metrics and report of a checkpoint"),
-        "calibrate": Command(
-            "yogo_jax.calibrate", "make class probabilities say how sure they are"
-        ),
-        "report": Command("yogo_jax.report", "a page on one run, or comparing several"),
-        "sweep": Command("yogo_jax.sweep", "search for good settings, with many tasks at once"),
-    },
-    "Detect and count": {
-        "infer": Command("yogo_jax.infer", "find cells in images, zarr stores and videos"),
-        "counts": Command("yogo_jax.counts", "parasitemia with intervals, from what was found"),
-    },
-    "To the instrument, and from the original": {
-        "export": Command("bridge.to_openvino", "a checkpoint as verified ONNX and OpenVINO IR"),
-        "benchmark": Command("bridge.benchmark", "frames/s of exported models, in turn"),
-        "from-torch": Command("bridge.from_torch", "a checkpoint of the original as one of ours"),
-        "from-onnx": Command("bridge.from_onnx", "an exported network of the original as ours"),
-    },
+_DATA, _TRAIN, _COUNT = "Look at the data", "Train and judge", "Detect and count"
+_BRIDGE = "To the instrument, and from the original"
+
+# In the order of a project's life.
+COMMANDS = {
+    "inspect": Command(_DATA, "yogo_jax.inspect_data", "contents and faults of a data set"),
+    "anchors": Command(_DATA, "yogo_jax.anchors", "mean size of the training boxes"),
+    "train": Command(_TRAIN, "yogo_jax.train", "train a detector, or continue a run"),
+    "evaluate": Command(_TRAIN, "yogo_jax.evaluate", "metrics and report of a checkpoint"),
+    "calibrate": Command(_TRAIN, "yogo_jax.calibrate", "make class probabilities right on average"),
+    "report": Command(_TRAIN, "yogo_jax.report", "a page on one run, or comparing several"),
+    "sweep": Command(_TRAIN, "yogo_jax.sweep", "search for good settings, with many tasks at once"),
+    "infer": Command(_COUNT, "yogo_jax.infer", "find cells in images, zarr stores and videos"),
+    "counts": Command(_COUNT, "yogo_jax.counts", "parasitemia with intervals, from found cells"),
+    "export": Command(
+        _BRIDGE, "bridge.to_openvino", "a checkpoint as verified ONNX and OpenVINO IR"
+    ),
+    "benchmark": Command(_BRIDGE, "bridge.benchmark", "frames/s of exported models, in turn"),
+    "from-torch": Command(_BRIDGE, "bridge.from_torch", "a checkpoint of the original as ours"),
+    "from-onnx": Command(
+        _BRIDGE, "bridge.from_onnx", "an exported network of the original as ours"
+    ),
 }
-COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
-# Those that train, as their modules do it when they are run.
-WITH_HUGE_PAGES = ("train", "sweep")
 SHELLS = ("bash", "zsh", "tcsh")
 
 EXAMPLES = """\
@@ -74,9 +73,9 @@ def format_help() -> str:
         "",
         "YOGO, the one-stage detector that counts malaria parasites in real time.",
     ]
-    for title, group in GROUPS.items():
+    for title, names in itertools.groupby(COMMANDS, lambda name: COMMANDS[name].group):
         lines += ["", f"{title}:"]
-        lines += [f"  {name:<15}{command.summary}" for name, command in group.items()]
+        lines += [f"  {name:<15}{COMMANDS[name].summary}" for name in names]
     lines += ["", "Other:", "  completion     completion of these commands, for a shell"]
     lines += ["  --version      the version of yogo_jax", "", EXAMPLES]
     return "\n".join(lines)
@@ -84,7 +83,7 @@ def format_help() -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands with all of their flags in one parser: what completion is made from."""
-    parser = argparse.ArgumentParser(prog="yogo-jax")
+    parser = Parser(prog="yogo-jax")
     commands = parser.add_subparsers(metavar="COMMAND")
     for name, command in COMMANDS.items():
         flags = importlib.import_module(command.module).make_parser()
@@ -122,10 +121,10 @@ def main(argv: list[str] | None = None) -> None:
             nearest = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(COMMANDS)}."
             raise UserError(f"{name!r} is not a command of yogo-jax; {hint} See yogo-jax --help")
-        if argv is None and name in WITH_HUGE_PAGES:
-            use_huge_pages()
-        command = importlib.import_module(COMMANDS[name].module).main
-    command(rest)
+        module = COMMANDS[name].module
+        command = importlib.import_module(module).main
+    with called_as(f"python -m {module}", f"yogo-jax {name}"):
+        command(rest)
 
 
 if __name__ == "__main__":

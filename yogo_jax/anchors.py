@@ -9,7 +9,7 @@ import argparse
 
 import numpy as np
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.errors import UserError
 
@@ -24,6 +24,8 @@ def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
     Raises:
       UserError: the data set cannot be read, or has no training box.
     """
+    if not 0 <= min_box_area < 1:
+        raise UserError(f"--min-box-area must be in [0, 1), got {min_box_area}")
     from yogo_jax.checkpoint.run_data import definition_path
     from yogo_jax.data.definition import load_definition
     from yogo_jax.data.records import mean_anchor
@@ -57,7 +59,7 @@ def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.anchors",
         description="Mean size of the training boxes: what model.anchor=auto would take.",
     )
@@ -71,8 +73,6 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        if not 0 <= args.min_box_area < 1:
-            raise UserError(f"--min-box-area must be in [0, 1), got {args.min_box_area}")
         print(
             describe(
                 args.definition,

@@ -2,10 +2,10 @@
 
     python -m yogo_jax.calibrate CHECKPOINT [--definition FILE.yml] [--precision 0.95]
 
-What is named the most probable class stays; how sure the network says it is becomes true on
-average. Everything that reads the checkpoint then uses the temperature, the export folds it into
-its head. Also prints, by class, the score (objectness times class probability) from which
-detections have a chosen precision.
+The most probable class of each box stays the same; its probability becomes right on average. All
+that reads the checkpoint then uses the temperature, and the export folds it into the head. The
+command also prints, by class, the score (objectness times class probability) from which detections
+have a chosen precision.
 """
 
 if __name__ == "__main__":
@@ -15,10 +15,11 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from yogo_jax.command import as_command
-from yogo_jax.errors import UserError
+from yogo_jax.command import Parser, as_command
+from yogo_jax.errors import UserError, check_at_least
 from yogo_jax.files import path_flag, write_json
 from yogo_jax.startup import start_jax
 
@@ -29,7 +30,7 @@ FEWEST_PAIRS = 50
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.calibrate",
         description="Fits the temperature of a checkpoint's class probabilities on labelled frames "
         "that it was not trained on, and keeps it in the checkpoint.",
@@ -57,28 +58,33 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuses values out of range.
+def calibrate(
+    checkpoint: Path,
+    definition: str | None = None,
+    split: str = "val",
+    *,
+    precision: float = 0.95,
+    batch_size: int = 8,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Fits the temperature, keeps it in the checkpoint, and returns the figures.
+
+    Args:
+      checkpoint: a run's workdir (its best checkpoint) or a checkpoint folder.
+      definition: labelled frames (.yml); None: those of the run.
+      split: "val" or "test".
+      precision: of the thresholds in the figures, in (0, 1].
+      batch_size: images of a step.
+      workers: processes that read images; 0 reads them in threads.
 
     Raises:
-      UserError: naming the flag, its range and what was given.
+      UserError: a value is out of range, checkpoint and data do not fit each other, or too few
+        boxes are found.
     """
-    if not 0 < args.precision <= 1:
-        raise UserError(f"--precision must be in (0, 1], got {args.precision}")
-    for name, least in (("batch_size", 1), ("workers", 0)):
-        value = getattr(args, name)
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
-    if args.output is not None and not args.output.absolute().parent.is_dir():
-        raise UserError(f"--output {args.output}: {args.output.parent} is no folder")
-
-
-def calibrate(args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a calibration, which is kept in the checkpoint.
-
-    Raises:
-      UserError: checkpoint and data do not fit each other, or too few boxes are found.
-    """
+    if not 0 < precision <= 1:
+        raise UserError(f"--precision must be in (0, 1], got {precision}")
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers)
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.checkpoint.run_data import evaluation_data
@@ -88,9 +94,8 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         restore_variables,
         rewrite_metadata,
     )
-    from yogo_jax.data.decoding import lines_on
-    from yogo_jax.data.images import stretch_of
-    from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.data.headers import lines_on, stretch_of
+    from yogo_jax.data.source import padded_box_count
     from yogo_jax.detector.thresholds import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
@@ -103,10 +108,10 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.progress import said_while
 
-    folder = find_checkpoint(args.checkpoint)
+    folder = find_checkpoint(checkpoint)
     metadata = read_metadata(folder)
-    splits = evaluation_data(metadata, args.definition, print)
-    records = getattr(splits, args.split)
+    splits = evaluation_data(metadata, definition, print)
+    records = getattr(splits, split)
     for line in splits.lines():
         print(line)
     model = metadata.model
@@ -116,14 +121,14 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     for line in lines_on(records.image_paths, applied=model.apply_orientation):
         print(line)
     if len(records) == 0:
-        raise UserError(f"the {args.split} split is empty: choose another by --split")
+        raise UserError(f"the {split} split is empty: choose another by --split")
     at = Thresholds()
     evaluator = Evaluator(
         metadata.model,
         loss_weights=metadata.loss_weights(),
-        batch_size=args.batch_size,
-        max_boxes=boxes_to_pad_to([records], 0),
-        workers=args.workers,
+        batch_size=batch_size,
+        max_boxes=padded_box_count([records], 0),
+        workers=workers,
         thresholds=at,
     )
     variables = restore_variables(folder, metadata.model)
@@ -135,7 +140,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     pairs = matched_pairs(images, len(names))
     if len(pairs.class_ids) < FEWEST_PAIRS:
         raise UserError(
-            f"{folder} finds {len(pairs.class_ids)} true boxes of the {args.split} split; a "
+            f"{folder} finds {len(pairs.class_ids)} true boxes of the {split} split; a "
             f"temperature takes {FEWEST_PAIRS}: give more labelled frames by --definition"
         )
     # On top of the one that the checkpoint has, if it was calibrated before.
@@ -145,19 +150,19 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         metadata.model, class_temperature=metadata.model.class_temperature * change
     )
     thresholds = {
-        name: threshold_at_precision(images, class_id, change, args.precision)
+        name: threshold_at_precision(images, class_id, change, precision)
         for class_id, name in enumerate(names)
     }
     rewrite_metadata(folder, dataclasses.replace(metadata, model=spec))
     return {
         "checkpoint": str(folder),
-        "split": args.split,
+        "split": split,
         "images": len(records),
         "matched_boxes": len(pairs.class_ids),
         "class_temperature": spec.class_temperature,
         "calibration_error_before": calibration_error(pairs),
         "calibration_error": calibration_error(after),
-        "precision": args.precision,
+        "precision": precision,
         "measured_at": {"objectness": at.objectness, "iou": at.iou},
         "thresholds": {
             name: None if each is None else each._asdict() for name, each in thresholds.items()
@@ -193,8 +198,16 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        check(args)
-        figures = calibrate(args)
+        if args.output is not None and not args.output.absolute().parent.is_dir():
+            raise UserError(f"--output {args.output}: {args.output.parent} is no folder")
+        figures = calibrate(
+            args.checkpoint,
+            args.definition,
+            args.split,
+            precision=args.precision,
+            batch_size=args.batch_size,
+            workers=args.workers,
+        )
         print(format_calibration(figures))
         if args.output is not None:
             try:

@@ -1,9 +1,11 @@
-"""One command from its start to its end: what it prints, how it is interrupted, its exit status.
+"""One command from its start to its end: its flags, its output, interrupts, its exit status.
 
 Every entry point runs inside `as_command`. A mistake of the user, Ctrl-C and a reader of its output
 that has gone (`infer … | head -1`) end it without a traceback.
 """
 
+import argparse
+import difflib
 import errno
 import functools
 import logging
@@ -14,11 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
-from yogo_jax.errors import exit_on_user_error
+from yogo_jax.errors import EXIT_USER_ERROR, exit_on_user_error
 from yogo_jax.startup import spare_libraries_the_home
 
 
@@ -27,6 +29,79 @@ EXIT_OUTPUT_CLOSED = 128 + signal.SIGPIPE
 # A second SIGINT within this time comes from the same Ctrl-C: `timeout` and others send it to the
 # process and to its group.
 _ONE_CTRL_C_S = 0.5
+
+
+# The name of the running command, and the other name that the user called it by.
+_called: tuple[str, str] | None = None
+
+
+@contextmanager
+def called_as(name: str, by: str) -> Iterator[None]:
+    """Within the block, help and errors of the command `name` call it as the user did.
+
+    Args:
+      name: as "python -m yogo_jax.train".
+      by: as "yogo-jax train".
+    """
+    global _called
+    before, _called = _called, (name, by)
+    try:
+        yield
+    finally:
+        _called = before
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of a command. A mistake in them is one line, which names the flag that may be meant."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        for part in ("prog", "epilog"):
+            if _called is not None and options.get(part):
+                options[part] = options[part].replace(*_called)
+        super().__init__(*args, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with the message in one line and exit status 2."""
+        self.exit(EXIT_USER_ERROR, f"error: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of argparse; but unknown flags are refused, and that before missing ones."""
+        arguments = sys.argv[1:] if args is None else list(args)
+        if self._subparsers is None:
+            for flag in self._flags_among(arguments):
+                self._check_known(flag)
+        return super().parse_known_args(arguments, namespace)
+
+    @staticmethod
+    def _flags_among(arguments: list[str]) -> list[str]:
+        ahead = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        return [each.partition("=")[0] for each in ahead if each.startswith("--")]
+
+    def _check_known(self, flag: str) -> None:
+        actions = self._option_string_actions
+        if flag in actions or (
+            self.allow_abbrev and any(each.startswith(flag) for each in actions)
+        ):
+            return
+        nearest = difflib.get_close_matches(flag, list(actions), n=1, cutoff=0.7)
+        self.error(f"{flag}: {f'did you mean {nearest[0]}?' if nearest else 'unknown flag'}")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Adds `-q`, for commands that print their progress."""
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print results and errors, no progress"
+    )
+
+
+@contextmanager
+def quietly(quiet: bool) -> Iterator[None]:
+    """Drops what the block prints on standard output, if `quiet`."""
+    if not quiet:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 class OutputClosed(BaseException):

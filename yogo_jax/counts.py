@@ -1,4 +1,4 @@
-"""Counts that can be believed: `python -m yogo_jax.counts estimate|matrix|compensation|coverage`.
+"""Counts with intervals: `python -m yogo_jax.counts estimate|matrix|compensation|coverage`.
 
 Corrects counts of a run by what a validation says of the network, gives parasitemia with intervals,
 and writes the files that the instrument's count corrector reads.
@@ -11,16 +11,18 @@ if __name__ == "__main__":
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.counting.flags import (
     add_compensation,
     add_coverage,
     add_estimate,
     add_matrix,
 )
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, check_fractions, flag_of
 
 
 EXAMPLES = """\
@@ -46,7 +48,7 @@ docs/counts.md derives every number. `COMMAND --help` lists the flags of each.
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.counts",
         description="Counts, parasitemia and parasites per uL with 95 % intervals.",
         epilog=EXAMPLES,
@@ -60,77 +62,76 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
+def check(command: str, given: Mapping[str, Any]) -> None:
     """Refuses values out of range, and flags that would do nothing.
+
+    Args:
+      command: its name.
+      given: values of its flags, by name.
 
     Raises:
       UserError: naming the flag, what was expected and what was given.
     """
-    for name in ("obj_thresh", "min_class_confidence_threshold"):
-        value = getattr(args, name, None)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{_flag(name)} must be in [0, 1], got {value}")
+    confidences = ("obj_thresh", "min_class_confidence_threshold")
+    check_fractions(**{name: given.get(name) for name in confidences})
     for name in ("frames", "samples", "cells", "red_cells_per_ul", "validation_times"):
-        _check_positive(name, getattr(args, name, None))
-    for value in getattr(args, "limit_cells", None) or ():
+        _check_positive(name, given.get(name))
+    for value in given.get("limit_cells") or ():
         _check_positive("limit_cells", value)
-    for value in getattr(args, "parasites", ()):
+    for value in given.get("parasites", ()):
         if not 0 <= value < math.inf:
             raise UserError(f"--parasites must be 0 or more, got {value}")
-    model = getattr(args, "model", None)
+    model = given.get("model")
     if model is not None and (not model.strip() or Path(model).name != model):
         raise UserError(f"--model must be a name that a file can have, without folders: {model!r}")
-    if getattr(args, "assume_right", None) and not args.validation:
+    if given.get("assume_right") and not given["validation"]:
         raise UserError("--assume-right completes a validation: give --validation as well")
-    if args.command == "estimate":
-        _check_estimate(args)
+    if command == "estimate":
+        _check_estimate(given)
 
 
-def _check_estimate(args: argparse.Namespace) -> None:
-    is_array = args.counts.suffix.lower() == ".npy"
-    if args.compensation and args.min_class_confidence_threshold is None:
+def _check_estimate(given: Mapping[str, Any]) -> None:
+    counts, confidence = given["counts"], given["min_class_confidence_threshold"]
+    if given["compensation"] and confidence is None:
         raise UserError(
             "--compensation has a row for each class confidence: say which the counts are of by "
             "--min-class-confidence-threshold"
         )
-    if not is_array:
+    if counts.suffix.lower() != ".npy":
         for name in ("obj_thresh", "class_names"):
-            if getattr(args, name) is not None:
+            if given[name] is not None:
                 raise UserError(
-                    f"{_flag(name)} is for the array of a run (.npy); {args.counts} has been "
-                    "counted already"
+                    f"{flag_of(name)} is for the array of a run (.npy); {counts} has been counted "
+                    "already"
                 )
-        if args.min_class_confidence_threshold is not None and not args.compensation:
+        if confidence is not None and not given["compensation"]:
             raise UserError(
-                f"--min-class-confidence-threshold does nothing here: {args.counts} has been "
-                "counted already, and there is no --compensation"
+                f"--min-class-confidence-threshold does nothing here: {counts} has been counted "
+                "already, and there is no --compensation"
             )
     for name, needed, why in (
         ("frames", "validation", "subtracts boxes on nothing, at the rate of a validation"),
         ("line", "compensation", "says what the line of a compensation file is"),
     ):
-        if getattr(args, name) and not getattr(args, needed):
-            raise UserError(f"{_flag(name)} {why}: give {_flag(needed)} as well")
+        if given[name] and not given[needed]:
+            raise UserError(f"{flag_of(name)} {why}: give {flag_of(needed)} as well")
 
 
 def _check_positive(name: str, value: float | None) -> None:
     if value is not None and not 0 < value < math.inf:
-        raise UserError(f"{_flag(name)} must be above 0, got {value}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        raise UserError(f"{flag_of(name)} must be above 0, got {value}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
-        args = make_parser().parse_args(argv)
-        check(args)
+        given = vars(make_parser().parse_args(argv))
+        command = given.pop("command")
+        check(command, given)
         # Imported late: a mistake in a flag is told without waiting for SciPy.
         from yogo_jax.counting import commands
 
-        getattr(commands, args.command)(args)
+        getattr(commands, command)(**given)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from yogo_jax.command import as_command
-from yogo_jax.errors import UserError
-from yogo_jax.files import path_flag
+from yogo_jax.command import Parser, add_quiet, as_command
+from yogo_jax.errors import UserError, check_at_least, check_fractions
+from yogo_jax.files import given_path, path_flag
 from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
 
@@ -27,9 +29,12 @@ if TYPE_CHECKING:
     from yogo_jax.reports.history import History
 
 
+SPLITS = ("train", "val", "test")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.evaluate",
         description="COCO mean AP and counting metrics of a checkpoint on one split of a data set.",
     )
@@ -41,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--definition", help="data set definition (.yml); default: the one it was trained on")
     add("--output", type=path_flag, required=True, help="folder for what it writes")
-    add("--split", choices=("train", "val", "test"), default="test", help="default: %(default)s")
+    add("--split", choices=SPLITS, default="test", help="default: %(default)s")
     add(
         "--image-hw",
         type=int,
@@ -77,114 +82,142 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="least scores by class, as `yogo_jax.calibrate --output` writes them",
     )
+    add_quiet(parser)
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuses values out of range.
+def evaluate(
+    model: Any,
+    definition: str | Path | None = None,
+    split: str = "test",
+    *,
+    output: str | Path | None = None,
+    objectness: float = 0.5,
+    iou: float = 0.5,
+    min_class_confidence: float = 0.0,
+    min_scores: str | Path | Sequence[float] = (),
+    image_hw: Sequence[int] | None = None,
+    apply_orientation: bool | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    pictures: int = 8,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Metrics of a checkpoint on one split of a data set.
+
+    Args:
+      model: a run's workdir (its best checkpoint), a checkpoint folder, or what has one of them as
+        its `path`, as runs and loaded models.
+      definition: data set definition (.yml); None: the one that it was trained on.
+      split: "train", "val" or "test".
+      output: folder for metrics.json, report.html and pictures/; None writes nothing.
+      objectness: a box with more of it counts, in [0, 1].
+      iou: IoU above which a worse box is suppressed, in [0, 1].
+      min_class_confidence: probability that the best class of a box must exceed, if above 0.
+      min_scores: least scores by class, or the file that `calibrate` writes; empty: none.
+      image_hw: (height, width) of the frames in px; None: the size trained on.
+      apply_orientation: turn images as their EXIF or TIFF tag says; None: as the run did.
+      batch_size: images a device takes at a time.
+      workers: processes that read images; 0 reads them in threads.
+      pictures: frames to draw, with `output`.
+      say: takes lines on the progress; None says nothing.
+
+    Returns:
+      The metrics, as metrics.json holds them.
 
     Raises:
-      UserError: naming the flag, its range and what was given.
+      UserError: a value is out of range, checkpoint and data do not fit each other, or either
+        cannot be read.
     """
-    for name in ("obj_thresh", "iou_thresh", "min_class_confidence_threshold"):
-        value = getattr(args, name)
-        if not 0 <= value <= 1:
-            raise UserError(f"--{name.replace('_', '-')} must be in [0, 1], got {value}")
-    for name, least in (("batch_size", 1), ("workers", 0), ("pictures", 0)):
-        value = getattr(args, name)
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
-
-
-def evaluate(args: argparse.Namespace) -> dict:
-    """Metrics of a checkpoint on one split, written to `args.output` and printed.
-
-    Raises:
-      UserError: checkpoint and data do not fit each other, or either cannot be read.
-    """
+    check_fractions(
+        obj_thresh=objectness, iou_thresh=iou, min_class_confidence_threshold=min_class_confidence
+    )
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers, pictures=pictures)
+    if split not in SPLITS:
+        raise UserError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.checkpoint.run_data import evaluation_data
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
-    from yogo_jax.data.decoding import lines_on
-    from yogo_jax.data.images import stretch_of
-    from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.data.headers import lines_on, stretch_of
+    from yogo_jax.data.source import padded_box_count
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.detector.thresholds import Thresholds, read_min_scores
-    from yogo_jax.files import make_folder
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.parallel import Devices
     from yogo_jax.progress import said_while
     from yogo_jax.reports.evaluation_page import Subject, write_results
-    from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
 
-    make_folder(args.output, "--output")
-    folder = find_checkpoint(args.checkpoint)
-    metadata = read_metadata(folder)
-    with said_while("reading the data set"):
-        splits = evaluation_data(metadata, args.definition, print)
-    records = getattr(splits, args.split)
-    for line in splits.lines():
-        print(line)
-    if len(records) == 0:
-        raise UserError(f"the {args.split} split is empty: choose another by --split")
-    spec = served_spec(metadata.model, image_hw=tuple(args.image_hw) if args.image_hw else None)
-    if args.apply_orientation is not None:
-        spec = dataclasses.replace(spec, apply_orientation=args.apply_orientation)
-    turned = spec.apply_orientation
-    if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
-        print(stretch)
-    for line in lines_on(records.image_paths, applied=turned):
-        print(line)
-    devices = Devices()
-    print(f"{folder} on {devices}")
-    thresholds = Thresholds(args.obj_thresh, args.iou_thresh, args.min_class_confidence_threshold)
-    thresholds = thresholds._replace(
-        min_scores=read_min_scores(args.score_thresholds, spec.class_names, thresholds, print)
-    )
-    evaluator = Evaluator(
-        spec,
-        loss_weights=metadata.loss_weights(),
-        batch_size=args.batch_size,
-        max_boxes=boxes_to_pad_to([records], 0),
-        workers=args.workers,
-        thresholds=thresholds,
-        devices=devices,
-    )
-    variables = restore_variables(folder, metadata.model)
-    history = _history_of(folder, metadata.keep_best)
-    definition = args.definition or metadata.data_settings().definition
-    subject = Subject(
-        title=f"Evaluation of {folder.name if history is None else history.name}",
-        subtitle=f"{folder}, {len(records)} images of the {args.split} split of {definition}",
-        spec=spec,
-        thresholds=thresholds,
-        config=metadata.config,
-        history=history,
-    )
-    with said_while(f"evaluating {len(records)} images"):
-        evaluation = evaluator.run(variables, records, keep_images=True)
-    with said_while("writing the report"):
-        metrics = write_results(
-            args.output,
-            evaluation,
-            subject,
-            checkpoint=folder,
-            step=metadata.step,
-            pictures=args.pictures,
+    silent = say is None
+    tell = say or _ignore
+    folder = None if output is None else given_path(str(output))
+    with nullcontext() if folder is None else own_folder(folder, "--output"):
+        checkpoint = find_checkpoint(given_path(str(getattr(model, "path", model))))
+        metadata = read_metadata(checkpoint)
+        given = None if definition is None else str(definition)
+        with said_while("reading the data set", silent=silent):
+            splits = evaluation_data(metadata, given, tell)
+        records = getattr(splits, split)
+        for line in splits.lines():
+            tell(line)
+        if len(records) == 0:
+            raise UserError(f"the {split} split is empty: choose another by --split")
+        spec = served_spec(
+            metadata.model, image_hw=(image_hw[0], image_hw[1]) if image_hw else None
         )
-    print(format_metrics(metrics))
-    if (advice := advice_on_nothing_found(metrics)) is not None:
-        print(advice)
-    print(
-        f"{args.split} split of {len(records)} images; written {args.output / 'metrics.json'} and "
-        f"{args.output / 'report.html'}"
-    )
-    return metrics
+        if apply_orientation is not None:
+            spec = dataclasses.replace(spec, apply_orientation=apply_orientation)
+        turned = spec.apply_orientation
+        if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
+            tell(str(stretch))
+        for line in lines_on(records.image_paths, applied=turned):
+            tell(line)
+        devices = Devices()
+        tell(f"{checkpoint} on {devices}")
+        thresholds = Thresholds(objectness, iou, min_class_confidence)
+        if isinstance(min_scores, str | Path):
+            min_scores = read_min_scores(Path(min_scores), spec.class_names, thresholds, tell)
+        thresholds = thresholds._replace(min_scores=tuple(min_scores))
+        evaluator = Evaluator(
+            spec,
+            loss_weights=metadata.loss_weights(),
+            batch_size=batch_size,
+            max_boxes=padded_box_count([records], 0),
+            workers=workers,
+            thresholds=thresholds,
+            devices=devices,
+        )
+        variables = restore_variables(checkpoint, metadata.model)
+        with said_while(f"evaluating {len(records)} images", silent=silent):
+            evaluation = evaluator.run(variables, records, keep_images=True)
+        history = _history_of(checkpoint, metadata.keep_best)
+        data = given or metadata.data_settings().definition
+        subject = Subject(
+            title=f"Evaluation of {checkpoint.name if history is None else history.name}",
+            subtitle=f"{checkpoint}, {len(records)} images of the {split} split of {data}",
+            spec=spec,
+            thresholds=thresholds,
+            config=metadata.config,
+            history=history,
+        )
+        with said_while("writing the report", silent=silent):
+            return write_results(
+                folder,
+                evaluation,
+                subject,
+                checkpoint=checkpoint,
+                step=metadata.step,
+                pictures=pictures,
+            )
+
+
+def _ignore(line: str) -> None:
+    del line
 
 
 def _history_of(checkpoint: Path, keep_best: str) -> "History | None":
-    """What the run logged that the checkpoint lies in, if it lies in one."""
+    """The log of the run that a checkpoint lies in; None if it lies in none."""
     from yogo_jax.checkpoint.metrics_file import read_metrics
     from yogo_jax.reports.history import History
 
@@ -199,9 +232,31 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        check(args)
-        with own_folder(args.output, "--output"):
-            evaluate(args)
+        metrics = evaluate(
+            args.checkpoint,
+            args.definition,
+            args.split,
+            output=args.output,
+            objectness=args.obj_thresh,
+            iou=args.iou_thresh,
+            min_class_confidence=args.min_class_confidence_threshold,
+            min_scores=args.score_thresholds or (),
+            image_hw=args.image_hw,
+            apply_orientation=args.apply_orientation,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            pictures=args.pictures,
+            say=None if args.quiet else print,
+        )
+        from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
+
+        print(format_metrics(metrics))
+        if (advice := advice_on_nothing_found(metrics)) is not None:
+            print(advice)
+        print(
+            f"{args.split} split of {metrics['images']} images; written "
+            f"{args.output / 'metrics.json'} and {args.output / 'report.html'}"
+        )
 
 
 if __name__ == "__main__":

@@ -145,6 +145,23 @@ def _temporary_name(name: str) -> str:
     return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.tmp"
 
 
+def read_json(path: Path) -> Any:
+    """Returns the values of a JSON file.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if path.is_dir():
+        names = ("metrics.json", "counts.json")
+        inside = [str(path / name) for name in names if (path / name).is_file()]
+        hint = f"; did you mean {inside[0]}?" if inside else ""
+        raise UserError(f"{path}: is a folder, expected a JSON file{hint}")
+    try:
+        return json.loads(read_given_text(path))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes plain values as readable JSON, atomically."""
     write_atomically(path, json.dumps(values, indent=2) + "\n")

@@ -1,9 +1,9 @@
-"""Shows what runs have logged, also while they train.
+"""Shows the log of runs, also while they train.
 
     python -m yogo_jax.report RUN [RUN ...]
 
-Writes one HTML page: training curves of all runs in the same figures, their metrics, and the fields
-in which their configs differ.
+Writes one HTML page: the training curves of all runs in the same figures, their metrics, and the
+fields in which their configs differ.
 """
 
 if __name__ == "__main__":
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.report",
         description="One HTML page of what runs have logged so far: curves, metrics, configs.",
     )
@@ -43,20 +43,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="the page; default: report.html in the workdir, of several runs in this folder",
     )
     return parser
-
-
-def check(args: argparse.Namespace) -> None:
-    """Refuses runs given twice, and a place for the page that is a folder.
-
-    Raises:
-      UserError: naming what is wrong.
-    """
-    places = [run.resolve() for run in args.runs]
-    twice = [str(run) for run in args.runs if places.count(run.resolve()) > 1]
-    if twice:
-        raise UserError(f"{twice[0]} is given twice: give each run once")
-    if args.output is not None and args.output.is_dir():
-        raise UserError(f"--output {args.output} is a folder: give the name of a file, as X.html")
 
 
 def sections_of(runs: "Sequence[LoggedRun]", folder: Path) -> "list[Section]":
@@ -156,45 +142,55 @@ def _test_table(runs: "Sequence[LoggedRun]") -> "Table | None":
     return Table(header, rows, "Metrics of the best checkpoints on the test images.")
 
 
-def report(args: argparse.Namespace) -> Path:
-    """Writes the page and returns where.
+def report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes the page and returns its path.
+
+    Args:
+      workdirs: of runs, finished or not.
+      output: the page; None: report.html in the workdir, of several runs in the current folder.
 
     Raises:
-      UserError: a run cannot be read, none has logged anything, or the page not be written.
+      UserError: a run is given twice or cannot be read, none has logged anything, or the page
+        cannot be written.
     """
-    # Imported late: a mistake in a flag is told without waiting for JAX.
+    places = [run.resolve() for run in workdirs]
+    twice = [str(run) for run in workdirs if places.count(run.resolve()) > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is given twice: give each run once")
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output} is a folder: give the name of a file, as X.html")
+    # Imported late: a mistake in a flag is told at once.
     from yogo_jax.files import write_atomically
     from yogo_jax.reports.pages import render_page
     from yogo_jax.reports.runs import NOTHING_LOGGED, names_of, read_run
 
-    names = names_of(args.runs)
-    runs = [read_run(workdir, name) for workdir, name in zip(args.runs, names, strict=True)]
+    names = names_of(workdirs)
+    runs = [read_run(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
     if not any(run.history.last_step for run in runs):
         raise UserError(
-            f"{', '.join(map(str, args.runs))}: {NOTHING_LOGGED} in metrics.jsonl; ask again after "
+            f"{', '.join(map(str, workdirs))}: {NOTHING_LOGGED} in metrics.jsonl; ask again after "
             "the first steps"
         )
     alone = len(runs) == 1
-    output: Path = args.output or (runs[0].workdir if alone else Path()) / "report.html"
+    path = output or (runs[0].workdir if alone else Path()) / "report.html"
     title = f"Run {names[0]}" if alone else f"{len(runs)} runs"
     subtitle = runs[0].state if alone else ", ".join(names)
-    html = render_page(title, subtitle, sections_of(runs, output.parent))
+    html = render_page(title, subtitle, sections_of(runs, path.parent))
     try:
-        write_atomically(output, html)
+        write_atomically(path, html)
     except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
+        raise UserError(f"--output {path}: cannot be written ({error.strerror})") from error
     for run in runs:
         print(f"{run.history.name}: {run.state}")
-    print(f"written {output}")
-    return output
+    print(f"written {path}")
+    return path
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        check(args)
-        report(args)
+        report(args.runs, args.output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What commands do before they import the parts that compute."""
+"""The start of a command: places for caches, and JAX set up before other modules import it."""
 
 import functools
-import gc
 import getpass
 import hashlib
 import logging
@@ -97,19 +96,12 @@ def spare_libraries_the_home() -> None:
         os.environ["LOGNAME"] = f"user{os.getuid()}"
 
 
-# Objects made, and not freed, before Python looks for garbage that refers to itself. Importing JAX
-# and tracing a step make some hundred thousand that all stay: looking through them every 700
-# objects, as Python 3.11 does, takes a twentieth of a start (docs/performance.md).
-OBJECTS_BETWEEN_COLLECTIONS = 50_000
-
-
 def start_jax() -> None:
     """Imports JAX and sets it up; to be called before other modules import it.
 
-    Garbage is collected less often, compilations are kept, and what libraries say of their progress
-    is left out: warnings of JAX remain, of Orbax and Grain errors alone.
+    Compilations are kept, and what libraries say of their progress is left out: warnings of JAX
+    remain, of Orbax and Grain errors alone.
     """
-    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     # Orbax and Grain report every file at lower levels.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.WARNING)

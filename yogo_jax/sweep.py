@@ -15,32 +15,33 @@ if __name__ == "__main__":
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
+from yogo_jax.config.fields import Field, fields_of
+from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.overrides import add_config_flags, literal, overrides_in, read_values
+from yogo_jax.config.schema import Config
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
-from yogo_jax.huge_pages import use_huge_pages
 from yogo_jax.ownership import STALE_AFTER_S
 from yogo_jax.startup import start_jax
+from yogo_jax.sweeping.space import KINDS, SearchSpace, SweepConfig, as_text, read_space
 from yogo_jax.training.stopping import Stop, exit_when_stopped
 
 
-if TYPE_CHECKING:
-    from yogo_jax.sweeping.space import SearchSpace
-
 EXAMPLE = "configs/sweep.py"
 EPILOG = """\
---config.FIELD=VALUE sets what all trials share (configs/base.py), and --config.sweep.FIELD=VALUE
-the search itself (configs/sweep.py). docs/sweeps.md has the rest.
+--config.FIELD=VALUE sets a field for all trials, --config.sweep.FIELD=VALUE a field of the search,
+--config.sweep.space.FIELD.KIND=VALUES a range of the search space. docs/sweeps.md has the rest.
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of a task."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.sweep",
         usage="%(prog)s --config FILE.py --study DIR [FLAGS] [--config.FIELD=VALUE ...]\n"
         "       %(prog)s report DIR",
@@ -64,14 +65,26 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         default=STALE_AFTER_S,
         metavar="SECONDS",
-        help="a trial without a sign of life for so long is taken up again; default: %(default)s",
+        help="a trial without a sign of life for this time is taken up again; default: %(default)s",
     )
+    add_config_flags(parser, sweep_fields())
+    for name in (
+        f"config.sweep.space.{field}.{kind}" for field in fields_of(Config) for kind in KINDS
+    ):
+        parser.add_argument(
+            f"--{name}", type=literal, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     return parser
+
+
+def sweep_fields() -> dict[str, Field]:
+    """The fields of the group `sweep`, by dotted name."""
+    return fields_of(SweepConfig, "sweep.")
 
 
 def make_report_parser() -> argparse.ArgumentParser:
     """The flags of the report."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.sweep report",
         description="What a sweep has found so far: a table here, and a page.",
     )
@@ -82,34 +95,15 @@ def make_report_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuses what is missing or out of range.
-
-    Raises:
-      UserError: naming the flag.
-    """
-    if args.study is None:
-        raise UserError("no study given: add --study DIR, a folder for the sweep")
-    if args.config is None:
-        raise UserError(f"no config given: add --config {EXAMPLE}")
-    if args.trials is not None and args.trials < 1:
-        raise UserError(f"--trials must be 1 or more, got {args.trials}")
-    if args.stale_after < 1:
-        raise UserError(f"--stale-after must be 1 second or more, got {args.stale_after:g}")
-
-
-def check_overrides(overrides: Sequence[str], space: "SearchSpace") -> None:
+def check_overrides(overrides: Mapping[str, Any], space: SearchSpace) -> None:
     """Refuses a flag for a field that every trial chooses anew: it would change nothing.
 
     Raises:
       UserError: naming the field and the range that it is chosen from.
     """
-    from yogo_jax.sweeping.space import as_text
-
-    given = {each.lstrip("-").partition("=")[0] for each in overrides}
     for parameter in space.parameters:
         field = parameter.field
-        if {f"config.{field}", f"noconfig.{field}"} & given:
+        if field in with_current_names(overrides):
             values = " or ".join(map(as_text, parameter.values))
             if parameter.kind != "choice":
                 values = f"{as_text(parameter.values[0])} to {as_text(parameter.values[1])}"
@@ -120,71 +114,58 @@ def check_overrides(overrides: Sequence[str], space: "SearchSpace") -> None:
             )
 
 
-def sweep(args: argparse.Namespace, overrides: list[str], stop: Stop) -> None:
+def sweep(
+    space: SearchSpace, study: Path, stop: Stop, *, stale_after: float, one: bool = False
+) -> None:
     """Works on trials until the sweep is complete, or on one.
 
     Args:
-      args: from `make_parser`.
-      overrides: flags `--config.FIELD=VALUE`.
+      space: the sweep.
+      study: its folder, the same for all tasks.
+      stop: asks the task to stop.
+      stale_after: seconds without a sign of life after which a trial is taken up again.
+      one: work on one trial.
 
     Raises:
-      UserError: config, study or data cannot be used.
+      UserError: study or data cannot be used.
     """
-    # Imported late: a mistake in a flag is told without waiting for JAX.
-    from absl import flags
-
-    from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
-    from yogo_jax.config.schema import field_names
-    from yogo_jax.sweeping.space import read_space
-
-    flag_values = flags.FlagValues()
-    argv = ["sweep", f"--config={args.config}", *overrides]
-    define_config_flag(argv, flag_values)
-    unknown = parse_config_flags(
-        argv, field_names(), flag_values, extra_group="sweep", example=EXAMPLE
-    )[1:]
-    if unknown:
-        raise UserError(f"unknown arguments {unknown}: fields are set by --config.FIELD=VALUE")
-    values, _ = config_values(flag_values, example=EXAMPLE)
-    if args.trials is not None and "sweep" in values:
-        values["sweep"]["trials"] = args.trials
-    space = read_space(values)
-    check_overrides(overrides, space)
-
-    with stop.at_once():
+    with stop.end_at_once():
         start_jax()
+        # Imported late: a mistake in a flag is told without waiting for JAX.
         from yogo_jax.sweeping.study import open_study
         from yogo_jax.sweeping.trial import check_data, run_task
 
-    # Grain's worker processes take over absl's flags, which must have been parsed for it.
-    flags.FLAGS.mark_as_parsed()
     check_data(space)
-    study = open_study(args.study, space, stale_after=args.stale_after)
-    run_task(study, one=args.one, say=functools.partial(print, flush=True), stop=stop)
+    opened = open_study(study, space, stale_after=stale_after)
+    run_task(opened, one=one, say=functools.partial(print, flush=True), stop=stop)
 
 
-def report(args: argparse.Namespace) -> Path:
-    """Prints a table of the trials, writes the page, and returns where.
+def report(study: Path, output: Path | None = None) -> Path:
+    """Prints a table of the trials, writes the page, and returns its path.
+
+    Args:
+      study: folder of the sweep.
+      output: the page; None writes report.html into the study.
 
     Raises:
       UserError: the folder holds no sweep, or the page cannot be written.
     """
-    if args.output is not None and args.output.is_dir():
-        raise UserError(f"--output {args.output} is a folder: give the name of a file, as X.html")
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output} is a folder: give the name of a file, as X.html")
     from yogo_jax.files import write_atomically
     from yogo_jax.sweeping.page import sweep_page
     from yogo_jax.sweeping.results import format_trials, read_results
     from yogo_jax.sweeping.study import load_study
 
-    results = read_results(load_study(args.study, stale_after=STALE_AFTER_S))
-    output: Path = args.output or args.study / "report.html"
+    results = read_results(load_study(study, stale_after=STALE_AFTER_S))
+    page = output or study / "report.html"
     try:
-        write_atomically(output, sweep_page(results, output.parent))
+        write_atomically(page, sweep_page(results, page.parent))
     except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
+        raise UserError(f"--output {page}: cannot be written ({error.strerror})") from error
     print(format_trials(results))
-    print(f"written {output}")
-    return output
+    print(f"written {page}")
+    return page
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,16 +173,28 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["report"]:
         with as_command():
-            report(make_report_parser().parse_args(arguments[1:]))
+            args = make_report_parser().parse_args(arguments[1:])
+            report(args.study, args.output)
         return
     with as_command():
-        # The fields of the config are left to absl.
-        args, overrides = make_parser().parse_known_args(arguments)
-        check(args)
+        args = make_parser().parse_args(arguments)
+        if args.study is None:
+            raise UserError("no study given: add --study DIR, a folder for the sweep")
+        if args.config is None:
+            raise UserError(f"no config given: add --config {EXAMPLE}")
+        if args.trials is not None and args.trials < 1:
+            raise UserError(f"--trials must be 1 or more, got {args.trials}")
+        if args.stale_after < 1:
+            raise UserError(f"--stale-after must be 1 second or more, got {args.stale_after:g}")
     with exit_when_stopped() as stop:
-        sweep(args, overrides, stop)
+        overrides = overrides_in(args)
+        values = read_values(args.config, overrides, more_fields=sweep_fields(), example=EXAMPLE)
+        if args.trials is not None and "sweep" in values:
+            values["sweep"]["trials"] = args.trials
+        space = read_space(values)
+        check_overrides(overrides, space)
+        sweep(space, args.study, stop, stale_after=args.stale_after, one=args.one)
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     main()

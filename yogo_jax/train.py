@@ -1,7 +1,7 @@
 """Trains a detector: `python -m yogo_jax.train --config configs/strong.py [--config.FIELD=VALUE]`.
 
-Continues by itself what the workdir holds, see `train.resume` in configs/base.py. Ctrl-C, SIGTERM,
-SIGUSR1 and `train.max_hours` stop it: it saves, and exits with status 75.
+Continues by itself what the workdir holds (`train.resume`). Ctrl-C, SIGTERM, SIGUSR1 and
+`train.max_hours` stop it: it saves, and exits with status 75.
 """
 
 if __name__ == "__main__":
@@ -10,23 +10,26 @@ if __name__ == "__main__":
     own_this_process()
 
 import argparse
-import functools
-import sys
+import importlib
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from absl import app, flags
-
-from yogo_jax.command import as_command
-from yogo_jax.config.overrides import config_values, define_config_flag, parse_config_flags
-from yogo_jax.config.schema import field_names, field_types, from_mapping
+from yogo_jax.command import Parser, add_quiet, as_command, quietly
+from yogo_jax.config.overrides import (
+    add_config_flags,
+    find_config,
+    known_configs,
+    overrides_in,
+    read_values,
+)
+from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.errors import UserError, exit_on_user_error
-from yogo_jax.files import given_path
-from yogo_jax.huge_pages import use_huge_pages
+from yogo_jax.files import given_path, path_flag
 from yogo_jax.ownership import make_new_folder, own_folder
 from yogo_jax.startup import start_jax
-from yogo_jax.training.stopping import Stop, exit_when_stopped
+from yogo_jax.training.stopping import Stop, Stopped, exit_when_stopped
 
 
 EXAMPLES = """\
@@ -39,113 +42,184 @@ The same command with the same --workdir continues a run that was stopped.
 """
 
 
-# In the order of `distributed.Coordinates`.
-PROCESS_FLAGS = ("coordinator", "num-processes", "process-id")
+class Run(NamedTuple):
+    """A run that is trained and tested.
+
+    Attributes:
+      workdir: its folder.
+      metrics: of its best checkpoint on the test split, as in test/metrics.json; empty without a
+        test split.
+      checkpoint: folder of its best checkpoint.
+    """
+
+    workdir: Path
+    metrics: dict[str, Any]
+    checkpoint: Path
+
+    @property
+    def path(self) -> Path:
+        """The workdir, as loaded models call the place they come from."""
+        return self.workdir
+
+    def load(self) -> Any:
+        """The model of the best checkpoint, as `yogo_jax.load` gives it."""
+        return importlib.import_module("yogo_jax").load(self.workdir)
+
+
+def train(
+    config: Config | str | Path,
+    workdir: str | Path,
+    *,
+    stop: Stop | None = None,
+    is_new: bool = False,
+) -> Run:
+    """Trains, or continues what the workdir holds, and tests the best checkpoint.
+
+    Args:
+      config: the run, or the file or name of a config.
+      workdir: folder for config.json, checkpoints/, metrics.jsonl, train.log and test/.
+      stop: asks the run to stop early; it saves first.
+      is_new: the workdir was made just now, for this run.
+
+    Returns:
+      The run.
+
+    Raises:
+      UserError: data or config cannot be used, the workdir holds another run or is in use, or the
+        loss is no longer finite.
+      Stopped: it was asked to stop; the same call continues.
+    """
+    start_jax()
+    import jax
+
+    from yogo_jax.checkpoint.store import find_checkpoint
+    from yogo_jax.training.trainer import train_and_evaluate
+
+    checked = config if isinstance(config, Config) else Config.from_file(config)
+    folder = given_path(str(workdir))
+    # Of several processes the first one writes.
+    first = jax.process_index() == 0
+    with own_folder(folder, "--workdir", is_new=is_new) if first else nullcontext():
+        metrics = train_and_evaluate(checked, folder, stop=stop)
+    return Run(folder, metrics, find_checkpoint(folder))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags of the command, for its help and for completion; they are parsed by absl."""
-    parser = argparse.ArgumentParser(
+    """The flags of the command."""
+    parser = Parser(
         prog="python -m yogo_jax.train",
         usage="%(prog)s --config FILE.py [--workdir DIR] [--config.FIELD=VALUE ...]",
         description="Trains a detector, and tests its best checkpoint.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", metavar="FILE.py", help="the run: configs/strong.py, base.py or a variant"
+        "--config",
+        metavar="FILE.py",
+        help=f"a config file, or one of {', '.join(known_configs())}",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="where it goes; else runs/CONFIG-TIME")
+    parser.add_argument(
+        "--workdir", type=path_flag, metavar="DIR", help="folder of the run; else runs/CONFIG-TIME"
+    )
+    add_quiet(parser)
     processes = parser.add_argument_group(
         "a run in several processes", "where SLURM does not start them; all three, to each of them"
     )
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    processes.add_argument("--num-processes", metavar="N", type=int, help="how many there are")
-    processes.add_argument("--process-id", metavar="I", type=int, help="which this is, from 0")
-    fields = parser.add_argument_group(
-        "fields of the config", "as --config.FIELD=VALUE; configs/base.py explains each"
+    processes.add_argument("--num-processes", metavar="N", type=int, help="number of processes")
+    processes.add_argument(
+        "--process-id", metavar="I", type=int, help="number of this process, from 0"
     )
-    for name, kind in field_types().items():
-        fields.add_argument(f"--config.{name}", metavar=kind.upper())
+    add_config_flags(parser)
     return parser
 
 
-def _define_flags(argv: list[str]) -> None:
-    define_config_flag(argv, flags.FLAGS)
-    flags.DEFINE_string(
-        "workdir", None, "Where checkpoints and metrics go; else runs/CONFIG-TIME, printed."
-    )
-    coordinator, *numbers = PROCESS_FLAGS
-    flags.DEFINE_string(coordinator, None, "HOST:PORT of process 0.")
-    for name in numbers:
-        flags.DEFINE_integer(name, None, "See --help.")
+def train_as_process(
+    config: Config,
+    workdir: Path | None,
+    name: str,
+    *,
+    coordinates: tuple[str | None, int | None, int | None],
+    stop: Stop,
+) -> Run:
+    """Trains in this process, which may be one of several of the run.
+
+    Args:
+      config: the run.
+      workdir: its folder; None makes one of the name and the time.
+      name: of the config.
+      coordinates: of `parallel.Coordinates`.
+      stop: asks the run to stop early.
+
+    Raises:
+      UserError: see `train`.
+      Stopped: it was asked to stop.
+    """
+    with stop.end_at_once():
+        start_jax()
+        # Imported late: a mistake in a flag is told without waiting for JAX.
+        from yogo_jax.parallel import (
+            Coordinates,
+            are_several,
+            join_processes,
+            leave_at_once_on_error,
+        )
+
+    given = Coordinates(*coordinates)
+    several = are_several(given)
+    # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
+    stop.with_others = several
+    stop.may_end_at_once = not several or given == Coordinates(None, None, None)
+    if several:
+        with stop.end_at_once():
+            join_processes(given)
+    # JAX has taken SIGTERM for itself, which only takes notes of it.
+    stop.listen()
+    # One of several processes must not leave by itself: the others would wait for it.
+    deferred = stop.defer_stop() if several else nullcontext()
+    with deferred, leave_at_once_on_error(Stopped), exit_on_user_error():
+        folder = workdir or _new_workdir(name)
+        return train(config, folder, stop=stop, is_new=workdir is None)
 
 
-def _run(argv: list[str], stop: Stop) -> None:
-    with exit_on_user_error():
-        if len(argv) > 1:
-            raise UserError(f"unknown arguments {argv[1:]}: fields are set by --config.FIELD=VALUE")
-        values, name = config_values(flags.FLAGS)
-        config = from_mapping(values)
-        with stop.at_once():
-            start_jax()
-            # Imported late: a mistake in a flag is told without waiting for JAX.
-            import jax
-
-            from yogo_jax.training.distributed import (
-                Coordinates,
-                are_several,
-                join_processes,
-                leave_at_once_on_error,
-            )
-            from yogo_jax.training.loop import train_and_evaluate
-
-        given = Coordinates(*(flags.FLAGS[name].value for name in PROCESS_FLAGS))
-        several = are_several(given)
-        # SLURM sends signals to all processes of a run; by hand one of them may get it alone.
-        stop.with_others = several
-        stop.ends_all = not several or given == Coordinates(None, None, None)
-        if several:
-            with stop.at_once():
-                join_processes(given)
-        # JAX has taken SIGTERM for itself, which only takes notes of it.
-        stop.listen()
-        # One of several processes must not leave by itself: the others would wait for it.
-        held = stop.held() if several else nullcontext()
-        with held, leave_at_once_on_error(), exit_on_user_error():
-            workdir, is_new = _find_workdir(name)
-            # Of several processes the first one writes.
-            first = jax.process_index() == 0
-            owned = own_folder(workdir, "--workdir", is_new=is_new) if first else nullcontext()
-            with owned:
-                train_and_evaluate(config, workdir, stop=stop)
-
-
-def _find_workdir(name: str) -> tuple[Path, bool]:
-    """The workdir, the same in all processes of a run, and whether it was made just now."""
-    if flags.FLAGS.workdir:
-        return given_path(flags.FLAGS.workdir), False
+def _new_workdir(name: str) -> Path:
+    """A new folder below runs/, the same in all processes of a run."""
     from yogo_jax.parallel import Devices
 
     devices = Devices()
     default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     made = [make_new_folder(default)] if devices.first else []
-    return devices.gather(made)[0], True
+    return devices.gather(made)[0]
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        with as_command():
-            make_parser().parse_args(["--help"])
+    with as_command():
+        args = make_parser().parse_args(argv)
+        if args.config is None:
+            first, *others = known_configs()
+            raise UserError(
+                f"no config given: add --config configs/{first}.py, or another of "
+                f"{', '.join(others)}"
+            )
     with exit_when_stopped() as stop:
-        command = [sys.argv[0], *arguments]
-        _define_flags(command)
-        rest = parse_config_flags(command, field_names(), flags.FLAGS)
-        app.run(functools.partial(_run, stop=stop), argv=rest, flags_parser=lambda args: args)
+        config = from_mapping(read_values(args.config, overrides_in(args)))
+        name = Path(find_config(args.config).partition(":")[0]).stem
+        with quietly(args.quiet):
+            run = train_as_process(
+                config,
+                args.workdir,
+                name,
+                coordinates=(args.coordinator, args.num_processes, args.process_id),
+                stop=stop,
+            )
+        if args.quiet and run.metrics:
+            from yogo_jax.reports.tables import format_metrics
+
+            print(format_metrics(run.metrics))
+            print(f"workdir {run.workdir}")
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     main()

@@ -197,7 +197,7 @@ def test_step_against_pytorch():
 def test_mean_ap_of_frames_with_2000_true_boxes(seed):
     hw, names = (772, 1032), ("healthy", "ring", "wbc")
     images = crowded_images(seed, images=1, labels=2000, predictions=2000)
-    mean_ap = MeanAveragePrecision(names, hw)
+    mean_ap = MeanAveragePrecision(names)
     for image in images:
         mean_ap.update(*image)
     found = mean_ap.compute()

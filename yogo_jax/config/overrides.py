@@ -1,25 +1,28 @@
-"""A config from the command line: a Python file with `get_config()`, and overrides of its fields.
+"""A config from the command line: `--config FILE.py`, and `--config.FIELD=VALUE` for its fields."""
 
-`--config FILE.py --config.FIELD=VALUE …`, read by absl and ml_collections, whose errors come out as
-user errors that name the flag.
-"""
-
-import difflib
+import argparse
+import ast
+import functools
 import importlib.util
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from absl import flags
-from ml_collections import config_flags
-
+from yogo_jax.config.fields import Field, fields_of, flat, hint_for, with_fields
+from yogo_jax.config.old_names import RENAMED, with_current_names
+from yogo_jax.config.schema import Config
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
 
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
 # The configs that come with the package lie beside it, in a checkout and where it is installed.
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 EXAMPLE = "configs/base.py"
 
 
@@ -66,100 +69,161 @@ def find_config(given: str, example: str = EXAMPLE) -> str:
     )
 
 
-def _with_found_config(argv: Sequence[str], example: str) -> list[str]:
-    """The arguments, with the path of the config file in place of a name."""
-    found = list(argv)
-    for index, argument in enumerate(argv):
-        name, is_attached, value = argument.partition("=")
-        if name not in ("-config", "--config") or index == 0:
-            continue
-        if is_attached:
-            found[index] = f"{name}={find_config(value, example)}"
-        elif index + 1 < len(argv):
-            found[index + 1] = find_config(argv[index + 1], example)
-    return found
-
-
-def define_config_flag(argv: list[str], flag_values: flags.FlagValues) -> None:
-    """Adds `--config`, and with it the overrides of its fields that are among the arguments."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "The run, for example configs/base.py.",
-        lock_config=True,
-        flag_values=flag_values,
-        sys_argv=argv,
-    )
-
-
-def parse_config_flags(
-    argv: list[str],
-    known_fields: Sequence[str],
-    flag_values: flags.FlagValues,
+def read_values(
+    given: str,
+    overrides: Mapping[str, Any] | None = None,
     *,
-    extra_group: str | None = None,
+    more_fields: Mapping[str, Field] | None = None,
+    say: Callable[[str], None] = print,
     example: str = EXAMPLE,
-) -> list[str]:
-    """Parses the flags; returns what is none, the name of the command first.
+) -> dict[str, Any]:
+    """Nested plain values of a config file, with some fields set to other values.
 
     Args:
-      argv: the name of the command, then its arguments.
-      known_fields: dotted names that `--config.` may be followed by.
-      flag_values: with the config flag and whatever else the command has.
-      extra_group: a group of the file beside those of a run, whose fields only the file knows.
-      example: a file that explains the fields, for messages.
+      given: a path or a name, see `find_config`.
+      overrides: values by dotted name.
+      more_fields: fields that the file may have beside those of a run, by dotted name.
+      say: takes a line for each field that is given by an old name.
+      example: a file that can be read, for messages.
 
     Raises:
-      UserError: a flag is unknown or its value unfit, or the config file fails.
+      UserError: the file cannot be read or is no config, or an override is of no field.
     """
-    names = [arg.lstrip("-").split("=")[0] for arg in argv[1:] if arg.startswith("-")]
-    if "config" not in names:
-        raise UserError(
-            f"no config given: add --config {example}, or another of {', '.join(known_configs())}"
+    overrides = with_current_names(overrides or {}, say)
+    known = {**fields_of(Config), **(more_fields or {})}
+    for name in overrides:
+        # Ranges of a search space are known by the file alone.
+        if name not in known and not name.startswith("sweep.space."):
+            raise UserError(f"config.{name} is not a field of a config; {hint_for(name, known)}")
+    path, colon, argument = find_config(given, example).partition(":")
+    config = _config_of(Path(path), [argument] if colon else [], example)
+    present = flat(config.to_dict())
+    with config.unlocked(), config.ignore_type():
+        # References from field to field follow the overrides.
+        config.update_from_flattened_dict(
+            {name: value for name, value in overrides.items() if name in present}
         )
-    argv = _with_found_config(argv, example)
-    for name in names:
-        field = name.removeprefix("config.")
-        if field == name or field.split(".")[0] == extra_group:
-            continue
-        if field not in known_fields:
-            known = [*known_fields, *([] if extra_group is None else [extra_group])]
-            nearest = difflib.get_close_matches(name, [f"config.{each}" for each in known], n=1)
-            hint = f"did you mean --{nearest[0]}?" if nearest else f"see {example}"
-            raise UserError(f"--{name} is not a field of a config; {hint}")
-    try:
-        return flag_values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{error} (fields and their values: {example})") from error
-    except Exception as error:
-        # Parsing runs the config file, which may fail in any way.
-        raise UserError(_not_a_config(error, example)) from error
+    return with_fields(with_current_names(config.to_dict(), say), overrides)
 
 
-def _not_a_config(error: Exception, example: str) -> str:
-    return (
-        "--config: expected a Python file whose get_config() returns a ConfigDict, as "
-        f"{example}; found {type(error).__name__}: {error}"
-    )
-
-
-def config_values(
-    flag_values: flags.FlagValues, *, example: str = EXAMPLE
-) -> tuple[dict[str, Any], str]:
-    """Nested plain values of the parsed config, and the name of its file without `.py`.
-
-    Args:
-      flag_values: parsed by `parse_config_flags`.
-      example: a file that can be read, for messages.
+def _config_of(path: Path, arguments: list[str], example: str) -> "ConfigDict":
+    """The result of `get_config` of a file.
 
     Raises:
       UserError: the file cannot be read, or is no config.
     """
-    path = config_flags.get_config_filename(flag_values["config"])
+    from ml_collections import ConfigDict
+
+    spec = importlib.util.spec_from_file_location("yogo_jax_config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    expected = f"expected a Python file whose get_config() returns a ConfigDict, as {example}"
     try:
-        values = flag_values.config.to_dict()
+        spec.loader.exec_module(module)
+        config = module.get_config(*arguments)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read; try {example}") from error
     except Exception as error:
-        raise UserError(_not_a_config(error, example)) from error
-    return values, Path(path).stem
+        # The file may fail in any way.
+        raise UserError(
+            f"--config {path}: {expected}; found {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(config, ConfigDict | Mapping):
+        raise UserError(f"--config {path}: {expected}; found {config!r}")
+    return config if isinstance(config, ConfigDict) else ConfigDict(config)
+
+
+def add_config_flags(
+    parser: argparse.ArgumentParser, more_fields: Mapping[str, Field] | None = None
+) -> None:
+    """Adds `--config.FIELD=VALUE` for each field; `overrides_in` reads what was given."""
+    group = parser.add_argument_group("fields of the config", "as --config.FIELD=VALUE")
+    known = {**fields_of(Config), **(more_fields or {})}
+    hidden = {old: known[new]._replace(meaning="") for old, new in RENAMED.items()}
+    for name, field in {**known, **hidden}.items():
+        options: dict[str, Any] = {"nargs": "?", "const": True} if field.kind is bool else {}
+        group.add_argument(
+            f"--config.{name}",
+            type=functools.partial(_value_flag, field.kind),
+            default=argparse.SUPPRESS,
+            metavar=_metavar(field.kind),
+            help=describe(field) if field.meaning else argparse.SUPPRESS,
+            **options,
+        )
+        if field.kind is bool:
+            group.add_argument(
+                f"--noconfig.{name}",
+                dest=f"config.{name}",
+                action="store_false",
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
+
+
+def overrides_in(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields that were given by flags of `add_config_flags`, by dotted name."""
+    return {
+        name.removeprefix("config."): value
+        for name, value in vars(args).items()
+        if name.startswith("config.")
+    }
+
+
+def describe(field: Field) -> str:
+    """The meaning of a field and its range, as argparse takes it."""
+    ranges = [f"Must be {rule.expected}." for rule in field.rules]
+    return " ".join([field.meaning, *ranges]).replace("%", "%%")
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return "A,B,…" if Ellipsis in typing.get_args(kind) else "A,B"
+    if typing.get_origin(kind) is Literal:
+        return "{" + ",".join(typing.get_args(kind)) + "}"
+    return {str: "TEXT", bool: "BOOL"}.get(kind, kind.__name__.upper())
+
+
+def _value_flag(kind: Any, text: str) -> Any:
+    """`parsed` for argparse."""
+    try:
+        return parsed(kind, text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {_in_words(kind)}, got {text!r}") from None
+
+
+def _in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"{_in_words(typing.get_args(kind)[0])}, or several with commas between them"
+    words = {int: "a whole number", float: "a number", bool: "True or False"}
+    return words.get(kind, "text")
+
+
+def parsed(kind: Any, text: str) -> Any:
+    """The value that a text of the command line means; ranges are not checked.
+
+    Args:
+      kind: of the field. Of a tuple, values stand between commas, with or without brackets.
+      text: the value.
+
+    Raises:
+      ValueError: it is none of that kind.
+    """
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        parts = text.strip().strip("()[]").split(",")
+        return tuple(parsed(inner, part.strip(" \"'")) for part in parts if part.strip())
+    if kind is bool:
+        known = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+        if text.lower() not in known:
+            raise ValueError(text)
+        return known[text.lower()]
+    return kind(text) if kind in (int, float) else text
+
+
+def literal(text: str) -> Any:
+    """A Python value, or words with commas between them."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return tuple(part.strip() for part in text.split(","))

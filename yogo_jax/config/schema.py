@@ -1,8 +1,7 @@
-"""The schema of a config: what every field is, which values it may take, and what to do if not.
+"""The config of a run: every field with its type, its range and its meaning.
 
-`configs/base.py` holds the values and explains them; here stand types and ranges, those of loss,
-optimizer and augmentation in `recipe.py`. A `ConfigDict` passes `from_mapping` once, at the entry
-point; everything behind it sees these dataclasses.
+`configs/*.py` hold values, `yogo-jax train --help` lists the fields. A `ConfigDict` passes
+`from_mapping` once, at the entry point; everything behind it sees these dataclasses.
 
 A field that came later has a default, with which nothing changes: runs and config files from before
 go on as they were.
@@ -12,47 +11,203 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from yogo_jax.config.validation import build, require
+from yogo_jax.config.fields import Rule, Section, above, at_least, between, build, require
+from yogo_jax.config.old_names import with_current_names
 from yogo_jax.detector.architectures import get_backbone
 from yogo_jax.detector.loss_weights import LossWeights
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig(LossWeights):
-    """Weights of the loss, with their ranges; those of the classes follow from the data."""
+Probability = Annotated[float, between(0, 1, what="a probability")]
+Fraction = Annotated[float, between(0, 1, what="a fraction")]
+Positive = Annotated[float, above(0)]
+NotNegative = Annotated[float, at_least(0)]
+OffOrMore = Annotated[float, at_least(0, "0 is off")]
+Count = Annotated[int, at_least(1)]
+Seed = Annotated[int, Rule("in [0, 2^32)", lambda seed: 0 <= seed < 2**32)]
 
-    by_fullness: bool = False
-    class_weight_power: float = 0.0
-    imitation: float = 0.0
+# The definition whose frames are generated, at the size of the run.
+SYNTHETIC = "synthetic"
+
+
+def _is_split(fractions: Sequence[float]) -> bool:
+    in_range = all(0 <= each <= 1 for each in fractions)
+    sums = len(fractions) == 3 and math.isclose(sum(fractions), 1, abs_tol=1e-6)
+    return not fractions or (in_range and sums)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """The images of a run, and their way to the device."""
+
+    path: ClassVar[str] = "config.data"
+
+    definition: Annotated[
+        str,
+        Rule("a path or 'synthetic'", bool),
+        'A data set definition (.yml), or "synthetic" for generated frames of size `image_hw`.',
+    ]
+    image_hw: Annotated[
+        tuple[int, int],
+        Rule("two sides HEIGHT,WIDTH of at least 16 px", lambda sides: min(sides) >= 16),
+        "Height and width in px. Images of another size are resized, but refused if they would fit "
+        "after a turn by 90 degrees.",
+    ]
+    rgb: Annotated[bool, "Three colour channels instead of one gray channel."]
+    normalize_images: Annotated[bool, "Divide pixels by 255 inside the network."]
+    split_override: Annotated[
+        tuple[float, ...],
+        Rule("empty or three fractions TRAIN,VAL,TEST in [0, 1] that sum to 1", _is_split),
+        "Fractions TRAIN,VAL,TEST of all images; empty keeps the definition's own split.",
+    ]
+    workers: Annotated[
+        int, at_least(0), "Processes that read images; 0 reads them in threads of the training."
+    ]
+    cache: Annotated[
+        Literal["none", "disk", "device", "auto"],
+        'Where decoded images are kept. "none": images are decoded each time. "disk": one file in '
+        'the cache folder, mapped into memory. "device": the training images also in the memory of '
+        'every device, and several steps run in one call. "auto": "device" on an accelerator if '
+        'they take at most 0.4 of its memory, else "disk" if they take at most half of the free '
+        "space.",
+    ]
+    max_boxes: Annotated[
+        int,
+        at_least(0, "0 is automatic"),
+        "Padded number of boxes of an image; 0: the most of any.",
+    ]
+    min_box_area: Annotated[
+        float,
+        between(0, 1, "[)"),
+        "Boxes smaller than this fraction of the image are left out everywhere, and counted. A run "
+        "without any training box does not start.",
+    ]
+    on_bad_label: Annotated[
+        Literal["error", "skip"],
+        '"error" stops at a label that breaks the rules, "skip" leaves it out and counts it.',
+    ]
+    apply_orientation: Annotated[
+        bool,
+        "Turn images as their EXIF or TIFF tag says, as viewers do; False takes pixels as stored.",
+    ] = True
+
+
+def _anchor_numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return ()
+
+
+def _is_anchor(text: str) -> bool:
+    numbers = _anchor_numbers(text)
+    return text == "auto" or (len(numbers) == 2 and all(0 < each <= 1 for each in numbers))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """The network."""
+
+    path: ClassVar[str] = "config.model"
+
+    name: Annotated[
+        str,
+        # Unknown names are refused with a list of those that are known.
+        Rule("an architecture", lambda name: bool(get_backbone(name))),
+        "An architecture of `yogo_jax/detector/architectures.py`.",
+    ]
+    anchor: Annotated[
+        str,
+        Rule("'auto' or two numbers W,H in (0, 1]", _is_anchor),
+        'Width,height of the prior box as fractions of the image, or "auto": the mean of the '
+        "training boxes.",
+    ]
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        "Number type of the training's convolutions; accelerators have units for bfloat16. "
+        "Parameters, statistics, the loss and every evaluation are float32.",
+    ] = "float32"
+    kernel_init: Annotated[
+        Literal["fan_out", "fan_in"],
+        'What initial weights keep the variance of: "fan_out" of gradients, "fan_in" of features.',
+    ] = "fan_out"
+    objectness_prior: Annotated[
+        float,
+        between(0, 1, "[)"),
+        "Objectness of every cell at the start; 0 draws the head like all other layers.",
+    ] = 0.0
+
+    def anchor_wh(self) -> tuple[float, float]:
+        """(w, h) of the prior as fractions of the image.
+
+        Raises:
+          UserError: it is "auto", which only the training boxes tell.
+        """
+        numbers = _anchor_numbers(self.anchor)
+        require(len(numbers) == 2, f"{self.path}.anchor", "two numbers W,H", self.anchor)
+        return numbers[0], numbers[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Section, LossWeights):
+    """Weights of the loss; those of the classes may follow from the data."""
+
+    path: ClassVar[str] = "config.loss"
+
+    no_object_weight: Annotated[
+        NotNegative, "Weight of cells without an object, against 1 for cells with one."
+    ]
+    iou_weight: Annotated[NotNegative, "Weight of the box term."]
+    classify_weight: Annotated[NotNegative, "Weight of the class term."]
+    label_smoothing: Annotated[
+        float, between(0, 1, "[)"), "Share of the class target that is spread over all classes."
+    ]
+    objectness: Annotated[
+        Literal["squared", "cross_entropy"],
+        'Form of the objectness term: "squared" error or "cross_entropy".',
+    ] = "squared"
+    neighbour_weight: Annotated[
+        NotNegative, "Factor on no_object_weight for the 8 cells around one with an object."
+    ] = 1.0
+    reference_count: Annotated[
+        OffOrMore,
+        "Number of objects in an image for which no_object_weight is meant. Other images take it "
+        "in proportion to their objects, from a quarter to four times of it.",
+    ] = 0.0
+    reference_count_from_data: Annotated[
+        bool, "Take the mean number of boxes of the training images as reference_count."
+    ] = False
+    class_weights: Annotated[
+        tuple[float, ...],
+        Rule(
+            "empty, or a number of 0 or more for each class",
+            lambda weights: all(each >= 0 for each in weights),
+        ),
+        "Weight of each class in the class term; empty: 1 for all.",
+    ] = ()
+    class_weight_power: Annotated[
+        OffOrMore,
+        "Class weights from the training labels: the inverse of each class's share to this power.",
+    ] = 0.0
+    imitation: Annotated[
+        float,
+        between(0, 1, note="0 is off"),
+        "Share of the loss that compares with the output of train.teacher instead of the labels.",
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("no_object_weight", "iou_weight", "classify_weight"):
-            value = getattr(self, field)
-            require(value >= 0, f"loss.{field}", "0 or more", value)
+        super().__post_init__()
         require(
-            0 <= self.label_smoothing < 1, "loss.label_smoothing", "in [0, 1)", self.label_smoothing
-        )
-        require(0 <= self.imitation <= 1, "loss.imitation", "in [0, 1], 0 is off", self.imitation)
-        for field in ("neighbour_weight", "class_weight_power", "usual_objects"):
-            value = getattr(self, field)
-            require(value >= 0, f"loss.{field}", "0 or more", value)
-        require(
-            not (self.usual_objects and self.by_fullness),
-            "loss.by_fullness",
-            "False where loss.usual_objects says the number",
-            self.by_fullness,
-        )
-        require(
-            all(weight >= 0 for weight in self.class_weights),
-            "loss.class_weights",
-            "empty, or a number of 0 or more for each class",
-            self.class_weights,
+            not (self.reference_count and self.reference_count_from_data),
+            "config.loss.reference_count_from_data",
+            "False where loss.reference_count says the number",
+            self.reference_count_from_data,
         )
         require(
             not (self.class_weights and self.class_weight_power),
-            "loss.class_weight_power",
+            "config.loss.class_weight_power",
             "0 where loss.class_weights says each",
             self.class_weight_power,
         )
@@ -60,19 +215,19 @@ class LossConfig(LossWeights):
     def for_data(self, boxes_by_class: Sequence[int], images: int) -> LossWeights:
         """The weights of a training, given how many boxes it has of each class.
 
-        A class with the n-th part of the boxes has the weight n^class_weight_power, times what
-        makes the mean over all boxes 1. Classes without a box count as if they had one.
+        A class with the n-th part of the boxes has the weight n^class_weight_power, times a factor
+        that makes the mean over all boxes 1. Classes without a box count as if they had one.
 
         Args:
-          boxes_by_class: of the training images.
-          images: how many they are.
+          boxes_by_class: number of boxes in the training images, by class.
+          images: number of training images.
 
         Raises:
-          UserError: `class_weights` are of another number than the classes.
+          UserError: there are not as many `class_weights` as classes.
         """
         require(
             len(self.class_weights) in (0, len(boxes_by_class)),
-            "loss.class_weights",
+            "config.loss.class_weights",
             f"empty or of {len(boxes_by_class)} numbers, one for each class",
             self.class_weights,
         )
@@ -82,247 +237,204 @@ class LossConfig(LossWeights):
             raw = [count**-self.class_weight_power for count in seen]
             mean = sum(count * weight for count, weight in zip(seen, raw, strict=True)) / sum(seen)
             class_weights = tuple(weight / mean for weight in raw)
+        reference = self.reference_count
+        if self.reference_count_from_data:
+            reference = sum(boxes_by_class) / images
         return dataclasses.replace(
             self,
             class_weights=class_weights,
             class_weight_power=0.0,
-            usual_objects=sum(boxes_by_class) / images if self.by_fullness else self.usual_objects,
-            by_fullness=False,
+            reference_count=reference,
+            reference_count_from_data=False,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW and its schedule, see `training/optimizer.py`."""
+class OptimConfig(Section):
+    """AdamW and its learning rate schedule, see `training/optimizer.py`."""
 
-    learning_rate: float
-    lr_decay_factor: float
-    weight_decay: float
-    clip_value: float
-    warmup_epochs: float = 0.0
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
-    freeze: tuple[str, ...] = ()
+    path: ClassVar[str] = "config.optim"
 
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "optim.learning_rate", "above 0", self.learning_rate)
-        require(
-            self.lr_decay_factor >= 1, "optim.lr_decay_factor", "1 or more", self.lr_decay_factor
-        )
-        require(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
-        require(self.clip_value > 0, "optim.clip_value", "above 0", self.clip_value)
-        for field in ("warmup_epochs", "clip_norm"):
-            value = getattr(self, field)
-            require(value >= 0, f"optim.{field}", "0 (off) or more", value)
-        require(0 <= self.ema_decay < 1, "optim.ema_decay", "in [0, 1), 0 is off", self.ema_decay)
+    learning_rate: Annotated[Positive, "Learning rate of AdamW, at its highest."]
+    lr_decay_factor: Annotated[
+        float, at_least(1), "The cosine schedule ends at learning_rate / lr_decay_factor."
+    ]
+    weight_decay: Annotated[NotNegative, "Decoupled weight decay, on all parameters."]
+    clip_value: Annotated[
+        Positive, "Gradients are clamped to [-clip_value, clip_value], element by element."
+    ]
+    warmup_epochs: Annotated[
+        OffOrMore,
+        "Epochs in which the learning rate rises from 0; the cosine takes the other epochs.",
+    ] = 0.0
+    clip_norm: Annotated[
+        OffOrMore, "After clip_value, all gradients together are scaled down to at most this norm."
+    ] = 0.0
+    ema_decay: Annotated[
+        float,
+        between(0, 1, "[)", note="0 is off"),
+        "Decay per step of an average of the weights, which is validated, kept and exported.",
+    ] = 0.0
+    freeze: Annotated[
+        tuple[str, ...],
+        'Names of parameters that are not trained, as "block_0" or "block_*/norm"; with '
+        "train.from_pretrained.",
+    ] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """What happens to the training images, on the device, see `training/augment.py`."""
+class TrainConfig(Section):
+    """Length of the run, its batches, and its start."""
 
-    horizontal_flip: float
-    vertical_flip: float
-    quarter_turns: float = 0.0
-    zoom: tuple[float, float] = (1.0, 1.0)
-    translation: float = 0.0
-    vertical_crop: float = 1.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    gamma: float = 0.0
-    colour: float = 0.0
-    blur: float = 0.0
-    noise: float = 0.0
-    cutout: float = 0.0
-    closed_epochs: int = 0
-    thumbnails: float = 0.0
-    thumbnails_tried: int = 16
-    thumbnails_plain: float = 0.0
+    path: ClassVar[str] = "config.train"
 
-    def __post_init__(self) -> None:
-        flips = ("horizontal_flip", "vertical_flip", "quarter_turns")
-        for field in (*flips, "cutout", "thumbnails", "thumbnails_plain"):
-            value = getattr(self, field)
-            require(0 <= value <= 1, f"augment.{field}", "a probability in [0, 1]", value)
-        for field in ("translation", "brightness", "noise"):
-            value = getattr(self, field)
-            require(0 <= value <= 1, f"augment.{field}", "a fraction in [0, 1]", value)
-        crop = self.vertical_crop
-        require(0 < crop <= 1, "augment.vertical_crop", "in (0, 1], 1 is whole images", crop)
-        for field in ("contrast", "gamma", "colour", "closed_epochs"):
-            value = getattr(self, field)
-            require(value >= 0, f"augment.{field}", "0 (off) or more", value)
-        tried = self.thumbnails_tried
-        require(tried >= 1, "augment.thumbnails_tried", "1 or more", tried)
-        low, high = self.zoom
-        require(0 < low <= high, "augment.zoom", "two factors LOW,HIGH above 0", self.zoom)
-        # The taps of the blur reach three pixels.
-        require(0 <= self.blur <= 1.5, "augment.blur", "in [0, 1.5] px", self.blur)
+    epochs: Annotated[Count, "Passes over the training images."]
+    batch_size: Annotated[Count, "Images per step; the last step of an epoch is padded."]
+    eval_every_epochs: Annotated[
+        Count, "Epochs between validations, each with a checkpoint; the last has one too."
+    ]
+    checkpoint_every_minutes: Annotated[Positive, "A checkpoint is also written after this time."]
+    max_hours: Annotated[
+        float,
+        at_least(0, "0 is no limit"),
+        "After this time the command saves and stops; the same command continues. It counts from "
+        "the start of the command: allow longer than start-up plus one validation.",
+    ]
+    from_pretrained: Annotated[
+        str, "A run or checkpoint that gives the initial weights; empty: random weights."
+    ]
+    resume: Annotated[
+        str,
+        Rule("'auto', 'never' or a checkpoint", bool),
+        '"auto" continues the run in the workdir, "never" refuses a workdir in use, the path of a '
+        "checkpoint continues that one in a new workdir.",
+    ]
+    teacher: Annotated[
+        str, "A run or checkpoint that loss.imitation imitates, with the same grid and pixels."
+    ] = ""
+    keep_best: Annotated[
+        Literal["loss", "mAP50", "mAP50_95"],
+        "The metric of the validation that chooses the checkpoint for test and export: the lowest "
+        '"loss", or the highest "mAP50" or "mAP50_95", which need boxes in the validation split.',
+    ] = "loss"
+    patience: Annotated[
+        int,
+        at_least(0, "0 is off"),
+        "Training ends if the best validation was this number of epochs ago.",
+    ] = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Section):
+    """Random changes of the training images, on the device, see `training/augment/`."""
+
+    path: ClassVar[str] = "config.augment"
+
+    horizontal_flip: Annotated[
+        Probability, "Probability of exchanging left and right, for each image on its own."
+    ]
+    vertical_flip: Annotated[
+        Probability, "Probability of exchanging top and bottom, for each image on its own."
+    ]
+    quarter_turns: Annotated[
+        Probability, "Probability of a turn by 90 degrees; for square images only."
+    ] = 0.0
+    zoom: Annotated[
+        tuple[float, float],
+        Rule("two factors LOW,HIGH above 0", lambda factors: 0 < factors[0] <= factors[1]),
+        "Range LOW,HIGH of the factor by which images are scaled about their middle.",
+    ] = (1.0, 1.0)
+    translation: Annotated[
+        Fraction, "Largest shift along each axis, as a fraction of the image."
+    ] = 0.0
+    vertical_crop: Annotated[
+        float,
+        between(0, 1, "(]", note="1 is whole images"),
+        "Height of the strip that is cut out of each image at a random place, as a fraction of the "
+        "image. The instrument uses strips of 0.25.",
+    ] = 1.0
+    brightness: Annotated[
+        Fraction, "Largest value added to or subtracted from all pixels, as a share of 255."
+    ] = 0.0
+    contrast: Annotated[
+        OffOrMore,
+        "The distance of pixels to their mean is multiplied or divided by up to 1 + contrast.",
+    ] = 0.0
+    gamma: Annotated[
+        OffOrMore, "The exponent of the light is multiplied or divided by up to 1 + gamma."
+    ] = 0.0
+    colour: Annotated[
+        OffOrMore, "Each colour on its own is multiplied or divided by up to 1 + colour."
+    ] = 0.0
+    # The kernel of the blur reaches three pixels.
+    blur: Annotated[
+        float,
+        between(0, 1.5),
+        "Largest standard deviation of a Gaussian blur, in px.",
+    ] = 0.0
+    noise: Annotated[Fraction, "Largest standard deviation of noise, as a share of 255."] = 0.0
+    cutout: Annotated[Probability, "Probability of a hole in the image."] = 0.0
+    epochs_without_paste: Annotated[
+        int, at_least(0, "0 is off"), "Number of last epochs without holes and pasted cells."
+    ] = 0
+    thumbnails: Annotated[
+        Probability, "Probability that thumbnails of the definition are pasted into an image."
+    ] = 0.0
+    thumbnails_tried: Annotated[
+        Count, "Places tried in each of these images; a place is free if no box is there."
+    ] = 16
+    thumbnails_plain: Annotated[
+        Probability, "Share of these images with the pasted cells on a plain ground, and no others."
+    ] = 0.0
 
     @property
     def moves(self) -> bool:
-        """Whether images are zoomed or shifted."""
+        """True if images are scaled or shifted."""
         return self.zoom != (1.0, 1.0) or self.translation > 0
 
     @property
     def relights(self) -> bool:
-        """Whether the light of images changes."""
+        """True if brightness, contrast, gamma or colour of images change."""
         return any((self.brightness, self.contrast, self.gamma, self.colour))
 
     @property
     def composes(self) -> bool:
-        """Whether images have something pasted in, or get holes."""
+        """True if images get pasted cells or holes."""
         return any((self.cutout, self.thumbnails))
 
     @property
     def keeps_values(self) -> bool:
-        """Whether pixels at most change places."""
+        """True if pixels at most change places."""
         return not (self.moves or self.relights or self.composes or self.blur or self.noise)
 
 
-# The definition whose frames are generated, at the size of the run.
-SYNTHETIC = "synthetic"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackConfig(Section):
+    """Weights & Biases, besides the workdir."""
+
+    path: ClassVar[str] = "config.track"
+
+    wandb_mode: Annotated[
+        Literal["disabled", "auto", "online", "offline"],
+        'Weights & Biases: "disabled", "offline", "online", or "auto" (online when logged in).',
+    ]
+    entity: Annotated[str, "W&B account or team; empty: the default one."]
+    project: Annotated[str, "W&B project."]
+    name: Annotated[str, "Name of the run; empty: that of the workdir."]
+    note: Annotated[str, "A sentence about the run."]
+    tags: Annotated[tuple[str, ...], "Words to find the run by."]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which frames, and how they come to the device."""
-
-    definition: str
-    image_hw: tuple[int, int]
-    rgb: bool
-    normalize_images: bool
-    split_override: tuple[float, ...]
-    workers: int
-    cache: str
-    max_boxes: int
-    min_box_area: float
-    on_bad_label: str
-    apply_orientation: bool = True
-
-    def __post_init__(self) -> None:
-        require(bool(self.definition), "data.definition", "a path or 'synthetic'", self.definition)
-        require(
-            len(self.image_hw) == 2 and all(side >= 16 for side in self.image_hw),
-            "data.image_hw",
-            "two sides HEIGHT,WIDTH of at least 16 px",
-            self.image_hw,
-        )
-        fractions = self.split_override
-        require(
-            not fractions
-            or (
-                len(fractions) == 3
-                and all(0 <= each <= 1 for each in fractions)
-                and math.isclose(sum(fractions), 1, abs_tol=1e-6)
-            ),
-            "data.split_override",
-            "empty or three fractions TRAIN,VAL,TEST in [0, 1] that sum to 1",
-            fractions,
-        )
-        require(self.workers >= 0, "data.workers", "0 or more", self.workers)
-        caches = ("none", "disk", "device", "auto")
-        require(self.cache in caches, "data.cache", f"one of {caches}", self.cache)
-        require(self.max_boxes >= 0, "data.max_boxes", "0 (auto) or more", self.max_boxes)
-        require(0 <= self.min_box_area < 1, "data.min_box_area", "in [0, 1)", self.min_box_area)
-        require(
-            self.on_bad_label in ("error", "skip"),
-            "data.on_bad_label",
-            "'error' or 'skip'",
-            self.on_bad_label,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which network."""
-
-    name: str
-    anchor: str
-    dtype: str = "float32"
-    kernel_init: Literal["fan_out", "fan_in"] = "fan_out"
-    objectness_prior: float = 0.0
-
-    def __post_init__(self) -> None:
-        get_backbone(self.name)
-        inits = ("fan_out", "fan_in")
-        require(self.kernel_init in inits, "model.kernel_init", f"one of {inits}", self.kernel_init)
-        require(
-            0 <= self.objectness_prior < 1,
-            "model.objectness_prior",
-            "in [0, 1)",
-            self.objectness_prior,
-        )
-        dtypes = ("float32", "bfloat16")
-        require(self.dtype in dtypes, "model.dtype", f"one of {dtypes}", self.dtype)
-        if self.anchor != "auto":
-            self.anchor_wh()
-
-    def anchor_wh(self) -> tuple[float, float]:
-        """(w, h) of the prior as fractions of the image; not to be asked when it is `auto`."""
-        parts = self.anchor.split(",")
-        try:
-            numbers = [float(part) for part in parts]
-        except ValueError:
-            numbers = []
-        require(
-            len(numbers) == 2 and all(0 < number <= 1 for number in numbers),
-            "model.anchor",
-            "'auto' or two numbers W,H in (0, 1]",
-            self.anchor,
-        )
-        return numbers[0], numbers[1]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, in which batches, and from where."""
-
-    epochs: int
-    batch_size: int
-    eval_every_epochs: int
-    checkpoint_every_minutes: float
-    max_hours: float
-    from_pretrained: str
-    resume: str
-    teacher: str = ""
-    keep_best: str = "loss"
-    patience: int = 0
-
-    def __post_init__(self) -> None:
-        metrics = ("loss", "mAP50", "mAP50_95")
-        require(self.keep_best in metrics, "train.keep_best", f"one of {metrics}", self.keep_best)
-        require(self.patience >= 0, "train.patience", "0 (off) or more", self.patience)
-        for field in ("epochs", "batch_size", "eval_every_epochs"):
-            value = getattr(self, field)
-            require(value >= 1, f"train.{field}", "1 or more", value)
-        minutes = self.checkpoint_every_minutes
-        require(minutes > 0, "train.checkpoint_every_minutes", "above 0", minutes)
-        require(self.max_hours >= 0, "train.max_hours", "0 (no end) or more", self.max_hours)
-        require(bool(self.resume), "train.resume", "'auto', 'never' or a checkpoint", self.resume)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrackConfig:
-    """Where the progress goes besides the workdir."""
-
-    wandb_mode: str
-    entity: str
-    project: str
-    name: str
-    note: str
-    tags: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        modes = ("disabled", "auto", "online", "offline")
-        require(self.wandb_mode in modes, "track.wandb_mode", f"one of {modes}", self.wandb_mode)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Section):
     """One run."""
 
-    seed: int
+    path: ClassVar[str] = "config"
+
+    seed: Annotated[
+        Seed,
+        "Seed of initial weights, order of the data, dropout and augmentation; not of the splits.",
+    ]
     data: DataConfig
     model: ModelConfig
     loss: LossConfig
@@ -332,29 +444,46 @@ class Config:
     track: TrackConfig
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**32, "seed", "in [0, 2^32)", self.seed)
-        get_backbone(self.model.name).grid_hw(self.data.image_hw)
+        super().__post_init__()
+        height, width = self.data.image_hw
+        backbone = get_backbone(self.model.name)
+        backbone.grid_hw((height, width))
+        backbone.grid_hw((round(self.augment.vertical_crop * height), width))
         require(
             bool(self.train.teacher) == (self.loss.imitation > 0),
-            "train.teacher",
+            "config.train.teacher",
             "set where loss.imitation is above 0, and only there",
             self.train.teacher,
         )
         require(
             bool(self.train.from_pretrained) or not self.optim.freeze,
-            "optim.freeze",
+            "config.optim.freeze",
             "empty unless train.from_pretrained says whose weights stay",
             self.optim.freeze,
         )
-        height, width = self.data.image_hw
-        strip = round(self.augment.vertical_crop * height)
-        get_backbone(self.model.name).grid_hw((strip, width))
         require(
             height == width or not self.augment.quarter_turns,
-            "augment.quarter_turns",
+            "config.augment.quarter_turns",
             f"0 unless data.image_hw is a square, which {height}x{width} is not",
             self.augment.quarter_turns,
         )
+
+    @classmethod
+    def from_file(cls, name: str | Path, **overrides: Any) -> "Config":
+        """The config of a file, with some fields set to other values.
+
+        Args:
+          name: a Python file with `get_config()`, or the name of a config of the package ("base",
+            "strong", "demo").
+          **overrides: values by dotted name: `**{"optim.learning_rate": 1e-3}`.
+
+        Raises:
+          UserError: there is no such file, or a field is unknown, of the wrong type or out of
+            range; it is named.
+        """
+        from yogo_jax.config.overrides import read_values
+
+        return from_mapping(read_values(str(name), overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as JSON would give them back (tuples are lists)."""
@@ -367,54 +496,4 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     Raises:
       UserError: a field is unknown, missing, of the wrong type or out of range; it is named.
     """
-    return build(Config, values, "config")
-
-
-def with_defaults(values: Mapping[str, Any], kind: Any = Config) -> dict[str, Any]:
-    """Values of a config as a run recorded them, with the fields that came later at their defaults.
-
-    Nothing is checked: fields that are unknown or lack a default stay as they are.
-    """
-    full = dict(values)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(field.type):
-            if isinstance(group := values.get(field.name), Mapping):
-                full[field.name] = with_defaults(group, field.type)
-        elif field.default is not dataclasses.MISSING:
-            # As JSON gives it back.
-            default = list(field.default) if isinstance(field.default, tuple) else field.default
-            full.setdefault(field.name, default)
-    return full
-
-
-def field_names(kind: Any = Config, prefix: str = "") -> list[str]:
-    """Dotted names of all fields, groups included."""
-    names = []
-    for field in dataclasses.fields(kind):
-        names.append(prefix + field.name)
-        if dataclasses.is_dataclass(field.type):
-            names += field_names(field.type, f"{prefix}{field.name}.")
-    return names
-
-
-def field_types(kind: Any = Config, prefix: str = "") -> dict[str, str]:
-    """The type of each field that holds a value, as text, by its dotted name."""
-    types_by_name: dict[str, str] = {}
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(field.type):
-            types_by_name |= field_types(field.type, f"{prefix}{field.name}.")
-        else:
-            types_by_name[prefix + field.name] = getattr(field.type, "__name__", str(field.type))
-    return types_by_name
-
-
-def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "config") -> list[str]:
-    """Fields in which two nested configs differ, as `path: a != b`."""
-    found = []
-    for name in sorted(a.keys() | b.keys()):
-        here, left, right = f"{path}.{name}", a.get(name), b.get(name)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += differences(left, right, here)
-        elif left != right:
-            found.append(f"{here}: {left!r} != {right!r}")
-    return found
+    return build(Config, with_current_names(values))

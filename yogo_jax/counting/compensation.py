@@ -1,8 +1,9 @@
-"""The line between counts and a reference, one for each class confidence, and how it is used.
+"""Compensation: a line between counts and a reference, fitted, applied, written and read.
 
-A run's parasites per uL as counted, against those of a reference (microscopy, PCR) of the same
-blood. Two lines can be meant, and the file does not say which (`docs/counts.md`):
-`counted`: counted = m * reference + b, the one whose m the instrument's corrector divides by;
+The counts are the parasites per uL of a run; the reference (microscopy, PCR) is of the same blood.
+There is one line for each class confidence. Two kinds of line exist, and a file does not say which
+it holds (`docs/counts.md`):
+`counted`: counted = m * reference + b; the instrument's corrector divides by this m.
 `reference`: reference = m * counted + b.
 """
 
@@ -24,12 +25,18 @@ from yogo_jax.files import read_given_text
 
 LINES = ("counted", "reference")
 FIRST_CONFIDENCE, CONFIDENCE_STEP, CONFIDENCES = 0.75, 0.0025, 101
-# A run that alone decides the line says nothing of how well the line is known.
+# Above this leverage one run alone decides the line, and the variances mean nothing.
 MAX_LEVERAGE = 0.999
+COLUMNS = ("conf_val", "fit_m", "fit_b", "cov_m", "cov_b", "ratiometric_error")
+# Published files lack this column.
+OPTIONAL = "ratiometric_error"
 
 
 class Line(NamedTuple):
-    """A row of the file: slope and intercept (per uL), their variances, the spread of the ratio."""
+    """A row of the file: slope, intercept (per uL), their variances, the spread of the ratio.
+
+    `ratio_spread` is the standard deviation of compensated / reference over the runs.
+    """
 
     m: float
     b: float
@@ -39,7 +46,7 @@ class Line(NamedTuple):
 
 
 class Compensated(NamedTuple):
-    """Parasites per uL on the scale of the reference, with limits."""
+    """Parasites per uL on the scale of the reference, with confidence limits."""
 
     estimate: float
     lower: float
@@ -47,16 +54,16 @@ class Compensated(NamedTuple):
 
 
 def confidence_values() -> list[float]:
-    """0.75 to 1 by 0.0025: the floats nearest to these decimals."""
+    """Returns 0.75 to 1 in steps of 0.0025, as the floats nearest to these decimals."""
     return [round(FIRST_CONFIDENCE + CONFIDENCE_STEP * i, 4) for i in range(CONFIDENCES)]
 
 
 @functools.cache
 def spellings(value: float) -> tuple[float, ...]:
-    """The floats that computing one of `confidence_values` may give, sorted.
+    """Returns the floats that a program may have for one of `confidence_values`, sorted.
 
-    The file is looked up by `==`. A program that writes 0.82, one that computes
-    0.75 + 28 * 0.0025, and `np.arange(0.75, 1, 0.0025)` have three different floats there.
+    Readers look a row up by `==`. The decimal 0.82, the sum 0.75 + 28 * 0.0025 and the element of
+    `np.arange(0.75, 1, 0.0025)` are three different floats.
     """
     index = round((value - FIRST_CONFIDENCE) / CONFIDENCE_STEP)
     return tuple(
@@ -73,17 +80,17 @@ def spellings(value: float) -> tuple[float, ...]:
 def fit_line(
     counted_per_ul: Float[np.ndarray, " n"], reference_per_ul: Float[np.ndarray, " n"], line: str
 ) -> Line:
-    """The least-squares line of runs.
+    """Fits the least-squares line of runs.
 
-    Variances hold also where high counts scatter more than low ones, as they do: HC3.
+    The variances are HC3's: they hold also if high counts scatter more than low ones.
 
     Args:
-      counted_per_ul: of each run, by the network.
-      reference_per_ul: of the same.
-      line: which of `LINES`.
+      counted_per_ul: parasites per uL of each run, by the network.
+      reference_per_ul: the same by the reference.
+      line: one of `LINES`.
 
     Raises:
-      UserError: fewer than 3 runs, or no line is decided by them.
+      UserError: there are fewer than 3 runs, or they do not decide a line.
 
     References:
       MacKinnon and White 1985, Some heteroskedasticity-consistent covariance matrix estimators with
@@ -95,7 +102,7 @@ def fit_line(
     if len(x) < 3:
         raise UserError(f"a line needs 3 runs or more with a reference, got {len(x)}")
     if np.ptp(x) == 0:
-        raise UserError(f"all runs have the same {x[0]:g} parasites per uL: no line goes through")
+        raise UserError(f"all runs have the same {x[0]:g} parasites per uL: no line can be fitted")
     design = np.stack([x, np.ones_like(x)], axis=1)
     scale = np.array([np.abs(x).max(), 1.0])
     pseudo_inverse = np.linalg.pinv(design / scale) / scale[:, None]
@@ -124,20 +131,20 @@ def compensate(
     *,
     confidence: float = 0.95,
 ) -> Compensated:
-    """Parasites per uL on the scale of the reference.
+    """Converts parasites per uL to the scale of the reference.
 
-    The variances of slope and intercept are taken as independent, for the file has no covariance of
-    them; it is negative where references are positive, so the interval is a little too wide, not
-    too narrow. The scatter of single runs about the line is not in it.
+    The file has no covariance of slope and intercept, so they are taken as independent. For
+    positive references the covariance is negative, so the interval is a little too wide, never too
+    narrow. The scatter of single runs about the line is not included.
 
     Args:
-      line: of the confidence that the counts were made at.
-      kind: which of `LINES`.
-      counted: estimate and limits of parasites per uL as counted.
-      confidence: that the limits have.
+      line: the line for the class confidence of the counts.
+      kind: one of `LINES`.
+      counted: estimate, lower and upper limit of the parasites per uL as counted.
+      confidence: confidence level of these limits.
 
     Raises:
-      UserError: the line is flat or falls: a count says nothing of the reference.
+      UserError: the line does not rise, so a count says nothing about the reference.
     """
     if not line.m > 0:
         raise UserError(f"compensation: the slope of the line must be above 0, got {line.m:g}")
@@ -153,7 +160,7 @@ def compensate(
             value + np.sqrt(line.m**2 * above + own),
         )
     else:
-        # (estimate - m x - b)^2 = distance^2 + variance of m x + b, for x: Fieller.
+        # Fieller: the x that solve (estimate - m x - b)^2 = distance^2 + variance of m x + b.
         value = (estimate - line.b) / line.m
         limits = (
             _fieller(estimate - line.b, line.m, below + shift, slope)[0],
@@ -163,7 +170,7 @@ def compensate(
 
 
 def _fieller(top: float, m: float, fixed: float, slope: float) -> tuple[float, float]:
-    """The roots x of `(top - m x)^2 = fixed + slope x^2`; without bounds if m may as well be 0."""
+    """Roots x of `(top - m x)^2 = fixed + slope x^2`; infinite if m cannot be told from 0."""
     a = m**2 - slope
     if a <= 0:
         return -np.inf, np.inf
@@ -172,9 +179,10 @@ def _fieller(top: float, m: float, fixed: float, slope: float) -> tuple[float, f
 
 
 def corrector_compensate(line: Line, counted_per_ul: float) -> float:
-    """What the instrument's corrector makes of a count, as far as we can see: `y / m - b`.
+    """Returns `y / m - b`, the formula that the instrument's corrector seems to use.
 
-    For the comparison in `docs/counts.md`; the inverse of `y = m x + b` is `(y - b) / m`.
+    It serves the comparison in `docs/counts.md` only: the inverse of `y = m x + b` is
+    `(y - b) / m`.
     """
     return counted_per_ul / line.m - line.b
 
@@ -184,18 +192,21 @@ def fit_lines(
     reference_per_ul: Float[np.ndarray, " n"],
     line: str,
 ) -> tuple[dict[float, Line], dict[float, str]]:
-    """The line of each confidence, and why those that have none have none.
+    """Fits the line of each class confidence.
 
     Args:
-      counted_per_ul: of each confidence, one number for each run; NaN without a red cell.
-      reference_per_ul: of each run.
-      line: which of `LINES`.
+      counted_per_ul: for each confidence, parasites per uL of each run; NaN without a red cell.
+      reference_per_ul: the reference of each run.
+      line: one of `LINES`.
+
+    Returns:
+      The line of each confidence, and the reason for each confidence that has no line.
     """
     lines: dict[float, Line] = {}
     left_out: dict[float, str] = {}
     for value, counted in counted_per_ul.items():
         if np.isnan(counted).any():
-            left_out[value] = "a run has no red cell of this confidence"
+            left_out[value] = "a run has no red cell at this confidence"
             continue
         try:
             fitted = fit_line(counted, reference_per_ul, line)
@@ -210,7 +221,7 @@ def fit_lines(
 
 
 def describe_left_out(left_out: Mapping[float, str]) -> Sequence[str]:
-    """Lines for the terminal: runs of confidences that share a reason."""
+    """Returns a line of text for each reason, with the confidences that share it."""
     by_reason: dict[str, list[float]] = {}
     for value, reason in left_out.items():
         by_reason.setdefault(reason, []).append(value)
@@ -220,31 +231,26 @@ def describe_left_out(left_out: Mapping[float, str]) -> Sequence[str]:
     ]
 
 
-COLUMNS = ("conf_val", "fit_m", "fit_b", "cov_m", "cov_b", "ratiometric_error")
-# Published files have no such column, and others that are not read here.
-OPTIONAL = "ratiometric_error"
-
-
 def compensation_csv(lines: Mapping[float, Line]) -> str:
-    """The file of the instrument: a row for each spelling of each confidence."""
+    """Returns the instrument's file as text: a row for each of the `spellings` of a confidence."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     for value, line in sorted(lines.items()):
         for spelling in spellings(value):
-            # repr: the shortest text that is read as just this float.
+            # repr is the shortest text that gives exactly this float when it is read.
             writer.writerow([repr(float(number)) for number in (spelling, *line)])
     return file.getvalue()
 
 
 def read_line(path: Path, confidence_value: float) -> Line:
-    """The row of a compensation file for a class confidence, looked up by `==`.
+    """Reads the row of a compensation file for a class confidence, looked up by `==`.
 
-    Columns are read by name: `ratiometric_error` may be missing, the spread is NaN then, and others
-    may stand beside.
+    Columns are read by name. Other columns are ignored. `ratiometric_error` may be missing; the
+    spread is NaN then.
 
     Raises:
-      UserError: it is no such file, or has no such row.
+      UserError: the file is no compensation file, or has no such row.
     """
     try:
         rows = csv.DictReader(io.StringIO(read_given_text(path), newline=""), strict=True)
@@ -254,7 +260,7 @@ def read_line(path: Path, confidence_value: float) -> Line:
         missing = [name for name in required if names.count(name) != 1]
         if missing:
             raise ValueError(
-                f"expected one column of each of {', '.join(required)} in its first line, "
+                f"expected the columns {', '.join(required)}, each once, in its first line, "
                 f"found {', '.join(names) or 'nothing'}"
             )
         table = {}
@@ -274,7 +280,7 @@ def read_line(path: Path, confidence_value: float) -> Line:
         nearest = sorted(table, key=lambda value: abs(value - confidence_value))[:2]
         raise UserError(
             f"--compensation {path}: no row for conf_val {confidence_value!r}; the nearest are "
-            f"{nearest}. Give the one that the counts were made at by "
+            f"{nearest}. Give the confidence at which the counts were made by "
             "--min-class-confidence-threshold"
         )
     return table[confidence_value]
@@ -288,12 +294,12 @@ def _number(line: int, column: str, text: str | None) -> float:
 
 
 def read_runs(path: Path) -> list[tuple[Path, float]]:
-    """Runs with a reference count, from a CSV with the columns `run,reference_per_ul`.
+    """Reads runs and their reference counts from a CSV file with `run,reference_per_ul`.
 
     Paths are relative to the file.
 
     Raises:
-      UserError: naming the line and what is wrong with it.
+      UserError: a line is wrong; it is named.
     """
     try:
         rows = list(csv.reader(io.StringIO(read_given_text(path), newline="")))

@@ -1,6 +1,6 @@
-"""Counts that can be believed: raw, corrected for the network's errors, parasitemia, per uL.
+"""Estimates of one sample: counts by class and parasitemia, raw or corrected by a validation.
 
-Numbers of one sample with their 95 % intervals. What is assumed and derived: `docs/counts.md`.
+Every number has a 95 % interval. `docs/counts.md` has the assumptions and the derivation.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,17 @@ CONFIDENCE = 0.95
 
 
 class Roles(NamedTuple):
-    """Which classes are parasites, and which are red cells (parasites among them), bool [k]."""
+    """Masks of the parasite classes and of the red cell classes (parasites included), bool [k]."""
 
     parasites: Bool[np.ndarray, " k"]
     red_cells: Bool[np.ndarray, " k"]
 
 
 class Estimate(NamedTuple):
-    """Counts of a sample, parasitemia as a fraction of red cells; all with limits.
+    """Counts of a sample and its parasitemia as a fraction of red cells, with confidence limits.
 
-    `classes` are of the classes in order, `linear` the same before those below 0 were cut off.
+    `classes` has one interval for each class, in order. `linear` has the estimates of the classes
+    before values below 0 were set to 0.
     """
 
     classes: Interval
@@ -47,10 +48,10 @@ class Estimate(NamedTuple):
 def find_roles(
     class_names: Sequence[str], parasite_classes: Sequence[str], red_cell_classes: Sequence[str]
 ) -> Roles:
-    """Masks of the classes.
+    """Turns names of classes into masks.
 
     Raises:
-      UserError: a name is of no class, a parasite is no red cell, or all red cells are parasites.
+      UserError: a name is no class, a parasite is no red cell, or all red cells are parasites.
     """
     for flag, names in (
         ("--parasite-classes", parasite_classes),
@@ -59,15 +60,15 @@ def find_roles(
         unknown = [name for name in names if name not in class_names]
         if unknown:
             raise UserError(
-                f"{flag}: no class {', '.join(unknown)}; the classes are {', '.join(class_names)}: "
-                "name those that are meant"
+                f"{flag}: no class {', '.join(unknown)}; choose among the classes "
+                f"{', '.join(class_names)}"
             )
     outside = [name for name in parasite_classes if name not in red_cell_classes]
     if outside or set(parasite_classes) == set(red_cell_classes):
         found = f"{', '.join(outside)} is not" if outside else "they are the same"
         raise UserError(
-            "--red-cell-classes must have all of --parasite-classes, whose share of them is the "
-            f"parasitemia, and healthy ones; {found}"
+            "--red-cell-classes must have all of --parasite-classes, and healthy cells too: the "
+            f"parasitemia is the share of parasites among red cells; {found}"
         )
     return Roles(
         np.isin(class_names, list(parasite_classes)), np.isin(class_names, list(red_cell_classes))
@@ -75,7 +76,7 @@ def find_roles(
 
 
 def raw_evidence(sample: Sample) -> Evidence:
-    """The counts as they are: every box is taken to be what it is called, no cell to be missed."""
+    """Takes the counts as they are: no box has a wrong class, and no cell is missed."""
     classes = len(sample.counts)
     return Evidence(sample.counts, np.zeros((classes, classes + 1)), np.zeros(classes))
 
@@ -87,12 +88,12 @@ def corrected_evidence(
     frames: int | None,
     assume_right: Sequence[str] = (),
 ) -> Evidence:
-    """The counts with what the validation says of the network.
+    """Joins the counts with the errors of the network that the validation measured.
 
     Args:
       sample: its classes are those of the validation, in the same order.
-      validation: all folds.
-      frames: of the sample; None leaves boxes on nothing in.
+      validation: all folds together.
+      frames: number of frames of the sample; None: false boxes on background are not subtracted.
       assume_right: classes without a true cell in the validation.
 
     Raises:
@@ -108,15 +109,15 @@ def corrected_evidence(
 
 
 def estimate_counts(evidence: Evidence, roles: Roles) -> Estimate:
-    """Everything that is known of one sample.
+    """Estimates counts and parasitemia of one sample.
 
     Raises:
-      UserError: no red cell is left to take a share of.
+      UserError: the sample has no red cell.
     """
     if not deskew(evidence)[roles.red_cells].sum() > 0:
         raise UserError(
-            "no red cell was counted, so a parasitemia cannot be given: check the thresholds, and "
-            "the classes of --red-cell-classes"
+            "no red cell was counted, so there is no parasitemia: check the thresholds and the "
+            "classes of --red-cell-classes"
         )
     each = [
         count_interval(evidence, member, confidence=CONFIDENCE)
@@ -134,16 +135,16 @@ def estimate_counts(evidence: Evidence, roles: Roles) -> Estimate:
 
 
 def rule_of_three(confidence: float = CONFIDENCE) -> float:
-    """The one-sided upper limit of a Poisson mean of which nothing was counted: 3.0 at 95 %."""
+    """Returns the one-sided upper limit of a Poisson mean for a count of 0: 3.0 at 95 %."""
     return float(-np.log(1.0 - confidence))
 
 
 def scaled(interval: Interval, factor: float) -> Interval:
-    """The same in another unit."""
+    """Returns the interval in another unit."""
     return Interval(*(np.asarray(value * factor) for value in interval))
 
 
 def as_plain(interval: Interval) -> dict[str, Any]:
-    """Values for JSON; None where there is no limit."""
+    """Returns plain values for JSON; None for an infinite limit."""
     values = {name: np.asarray(value).tolist() for name, value in interval._asdict().items()}
     return {name: value if np.isfinite(value) else None for name, value in values.items()}

@@ -1,8 +1,7 @@
-"""Counts from files: the instrument's array of a run, and tables that `infer --count` writes."""
+"""Reads counts from files: the instrument's array of a run, and tables of `infer --count`."""
 
 import csv
 import io
-import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.detector.class_names import name_beside
 from yogo_jax.errors import UserError
-from yogo_jax.files import read_given_text
+from yogo_jax.files import read_given_text, read_json
+from yogo_jax.metrics.confusion import name_beside
 
 
 # The instrument's classes, in its order.
@@ -26,18 +25,18 @@ INSTRUMENT_CLASSES = (
     "wbc",
     "misc",
 )
-# What the row below a table is called, which is no frame.
+# Names of a row below a table that holds sums and is no frame.
 NAMES_OF_SUMS = {
     *("total", "totals", "sum", "sums", "all", "overall", "grand total", "subtotal"),
     *("mean", "average", "median", "std"),
 }
-# Rows of the instrument's array before the class probabilities; of them those that are read here.
+# The instrument's array has so many rows before the class probabilities. Two of them are read here.
 ARRAY_HEAD = 8
 IMAGE_ROW, OBJECTNESS_ROW = 0, 5
 
 
 class Sample(NamedTuple):
-    """Boxes of each class in a run, float [k]; `frames` is None if the file does not say."""
+    """Boxes of each class in a run, float [k]; `frames` is None if the file does not give it."""
 
     class_names: tuple[str, ...]
     counts: Float[np.ndarray, " k"]
@@ -61,16 +60,16 @@ class RunArray(NamedTuple):
 def read_run_array(
     path: Path, class_names: Sequence[str] | None, *, expected: Sequence[str] | None = None
 ) -> RunArray:
-    """A run's array.
+    """Reads a run's array.
 
     Args:
       path: a `.npy` file.
-      class_names: of its last rows, in order; None takes those of `RUN.json` beside it, if it has
-        any, else the expected ones.
-      expected: those of the validation; None expects the instrument's.
+      class_names: names of its last rows, in order; None takes those in `RUN.json` beside it, and
+        without such names the expected ones.
+      expected: class names of the validation; None expects the instrument's.
 
     Raises:
-      UserError: it is no such array, or the names are not as many as its classes.
+      UserError: the file is no such array, or the number of names is not the number of classes.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -82,7 +81,7 @@ def read_run_array(
             f"them, found {array.dtype} {list(array.shape)}"
         )
     classes = array.shape[0] - ARRAY_HEAD
-    names = tuple(class_names or _names_in(_said_beside(path)) or expected or INSTRUMENT_CLASSES)
+    names = tuple(class_names or _recorded_names(path) or expected or INSTRUMENT_CLASSES)
     if len(names) != classes:
         raise UserError(
             f"{path}: {classes} classes, but {len(names)} names ({', '.join(names)}): give all of "
@@ -93,10 +92,10 @@ def read_run_array(
 
 
 def count_run(run: RunArray, *, objectness_threshold: float, min_class_confidence: float) -> Sample:
-    """Boxes of each class in a run: each counts for its most probable class.
+    """Counts the boxes of a run by their most probable class, as the instrument counts.
 
-    As the instrument counts: objectness above its threshold, probability of the class at or above
-    the other.
+    A box counts if its objectness is above the first threshold and the probability of its class is
+    at or above the second.
     """
     probs = np.asarray(run.class_probs)
     kept = (run.array[OBJECTNESS_ROW] > objectness_threshold) & (
@@ -111,7 +110,7 @@ def count_run(run: RunArray, *, objectness_threshold: float, min_class_confidenc
 def counts_by_confidence(
     run: RunArray, *, objectness_threshold: float, confidences: Sequence[float]
 ) -> Float[np.ndarray, "n k"]:
-    """The counts of `count_run` at many class confidences, in one pass."""
+    """Returns the counts of `count_run` at many class confidences, in one pass."""
     probs = np.asarray(run.class_probs)[:, run.array[OBJECTNESS_ROW] > objectness_threshold]
     best, called = probs.max(axis=0, initial=0.0), probs.argmax(axis=0)
     # As float32 as the probabilities, which is how `count_run` compares.
@@ -122,24 +121,24 @@ def counts_by_confidence(
 
 
 def read_counts(path: Path) -> Sample:
-    """Counts of classes from a JSON or CSV file.
+    """Reads counts of classes from a JSON or CSV file.
 
-    JSON: a mapping of class names to counts as `total` (or `by_class`), and the number of `frames`
-    if known. CSV: a row for each frame, a column for each class; columns `image_id`, `image` and
-    `total` are left out, and rows whose counts are empty, frames that could not be read, too. So is
-    a row of totals, which is said in the note.
+    JSON: `total` (or `by_class`) maps class names to counts; `frames` is the number of frames, if
+    it is known. CSV: a row for each frame, a column for each class. The columns `image_id`, `image`
+    and `total` are left out. Rows without counts are left out: these frames could not be read. A
+    row of totals is left out, and the note of the sample says so.
 
     Raises:
-      UserError: it is neither, or something in it is no count, or a row may be no frame.
+      UserError: the file is neither, a value is no count, or a row may be no frame.
     """
     return _read_csv(path) if path.suffix.lower() == ".csv" else _read_counts_json(path)
 
 
 def reordered(sample: Sample, class_names: Sequence[str]) -> Sample:
-    """The sample with its classes in another order.
+    """Returns the sample with its classes in another order.
 
     Raises:
-      UserError: they are not the same classes.
+      UserError: the two have different classes.
     """
     if sorted(class_names) != sorted(sample.class_names):
         raise UserError(
@@ -148,23 +147,6 @@ def reordered(sample: Sample, class_names: Sequence[str]) -> Sample:
         )
     order = [sample.class_names.index(name) for name in class_names]
     return sample._replace(class_names=tuple(class_names), counts=sample.counts[order])
-
-
-def read_json(path: Path) -> Any:
-    """The values of a JSON file.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    if path.is_dir():
-        names = ("metrics.json", "counts.json")
-        inside = [str(path / name) for name in names if (path / name).is_file()]
-        hint = f"; did you mean {inside[0]}?" if inside else ""
-        raise UserError(f"{path}: is a folder, expected a JSON file{hint}")
-    try:
-        return json.loads(read_given_text(path))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def _read_counts_json(path: Path) -> Sample:
@@ -183,7 +165,7 @@ def _read_counts_json(path: Path) -> Sample:
     if isinstance(names, list):
         names = [unicodedata.normalize("NFC", str(name)) for name in names]
     if not isinstance(names, list) or sorted(map(str, names)) != sorted(found):
-        raise UserError(f"{path}: class_names are {names}, but counts are there for {list(found)}")
+        raise UserError(f"{path}: class_names are {names}, but the counts are of {list(found)}")
     counts = [_count(path, f"count of {name}", found[name]) for name in names]
     frames = values.get("frames")
     if frames is not None:
@@ -205,8 +187,8 @@ def _read_csv(path: Path) -> Sample:
         raise UserError(f"{path}: two columns have one name ({', '.join(named)}): name each class")
     if not columns or len(rows) < 2:
         raise UserError(
-            f"{path}: expected a line of column names, of classes among them, and a row for each "
-            f"frame; found {len(rows)} line(s)"
+            f"{path}: expected a first line with column names, classes among them, and a row for "
+            f"each frame; found {len(rows)} line(s)"
         )
     counts, frames, notes = np.zeros(len(columns)), 0, []
     lines = _counts_of_lines(path, header, columns, rows)
@@ -239,7 +221,7 @@ def _read_csv(path: Path) -> Sample:
 def _counts_of_lines(
     path: Path, header: Sequence[str], columns: Sequence[int], rows: Sequence[Sequence[str]]
 ) -> dict[int, Float[np.ndarray, " k"]]:
-    """Counts by line number, of the lines that have some."""
+    """Counts by line number; lines without counts are left out."""
     counts = {}
     for line, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
@@ -251,7 +233,7 @@ def _counts_of_lines(
 
 
 class _FrameNames(NamedTuple):
-    """How a table names its frames: columns that all frames fill, as the first one does."""
+    """Columns in which a table names its frames: those that its first frame fills."""
 
     id_column: int | None
     name_columns: tuple[int, ...]
@@ -260,9 +242,9 @@ class _FrameNames(NamedTuple):
     def of(
         cls, header: Sequence[str], columns: Sequence[int], frames: Sequence[Sequence[str]]
     ) -> "_FrameNames":
-        """Of a table, given which columns are classes and its rows with counts."""
+        """Finds these columns, given the columns of classes and the rows with counts."""
         first = frames[0] if frames else ()
-        # `image*` is that of a table with a class of that name.
+        # `image*` stands in a table that has a class called `image`.
         names = [i for i, name in enumerate(header) if name.rstrip("*") in ("image_id", "image")]
         filled = [i for i in names if i not in columns and first and first[i].strip()]
         numbered = [i for i in filled if header[i].startswith("image_id") and _is_id(first[i])]
@@ -270,7 +252,7 @@ class _FrameNames(NamedTuple):
         return cls(number, tuple(i for i in filled if i != number))
 
     def doubt(self, row: Sequence[str]) -> str | None:
-        """Why a row may be no frame; None if it is named as the first one is."""
+        """Says why a row may be no frame; None if it is named as the first frame is."""
         number = None if self.id_column is None else row[self.id_column].strip()
         names = [row[i].strip() for i in self.name_columns]
         if number is None or not _is_id(number):
@@ -278,7 +260,7 @@ class _FrameNames(NamedTuple):
                 if text.rstrip(":").casefold() in NAMES_OF_SUMS:
                     return f"is called {text!r}"
         if number == "" or not all(names):
-            return "has no name of a frame"
+            return "has no frame name"
         if number is not None and not _is_id(number):
             return f"is called {number!r}"
         return None
@@ -289,7 +271,7 @@ def _is_id(text: str) -> bool:
 
 
 def _class_columns(header: Sequence[str]) -> list[int]:
-    """Which columns of a table are counts of classes."""
+    """Indices of the columns that hold counts of classes."""
     if list(header) == counts_header(header[2:-1]):
         return [*range(2, len(header) - 1)]
     return [i for i, name in enumerate(header) if name not in ("image_id", "image", "total")]
@@ -305,24 +287,20 @@ def _count(path: Path, what: str, value: Any) -> float:
     return number
 
 
-def _said_beside(path: Path) -> dict[str, Any]:
-    """What the JSON beside an array says of it, if there is one."""
+def _recorded_names(path: Path) -> list[str] | None:
+    """Class names in the JSON file beside an array; None without that file, or without names."""
     sidecar = path.with_suffix(".json")
     values = read_json(sidecar) if sidecar.is_file() else None
-    return values if isinstance(values, dict) else {}
-
-
-def _names_in(said: dict[str, Any]) -> list[str] | None:
-    names = said.get("class_names")
+    names = values.get("class_names") if isinstance(values, dict) else None
     if not names or not all(isinstance(name, str) for name in names):
         return None
     return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def _check_probabilities(path: Path, array: np.ndarray) -> None:
-    """Refuses an array of another layout: what is read as a probability must look like one."""
+    """Refuses an array of another layout: its probabilities are not in [0, 1]."""
     read = array[[OBJECTNESS_ROW, *range(ARRAY_HEAD, array.shape[0])]]
-    # NaN fails the comparison, as it should.
+    # The comparison is written so that NaN fails it.
     if read.size and not (read.min() >= 0.0 and read.max() <= 1.001):
         raise UserError(
             f"{path}: row {OBJECTNESS_ROW} (objectness) and rows {ARRAY_HEAD} on (class "
@@ -331,7 +309,7 @@ def _check_probabilities(path: Path, array: np.ndarray) -> None:
 
 
 def counts_header(class_names: Sequence[str]) -> list[str]:
-    """Names of the columns of `counts_csv`: two of the frame, those of the classes, their total."""
+    """Column names of a counts table: two for the frame, one for each class, and their total."""
     image_id, image, total = (
         name_beside(class_names, name) for name in ("image_id", "image", "total")
     )

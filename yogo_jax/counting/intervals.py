@@ -1,10 +1,12 @@
-"""Intervals of true counts, and of their ratios, behind a detector that errs.
+"""Confidence intervals of true counts and of their ratios, for a detector that makes errors.
 
-The model: cells of class i come as a Poisson number of mean n_i; each is called j with probability
-P_ij, or missed; boxes on nothing come at a rate per frame. P and that rate are known from a
-validation set of limited size only. Derivation and measured coverage: `docs/counts.md`.
+The model: the number of cells of class i is Poisson with mean n_i. A cell of class i is called
+class j with probability P_ij, or is missed. False boxes on background come at a rate per frame. P
+and this rate are known from a validation set of limited size only. `docs/counts.md` has the
+derivation and the measured coverage.
 
-Every function works on one sample, or on many that share leading axes.
+First stand the limits of a weighted sum of counts (Poisson, binomial), then the intervals that are
+built from them. Every function works on one sample, or on many that share leading axes.
 """
 
 import functools
@@ -16,18 +18,58 @@ from jaxtyping import Bool, Float
 from scipy.special import betaincinv, gammaincinv
 
 
+# The limits of a ratio are found by so many halvings of an interval within [0, 1].
+HALVINGS = 40
+
+
+class Evidence(NamedTuple):
+    """The counts of a sample, and the errors of the detector in the validation.
+
+    `matrix[i, j]` counts validation cells of true class i that were called j; its last column
+    counts those that were missed. A row without any cell is an assumption: cells of this class are
+    always found and named right. `extra` counts false boxes on background in the validation.
+    `frames_ratio` is frames of the sample per frame of the validation; 0: such boxes are not
+    subtracted.
+    """
+
+    counts: Float[np.ndarray, "*b k"]
+    matrix: Float[np.ndarray, "*b k k_plus_1"]
+    extra: Float[np.ndarray, "*b k"]
+    frames_ratio: float = 0.0
+
+    @property
+    def cells(self) -> Float[np.ndarray, "*b k"]:
+        """True cells of each class in the validation, missed ones included."""
+        return self.matrix.sum(-1)
+
+
+class Interval(NamedTuple):
+    """An estimate with its confidence limits."""
+
+    estimate: Float[np.ndarray, "*b"]
+    lower: Float[np.ndarray, "*b"]
+    upper: Float[np.ndarray, "*b"]
+
+
 class Limits(NamedTuple):
-    """Lower and upper confidence limits, in the unit of what they are of."""
+    """Lower and upper confidence limits, in the unit of the quantity."""
 
     lower: Float[np.ndarray, "*b"]
     upper: Float[np.ndarray, "*b"]
 
 
 class _Effective(NamedTuple):
-    """A sum of weighted counts as one count: `scale * number` has its mean and its variance."""
+    """A weighted sum of counts as one count: `scale * number` has its mean and its variance."""
 
     scale: Float[np.ndarray, "*b"]
     number: Float[np.ndarray, "*b"]
+
+
+class _Spread(NamedTuple):
+    """Squared distances from the estimate down to the lower and up to the upper limit."""
+
+    lower: Float[np.ndarray, "*b"]
+    upper: Float[np.ndarray, "*b"]
 
 
 def poisson_limits(
@@ -36,13 +78,14 @@ def poisson_limits(
     *,
     confidence: float = 0.95,
 ) -> Limits:
-    """Limits of `sum_j weights_j * mean_j`, where counts are Poisson with these means.
+    """Limits of `sum_j weights_j * mean_j`, where the counts are Poisson with these means.
 
-    With one count, or equal weights, these are Garwood's exact limits: 0 and 3.69 of a count of 0.
+    With one count, or with equal weights, these are Garwood's exact limits: 0 and 3.69 for a count
+    of 0.
 
     Args:
       weights: 0 or more.
-      counts: what was counted.
+      counts: the numbers that were counted.
       confidence: two-sided; half of the rest lies beyond each limit.
 
     References:
@@ -65,13 +108,13 @@ def binomial_limits(
     *,
     confidence: float = 0.95,
 ) -> Limits:
-    """Limits of `sum_j weights_j * p_j`, where counts are how often j was seen in the trials.
+    """Limits of `sum_j weights_j * p_j`, where outcome j was seen `counts_j` times in the trials.
 
-    With one outcome, or equal weights, these are Clopper and Pearson's exact limits of p.
+    With one outcome, or with equal weights, these are Clopper and Pearson's exact limits of p.
 
     Args:
       weights: 0 or more.
-      counts: of exclusive outcomes; their sum is at most `trials`.
+      counts: counts of outcomes that exclude each other; their sum is at most `trials`.
       trials: at least 1.
       confidence: two-sided.
 
@@ -83,8 +126,8 @@ def binomial_limits(
     seen, one_more = _effective_counts(weights, counts)
     first = np.where(seen.number > 0, seen.number, 1.0)
     second = np.maximum(one_more.number, 1.0)
-    # All of them seen: nothing is left for the second parameter, and the limit is 1. Rounding may
-    # leave a little.
+    # If all trials have such an outcome, the second parameter is 0 and the limit is 1. Rounding may
+    # leave a number just above 0.
     left = trials - second + 1.0
     upper = betaincinv(second, np.maximum(left, 1e-6), 1.0 - tail)
     return Limits(
@@ -96,10 +139,10 @@ def binomial_limits(
 def _effective_counts(
     weights: Float[np.ndarray, "*b n"], counts: Float[np.ndarray, "*b n"]
 ) -> tuple[_Effective, _Effective]:
-    """The sum as one count, and the same with one more count of the greatest weight.
+    """Returns the sum as one count, and the same with one more count of the greatest weight.
 
-    Exact limits above come from the count plus one; which of the counts would have been it is not
-    known, and the one that weighs most is the safe choice.
+    An exact upper limit comes from the count plus one. Nobody knows which of the counts the one
+    more would be; the one with the greatest weight is the safe choice.
     """
     mean = np.asarray((weights * counts).sum(-1))
     variance = np.asarray((weights**2 * counts).sum(-1))
@@ -118,71 +161,39 @@ def _matched(mean: Float[np.ndarray, "*b"], variance: Float[np.ndarray, "*b"]) -
     )
 
 
-# Search of the limits of a ratio: halvings of an interval within [0, 1].
-HALVINGS = 40
+def response(matrix: Float[np.ndarray, "*b k k_plus_1"]) -> Float[np.ndarray, "*b k k"]:
+    """Returns P: row = true class, column = called class; a row sums to the share that is found.
 
-
-class Evidence(NamedTuple):
-    """What was counted in a sample, and what the validation says of the detector.
-
-    `matrix[i, j]` counts validation cells of true class i that were called j; its last column
-    those that were missed. A row without any cell is an assumption: always found, named right.
-    `extra` counts boxes on nothing in the validation. `frames_ratio` is frames of the sample per
-    frame of the validation; 0 leaves such boxes in.
+    Args:
+      matrix: as in `Evidence`; a row without cells becomes one of the identity.
     """
-
-    counts: Float[np.ndarray, "*b k"]
-    matrix: Float[np.ndarray, "*b k k_plus_1"]
-    extra: Float[np.ndarray, "*b k"]
-    frames_ratio: float = 0.0
-
-
-class Interval(NamedTuple):
-    """An estimate with its confidence limits."""
-
-    estimate: Float[np.ndarray, "*b"]
-    lower: Float[np.ndarray, "*b"]
-    upper: Float[np.ndarray, "*b"]
-
-
-class _Spread(NamedTuple):
-    """Squared distances from the estimate down to the lower and up to the upper limit."""
-
-    lower: Float[np.ndarray, "*b"]
-    upper: Float[np.ndarray, "*b"]
-
-
-def validation_cells(evidence: Evidence) -> Float[np.ndarray, "*b k"]:
-    """True cells of each class in the validation, missed ones included."""
-    return evidence.matrix.sum(-1)
-
-
-def response(evidence: Evidence) -> Float[np.ndarray, "*b k k"]:
-    """P: row = true class, column = called so. A row sums to the share of its class found."""
-    classes = evidence.matrix.shape[-2]
-    cells = validation_cells(evidence)[..., None]
-    rows = evidence.matrix[..., :classes] / np.maximum(cells, 1.0)
+    classes = matrix.shape[-2]
+    cells = matrix.sum(-1, keepdims=True)
+    rows = matrix[..., :classes] / np.maximum(cells, 1.0)
     return np.where(cells > 0, rows, np.eye(classes))
 
 
 def deskew(evidence: Evidence) -> Float[np.ndarray, "*b k"]:
-    """True counts by class: `(counts - extra boxes) P^-1`. Unbiased, so some may be negative."""
+    """Estimates true counts by class as `(counts - extra boxes) P^-1`.
+
+    The estimate has no bias, so a value may be negative.
+    """
     net = evidence.counts - evidence.frames_ratio * evidence.extra
-    return np.linalg.solve(np.swapaxes(response(evidence), -1, -2), net[..., None])[..., 0]
+    return np.linalg.solve(np.swapaxes(response(evidence.matrix), -1, -2), net[..., None])[..., 0]
 
 
 def count_interval(
     evidence: Evidence, members: Bool[np.ndarray, " k"], *, confidence: float = 0.95
 ) -> Interval:
-    """The expected number of true cells of some classes together in such a sample.
+    """Estimates the expected number of true cells of some classes together in such a sample.
 
     Args:
-      evidence: of one sample or of many.
-      members: the classes that are counted.
+      evidence: one sample or many.
+      members: mask of the classes that are counted.
       confidence: two-sided.
 
     Returns:
-      Numbers of cells, 0 or more. The upper limit is infinite where the validation cannot tell the
+      Numbers of cells, 0 or more. The upper limit is infinite if the validation cannot tell the
       share that is found from 0.
     """
     weights = _weights(evidence, members.astype(float))
@@ -191,8 +202,8 @@ def count_interval(
     mix = _mix(evidence, true, members)
     others = np.where(members, 0.0, np.maximum(true, 0.0))
     fixed = _spread(evidence, weights, others, counted=True, confidence=confidence)
-    # Of the members' own rows the spread grows with the count, so it is solved for, as Fieller
-    # does: |limit - total|^2 = fixed + limit^2 * share.
+    # The spread from the members' own rows grows with the count. So the limit is the solution of
+    # |limit - total|^2 = fixed + limit^2 * share, after Fieller.
     share = _spread(evidence, weights, mix, counted=False, confidence=confidence)
     upper = _upper_root(total, fixed.upper, share.upper)
     floor = _nothing_seen(evidence, weights, members, confidence)
@@ -207,15 +218,15 @@ def ratio_interval(
     *,
     confidence: float = 0.95,
 ) -> Interval:
-    """The share that true cells of some classes are of those of more classes, in [0, 1].
+    """Estimates the ratio of true cells of some classes to those of more classes, in [0, 1].
 
-    Its limits are the shares r at which `members - r * whole`, a weighted sum as any other, has an
-    interval that just touches 0.
+    `members - r * whole` is a weighted sum of counts. The limits of the ratio are the values r at
+    which the interval of this sum just touches 0.
 
     Args:
-      evidence: of samples in which the estimate of the whole is above 0.
-      members: the classes that are counted; each is one of `whole`.
-      whole: the classes of the denominator.
+      evidence: samples in which the estimate of the whole is above 0.
+      members: mask of the classes of the numerator; each is one of `whole`.
+      whole: mask of the classes of the denominator.
       confidence: two-sided.
 
     References:
@@ -228,7 +239,7 @@ def ratio_interval(
     rest_of_whole = rest[..., whole].sum(-1)
 
     def excess(share: Float[np.ndarray, "*b"], side: str) -> Float[np.ndarray, "*b"]:
-        """How far above 0 the limit of `members - share * whole` is, if `share` is the truth."""
+        """Distance above 0 of the limit of `members - share * whole`, if `share` is the truth."""
         weights = _weights(evidence, members - share[..., None] * whole)
         cells = share / np.maximum(1.0 - share, 1e-12) * rest_of_whole
         rows = rest + cells[..., None] * mix
@@ -241,15 +252,15 @@ def ratio_interval(
     ends = np.zeros_like(estimate), estimate, np.ones_like(estimate)
     lower = _falling_root(lambda share: excess(share, "lower"), ends[0], ends[1])
     upper = _falling_root(lambda share: excess(share, "upper"), ends[1], ends[2])
-    # With nothing seen: the share that would have shown itself.
+    # No upper limit lies below the one for a sample in which no member was seen.
     weights = _weights(evidence, members.astype(float))
     floor = _nothing_seen(evidence, weights, members, confidence) / denominator
     return _interval(estimate, lower, np.minimum(np.maximum(upper, floor), 1.0))
 
 
 def _weights(evidence: Evidence, target: Float[np.ndarray, "*#b k"]) -> Float[np.ndarray, "*b k"]:
-    """`w = P^-1 target`: the weight of each counted box in the sum over true classes."""
-    matrix = response(evidence)
+    """Returns `w = P^-1 target`, the weight of each counted box in the sum over true classes."""
+    matrix = response(evidence.matrix)
     column = np.broadcast_to(target[..., None], (*matrix.shape[:-1], 1))
     return np.linalg.solve(matrix, column)[..., 0]
 
@@ -257,12 +268,12 @@ def _weights(evidence: Evidence, target: Float[np.ndarray, "*#b k"]) -> Float[np
 def _mix(
     evidence: Evidence, true: Float[np.ndarray, "*b k"], members: Bool[np.ndarray, " k"]
 ) -> Float[np.ndarray, "*b k"]:
-    """The shares of the member classes: as estimated, and one more cell as the validation has it.
+    """Shares of the member classes: as estimated, with one more cell spread as in the validation.
 
-    That one matters where next to nothing was counted, and keeps a class that nobody saw from
-    having no share in what may be there.
+    The additional cell matters if almost nothing was counted: without it a class that was not seen
+    would have the share 0.
     """
-    cells = np.where(members, np.maximum(validation_cells(evidence), 1e-9), 0.0)
+    cells = np.where(members, np.maximum(evidence.cells, 1e-9), 0.0)
     mixed = np.where(members, np.maximum(true, 0.0), 0.0) + cells / cells.sum(-1, keepdims=True)
     return mixed / mixed.sum(-1, keepdims=True)
 
@@ -277,21 +288,22 @@ def _spread(
 ) -> _Spread:
     """Squared distances of `weights . (counts - extra)` from its limits.
 
-    Independent parts add in squares, each with its own limits (MOVER: Zou and Donner 2008,
-    Construction of confidence limits about effect measures: a general approach, Statistics in
-    Medicine 27:1693).
+    Squared distances of independent parts are added; each part has its own limits (MOVER: Zou and
+    Donner 2008, Construction of confidence limits about effect measures: a general approach,
+    Statistics in Medicine 27:1693).
 
     Args:
       evidence: the sample and the validation.
-      weights: of each called class.
+      weights: weight of each called class.
       rows: true cells of each class, whose share of errors is uncertain.
-      counted: with the Poisson noise of counts and of extra boxes, or of the rows alone.
+      counted: True includes the Poisson noise of counts and of extra boxes; False takes the noise
+        of the rows alone.
       confidence: two-sided.
     """
     classes = weights.shape[-1]
-    cells = validation_cells(evidence)
-    # Row i adds -rows_i * sum_j (w_j - w_i) * error of P_ij: its own column is what the others
-    # leave, so only the errors of the detector have noise of their own. A miss weighs 0.
+    cells = evidence.cells
+    # Row i adds -rows_i * sum_j (w_j - w_i) * error of P_ij. Its own column is the rest of the
+    # others, so only the errors of the detector have noise of their own. A miss has weight 0.
     padded = np.concatenate([weights, np.zeros((*weights.shape[:-1], 1))], axis=-1)
     steps = -rows[..., :, None] * (padded[..., None, :] - weights[..., :, None])
     seen = evidence.matrix * (1.0 - np.eye(classes, classes + 1))
@@ -301,7 +313,7 @@ def _spread(
         seen / shown[..., None],
         lambda part: binomial_limits(part, seen, shown, confidence=confidence),
     )
-    # A row that is assumed has no noise.
+    # A row without cells is an assumption and has no noise.
     known = cells > 0
     parts = [_Spread((noise.lower * known).sum(-1), (noise.upper * known).sum(-1))]
     if counted:
@@ -322,12 +334,12 @@ def _both_signs(
     values: Float[np.ndarray, "*b n"],
     limits: Callable[[Float[np.ndarray, "*b n"]], Limits],
 ) -> _Spread:
-    """Squared distances of `factors . values` from its limits; positive and negative parts apart.
+    """Squared distances of `factors . values` from its limits, for factors of both signs.
 
     Args:
-      factors: of any sign.
+      factors: positive or negative.
       values: estimates that the factors multiply.
-      limits: of `part . values`, for a part that is 0 or more.
+      limits: returns the limits of `part . values` for a part that is 0 or more.
     """
     positive, negative = np.maximum(factors, 0.0), np.maximum(-factors, 0.0)
     gain, loss = limits(positive), limits(negative)
@@ -344,10 +356,10 @@ def _nothing_seen(
     members: Bool[np.ndarray, " k"],
     confidence: float,
 ) -> Float[np.ndarray, "*b"]:
-    """The upper limit of the members if no box at all had been called one of them.
+    """Upper limit of the members if no box at all had been called one of them.
 
-    No upper limit may be lower: subtracting more false boxes than there are would claim to have
-    excluded what the sample is too small to show.
+    No upper limit may be lower. A lower limit would come from subtracting more false boxes than
+    there are, and would exclude numbers of parasites that so small a sample cannot exclude.
     """
     heaviest = np.maximum(weights, 0.0) * members
     nothing = np.zeros_like(evidence.counts)
@@ -355,14 +367,14 @@ def _nothing_seen(
 
 
 def _interval(*values: np.ndarray | np.floating) -> Interval:
-    """Arrays also of one sample, where NumPy gives numbers."""
+    """Makes an interval of arrays, also for one sample, where NumPy gives plain numbers."""
     return Interval(*(np.asarray(value) for value in values))
 
 
 def _upper_root(
     total: Float[np.ndarray, "*b"], fixed: Float[np.ndarray, "*b"], share: Float[np.ndarray, "*b"]
 ) -> Float[np.ndarray, "*b"]:
-    """The upper x of `(x - total)^2 = fixed + share * x^2`; infinite if share is 1 or more."""
+    """Upper root x of `(x - total)^2 = fixed + share * x^2`; infinite if share is 1 or more."""
     root = np.sqrt(np.maximum(fixed * (1.0 - share) + share * total**2, 0.0))
     return np.asarray(
         np.where(share < 1.0, (total + root) / np.maximum(1.0 - share, 1e-12), np.inf)
@@ -372,7 +384,7 @@ def _upper_root(
 def _lower_root(
     total: Float[np.ndarray, "*b"], fixed: Float[np.ndarray, "*b"], share: Float[np.ndarray, "*b"]
 ) -> Float[np.ndarray, "*b"]:
-    """The lower x of the same equation, in the form that needs no division by 1 - share."""
+    """Lower root x of the same equation, in the form without a division by 1 - share."""
     root = np.sqrt(np.maximum(fixed * (1.0 - share) + share * total**2, 0.0))
     above = (total > 0) & (total**2 > fixed)
     return np.asarray(np.where(above, total**2 - fixed, 0.0) / np.where(above, total + root, 1.0))
@@ -383,7 +395,7 @@ def _falling_root(
     low: Float[np.ndarray, "*b"],
     high: Float[np.ndarray, "*b"],
 ) -> Float[np.ndarray, "*b"]:
-    """Where a falling function crosses 0 between `low` and `high`; `low` if it is below 0 there."""
+    """Root of a falling function between `low` and `high`; `low` if the function is below 0."""
     for _ in range(HALVINGS):
         middle = np.asarray((low + high) / 2.0)
         above = function(middle) > 0

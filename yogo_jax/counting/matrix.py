@@ -1,6 +1,8 @@
-"""What a validation says of a detector: how cells of each class are called, missed, made up.
+"""The confusion matrix of a validation, by which counts are corrected.
 
-From `metrics.json` of `python -m yogo_jax.evaluate` to the matrix that counts are corrected by.
+It says which cells of each class are named right, named wrong, missed, or found where there are
+none. It is read from the `metrics.json` of `yogo-jax evaluate`, pooled over folds, checked, and
+written as the two matrices of the instrument's deskewer.
 """
 
 import unicodedata
@@ -11,26 +13,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.counting.files import read_json
+from yogo_jax.counting.intervals import response
 from yogo_jax.counting.thresholds import CountedAt, flags_of, recorded_by_validation
-from yogo_jax.detector.class_names import name_beside
 from yogo_jax.errors import UserError
-from yogo_jax.metrics.confusion import BACKGROUND
+from yogo_jax.files import read_json
+from yogo_jax.metrics.confusion import BACKGROUND, name_beside
 
 
-# Above this, the correction multiplies the noise of counts by more than any sample can make up.
+# Above this condition number the correction multiplies the noise of the counts too much for any
+# sample size.
 MAX_CONDITION = 1e4
-# Draws of the matrix, for the scatter of its inverse.
+# Matrices that are drawn for the standard deviation of the inverse of a single validation.
 DRAWS = 4000
-# Of the draws: the same file each time.
+# With a fixed seed the file is the same each time.
 SEED = 0
 
 
 class Validation(NamedTuple):
     """Counts of one validation, or of several together.
 
-    `matrix` [k, k+1]: row = true class, column = called so, the last one missed. `extra` [k]:
-    boxes on nothing. `images`: frames looked at. `file`: where it was read.
+    `matrix` [k, k+1]: row = true class, column = called class, last column = missed. `extra` [k]:
+    false boxes on background. `images`: number of frames. `file`: the file that was read.
     """
 
     class_names: tuple[str, ...]
@@ -47,10 +50,10 @@ class Validation(NamedTuple):
 
 
 def read_validation(path: Path) -> Validation:
-    """The confusion matrix of a `metrics.json`.
+    """Reads the confusion matrix of a `metrics.json`.
 
     Raises:
-      UserError: it is no such file, or its matrix is not one of counts with the background.
+      UserError: it is no such file, or its matrix does not hold counts with the background.
     """
     values = read_json(path)
     try:
@@ -62,42 +65,42 @@ def read_validation(path: Path) -> Validation:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: expected `confusion` (class_names, matrix) and `images`, as "
-            f"`python -m yogo_jax.evaluate` writes them to metrics.json; {_what(error)}"
+            f"`yogo-jax evaluate` writes them to metrics.json; {_missing_or_wrong(error)}"
         ) from error
     background = name_beside(names[:-1], BACKGROUND)
     if matrix.shape != (len(names), len(names)) or not names or names[-1] != background:
         raise UserError(
             f"{path}: the confusion matrix must have a row and a column for each of class_names, "
             f"{background!r} last; got {matrix.shape} for {list(names)}. Write metrics.json anew "
-            "with `python -m yogo_jax.evaluate`"
+            "with `yogo-jax evaluate`"
         )
     if (matrix < 0).any() or (matrix != np.round(matrix)).any() or images < 1:
         raise UserError(
-            f"{path}: the confusion matrix must hold counts, of 1 image or more: whole numbers, "
-            "not shares. Write metrics.json anew with `python -m yogo_jax.evaluate`"
+            f"{path}: the confusion matrix must hold counts (whole numbers, not shares) of 1 image "
+            "or more. Write metrics.json anew with `yogo-jax evaluate`"
         )
     counted_at = recorded_by_validation(path, values, names[:-1])
     return Validation(names[:-1], matrix[:-1], matrix[-1, :-1], images, counted_at, path)
 
 
 def pool(validations: Sequence[Validation]) -> Validation:
-    """Folds as one validation: each cell of theirs was seen by a network that did not train on it.
+    """Adds up folds to one validation: no network trained on the cells that it is validated on.
 
     Raises:
-      UserError: they have different classes, or were counted at different thresholds.
+      UserError: the folds have different classes, or were counted at different thresholds.
     """
     first = validations[0]
     for other in validations[1:]:
         if other.counted_at != first.counted_at:
             raise UserError(
-                "validations must all have been made at the same thresholds, got "
+                "all validations must have been made at the same thresholds, got "
                 f"{flags_of(first.counted_at) or 'none recorded'} ({first.file}) and "
                 f"{flags_of(other.counted_at) or 'none recorded'} ({other.file}): evaluate again "
                 "with the same"
             )
         if other.class_names != first.class_names:
             raise UserError(
-                "validations must all have the same classes in the same order, got "
+                "all validations must have the same classes in the same order, got "
                 f"{list(first.class_names)} and {list(other.class_names)}"
             )
     return Validation(
@@ -114,11 +117,12 @@ def check_invertible(validation: Validation, *, assume_right: Sequence[str] = ()
     """Refuses a validation that cannot correct counts.
 
     Args:
-      validation: all folds.
-      assume_right: classes without a true cell, to be taken as always found and named right.
+      validation: all folds together.
+      assume_right: classes without a true cell that are taken as always found and named right.
 
     Raises:
-      UserError: a class has no true cell, or the matrix is (close to) singular; names the classes.
+      UserError: a class has no true cell, or the matrix is singular or nearly so; the message names
+        the classes.
     """
     names = validation.class_names
     for name in assume_right:
@@ -128,7 +132,7 @@ def check_invertible(validation: Validation, *, assume_right: Sequence[str] = ()
         if cells:
             raise UserError(
                 f"--assume-right {name}: the validation has {cells:.0f} "
-                "true cells of it, so it is known how they are called; leave the flag out"
+                "true cells of this class, so its errors are known; leave the flag out"
             )
     unknown = [
         name
@@ -137,9 +141,10 @@ def check_invertible(validation: Validation, *, assume_right: Sequence[str] = ()
     ]
     if unknown:
         raise UserError(
-            f"the validation has no true cell of {', '.join(unknown)}, so how the network calls "
-            "them is unknown. Evaluate on images that have some, or, if none are expected in the "
-            f"sample, add --assume-right {' '.join(unknown)}: taken as always found and named right"
+            f"the validation has no true cell of {', '.join(unknown)}, so it does not know the "
+            "errors on them. Evaluate on images that have such cells. If none are expected in "
+            f"the sample, add --assume-right {' '.join(unknown)}: they are then taken as always "
+            "found and named right"
         )
     matrix = response_matrix(validation)
     if not np.linalg.cond(matrix) <= MAX_CONDITION:
@@ -149,33 +154,32 @@ def check_invertible(validation: Validation, *, assume_right: Sequence[str] = ()
 def response_matrix(
     validation: Validation, *, matched_only: bool = False
 ) -> Float[np.ndarray, "k k"]:
-    """P(called j | true i), row = true class; a row without true cells is taken as right.
+    """Returns P(called j | true i), row = true class; a row without true cells is taken as right.
 
     Args:
-      validation: counts.
-      matched_only: of the cells that were found, so that rows sum to 1; else of all, so that a row
-        sums to the share that was found.
+      validation: the counts.
+      matched_only: True leaves missed cells out, so a row sums to 1; False keeps them, so a row
+        sums to the share that is found.
     """
-    classes = len(validation.class_names)
-    counts = validation.matrix[:, :classes]
-    cells = counts.sum(1) if matched_only else validation.cells
-    rows = counts / np.maximum(cells, 1.0)[:, None]
-    return np.where(cells[:, None] > 0, rows, np.eye(classes))
+    matrix = validation.matrix.copy()
+    if matched_only:
+        matrix[:, -1] = 0.0
+    return response(matrix)
 
 
 def mean_and_inverse_scatter(
     validations: Sequence[Validation], *, matched_only: bool, assume_right: Sequence[str] = ()
 ) -> tuple[Float[np.ndarray, "k k"], Float[np.ndarray, "k k"]]:
-    """The two matrices of the instrument's deskewer.
+    """Computes the two matrices of the instrument's deskewer.
 
     Returns:
       The mean of the folds' matrices, and the standard deviation (of a sample: n - 1) of the folds'
-      inverses. Of one validation alone: its matrix, and the deviation of inverses of matrices drawn
-      as they may be behind its counts (rows from Dirichlet distributions, Perks' prior: one cell
-      spread evenly over the columns).
+      inverses. For a single validation: its matrix, and the standard deviation of the inverses of
+      matrices drawn from the posterior of its counts (rows from Dirichlet distributions, Perks'
+      prior: one cell spread evenly over the columns).
 
     Raises:
-      UserError: a fold's own matrix is not known or cannot be inverted.
+      UserError: the matrix of a fold is not known or cannot be inverted.
     """
     for number, each in enumerate(validations, start=1):
         try:
@@ -204,11 +208,11 @@ def _drawn_matrices(validation: Validation, *, matched_only: bool) -> Float[np.n
 
 
 def _singular(names: Sequence[str], matrix: Float[np.ndarray, "k k"]) -> str:
-    """Which classes cannot be told apart: those of the direction that the matrix swallows."""
+    """Error text with the classes that cannot be told apart, by the smallest singular value."""
     direction = np.abs(np.linalg.svd(matrix.T)[2][-1])
     culprits = [name for name, part in zip(names, direction, strict=True) if part > 0.3]
     subject = (
-        f"{culprits[0]} is all but never called {culprits[0]}"
+        f"{culprits[0]} is almost never called {culprits[0]}"
         if len(culprits) == 1
         else f"{' and '.join(culprits)} are called alike"
     )
@@ -218,12 +222,12 @@ def _singular(names: Sequence[str], matrix: Float[np.ndarray, "k k"]) -> str:
     )
 
 
-def _what(error: Exception) -> str:
+def _missing_or_wrong(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else f"found: {error}"
 
 
 def validation_summary(validation: Validation) -> dict[str, Any]:
-    """Plain values for JSON: what was corrected by."""
+    """Returns the size of the validation as plain values for JSON."""
     names = validation.class_names
     return {
         "images": validation.images,

@@ -1,4 +1,4 @@
-"""All numbers of one sample as plain values: what `counts.json` holds and the tables show."""
+"""The results of one sample as plain values for `counts.json`, and as tables and CSV."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ from yogo_jax.counting.files import Sample
 from yogo_jax.counting.intervals import Evidence, Interval
 from yogo_jax.counting.limits import detection_limit
 from yogo_jax.counting.matrix import Validation, validation_summary
-from yogo_jax.detector.class_names import name_beside
+from yogo_jax.metrics.confusion import name_beside
 from yogo_jax.reports.tables import align
 
 
@@ -30,126 +30,13 @@ Row = tuple[str, Mapping[str, float | None]]
 _COLUMNS = ("estimate", "lower", "upper")
 
 
-def format_estimate(values: Mapping[str, Any]) -> str:
-    """The tables of one sample.
-
-    Args:
-      values: what `counts.json` holds.
-    """
-    corrected = values["corrected_counts"]
-    header = ["class", "counted", "95 % from", "to"]
-    if corrected:
-        header += ["true cells", "95 % from", "to"]
-    rows = []
-    for name, counted in values["raw_counts"].items():
-        cells = _interval(counted)
-        if corrected:
-            cells += _interval(corrected[name])
-        rows.append([name, *cells])
-    lines = [*align(header, rows), ""]
-    lines += align(
-        ["", "", "95 % from", "to"], [[title, *_interval(row)] for title, row in results(values)]
-    )
-    lines += ["", *limit_lines(values["detection_limit"], corrected=bool(corrected))]
-    return "\n".join([*lines, *values["notes"]])
-
-
-def results(values: Mapping[str, Any]) -> list[Row]:
-    """Parasitemia and parasites per uL: raw, corrected, compensated; those that are there."""
-    rows = []
-    for key, title in (
-        ("raw", "as counted"),
-        ("corrected", "corrected"),
-        ("compensated", "compensated"),
-    ):
-        if values[key]:
-            for unit, name in (
-                ("parasitemia_percent", "parasitemia, %"),
-                ("parasites_per_ul", "parasites per uL"),
-            ):
-                if unit in values[key]:
-                    rows.append((f"{name}, {title}", values[key][unit]))
-    return rows
-
-
-def limit_lines(limits: Sequence[Mapping[str, Any]], *, corrected: bool) -> list[str]:
-    """The table of detection limits."""
-    names = list(limits[0]["parasites"])
-    header = ["red cells", "false boxes", "present from", *names, "per uL"]
-    rows = [
-        [
-            number(each["cells"]),
-            number(each["false_boxes"]) if corrected else "-",
-            str(each["critical"]),
-            *(number(each["parasites"][name]) for name in names),
-            number(each["per_ul"]),
-        ]
-        for each in limits
-    ]
-    title = "limit of detection: true parasites of each class needed, if the blood has no other"
-    return [title, *align(header, rows)]
-
-
-def results_csv(values: Mapping[str, Any]) -> str:
-    """One row for each number: quantity, class, estimate and limits."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["quantity", "class", *_COLUMNS])
-    for key in ("raw_counts", "corrected_counts"):
-        for name, row in (values[key] or {}).items():
-            writer.writerow([key, name, *(row[column] for column in _COLUMNS)])
-    for key in ("raw", "corrected", "compensated"):
-        for unit, row in (values[key] or {}).items():
-            writer.writerow([f"{key}_{unit}", "parasites", *(row[column] for column in _COLUMNS)])
-    return file.getvalue()
-
-
-def format_coverage(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a simulation."""
-    header = [
-        "parasites",
-        "mean estimate",
-        "median limits",
-        "",
-        "coverage",
-        "1.96 sigma",
-        "1.69 sigma",
-    ]
-    return "\n".join(
-        align(
-            header,
-            [
-                [
-                    number(row["parasites"]),
-                    number(row["mean_estimate"]),
-                    number(row["median_lower"]),
-                    number(row["median_upper"]),
-                    *(
-                        f"{100 * row[key]:.1f} %"
-                        for key in ("coverage", "coverage_1.96_sigma", "coverage_1.69_sigma")
-                    ),
-                ]
-                for row in rows
-            ],
-        )
-    )
-
-
-def number(value: float | None) -> str:
-    """Four digits, or all of a large whole number; "none" where there is no limit."""
-    if value is None:
-        return "none"
-    if abs(value) >= 1000:
-        return f"{value:.0f}"
-    return f"{value:.4g}"
-
-
-def _interval(row: Mapping[str, float | None]) -> list[str]:
-    return [number(row[column]) for column in _COLUMNS]
-
-
 class Inputs(NamedTuple):
-    """What one sample is judged by; `sample` has the classes of `validation`, if there is one."""
+    """Everything that an estimate needs; `sample` has the classes of `validation`, if given.
+
+    `evidence` and `validation` are None if the counts are not corrected. `frames` is the number of
+    frames of the sample, None if it is not known. The limit of detection is given for each number
+    of red cells in `limit_cells`; without any, for those of the sample.
+    """
 
     sample: Sample
     roles: Roles
@@ -162,7 +49,7 @@ class Inputs(NamedTuple):
 
 
 def count_values(inputs: Inputs) -> dict[str, Any]:
-    """Raw and corrected counts, parasitemia and parasites per uL, limits of detection.
+    """Computes raw and corrected counts, parasitemia, parasites per uL and limits of detection.
 
     Raises:
       UserError: no red cell was counted.
@@ -198,7 +85,7 @@ def count_values(inputs: Inputs) -> dict[str, Any]:
 
 
 def compensated_values(found: Compensated, red_cells_per_ul: float) -> dict[str, Any]:
-    """The `compensated` of `counts.json`."""
+    """Returns the `compensated` part of `counts.json`."""
     per_ul = Interval(*(np.asarray(value) for value in found))
     return {
         "parasitemia_percent": as_plain(scaled(per_ul, 100.0 / red_cells_per_ul)),
@@ -214,7 +101,7 @@ def _limits(inputs: Inputs, red_cells: float) -> list[dict[str, Any]]:
             evidence,
             inputs.roles,
             cells=cells,
-            # As many frames as hold so many cells in this sample.
+            # So many cells fill so many frames, at the density of this sample.
             frames_ratio=evidence.frames_ratio * cells / red_cells,
         )
         needed = limit.parasites[inputs.roles.parasites]
@@ -230,7 +117,7 @@ def _limits(inputs: Inputs, red_cells: float) -> list[dict[str, Any]]:
                         _named(inputs.sample, inputs.roles.parasites), needed, strict=True
                     )
                 },
-                # Of the class that is hardest to find.
+                # The class that is hardest to find decides.
                 "per_ul": float(finite.max()) / cells * inputs.red_cells_per_ul
                 if len(finite) == len(needed)
                 else None,
@@ -243,9 +130,9 @@ def _nothing_counted(raw: Estimate, red_cells_per_ul: float) -> str:
     cells = rule_of_three()
     per_ul = cells / float(raw.red_cells.estimate) * red_cells_per_ul
     return (
-        f"No box was called a parasite. By the rule of three at most {cells:.1f} that would have "
-        f"been, or {per_ul:.4g} per uL as counted, are behind that (one-sided, 95 %); the "
-        "intervals above are two-sided, so they end at 3.69."
+        f"No box was called a parasite. By the rule of three at most {cells:.1f} are expected, or "
+        f"{per_ul:.4g} per uL as counted (one-sided, 95 %). The intervals above are two-sided, so "
+        "they end at 3.69."
     )
 
 
@@ -269,3 +156,121 @@ def _parasitemia(estimate: Estimate, red_cells_per_ul: float) -> dict[str, Any]:
 
 def _named(sample: Sample, members: np.ndarray) -> list[str]:
     return [name for name, member in zip(sample.class_names, members, strict=True) if member]
+
+
+def format_estimate(values: Mapping[str, Any]) -> str:
+    """Returns the tables of one sample as text.
+
+    Args:
+      values: the content of `counts.json`.
+    """
+    corrected = values["corrected_counts"]
+    header = ["class", "counted", "95 % from", "to"]
+    if corrected:
+        header += ["true cells", "95 % from", "to"]
+    rows = []
+    for name, counted in values["raw_counts"].items():
+        cells = _interval(counted)
+        if corrected:
+            cells += _interval(corrected[name])
+        rows.append([name, *cells])
+    lines = [*align(header, rows), ""]
+    lines += align(
+        ["", "", "95 % from", "to"], [[title, *_interval(row)] for title, row in results(values)]
+    )
+    lines += ["", *limit_lines(values["detection_limit"], corrected=bool(corrected))]
+    return "\n".join([*lines, *values["notes"]])
+
+
+def results(values: Mapping[str, Any]) -> list[Row]:
+    """Returns titles and rows of parasitemia and parasites per uL: raw, corrected, compensated."""
+    rows = []
+    for key, title in (
+        ("raw", "as counted"),
+        ("corrected", "corrected"),
+        ("compensated", "compensated"),
+    ):
+        if values[key]:
+            for unit, name in (
+                ("parasitemia_percent", "parasitemia, %"),
+                ("parasites_per_ul", "parasites per uL"),
+            ):
+                if unit in values[key]:
+                    rows.append((f"{name}, {title}", values[key][unit]))
+    return rows
+
+
+def limit_lines(limits: Sequence[Mapping[str, Any]], *, corrected: bool) -> list[str]:
+    """Returns the table of the limits of detection as lines of text."""
+    names = list(limits[0]["parasites"])
+    header = ["red cells", "false boxes", "present from", *names, "per uL"]
+    rows = [
+        [
+            number(each["cells"]),
+            number(each["false_boxes"]) if corrected else "-",
+            str(each["critical"]),
+            *(number(each["parasites"][name]) for name in names),
+            number(each["per_ul"]),
+        ]
+        for each in limits
+    ]
+    title = "limit of detection: true parasites needed, if the blood has this class only"
+    return [title, *align(header, rows)]
+
+
+def results_csv(values: Mapping[str, Any]) -> str:
+    """Returns a CSV table with a row for each number: quantity, class, estimate and limits."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["quantity", "class", *_COLUMNS])
+    for key in ("raw_counts", "corrected_counts"):
+        for name, row in (values[key] or {}).items():
+            writer.writerow([key, name, *(row[column] for column in _COLUMNS)])
+    for key in ("raw", "corrected", "compensated"):
+        for unit, row in (values[key] or {}).items():
+            writer.writerow([f"{key}_{unit}", "parasites", *(row[column] for column in _COLUMNS)])
+    return file.getvalue()
+
+
+def format_coverage(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table of a simulation as text."""
+    header = [
+        "parasites",
+        "mean estimate",
+        "median limits",
+        "",
+        "coverage",
+        "1.96 sigma",
+        "1.69 sigma",
+    ]
+    return "\n".join(
+        align(
+            header,
+            [
+                [
+                    number(row["parasites"]),
+                    number(row["mean_estimate"]),
+                    number(row["median_lower"]),
+                    number(row["median_upper"]),
+                    *(
+                        f"{100 * row[key]:.1f} %"
+                        for key in ("coverage", "coverage_1.96_sigma", "coverage_1.69_sigma")
+                    ),
+                ]
+                for row in rows
+            ],
+        )
+    )
+
+
+def number(value: float | None) -> str:
+    """Writes a number with four digits, or as a whole number from 1000 on; None as "none"."""
+    if value is None:
+        return "none"
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.4g}"
+
+
+def _interval(row: Mapping[str, float | None]) -> list[str]:
+    return [number(row[column]) for column in _COLUMNS]

@@ -1,7 +1,7 @@
-"""Samples drawn from a known truth, to see how often an interval holds it.
+"""Coverage by simulation: the share of samples whose confidence interval holds the known truth.
 
-Everything that is uncertain is drawn anew for each sample: the cells in it, how each is called, the
-validation and its boxes on nothing.
+Everything uncertain is drawn anew for each sample: its cells, the class that each is called, the
+validation, and the false boxes on background of both.
 """
 
 from collections.abc import Iterable
@@ -17,17 +17,17 @@ from yogo_jax.counting.intervals import (
     count_interval,
     deskew,
     response,
-    validation_cells,
 )
 from yogo_jax.counting.matrix import MAX_CONDITION, Validation
 from yogo_jax.errors import UserError
 
 
 class Detector(NamedTuple):
-    """A network as it truly is, and the validation that it goes through.
+    """The true error rates of a network, and the size of its validation.
 
-    `calls` [k, k+1]: probabilities, row = true class, last column missed. `extra` [k]: boxes on
-    nothing per frame. `cells` [k] and `images`: size of the validation.
+    `calls` [k, k+1]: probabilities, row = true class, last column = missed. `extra` [k]: false
+    boxes on background per frame. `cells` [k] and `images`: true cells and frames of the
+    validation.
     """
 
     calls: Float[np.ndarray, "k k_plus_1"]
@@ -44,7 +44,7 @@ class Truth(NamedTuple):
 
 
 def example_detector() -> Detector:
-    """A plausible network of the instrument's seven classes; made up, of no real one."""
+    """Returns a plausible network of the instrument's seven classes; its numbers are made up."""
     called = np.array(
         [
             [0.97, 2e-4, 5e-5, 1e-5, 1e-5, 1e-5, 0.002],
@@ -65,7 +65,7 @@ def example_detector() -> Detector:
 
 
 def detector_like(validation: Validation) -> Detector:
-    """The network that a validation says it is, taken at its word."""
+    """Returns a network whose true error rates are those that a validation measured."""
     cells = validation.cells
     known = np.concatenate([np.eye(len(cells)), np.zeros((len(cells), 1))], axis=1)
     shares = validation.matrix / np.maximum(cells, 1.0)[:, None]
@@ -78,14 +78,14 @@ def detector_like(validation: Validation) -> Detector:
 
 
 def with_validation_times(detector: Detector, times: float) -> Detector:
-    """The same network, validated on so many times the cells and frames."""
+    """Returns the network with a validation of `times` as many cells and frames."""
     return detector._replace(
         cells=np.ceil(detector.cells * times), images=int(np.ceil(detector.images * times))
     )
 
 
 def draw(detector: Detector, truth: Truth, *, samples: int, seed: int) -> Evidence:
-    """Samples with a validation each: what an engineer with that network and that blood may see."""
+    """Draws samples of the same blood, each with a validation of its own."""
     generator = np.random.default_rng(seed)
     classes = len(truth.cells)
     present = generator.poisson(truth.cells, (samples, classes))
@@ -105,33 +105,34 @@ def draw(detector: Detector, truth: Truth, *, samples: int, seed: int) -> Eviden
 
 
 def usable(evidence: Evidence) -> Evidence:
-    """The samples whose validation is not refused: those with a matrix that can be inverted.
+    """Returns the samples whose validation has a matrix that can be inverted.
 
     Raises:
       UserError: there is none.
     """
-    kept = np.linalg.cond(response(evidence)) <= MAX_CONDITION
+    kept = np.linalg.cond(response(evidence.matrix)) <= MAX_CONDITION
     if not kept.any():
         raise UserError(
-            "no validation that was drawn can be inverted: it has too few cells of some class"
+            "no drawn validation has a matrix that can be inverted: it has too few cells of some "
+            "class"
         )
     counts, matrix, extra = (part[kept] for part in evidence[:3])
     return Evidence(counts, matrix, extra, evidence.frames_ratio)
 
 
 def sigma_interval(evidence: Evidence, members: Bool[np.ndarray, " k"], sigmas: float) -> Interval:
-    """What the instrument's corrector gives, as far as we can see: for the comparison only.
+    """Returns the interval that the instrument's corrector seems to give, for comparison only.
 
-    Estimates below 0 become 0 class by class; the half width is `sigmas` standard deviations of the
-    linear expansion, without covariances; 3 cells where no parasite is left (rule of three).
+    Estimates below 0 are set to 0 class by class. The half width is `sigmas` standard deviations
+    of the linear expansion, without covariances, or 3 cells if no parasite is left (rule of three).
     """
     corrected = np.maximum(deskew(evidence), 0.0)
-    inverse = np.linalg.inv(response(evidence))
-    # Of the inverse by its own linear expansion: dA = -A dP A, rows of P independent multinomials.
-    shares = evidence.matrix / np.maximum(validation_cells(evidence), 1.0)[..., None]
+    inverse = np.linalg.inv(response(evidence.matrix))
+    # Linear expansion of the inverse: dA = -A dP A; the rows of P are independent multinomials.
+    shares = evidence.matrix / np.maximum(evidence.cells, 1.0)[..., None]
     padded = np.concatenate([inverse, np.zeros_like(inverse[..., :1, :])], axis=-2)
     rows = shares @ padded**2 - (shares @ padded) ** 2
-    rows = rows / np.maximum(validation_cells(evidence), 1.0)[..., None]
+    rows = rows / np.maximum(evidence.cells, 1.0)[..., None]
     variances = (
         evidence.counts[..., None, :] @ inverse**2
         + evidence.counts[..., None, :] ** 2 @ (inverse**2 @ rows)
@@ -144,10 +145,10 @@ def sigma_interval(evidence: Evidence, members: Bool[np.ndarray, " k"], sigmas: 
 def truth_of(
     parasites: float, healthy: float, roles: Roles, detector: Detector, *, frames: int
 ) -> Truth:
-    """A sample with so many parasites among so many healthy red cells.
+    """Returns a sample with the given numbers of parasites and healthy red cells.
 
-    Parasites are of the validation's mix. Of each class that is no red cell there are as many per
-    healthy cell as in the validation.
+    The mix of parasite classes is that of the validation. So is the number of other cells per
+    healthy cell.
     """
     members = roles.parasites
     others = detector.cells * healthy / detector.cells[roles.red_cells & ~members].sum()
@@ -165,16 +166,16 @@ def coverage_table(
     samples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """How often intervals hold the truth: ours, and those of 1.69 and 1.96 standard deviations.
+    """Measures the coverage of our intervals and of those of 1.69 and 1.96 standard deviations.
 
     Args:
-      detector: the truth about the network.
-      roles: which classes are parasites, and which red cells.
-      parasites: expected numbers, a row each.
+      detector: the true error rates of the network.
+      roles: classes of parasites and of red cells.
+      parasites: expected parasites; one row of the table for each number.
       healthy: expected healthy cells.
-      frames: of the sample.
-      samples: drawn for each row.
-      seed: of the draws.
+      frames: frames of a sample.
+      samples: number of samples for each row.
+      seed: seed of the draws.
 
     Raises:
       UserError: no validation of this size has a matrix that can be inverted.
@@ -205,5 +206,5 @@ def coverage_table(
 
 
 def share_holding(interval: Interval, truth: float) -> float:
-    """The share of intervals that hold the truth."""
+    """Returns the share of intervals that hold the truth."""
     return float(((interval.lower <= truth) & (truth <= interval.upper)).mean())

@@ -1,26 +1,30 @@
-"""The thresholds that counts and validations were made at, as their files record them."""
+"""The thresholds at which counts and validations were made, as their files record them.
+
+A validation corrects only counts that were made at the same thresholds. So the thresholds of both
+are read here and compared.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yogo_jax.counting.files import read_json
 from yogo_jax.errors import UserError
+from yogo_jax.files import read_json
 
 
-# What `infer` leaves beside its own counts.json and counts.csv.
+# `infer` writes a summary beside these two files.
 SUMMARY = "summary.json"
 OF_INFER = ("counts.json", "counts.csv")
 
 
 class CountedAt(NamedTuple):
-    """The thresholds that decide which boxes are counted; None where a file does not record one.
+    """The thresholds that decide which boxes count; None if a file does not record one.
 
     Attributes:
-      objectness: that boxes lie above.
-      iou: above which a worse box was suppressed.
-      min_class_confidence: probability of the most probable class.
-      min_scores: least score by class; empty where there was none.
+      objectness: a box counts above it.
+      iou: above it the worse of two boxes was suppressed.
+      min_class_confidence: least probability of the most probable class.
+      min_scores: least score by class; empty if there was none.
     """
 
     objectness: float | None = None
@@ -41,7 +45,7 @@ FLAGS = {
     "min_class_confidence": "--min-class-confidence-threshold",
     "min_scores": "--score-thresholds",
 }
-# Of `infer`, in RUN.json and in the settings of summary.json.
+# Names in the files of `infer`: RUN.json, and the settings in summary.json.
 _KEYS_OF_RUN = {
     "objectness": "obj_thresh",
     "iou": "iou_thresh",
@@ -51,23 +55,23 @@ _KEYS_OF_RUN = {
 
 
 class Recorded(NamedTuple):
-    """The thresholds that a file records; without such a file none, of the counts themselves."""
+    """The thresholds that a file records, and that file; without one, the file of the counts."""
 
     file: Path
     at: CountedAt
 
 
 def recorded_by_run(counts: Path, class_names: Sequence[str]) -> Recorded:
-    """What is recorded of the counts of a run: beside its array, or in the summary of `infer`.
+    """Reads the thresholds of a run: beside its array, or in the summary of `infer`.
 
-    Score thresholds are always recorded beside an array, so that one without them has none.
+    If score thresholds were used, they are always recorded beside an array.
 
     Args:
       counts: an array (.npy), or counts of classes (.json, .csv).
-      class_names: in the order of score thresholds, if the file does not say its own.
+      class_names: order of the score thresholds, if the file has no class names of its own.
 
     Raises:
-      UserError: the file that records it cannot be read, or a threshold is none.
+      UserError: the file cannot be read, or a value is no threshold.
     """
     is_array = counts.suffix.lower() == ".npy"
     summary = counts.with_name(SUMMARY) if counts.name in OF_INFER else counts
@@ -82,15 +86,15 @@ def recorded_by_run(counts: Path, class_names: Sequence[str]) -> Recorded:
 
 
 def recorded_by_validation(file: Path, values: Any, class_names: Sequence[str]) -> CountedAt:
-    """What `metrics.json` records under `thresholds`.
+    """Returns the `thresholds` of a `metrics.json`.
 
     Args:
-      file: for messages.
+      file: named in messages.
       values: the content of the file.
       class_names: without the background.
 
     Raises:
-      UserError: a threshold is none.
+      UserError: a value is no threshold.
     """
     thresholds = values.get("thresholds")
     if not isinstance(thresholds, dict):
@@ -102,9 +106,9 @@ def recorded_by_validation(file: Path, values: Any, class_names: Sequence[str]) 
 def of_array(
     recorded: Recorded, *, objectness: float | None, min_class_confidence: float | None
 ) -> tuple[float, float]:
-    """The thresholds by which boxes of an array count: those given, else those it was made at.
+    """Chooses the thresholds by which boxes of an array count: the given, else the recorded ones.
 
-    Without either they are those of `evaluate`: objectness 0.5, and any class confidence.
+    Without either, those of `evaluate` hold: objectness 0.5, and any class confidence.
 
     Raises:
       UserError: a threshold is below the recorded one: such boxes are not in the array.
@@ -116,50 +120,50 @@ def of_array(
 
 
 def _chosen(name: str, given: float | None, recorded: Recorded, default: float) -> float:
-    said = getattr(recorded.at, name)
+    known = getattr(recorded.at, name)
     if given is None:
-        return default if said is None else said
-    if said is not None and given < said and not _same(given, said):
+        return default if known is None else known
+    if known is not None and given < known and not _same(given, known):
         raise UserError(
-            f"{FLAGS[name]} {given:g}: {recorded.file} records the {NAMES[name]} {said:g}, so that "
-            f"boxes below it are not there: give {said:g} or more, or infer again with "
+            f"{FLAGS[name]} {given:g}: {recorded.file} records the {NAMES[name]} {known:g}, so the "
+            f"array has no boxes below it: give {known:g} or more, or infer again with "
             f"{FLAGS[name]} {given:g}"
         )
     return given
 
 
 def of_counts(recorded: Recorded, *, min_class_confidence: float | None) -> CountedAt:
-    """The thresholds of counts that are there already.
+    """Returns the thresholds of boxes that were counted before.
 
     Args:
-      recorded: by their run.
-      min_class_confidence: that they are said to have; None if nothing is said.
+      recorded: thresholds that the run recorded.
+      min_class_confidence: the class confidence that the user gives; None without one.
 
     Raises:
-      UserError: another is recorded.
+      UserError: another class confidence is recorded.
     """
-    said = recorded.at.min_class_confidence
+    known = recorded.at.min_class_confidence
     if min_class_confidence is None:
         return recorded.at
-    if said is not None and not _same(said, min_class_confidence):
+    if known is not None and not _same(known, min_class_confidence):
         flag = FLAGS["min_class_confidence"]
         raise UserError(
             f"{flag} {min_class_confidence:g}: {recorded.file} records that the counts were made "
-            f"at {said:g}: give that, or infer again with {flag} {min_class_confidence:g}"
+            f"at {known:g}: give that, or infer again with {flag} {min_class_confidence:g}"
         )
     return recorded.at._replace(min_class_confidence=min_class_confidence)
 
 
 def check_same(counts: Recorded, counted_at: CountedAt, validation: Recorded) -> None:
-    """Refuses a validation at other thresholds: it would be one of another detector.
+    """Refuses a validation at other thresholds, which describes another detector.
 
     Args:
-      counts: what their run recorded.
-      counted_at: what they were counted at.
-      validation: what it was made at.
+      counts: thresholds that the run of the counts recorded.
+      counted_at: thresholds at which the boxes were counted.
+      validation: thresholds of the validation.
 
     Raises:
-      UserError: a threshold that both know differs; names the values, the files, and the fix.
+      UserError: a threshold that both record differs; the message names values, files and the fix.
     """
     differing = [
         f"{NAMES[name]} {_shown(ours)} and {_shown(theirs)}"
@@ -169,14 +173,14 @@ def check_same(counts: Recorded, counted_at: CountedAt, validation: Recorded) ->
     if differing:
         raise UserError(
             f"the counts ({counts.file}) and the validation ({validation.file}) were made at "
-            f"different thresholds: {'; '.join(differing)}. A validation corrects only counts of "
-            f"its own thresholds: evaluate again with {flags_of(counted_at)}, or infer and count "
-            f"again with {flags_of(validation.at)}"
+            f"different thresholds: {'; '.join(differing)}. A validation corrects only counts that "
+            f"were made at its thresholds: evaluate again with {flags_of(counted_at)}, or infer "
+            f"and count again with {flags_of(validation.at)}"
         )
 
 
 def notes_on_unknown(counts: Recorded, validation: Recorded) -> list[str]:
-    """A line on the thresholds that one of both does not record."""
+    """Returns a note for each side that does not record all of its thresholds."""
     notes = []
     for one, other, whose in ((counts, validation, "validation"), (validation, counts, "counts")):
         missing = [NAMES[name] for name, value in one.at._asdict().items() if value is None]
@@ -184,13 +188,13 @@ def notes_on_unknown(counts: Recorded, validation: Recorded) -> list[str]:
             there = flags_of(other.at)
             notes.append(
                 f"{one.file} does not record: {', '.join(missing)}. The correction is right only "
-                f"if they are those of the {whose}" + (f" ({there})." if there else ".")
+                f"if these are the same as for the {whose}" + (f" ({there})." if there else ".")
             )
     return notes
 
 
 def flags_of(at: CountedAt) -> str:
-    """The thresholds that are known, as flags of `evaluate` and `infer`."""
+    """Writes the known thresholds as flags of `evaluate` and `infer`."""
     flags = [
         f"{FLAGS[name]} {value:g}"
         for name, value in at._asdict().items()
@@ -216,8 +220,8 @@ def _counted_at(
     names = values.get("class_names") or class_names
     if not isinstance(scores, list) or len(scores) not in (0, len(names)):
         raise UserError(
-            f"{file}: {key} must be a list of a number for each of {len(names)} classes, or empty; "
-            f"found {scores!r}"
+            f"{file}: {key} must be a list with a number for each of {len(names)} classes, or "
+            f"empty; found {scores!r}"
         )
     by_class = {
         str(name): _number(file, key, score) for name, score in zip(names, scores, strict=False)
@@ -236,9 +240,9 @@ def _number(file: Path, key: str, value: Any) -> float:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal but for the rounding of another program's float32."""
+    """Compares two thresholds; they may differ by the float32 rounding of another program."""
     if isinstance(one, Mapping):
-        # No score is below 0, so that 0 is as good as none.
+        # No score is below 0, so a threshold of 0 is the same as none.
         return all(_same(one.get(name, 0.0), other.get(name, 0.0)) for name in {*one, *other})
     return abs(one - other) < 1e-6
 

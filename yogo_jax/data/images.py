@@ -1,106 +1,41 @@
-"""Image files as uint8 arrays."""
+"""Image files as uint8 arrays; damaged ones are refused.
 
-import math
+Most decoders fill damaged parts with gray and say nothing. Here JPEG data is decoded by
+libjpeg-turbo, and its warnings are errors, except for those on the header that do not concern the
+pixels. The pixels are those of Pillow. Deflate data in TIFF files has its checksum compared. Damage
+that leaves valid data (some single bytes of a JPEG, any byte of uncompressed pixels) is not seen.
+"""
+
 import os
-import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from yogo_jax.data.decoding import (
-    TURN,
-    UNDO_TURN,
-    UPRIGHT,
-    check_jpeg,
-    check_tiff_page,
-    decode_jpeg,
-    orientation_of,
-    tag_values,
-)
+from yogo_jax.data.headers import FORMATS, TURN, UNDO_TURN, UPRIGHT, orientation_of
 from yogo_jax.data.tiff_frames import TiffFrame, tiff_frames
 from yogo_jax.errors import UserError
 
 
-# Images whose size is looked at.
-LOOKED_AT = 64
-# By so much one side of an image may be stretched against the other without a word.
-STRETCH = 1.1
-
-
-class Stretch(NamedTuple):
-    """The stretch of images of another shape to that of the network.
-
-    Attributes:
-      image_hw: that they get.
-      path: of the image that is stretched most.
-      found_hw: of this image.
-      factor: of one of its sides, against the other.
-      share: of the images looked at, that are stretched by more than STRETCH.
-      turned: share of them that would be stretched less if height and width changed places.
-    """
-
-    image_hw: tuple[int, int]
-    path: str
-    found_hw: tuple[int, int]
-    factor: float
-    share: float
-    turned: float
-
-    def __str__(self) -> str:
-        rows, columns = self.found_hw
-        return (
-            f"warning: {self.share:.0%} of the images have another shape than "
-            f"{self.image_hw[0]}x{self.image_hw[1]} px and are stretched to it, by up to "
-            f"{self.factor:.2f} ({self.path}: {rows}x{columns} px)"
-        )
-
-
-def stretch_of(
-    image_paths: Sequence[str], image_hw: tuple[int, int], apply_orientation: bool = True
-) -> Stretch | None:
-    """The stretch of some images, of which up to 64 are read; None if it is next to nothing.
-
-    Args:
-      image_paths: of the images.
-      image_hw: that they get.
-      apply_orientation: whether they are turned as their EXIF or TIFF tag says.
-    """
-    step = -(-len(image_paths) // LOOKED_AT) or 1
-    by_path = {
-        path: header_hw(path, apply_orientation=apply_orientation) for path in image_paths[::step]
-    }
-    sizes = [(path, hw) for path, hw in by_path.items() if hw is not None]
-    if not sizes:
-        return None
-    # In logarithms of width / height a turned image has the other sign.
-    shapes = np.array([math.log(columns / rows) for _, (rows, columns) in sizes])
-    wanted = math.log(image_hw[1] / image_hw[0])
-    by = np.abs(wanted - shapes)
-    stretched = by > math.log(STRETCH)
-    if not stretched.any():
-        return None
-    path, hw = sizes[int(by.argmax())]
-    turned = stretched & (np.abs(wanted + shapes) < by)
-    return Stretch(
-        image_hw, path, hw, math.exp(by.max()), float(stretched.mean()), float(turned.mean())
-    )
-
-
-# Pillow refuses what is twice as large as it warns of; one limit, which is told, is enough.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-# Content decides, not the suffix; Pillow's other decoders (some start programs) are left out.
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_SAMPLE_FORMAT, _SIGNED = 339, 2  # a tag of TIFF files, and its value for whole numbers with a sign
+# Tags of TIFF files, and values of theirs.
+_SAMPLE_FORMAT, _SIGNED = 339, 2  # whole numbers with a sign
+_COMPRESSION, _JPEG_TABLES = 259, 347
+# Offsets and sizes in bytes of the compressed pieces, which are strips or tiles.
+_PIECES = ((273, 279), (324, 325))
+_JPEG, _DEFLATE = 7, (8, 32946)
+# Warnings of libjpeg that do not concern the pixels, if they are of what stands before these.
+_HARMLESS_IN_HEADERS = ("unknown JFIF revision number", "extraneous bytes before marker")
+_PIXELS_FOLLOW = 0xDA
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name is that of an image; hidden files are not."""
+    """Says if a file name is that of an image; hidden files are not."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
@@ -173,21 +108,6 @@ def resize_image(
         return image
     pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     return _as_array(pixels.resize((image_hw[1], image_hw[0]), Image.Resampling.BILINEAR))
-
-
-def header_hw(path: Path | str, *, apply_orientation: bool = True) -> tuple[int, int] | None:
-    """Rows and columns of an image by its header, as `decode_image` gives it; None without one."""
-    try:
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            # Pillow turns TIFF files by their tag; `decode_image` does not.
-            tags = getattr(image, "tag_v2", None)
-            width, height = image.size if tags is None else (tags[256], tags[257])
-            # From 5 on, height and width change places.
-            if apply_orientation and orientation_of(image, file) >= 5:
-                width, height = height, width
-    except Exception:  # decoders raise nearly anything for damaged files
-        return None
-    return int(height), int(width)
 
 
 class TiffStack:
@@ -270,7 +190,7 @@ def _frames_of(path: Path | str, image: Image.Image) -> list[TiffFrame]:
 
 
 def _stack_problem(frames: list[TiffFrame]) -> str | None:
-    """Why the frames of a file are not one image, or None."""
+    """The reason why the frames of a file are not one image, or None."""
     problem = next((frame.problem for frame in frames if frame.problem is not None), None)
     if problem is None and len(frames) > 1:
         return (
@@ -280,7 +200,7 @@ def _stack_problem(frames: list[TiffFrame]) -> str | None:
 
 
 def _depth_problem(image: Image.Image) -> str | None:
-    """Why an image that could be opened is not one of 8 bits a channel, or None."""
+    """The reason why an opened image is not one of 8 bits a channel, or None."""
     # Pillow opens 16-bit colour as 8-bit RGB; only the raw mode of its tiles tells.
     raw_modes = [part for tile in getattr(image, "tile", []) for part in _texts(tile[3])]
     if image.mode in {"I", "F"} or any(";16" in mode for mode in (image.mode, *raw_modes)):
@@ -288,7 +208,7 @@ def _depth_problem(image: Image.Image) -> str | None:
             f"16-bit, 32-bit or float pixels (mode {image.mode}); expected 8 bits a channel; scale "
             "the values to 0..255 and save as 8 bit"
         )
-    if _SIGNED in tag_values(image, _SAMPLE_FORMAT):
+    if _SIGNED in _tag_values(image, _SAMPLE_FORMAT):
         return "signed pixels, -128 to 127; expected 0 to 255; add 128 and save as unsigned 8 bit"
     return None
 
@@ -324,18 +244,96 @@ def _strictly_decoded(image: Image.Image, file: BinaryIO, rgb: bool) -> Image.Im
         file.seek(0)
         data = file.read()
         if image.mode in {"L", "RGB"}:
-            pixels = decode_jpeg(data, rgb=rgb)
+            pixels = _decode_jpeg(data, "RGB" if rgb else "GRAY")
             return Image.fromarray(pixels if rgb else pixels[..., 0])
-        # Of the colours of print Pillow knows more.
-        check_jpeg(data)
+        # Pillow converts the colours of print better; here the data is only checked.
+        _decode_jpeg(data, "GRAY")
     elif image.format == "TIFF":
-        check_tiff_page(image, file)
+        _check_tiff_page(image, file)
     image.load()
     return image
 
 
+def _decode_jpeg(data: bytes, colours: str) -> UInt8[np.ndarray, "h w c"]:
+    """Pixels of an intact JPEG as "RGB", or as its luma ("GRAY").
+
+    Raises:
+      ValueError: the data is damaged, in the words of the decoder.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, colours, strict=True)
+    except ValueError as error:
+        if not any(text in str(error) for text in _HARMLESS_IN_HEADERS):
+            raise
+    # The decoder stops at its first warning. Without what it warned of, it sees the pixels.
+    return simplejpeg.decode_jpeg(_with_plain_header(data), colours, strict=True)
+
+
+def _with_plain_header(data: bytes) -> bytes:
+    """A JPEG without stray bytes between the segments before its pixels, and of JFIF 1.01."""
+    header, at = data[:2], 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _PIXELS_FOLLOW:
+            return header + data[at:]
+        if marker in (0x00, 0xFF):  # a stray byte, or one that fills up
+            at += 1
+            continue
+        segment = data[at:end]
+        if segment[4:9] == b"JFIF\0":
+            segment = segment[:9] + b"\x01\x01" + segment[11:]
+        header, at = header + segment, end
+    return data
+
+
+def _check_tiff_page(image: Image.Image, file: BinaryIO) -> None:
+    """Refuses a page of a TIFF file whose compressed data is damaged, where that can be told.
+
+    Args:
+      image: the opened file, at this page.
+      file: that it was opened from; its position stays.
+
+    Raises:
+      ValueError: the data is damaged.
+    """
+    (compression,) = _tag_values(image, _COMPRESSION) or (None,)
+    if compression in _DEFLATE:
+        for piece in _pieces(image, file):
+            _check_deflate(piece)
+    elif compression == _JPEG:
+        # Pieces share their tables, which stand in a tag, as a JPEG file without an image.
+        (tables,) = _tag_values(image, _JPEG_TABLES) or (b"",)
+        for piece in _pieces(image, file):
+            _decode_jpeg(tables[:-2] + piece[2:] if tables else piece, "GRAY")
+
+
+def _tag_values(image: Image.Image, tag: int) -> tuple[Any, ...]:
+    """The values of a tag of the page of a TIFF file; none if the page does not have it."""
+    value = getattr(image, "tag_v2", {}).get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _pieces(image: Image.Image, file: BinaryIO) -> Iterator[bytes]:
+    # A damaged size must not take all memory.
+    end = os.fstat(file.fileno()).st_size
+    for offsets, sizes in _PIECES:
+        pairs = zip(_tag_values(image, offsets), _tag_values(image, sizes), strict=True)
+        for offset, size in pairs:
+            yield os.pread(file.fileno(), min(size, end), offset)
+
+
+def _check_deflate(piece: bytes) -> None:
+    inflate = zlib.decompressobj()
+    try:
+        inflate.decompress(piece)
+    except zlib.error as error:
+        raise ValueError(f"damaged Deflate data, {error}") from None
+    if not inflate.eof:
+        raise ValueError("damaged Deflate data, its end is missing")
+
+
 def _reason(path: Path | str, error: Exception) -> str:
-    """What was found in place of an image, and how to mend it."""
+    """The message on a file that is no image: the finding, what was expected, the fix."""
     if isinstance(error, FileNotFoundError):
         return "does not exist; expected an image"
     if os.path.isfile(path) and os.path.getsize(path) == 0:

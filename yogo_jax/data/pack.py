@@ -1,4 +1,4 @@
-"""All images of some records decoded once: one array in a file, which every process maps.
+"""Packs: all images of some records decoded once into one array in a file, which processes map.
 
     CACHE/packs/KEY/images.npy    uint8 [n h w c], in the order of the records
 
@@ -26,10 +26,14 @@ from typing import TextIO
 import numpy as np
 import PIL
 import simplejpeg
-from jaxtyping import UInt8
 
 from yogo_jax.data.images import read_image
-from yogo_jax.data.workers import leave_with_parent, signals_held_back, start_resource_tracker
+from yogo_jax.data.pipeline import (
+    leave_with_parent,
+    signals_held_back,
+    start_resource_tracker,
+)
+from yogo_jax.data.source import PackedImages
 from yogo_jax.errors import UserError
 from yogo_jax.files import reserve_space
 from yogo_jax.startup import cache_folder
@@ -46,29 +50,6 @@ _SECONDS_UNTIL_LEFT = 3600
 # Told how many images of how many are done; what it raises ends the packing.
 Tell = Callable[[int, int], None]
 Decode = Callable[[str], np.ndarray]
-
-
-class PackedImages:
-    """A pack, mapped into memory when it is first read: in every process by itself."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @functools.cached_property
-    def array(self) -> UInt8[np.ndarray, "n h w c"]:
-        """All images, read-only."""
-        return np.load(self.path, mmap_mode="r")
-
-    @property
-    def made(self) -> bool:
-        """Whether it is there."""
-        return self.path.exists()
-
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
-        return np.array(self.array[index])
-
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}  # the pixels themselves would go through a pipe
 
 
 def pack_bytes(count: int, image_hw: tuple[int, int], *, rgb: bool) -> int:

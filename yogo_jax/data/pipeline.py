@@ -1,25 +1,41 @@
 """The order of the data, and batches of it from threads or worker processes.
 
-The order is a function of the seed and of one number, the position: how many images the run has
-consumed. A run continues from it with any number of workers.
+The order is a function of the seed and of one number, the position: the count of images that the
+run has consumed. A run continues from it with any number of workers.
+
+Workers are protected: signals to stop do not reach them, and they end with the process that started
+them.
 """
 
 import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
 from absl import flags
 
 from yogo_jax.data.source import Example, RecordSource
-from yogo_jax.data.workers import leave_with_parent, signals_held_back, start_resource_tracker
+
+
+# Schedulers send the first two to every process of a job, a terminal the third. Only the one that
+# trains is to act on them, and it still needs its workers while it does.
+_SIGNALS_TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Images reach this process through pipes. In shared memory, Grain's default, what a run leaves
+# behind when it ends fills a file system that containers keep small; and it is no faster.
+_THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpochOrder:
-    """Which record each slot of each batch holds, epoch after epoch.
+    """The record in each slot of each batch, epoch after epoch.
 
     An epoch has `steps_per_epoch * batch_size` slots, the last of them padding, so that every
     batch has the same shape and none crosses the border of two epochs.
@@ -84,7 +100,7 @@ class EpochOrder:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which part of every batch a process reads: of `count` equal parts the one at `index`."""
+    """The part of every batch that a process reads: of `count` equal parts the one at `index`."""
 
     index: int
     count: int
@@ -110,11 +126,6 @@ class SlotSource:
         step, row = divmod(int(own_slot), self._own_size)
         record = self._order.record_of(step * self._order.batch_size + self._offset + row)
         return self._source.padding() if record is None else self._source[record]
-
-
-# Images reach this process through pipes. In shared memory, Grain's default, what a run leaves
-# behind when it ends fills a file system that containers keep small; and it is no faster.
-_THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
 
 
 @contextmanager
@@ -167,3 +178,46 @@ def open_batches(
         yield iterator
     finally:
         iterator.close()
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Threads and processes that are started in here never get a signal to stop.
+
+    They inherit that from this thread, so that there is no moment without protection; what arrives
+    in the meantime is delivered to this thread afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_TO_STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_resource_tracker() -> None:
+    """Starts Python's own process for what processes share; else the first worker would do it.
+
+    A run that ends at once leaves semaphores behind, which that process takes away, silently.
+    """
+    option = "ignore:resource_tracker"
+    sys.warnoptions.append(option)
+    try:
+        with signals_held_back():
+            resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(option)
+
+
+def leave_with_parent(*_: object) -> None:
+    """In a worker process: ends it when the process that started it is gone, even if killed."""
+    for each in _SIGNALS_TO_STOP:
+        signal.signal(each, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

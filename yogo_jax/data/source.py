@@ -1,13 +1,14 @@
-"""Random access to records as padded examples: what the device gets of one image."""
+"""Padded examples by record index: the arrays that the device gets of one image."""
 
+import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from yogo_jax.data.images import read_image
-from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.records import Records
 from yogo_jax.errors import UserError
 
@@ -23,7 +24,7 @@ class Example(TypedDict):
     record_index: Int[np.ndarray, ""]
 
 
-def boxes_to_pad_to(records: list[Records], max_boxes: int) -> int:
+def padded_box_count(records: list[Records], max_boxes: int) -> int:
     """Rows that the boxes of every image are padded to, at least 1.
 
     Args:
@@ -43,6 +44,29 @@ def boxes_to_pad_to(records: list[Records], max_boxes: int) -> int:
                 )
             most = max(most, int(count))
     return max_boxes or max(most, 1)
+
+
+class PackedImages:
+    """A pack of decoded images, which each process maps into memory when it first reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @functools.cached_property
+    def array(self) -> UInt8[np.ndarray, "n h w c"]:
+        """All images, read-only."""
+        return np.load(self.path, mmap_mode="r")
+
+    @property
+    def made(self) -> bool:
+        """True once it is there."""
+        return self.path.exists()
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        return np.array(self.array[index])
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"path": self.path}  # the pixels themselves would go through a pipe
 
 
 class RecordSource:

@@ -1,6 +1,9 @@
-"""The arithmetic between image sizes and grids, without JAX."""
+"""The grid of a network: its size for an image, and the cells of boxes; without importing JAX."""
 
 from collections.abc import Iterable
+from typing import Any
+
+from jaxtyping import Float, Int
 
 from yogo_jax.errors import UserError
 
@@ -42,6 +45,20 @@ def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
         side += (kernel - 1) * stride_so_far
         stride_so_far *= stride
     return side
+
+
+def cells_of_boxes(boxes_cxcywh: Float[Any, "n 4"], grid_hw: tuple[int, int]) -> Int[Any, " n"]:
+    """The row-major index of the cell that holds each centre; one at 1.0 is in the last cell.
+
+    Args:
+      boxes_cxcywh: in [0, 1], JAX or NumPy; the result is an array of the same library.
+      grid_hw: (rows, columns).
+    """
+    xp = boxes_cxcywh.__array_namespace__()
+    rows, columns = grid_hw
+    row = xp.clip(xp.floor(boxes_cxcywh[:, 1] * rows).astype(xp.int32), 0, rows - 1)
+    column = xp.clip(xp.floor(boxes_cxcywh[:, 0] * columns).astype(xp.int32), 0, columns - 1)
+    return row * columns + column
 
 
 def whole_frame_hw(

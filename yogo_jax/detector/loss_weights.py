@@ -1,4 +1,4 @@
-"""How the terms of the loss are weighed: data that configs and checkpoints hold, without JAX."""
+"""Weights of the terms of the loss, as configs and checkpoints hold them; without importing JAX."""
 
 import dataclasses
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """How the terms are weighed.
+    """Weights of the terms of the loss.
 
     Attributes:
       no_object_weight: weight of the cells without an object, against 1 for those with one.
@@ -16,7 +16,7 @@ class LossWeights:
       objectness: "squared" error, the original's, or "cross_entropy".
       neighbour_weight: on top of `no_object_weight`, for the eight cells around one with an object,
         which see nearly the same.
-      usual_objects: `no_object_weight` is that of an image with so many objects, and of others in
+      reference_count: `no_object_weight` is that of an image with so many objects, and of others in
         proportion, from a quarter to four times of it; 0 is the same for all.
       class_weights: of each class in the class term; empty is 1 for all.
     """
@@ -27,12 +27,12 @@ class LossWeights:
     label_smoothing: float
     objectness: Literal["squared", "cross_entropy"] = "squared"
     neighbour_weight: float = 1.0
-    usual_objects: float = 0.0
+    reference_count: float = 0.0
     class_weights: tuple[float, ...] = ()
 
     def for_evaluation(self) -> "LossWeights":
         """All classes and all images alike, whatever the training made of them."""
-        return dataclasses.replace(self, class_weights=(), usual_objects=0.0)
+        return dataclasses.replace(self, class_weights=(), reference_count=0.0)
 
 
 # The original's, for checkpoints that do not say.

@@ -1,18 +1,19 @@
 """The loss of one image, term by term and unreduced over images."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from yogo_jax.detector.boxes import ciou_loss, cxcywh_to_xyxy
+from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection, xyxy_to_cxcywh
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.targets import Targets, bin_targets
 
 
-# Least and most factor of `usual_objects`: an image without an object tells something, too.
+# Least and most factor of `reference_count`: an image without an object tells something, too.
 _FULLNESS = (0.25, 4.0)
 
 # Boxes of cells that a teacher thinks less of are not imitated.
@@ -65,8 +66,8 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
         cell_weights = jnp.where(
             is_neighbour(t > 0), cell_weights * weights.neighbour_weight, cell_weights
         )
-    if weights.usual_objects:
-        fullness = jnp.clip(t.sum() / weights.usual_objects, *_FULLNESS)
+    if weights.reference_count:
+        fullness = jnp.clip(t.sum() / weights.reference_count, *_FULLNESS)
         cell_weights = jnp.where(t > 0, cell_weights, cell_weights * fullness)
     objectness = (objectness_loss(predictions.objectness, t, weights) * cell_weights).sum()
 
@@ -121,6 +122,41 @@ def box_loss(
     boxes = jnp.where(counts[..., None], corners, unit_box)
     target_boxes = jnp.where(counts[..., None], target_boxes_xyxy, unit_box)
     return ciou_loss(boxes, target_boxes) * counts
+
+
+def ciou_loss(
+    boxes_xyxy: Float[Array, "*n 4"], target_xyxy: Float[Array, "*n 4"], *, eps: float = 1e-7
+) -> Float[Array, "*n"]:
+    """Complete IoU loss, `1 - IoU + distance^2 / diagonal^2 + alpha * v`, in [0, 3) or so.
+
+    `v = 4 / pi^2 * (atan(w_t / h_t) - atan(w / h))^2` compares the aspects, and
+    `alpha = v / (1 - IoU + v)` takes no gradient.
+
+    Args:
+      boxes_xyxy: predicted corners.
+      target_xyxy: true corners, of the same shape.
+      eps: keeps the quotients and their slopes finite. A box that is narrower or lower than this
+        has the aspect of one that is as wide or as high as this.
+
+    References:
+      Zheng et al. 2019, Distance-IoU Loss, arXiv:1911.08287, equations 10 and 11.
+    """
+    shared = intersection(boxes_xyxy, target_xyxy)
+    overlap = shared / (area(boxes_xyxy) + area(target_xyxy) - shared + eps)
+    hull_low = jnp.minimum(boxes_xyxy[..., :2], target_xyxy[..., :2])
+    hull_high = jnp.maximum(boxes_xyxy[..., 2:], target_xyxy[..., 2:])
+    diagonal_squared = jnp.square(hull_high - hull_low).sum(-1) + eps
+    box, target = xyxy_to_cxcywh(boxes_xyxy), xyxy_to_cxcywh(target_xyxy)
+    distance_squared = jnp.square(box[..., :2] - target[..., :2]).sum(-1)
+    v = 4 / math.pi**2 * jnp.square(_aspect(target, eps) - _aspect(box, eps))
+    alpha = jax.lax.stop_gradient(v / (1 - overlap + v + eps))
+    return 1 - overlap + distance_squared / diagonal_squared + alpha * v
+
+
+def _aspect(boxes_cxcywh: Float[Array, "*n 4"], eps: float) -> Float[Array, "*n"]:
+    """The angle whose tangent is width / height. Its slope holds the square of the height."""
+    sizes = jnp.maximum(boxes_cxcywh[..., 2:], eps)
+    return jnp.arctan(sizes[..., 0] / sizes[..., 1])
 
 
 def class_loss(

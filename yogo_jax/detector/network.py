@@ -1,14 +1,19 @@
 """The network: uint8 images to raw channels (tx, ty, tw, th, to, class logits) on the grid.
 
 References:
+  He et al. 2015, Delving Deep into Rectifiers (initialization), arXiv:1502.01852.
+  Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002, section 4.1 (prior of
+  the head).
   Ioffe and Szegedy 2015, Batch Normalization, arXiv:1502.03167.
   Tompson et al. 2015, Efficient Object Localization (dropout of channels), arXiv:1411.4280.
   Liu et al. 2022, A ConvNet for the 2020s, arXiv:2201.03545.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,20 +22,74 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Num
 
 from yogo_jax.detector.architectures import (
+    LEAKY_SLOPE,
     ConvBackbone,
     ConvBlock,
     ConvNextBackbone,
 )
 from yogo_jax.detector.cpu_conv import flax_conv3x3
 from yogo_jax.detector.decode import BOX_CHANNELS
-from yogo_jax.detector.initialization import (
-    ORIGINAL_INITIALIZATION,
-    Initialization,
-    drawn_flat,
-)
 
 
 BATCH_NORM_EPSILON = 1e-5
+# Standard deviation of the head's kernel if it starts from a prior.
+_HEAD_STD = 0.01
+
+
+def drawn_flat(initializer: nn.initializers.Initializer) -> nn.initializers.Initializer:
+    """The same initializer, which draws along one axis: four axes take much longer to compile."""
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return initializer(key, (math.prod(shape),), dtype).reshape(shape)
+
+    return draw
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Initialization:
+    """The random draw of a fresh network's weights.
+
+    Attributes:
+      kernel_init: "fan_out", the original's, keeps the variance of the gradients, "fan_in" that of
+        the features (He et al. 2015).
+      objectness_prior: objectness that every cell starts with, from a head of small weights; 0
+        draws the head like the other layers.
+    """
+
+    kernel_init: Literal["fan_out", "fan_in"] = "fan_out"
+    objectness_prior: float = 0.0
+
+    def kernel(self, slope: float = LEAKY_SLOPE) -> nn.initializers.Initializer:
+        """Of a convolution before a leaky activation of that slope."""
+        counted = -2 if self.kernel_init == "fan_in" else -1
+
+        def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+            fan = math.prod(shape[:-2]) * shape[counted]
+            std = jnp.sqrt(jnp.asarray(2 / (1 + slope**2) / fan, dtype))
+            return drawn_flat(nn.initializers.normal(std))(key, shape, dtype)
+
+        return draw
+
+    def head_kernel(self) -> nn.initializers.Initializer:
+        """Of the head."""
+        if not self.objectness_prior:
+            return self.kernel()
+        return drawn_flat(nn.initializers.normal(_HEAD_STD))
+
+    def head_bias(self) -> nn.initializers.Initializer:
+        """Of the head: 0, but for the objectness."""
+        if not self.objectness_prior:
+            return nn.initializers.zeros
+        prior = math.log(self.objectness_prior / (1 - self.objectness_prior))
+
+        def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+            del key
+            return jnp.zeros(shape, dtype).at[BOX_CHANNELS - 1].set(prior)
+
+        return draw
+
+
+ORIGINAL_INITIALIZATION = Initialization()
 
 
 class BatchNorm(nn.Module):
@@ -181,7 +240,7 @@ class YogoNetwork(nn.Module):
     """The whole network of one architecture.
 
     Attributes:
-      backbone: what to build, see `backbones.py`.
+      backbone: what to build, see `architectures.py`.
       num_classes: k, so that the head has `outputs` = 5 + k channels.
       normalize_images: divide pixels by 255 first, as the checkpoint was trained.
       compute_dtype: of convolutions and what lies between them; norms compute in float32, and what
@@ -198,7 +257,7 @@ class YogoNetwork(nn.Module):
     rematerialize: bool = False
 
     def scaled(self, images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """What the first layer takes of pixels from 0 to 255."""
+        """The input of the first layer, from pixels from 0 to 255."""
         x = images.astype(jnp.float32)
         return x / 255 if self.normalize_images else x
 

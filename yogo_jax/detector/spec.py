@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Num, UInt8
 from yogo_jax.detector.architectures import get_backbone
 from yogo_jax.detector.decode import Predictions, decode
 from yogo_jax.detector.grid import whole_frame_hw
-from yogo_jax.detector.initialization import ORIGINAL_INITIALIZATION, Initialization
-from yogo_jax.detector.network import YogoNetwork
+from yogo_jax.detector.network import ORIGINAL_INITIALIZATION, Initialization, YogoNetwork
 from yogo_jax.errors import UserError
 
 
@@ -23,7 +22,7 @@ class ModelSpec:
     """The description that travels in every checkpoint.
 
     Attributes:
-      architecture: a name in `backbones.py`.
+      architecture: a name in `architectures.py`.
       class_names: in the order of the class channels.
       image_hw: the size in px that the network was trained for.
       anchor_wh: the prior, as fractions of that image.

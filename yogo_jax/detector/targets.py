@@ -1,4 +1,4 @@
-"""From the labels of an image to what every cell of the grid should say."""
+"""Targets of the loss: the labels of one image on the cells of its grid."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
+from yogo_jax.detector.grid import cells_of_boxes
 
 
 class Targets(NamedTuple):
@@ -15,14 +16,6 @@ class Targets(NamedTuple):
     objectness: Float[Array, "gh gw"]
     boxes_xyxy: Float[Array, "gh gw 4"]
     class_ids: Int[Array, "gh gw"]
-
-
-def cells_of_boxes(boxes_cxcywh: Float[Array, "n 4"], grid_hw: tuple[int, int]) -> Int[Array, " n"]:
-    """The row-major index of the cell that holds each centre; one at 1.0 is in the last cell."""
-    rows, columns = grid_hw
-    row = jnp.clip(jnp.floor(boxes_cxcywh[:, 1] * rows).astype(jnp.int32), 0, rows - 1)
-    column = jnp.clip(jnp.floor(boxes_cxcywh[:, 0] * columns).astype(jnp.int32), 0, columns - 1)
-    return row * columns + column
 
 
 def winners_by_cell(

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from yogo_jax.data.decoding import find_oriented, orientation_lines
+from yogo_jax.data.headers import find_oriented, orientation_lines
 from yogo_jax.data.images import TiffStack, decode_image, is_image_name
 from yogo_jax.data.tiff_frames import TiffFrame, tiff_frames
 from yogo_jax.drawing import as_frame

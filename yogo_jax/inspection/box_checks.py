@@ -1,14 +1,16 @@
-"""What boxes alone show: which share a cell, are drawn twice, overhang an edge, are too small."""
+"""Checks of boxes: those that share a cell, are drawn twice, overhang an edge or are too small."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
-from yogo_jax.data.findings import Finding
 from yogo_jax.data.records import Records, large_enough
+from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
+from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.inspection.collected import LabelledImages
+from yogo_jax.inspection.findings import Finding
 
 
 # Two boxes of one image that overlap by more are one box drawn twice, not two cells that touch.
@@ -107,20 +109,10 @@ def images_of_boxes(records: Records) -> Int64[np.ndarray, " m"]:
     return np.repeat(np.arange(len(records)), records.box_counts)
 
 
-def cells_of(
-    boxes_cxcywh: Float32[np.ndarray, "m 4"], grid_hw: tuple[int, int]
-) -> Int64[np.ndarray, " m"]:
-    """The cell that holds each box's centre, row-major; computed as on the device, in float32."""
-    rows, columns = (np.float32(length) for length in grid_hw)
-    row = np.clip(np.floor(boxes_cxcywh[:, 1] * rows).astype(np.int64), 0, grid_hw[0] - 1)
-    column = np.clip(np.floor(boxes_cxcywh[:, 0] * columns).astype(np.int64), 0, grid_hw[1] - 1)
-    return row * grid_hw[1] + column
-
-
 def winners_of_cells(records: Records, grid_hw: tuple[int, int]) -> Int64[np.ndarray, " m"]:
     """For each box the box that has its cell: itself, or the last one of that image and cell."""
-    cells = cells_of(records.boxes_cxcywh, grid_hw)
-    cells += images_of_boxes(records) * (grid_hw[0] * grid_hw[1])
+    cells = cells_of_boxes(records.boxes_cxcywh, grid_hw)
+    cells = cells + images_of_boxes(records) * (grid_hw[0] * grid_hw[1])
     order = np.argsort(cells, kind="stable")
     ordered = cells[order]
     last = np.searchsorted(ordered, ordered, side="right") - 1
@@ -131,7 +123,7 @@ def winners_of_cells(records: Records, grid_hw: tuple[int, int]) -> Int64[np.nda
 
 def overhanging(boxes_cxcywh: Float32[np.ndarray, "m 4"]) -> Bool[np.ndarray, " m"]:
     """Boxes that reach over the edge by more than EDGE_TOLERANCE of the image's side."""
-    boxes_xyxy = corners_of(boxes_cxcywh)
+    boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh)
     return np.any((boxes_xyxy < -EDGE_TOLERANCE) | (boxes_xyxy > 1 + EDGE_TOLERANCE), axis=1)
 
 
@@ -140,21 +132,8 @@ def drawn_twice(records: Records) -> Int64[np.ndarray, "pairs 2"]:
     pairs = [np.zeros((0, 2), np.int64)]
     for start, end in zip(records.offsets[:-1].tolist(), records.offsets[1:].tolist(), strict=True):
         if end - start > 1:
-            overlap = _iou_of_all(records.boxes_cxcywh[start:end].astype(np.float64))
+            corners = cxcywh_to_xyxy(records.boxes_cxcywh[start:end].astype(np.float64))
+            overlap = iou(corners[:, None], corners[None])
             first, second = np.nonzero(np.triu(overlap > DUPLICATE_IOU, k=1))
             pairs.append(np.stack([first, second], axis=1).astype(np.int64) + start)
     return np.concatenate(pairs)
-
-
-def corners_of(boxes_cxcywh: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """(x1, y1, x2, y2) of boxes given by centre and size."""
-    centres, half_sizes = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
-    return np.concatenate([centres - half_sizes, centres + half_sizes], axis=1)
-
-
-def _iou_of_all(boxes_cxcywh: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n n"]:
-    low, high = np.split(corners_of(boxes_cxcywh), 2, axis=1)
-    sides = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
-    shared = np.maximum(sides, 0).prod(axis=2)
-    area = boxes_cxcywh[:, 2:].prod(axis=1)
-    return shared / (area[:, None] + area[None] - shared)

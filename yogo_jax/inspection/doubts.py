@@ -1,4 +1,4 @@
-"""Doubts: places where the labels of an image and a detector say different things."""
+"""Doubts: the places where the labels of an image and a detector say different things."""
 
 import functools
 from collections.abc import Callable
@@ -9,23 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from yogo_jax.detector.boxes import cxcywh_to_xyxy
+from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, box_loss, class_loss, objectness_loss
 from yogo_jax.detector.nms import PaddedDetections, detect
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.targets import cells_of_boxes, winners_by_cell
-from yogo_jax.inspection.box_checks import corners_of
-from yogo_jax.metrics.matching import match_boxes, pairwise_iou
+from yogo_jax.detector.targets import winners_by_cell
+from yogo_jax.metrics.matching import match_boxes
 
 
 MAX_DETECTIONS = 2000
+# A detection that overlaps a label by this IoU is of the same object, even if badly placed.
+NEAR_A_LABEL = 0.3
 
 
 class LabelScores(NamedTuple):
-    """The outputs of the cells that the labels of one image fill.
+    """Loss and predictions at the cells of the labels of one image.
 
     Attributes:
       terms: the weighted loss of each label's cell; their sum over the labels that own their cell
@@ -77,7 +79,7 @@ def score_labels(
 
 
 class Opinions(NamedTuple):
-    """The outputs of the detector for a batch: of each label, and by itself."""
+    """The opinions of a detector on a batch: on each label, and its own detections."""
 
     labels: LabelScores
     detections: PaddedDetections
@@ -101,10 +103,6 @@ def make_opinion_step(
         return Opinions(jax.vmap(score)(predictions, *labels), jax.vmap(find)(predictions))
 
     return step
-
-
-# A detection that overlaps a label by as much is of the same object, if not well placed.
-NEAR_A_LABEL = 0.3
 
 
 class Doubt(NamedTuple):
@@ -152,8 +150,8 @@ def doubts_of_image(
         probability for `no_label`.
     """
     found = opinions.detections.to_host(spec.class_names, spec.image_hw)
-    boxes_xyxy = corners_of(boxes_cxcywh)
-    everything_xyxy = np.concatenate([boxes_xyxy, corners_of(others_cxcywh)])
+    boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh)
+    everything_xyxy = np.concatenate([boxes_xyxy, cxcywh_to_xyxy(others_cxcywh)])
     losses = np.sum(opinions.labels.terms, axis=0).tolist()
     objectness, class_probs, owns_cell = (np.asarray(array) for array in opinions.labels[1:])
 
@@ -191,7 +189,8 @@ def _without_label(
     found: Detections, labels_xyxy: Float[np.ndarray, "n 4"], min_confidence: float
 ) -> list[Doubt]:
     """Sure detections that are not near any label."""
-    overlap = pairwise_iou(found.boxes_xyxy, labels_xyxy).max(axis=1, initial=0)
+    boxes_xyxy = found.boxes_xyxy.astype(np.float64)
+    overlap = iou(boxes_xyxy[:, None], labels_xyxy[None]).max(axis=1, initial=0)
     doubts = []
     for j in np.flatnonzero((overlap < NEAR_A_LABEL) & (found.scores >= min_confidence)).tolist():
         low, high = found.boxes_xyxy[j, :2], found.boxes_xyxy[j, 2:]

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page from its results."""
+"""The results of an evaluation in a folder: `metrics.json`, pictures and `report.html`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,19 @@ from yogo_jax.files import write_atomically, write_json
 from yogo_jax.metrics.agreement import agreement, counts_by_image
 from yogo_jax.metrics.bootstrap import bootstrap_intervals
 from yogo_jax.metrics.evaluator import Evaluation, ImageResult
-from yogo_jax.reports.count_figures import (
+from yogo_jax.reports.evaluation_figures import (
+    MAX_CLASSES,
+    Curves,
     agreement_figure,
     calibration_of,
     confusion_figure,
     count_scatter,
-    reliability_figure,
-)
-from yogo_jax.reports.curve_figures import (
-    MAX_CLASSES,
-    Curves,
     drawn_classes,
     f1_figure,
     free_response_figure,
     measure_curves,
     precision_recall_figure,
+    reliability_figure,
     roc_figure,
 )
 from yogo_jax.reports.history import History, history_figures
@@ -42,20 +40,20 @@ from yogo_jax.reports.pictures import (
 
 
 WORST_FRAMES = 6
-# Resamples of fewer images are too much alike for their percentiles to be taken at their word.
+# With fewer images the resamples of the bootstrap are too similar for exact percentiles.
 FEW_IMAGES = 20
 
 
 class Subject(NamedTuple):
-    """What was evaluated, and how.
+    """The subject of an evaluation.
 
     Attributes:
-      title: of the page.
+      title: title of the page.
       subtitle: one line on checkpoint and data.
-      spec: of the model.
-      thresholds: by which boxes were counted.
-      config: fields of the run; empty if they are not known.
-      history: what the run logged, if it is at hand.
+      spec: description of the model.
+      thresholds: thresholds by which boxes were counted.
+      config: config of the run; empty if it is not known.
+      history: the log of the run; None if it is not known.
     """
 
     title: str
@@ -66,16 +64,91 @@ class Subject(NamedTuple):
     history: History | None = None
 
 
+def write_results(
+    folder: Path | None,
+    evaluation: Evaluation,
+    subject: Subject,
+    *,
+    checkpoint: Path,
+    step: int,
+    pictures: int,
+) -> dict[str, Any]:
+    """Writes metrics, pictures and report, and returns the content of `metrics.json`.
+
+    Args:
+      folder: made if it does not exist; None writes nothing.
+      evaluation: the evaluation, with its images.
+      subject: the subject of the evaluation.
+      checkpoint: the evaluated checkpoint.
+      step: step of the checkpoint.
+      pictures: number of images to draw, from the first on.
+
+    Raises:
+      UserError: an image can no longer be read.
+    """
+    spec, images = subject.spec, evaluation.images
+    curves = measure_curves(images, spec.class_names)
+    metrics = {
+        **{key: value for key, value in evaluation.metrics.items() if key != "loss"},
+        "test_loss": evaluation.metrics["loss"],
+        "intervals": bootstrap_intervals(images, spec.class_names),
+        **_by_class(images, curves, spec.class_names),
+        "thresholds": {
+            **subject.thresholds._asdict(),
+            "min_scores": list(subject.thresholds.min_scores),
+        },
+        "checkpoint": str(checkpoint),
+        "step": step,
+        "class_temperature": spec.class_temperature,
+        "picture_files": picture_names(images, pictures),
+    }
+    if folder is None:
+        return metrics
+    remove_pictures_of(folder / "metrics.json", folder / "pictures", metrics["picture_files"])
+    write_json(folder / "metrics.json", metrics)
+    write_pictures(images, spec, folder / "pictures", pictures)
+    page = evaluation_page(images, metrics, curves, subject)
+    write_atomically(folder / "report.html", page)
+    return metrics
+
+
+def _by_class(
+    images: Sequence[ImageResult], curves: Curves, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Agreement of counts, best threshold and area under the ROC curve, for each class."""
+    predicted, true = counts_by_image(images, len(class_names))
+    counts: dict[str, Mapping[str, Any]] = {}
+    best: dict[str, Mapping[str, float] | None] = {}
+    areas: dict[str, float | None] = {}
+    for index, name in enumerate(class_names):
+        sums = {
+            "true": int(true[:, index].sum()),
+            "predicted": int(predicted[:, index].sum()),
+        }
+        agreed = agreement(predicted[:, index], true[:, index])
+        counts[name] = {**sums, **agreed._asdict()}
+        curve, roc = curves.by_objectness[name], curves.rocs[name]
+        at = None if curve is None else curve.best
+        best[name] = None
+        if curve is not None and at is not None:
+            best[name] = {
+                "f1": float(curve.f1[at]),
+                "objectness": float(curve.thresholds[at]),
+            }
+        areas[name] = None if roc is None else roc.area
+    return {"counts_by_class": counts, "best_f1_by_class": best, "roc_area_by_class": areas}
+
+
 def evaluation_page(
     images: Sequence[ImageResult], metrics: Mapping[str, Any], curves: Curves, subject: Subject
 ) -> str:
-    """The report as HTML.
+    """Returns the report as HTML.
 
     Args:
-      images: of the evaluation, at least one.
-      metrics: as `metrics.json` has them.
-      curves: of the same images.
-      subject: what was evaluated.
+      images: images of the evaluation, at least one.
+      metrics: content of `metrics.json`.
+      curves: curves of the same images.
+      subject: the subject of the evaluation.
 
     Raises:
       UserError: an image of the worst frames can no longer be read.
@@ -113,9 +186,9 @@ def _summary(metrics: Mapping[str, Any]) -> Section:
     resamples = intervals["resamples"]
     how = f"95 % intervals: bootstrap over the images, {resamples:,} resamples."
     if not resamples:
-        how = "No intervals: they take two images or more."
+        how = "No intervals: they need two images or more."
     elif metrics["images"] < FEW_IMAGES:
-        how += f" Of fewer than {FEW_IMAGES} images they are rough."
+        how += f" With fewer than {FEW_IMAGES} images they are rough."
     blocks: list[Block] = [
         Text(counts),
         Table(["metric", "value", "95 % from", "to"], rows, how),
@@ -123,7 +196,7 @@ def _summary(metrics: Mapping[str, Any]) -> Section:
     over = metrics["images_over_max_detections"]
     if over:
         blocks.append(
-            Text(f"{over} image(s) had more predictions than count for AP; the best were used.")
+            Text(f"{over} image(s) had more predictions than AP counts; the best were used.")
         )
     return Section("summary", "Summary", blocks)
 
@@ -161,7 +234,7 @@ def _classes(metrics: Mapping[str, Any], objects: Sequence[int]) -> Section:
     counted_header = ["class", "precision", "95 %", "recall", "95 %", "accuracy", "missed", "extra"]
     blocks = [
         Table([*ranked_header, "ROC area"], ranked, "Over all thresholds."),
-        Table(counted_header, counted, "At the thresholds that were set."),
+        Table(counted_header, counted, "At the set thresholds."),
     ]
     return Section("classes", "Classes", blocks)
 
@@ -179,17 +252,17 @@ def _curves(
     if not blocks:
         blocks = [Text("There is no true box, so there is no curve.")]
     elif len(subject.spec.class_names) > MAX_CLASSES:
-        blocks.append(Text(f"Lines of the {MAX_CLASSES} classes with the most true boxes."))
+        blocks.append(Text(f"Lines are drawn for the {MAX_CLASSES} most frequent classes."))
     never = [name for name in subject.spec.class_names if curves.by_score[name] is None]
     if figures[0] is not None and never:
-        blocks.append(Text(f"Without a true box, and so without a line: {', '.join(never)}."))
+        blocks.append(Text(f"Classes without a true box have no line: {', '.join(never)}."))
     return Section("curves", "Thresholds", blocks)
 
 
 def _confusion(metrics: Mapping[str, Any]) -> Section:
     names, matrix = metrics["confusion"]["class_names"], metrics["confusion"]["matrix"]
     rows = [[name, *row] for name, row in zip(names, matrix, strict=True)]
-    table = Table(["true", *names], rows, "The same in numbers: true classes by predicted ones.")
+    table = Table(["true", *names], rows, "The same as numbers: true classes by predicted ones.")
     return Section("confusion", "Confusion", [confusion_figure(names, matrix), table])
 
 
@@ -224,8 +297,8 @@ def _counts(
     totals = [int(all_true.sum()), int(all_predicted.sum())]
     rows.append(["all", *totals, agreed.bias, None, agreed.lower, agreed.upper])
     caption = (
-        "Boxes in all frames; bias: predicted minus true, mean over the frames; limits of "
-        "agreement: 95 % of frames are expected to differ by no more."
+        "Boxes in all frames. Bias: mean of predicted minus true over the frames. Limits of "
+        "agreement: 95 % of frames are expected to lie between them."
     )
     blocks: list[Block] = [
         count_scatter(predicted, true, styles, subject.spec.class_names),
@@ -258,76 +331,3 @@ def _config(subject: Subject) -> Section:
 
 def _range(interval: Sequence[float] | None) -> str | None:
     return None if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-
-
-def write_results(
-    folder: Path,
-    evaluation: Evaluation,
-    subject: Subject,
-    *,
-    checkpoint: Path,
-    step: int,
-    pictures: int,
-) -> dict[str, Any]:
-    """Writes everything into the folder, and returns what `metrics.json` holds.
-
-    Args:
-      folder: made if it is not there.
-      evaluation: with its images.
-      subject: what was evaluated.
-      checkpoint: whose weights they were.
-      step: of the checkpoint.
-      pictures: how many images to draw, from the first on.
-
-    Raises:
-      UserError: an image can no longer be read.
-    """
-    spec, images = subject.spec, evaluation.images
-    curves = measure_curves(images, spec.image_hw, spec.class_names)
-    metrics = {
-        **{key: value for key, value in evaluation.metrics.items() if key != "loss"},
-        "test_loss": evaluation.metrics["loss"],
-        "intervals": bootstrap_intervals(images, spec.image_hw, spec.class_names),
-        **_more(images, curves, spec.class_names),
-        "thresholds": {
-            **subject.thresholds._asdict(),
-            "min_scores": list(subject.thresholds.min_scores),
-        },
-        "checkpoint": str(checkpoint),
-        "step": step,
-        "class_temperature": spec.class_temperature,
-        "picture_files": picture_names(images, pictures),
-    }
-    remove_pictures_of(folder / "metrics.json", folder / "pictures", metrics["picture_files"])
-    write_json(folder / "metrics.json", metrics)
-    write_pictures(images, spec, folder / "pictures", pictures)
-    page = evaluation_page(images, metrics, curves, subject)
-    write_atomically(folder / "report.html", page)
-    return metrics
-
-
-def _more(
-    images: Sequence[ImageResult], curves: Curves, class_names: Sequence[str]
-) -> dict[str, Any]:
-    """Of each class: agreement of its counts, its best threshold, the area under its ROC curve."""
-    predicted, true = counts_by_image(images, len(class_names))
-    counts: dict[str, Mapping[str, Any]] = {}
-    best: dict[str, Mapping[str, float] | None] = {}
-    areas: dict[str, float | None] = {}
-    for index, name in enumerate(class_names):
-        sums = {
-            "true": int(true[:, index].sum()),
-            "predicted": int(predicted[:, index].sum()),
-        }
-        agreed = agreement(predicted[:, index], true[:, index])
-        counts[name] = {**sums, **agreed._asdict()}
-        curve, roc = curves.by_objectness[name], curves.rocs[name]
-        at = None if curve is None else curve.best
-        best[name] = None
-        if curve is not None and at is not None:
-            best[name] = {
-                "f1": float(curve.f1[at]),
-                "objectness": float(curve.thresholds[at]),
-            }
-        areas[name] = None if roc is None else roc.area
-    return {"counts_by_class": counts, "best_f1_by_class": best, "roc_area_by_class": areas}

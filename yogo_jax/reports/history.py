@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.checkpoint.best import rank
+from yogo_jax.checkpoint.metrics_file import rank
 from yogo_jax.reports import plots
 from yogo_jax.reports.pages import Figure
 
 
 Records = Sequence[Mapping[str, Any]]
-# Points of a line of steps; of more steps each point is the mean of equally many.
+# A line of steps has at most so many points; with more steps each point is a mean.
 MAX_POINTS = 200
 MAX_MARKED_POINTS = 30
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run has logged so far.
+    """The log of a run so far.
 
     Attributes:
-      name: of the run.
+      name: name of the run.
       records: objects of its `metrics.jsonl`, with "kind" and "step".
-      keep_best: the metric of its best validation, `train.keep_best`.
+      keep_best: metric that chooses the best validation, `train.keep_best`.
     """
 
     name: str
@@ -34,17 +34,17 @@ class History:
     keep_best: str = "loss"
 
     def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
-        """The records of "train", "validation" or "test"."""
+        """Returns the records of one kind: "train", "validation" or "test"."""
         return [record for record in self.records if record["kind"] == kind]
 
     @property
     def last_step(self) -> int:
-        """Updates made so far."""
+        """Number of updates so far."""
         return max((int(record["step"]) for record in self.of_kind("train")), default=0)
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Steps of an epoch, None while the first is not over."""
+        """Steps of an epoch; None during the first epoch."""
         for record in self.of_kind("validation"):
             if record["epoch"]:
                 return int(record["step"]) // int(record["epoch"])
@@ -54,7 +54,7 @@ class History:
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """The validation whose checkpoint is tested."""
+        """The validation whose checkpoint is tested; None without a validation."""
         return min(
             self.of_kind("validation"),
             key=lambda record: rank(record, self.keep_best, record["step"]),
@@ -65,158 +65,122 @@ class History:
 Points = tuple[np.ndarray, np.ndarray]
 
 
-def history_figures(histories: Sequence[History]) -> list[Figure]:
-    """Figures of loss, mean AP and learning rate; of several runs, one line each.
+class _Plot(NamedTuple):
+    """A figure: its name, the label of its axis, its caption, and its lines by title."""
 
-    The axis counts epochs if an epoch of every run is over, else steps. A run without a step is
-    left out, and so is a figure that would be empty.
+    name: str
+    label: str
+    caption: str
+    lines: Sequence[tuple[str, Points]]
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads lines from histories; the axis counts epochs, or steps."""
+
+    in_epochs: bool
+
+    def steps(self, history: History, field: str) -> Points:
+        """Means over training steps."""
+        return self._on_axis(history, _means(_values(history, "train", field)))
+
+    def validations(self, history: History, field: str) -> Points:
+        """Values of the validations."""
+        return self._on_axis(history, _values(history, "validation", field))
+
+    def rates(self, history: History) -> Points:
+        """Learning rates of some steps: a mean would show rates that the run never had."""
+        points = _values(history, "train", "learning_rate")
+        return self._on_axis(history, points[:: -_window(len(points))][::-1])
+
+    def _on_axis(self, history: History, points: Float[np.ndarray, "points 2"]) -> Points:
+        unit = (history.steps_per_epoch or 1) if self.in_epochs else 1
+        return points[:, 0] / unit, points[:, 1]
+
+
+def history_figures(histories: Sequence[History]) -> list[Figure]:
+    """Draws loss, mean AP and learning rate; several runs have one line each.
+
+    The axis counts epochs if every run has finished an epoch, else steps. Runs without a step and
+    empty figures are left out.
     """
     histories = [history for history in histories if history.last_step]
     if not histories:
         return []
-    in_epochs = all(history.steps_per_epoch for history in histories)
-
-    def on_axis(history: History, points: Float[np.ndarray, "points 2"]) -> Points:
-        return points[:, 0] / ((history.steps_per_epoch or 1) if in_epochs else 1), points[:, 1]
-
-    def steps(history: History, field: str) -> Points:
-        return on_axis(history, _means(_values(history, "train", field)))
-
-    def validations(history: History, field: str) -> Points:
-        return on_axis(history, _values(history, "validation", field))
-
-    def rates(history: History) -> Points:
-        """Some of the steps: a mean would be no learning rate that the run had."""
-        points = _values(history, "train", "learning_rate")
-        return on_axis(history, points[:: -_window(len(points))][::-1])
-
-    read = _Read(steps, validations, rates)
+    reader = _Reader(in_epochs=all(history.steps_per_epoch for history in histories))
     alone = len(histories) == 1
-    lines = _lines_of_one(histories[0], read) if alone else _lines_of_several(histories, read)
+    all_plots = _plots_of_one(histories[0], reader) if alone else _plots_of_runs(histories, reader)
     figures = []
-    for name, label, logarithmic, caption, named in lines:
-        drawn = [(title, points) for title, points in named if len(points[0])]
+    for each in all_plots:
+        drawn = [(title, points) for title, points in each.lines if len(points[0])]
         if drawn:
-            plot = _plot(drawn, "epoch" if in_epochs else "step", label, logarithmic)
-            figures.append(Figure(plots.draw(f"history-{name}", plot), caption))
+            axis = "epoch" if reader.in_epochs else "step"
+            plot = _plot(drawn, axis, each.label, each.logarithmic)
+            figures.append(Figure(plots.draw(f"history-{each.name}", plot), each.caption))
     return figures
 
 
-# Name of a figure, label of its axis, whether that is logarithmic, caption, and its lines.
-_Lines = list[tuple[str, str, bool, str, list[tuple[str, Points]]]]
-
-
-class _Read(NamedTuple):
-    """Readers of a history: of means over steps and of validations by field, of learning rates."""
-
-    steps: Callable[[History, str], Points]
-    validations: Callable[[History, str], Points]
-    rates: Callable[[History], Points]
-
-
-def _lines_of_one(history: History, read: _Read) -> _Lines:
-    terms = ("objectness", "box", "classification")
+def _plots_of_one(history: History, reader: _Reader) -> list[_Plot]:
     averaged = _averaged([history])
     loss = f"Loss of the training images{averaged}."
     if history.of_kind("validation"):
-        loss = f"Loss: of the training images{averaged}, and of the validation images."
+        loss = f"Loss of the training images{averaged} and of the validation images."
+    loss += _tested([history], "loss")
+    mean_ap = "Mean average precision of the validation images."
+    mean_ap += _tested([history], "mAP50") + _tested([history], "mAP50_95")
+    terms = f"Weighted terms of the training loss; the loss is their sum{averaged}."
+    names = ("objectness", "box", "classification")
+    losses = [
+        ("training", reader.steps(history, "loss")),
+        ("validation", reader.validations(history, "loss")),
+    ]
+    precisions = [
+        ("mAP50", reader.validations(history, "mAP50")),
+        ("mAP50-95", reader.validations(history, "mAP50_95")),
+    ]
+    rates = [("learning rate", reader.rates(history))]
+    term_lines = [(name, reader.steps(history, name)) for name in names]
     return [
-        (
-            "loss",
-            "loss",
-            True,
-            loss + _tested([history], "loss"),
-            [
-                ("training", read.steps(history, "loss")),
-                ("validation", read.validations(history, "loss")),
-            ],
-        ),
-        (
-            "terms",
-            "term of the loss",
-            True,
-            f"The weighted terms of the training loss, whose sum it is{averaged}.",
-            [(term, read.steps(history, term)) for term in terms],
-        ),
-        (
-            "map",
-            "mean AP",
-            False,
-            "Mean average precision of the validation images."
-            + _tested([history], "mAP50")
-            + _tested([history], "mAP50_95"),
-            [
-                ("mAP50", read.validations(history, "mAP50")),
-                ("mAP50-95", read.validations(history, "mAP50_95")),
-            ],
-        ),
-        (
-            "rate",
-            "learning rate",
-            False,
-            "Learning rate.",
-            [("learning rate", read.rates(history))],
-        ),
+        _Plot("loss", "loss", loss, losses, logarithmic=True),
+        _Plot("terms", "term of the loss", terms, term_lines, logarithmic=True),
+        _Plot("map", "mean AP", mean_ap, precisions),
+        _Plot("rate", "learning rate", "Learning rate.", rates),
     ]
 
 
-def _lines_of_several(histories: Sequence[History], read: _Read) -> _Lines:
-    def validations(field: str) -> list[tuple[str, Points]]:
-        return [(history.name, read.validations(history, field)) for history in histories]
+def _plots_of_runs(histories: Sequence[History], reader: _Reader) -> list[_Plot]:
+    def validations(name: str, label: str, caption: str, field: str) -> _Plot:
+        lines = [(history.name, reader.validations(history, field)) for history in histories]
+        caption = f"{caption} of the validation images.{_tested(histories, field)}"
+        return _Plot(name, label, caption, lines, logarithmic=field == "loss")
 
+    losses = [(history.name, reader.steps(history, "loss")) for history in histories]
+    rates = [(history.name, reader.rates(history)) for history in histories]
+    caption = f"Training loss{_averaged(histories)}."
     return [
-        (
-            "train",
-            "training loss",
-            True,
-            f"Training loss{_averaged(histories)}.",
-            [(history.name, read.steps(history, "loss")) for history in histories],
-        ),
-        (
-            "validation",
-            "validation loss",
-            True,
-            "Loss of the validation images." + _tested(histories, "loss"),
-            validations("loss"),
-        ),
-        (
-            "map",
-            "mAP50",
-            False,
-            "mAP50 of the validation images." + _tested(histories, "mAP50"),
-            validations("mAP50"),
-        ),
-        (
-            "map-all",
-            "mAP50-95",
-            False,
-            "mAP50-95 of the validation images." + _tested(histories, "mAP50_95"),
-            validations("mAP50_95"),
-        ),
-        (
-            "rate",
-            "learning rate",
-            False,
-            "Learning rate.",
-            [(history.name, read.rates(history)) for history in histories],
-        ),
+        _Plot("train", "training loss", caption, losses, logarithmic=True),
+        validations("validation", "validation loss", "Loss", "loss"),
+        validations("map", "mAP50", "mAP50", "mAP50"),
+        validations("map-all", "mAP50-95", "mAP50-95", "mAP50_95"),
+        _Plot("rate", "learning rate", "Learning rate.", rates),
     ]
 
 
 def _averaged(histories: Sequence[History]) -> str:
-    """For a caption: over how many steps the points of each line are means."""
+    """Text for a caption: the number of steps that each point is the mean of."""
     windows = {each.name: _window(len(each.of_kind("train"))) for each in histories}
     sizes = set(windows.values())
     if sizes == {1}:
         return ""
     if len(sizes) == 1:
-        return f" (each point: the mean of {sizes.pop()} steps)"
+        return f" (each point is the mean of {sizes.pop()} steps)"
     each = ", ".join(f"{name} {size}" for name, size in windows.items())
-    return f" (each point: the mean of so many steps: {each})"
+    return f" (each point is the mean of several steps: {each})"
 
 
 def _tested(histories: Sequence[History], keep_best: str) -> str:
-    """For a caption: the checkpoint of which value is tested, if it is a value of this figure."""
+    """Text for a caption: which checkpoint is tested, if the figure shows its metric."""
     those = [each for each in histories if each.keep_best == keep_best and each.best is not None]
     if not those:
         return ""
@@ -227,7 +191,7 @@ def _tested(histories: Sequence[History], keep_best: str) -> str:
 
 
 def _values(history: History, kind: str, field: str) -> Float[np.ndarray, "points 2"]:
-    """Steps and finite values of a field."""
+    """Steps and finite values of a field, as two columns."""
     records = history.of_kind(kind)
     pairs = [(each["step"], each[field]) for each in records if each.get(field) is not None]
     points = np.array(pairs, np.float64).reshape(-1, 2)
@@ -235,14 +199,14 @@ def _values(history: History, kind: str, field: str) -> Float[np.ndarray, "point
 
 
 def _window(points: int) -> int:
-    """Points that become one, so that no more than MAX_POINTS are left."""
+    """Number of points that become one, so that no more than MAX_POINTS are left."""
     return max(1, math.ceil(points / MAX_POINTS))
 
 
 def _means(points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "means 2"]:
-    """Means over windows of equal length; the last one ends at the last point.
+    """Means over windows of equal length; the last window ends at the last point.
 
-    There it shares points with the window before it: of a shorter one the mean would be noisier.
+    It may share points with the window before it, because a shorter window would be noisier.
     """
     size = _window(len(points))
     if size == 1:
@@ -265,7 +229,7 @@ def _plot(
                 markersize=4,
                 **plots.series_style(index),
             )
-        # A loss falls by orders of magnitude; zero has no place on such an axis.
+        # A loss falls by orders of magnitude. A logarithmic axis has no 0.
         if logarithmic and all((y > 0).all() for _, (_, y) in lines):
             plots.use_log_scale(axes, "y")
         plots.use_whole_numbers(axes, "x")

@@ -1,8 +1,8 @@
-"""HTML pages of one self-contained file: no script, no request, for phones and the dark, too.
+"""HTML pages in one file without scripts or requests, for desktops and phones, light and dark.
 
-A page is a list of sections, a section a list of blocks: what they look like is decided here and in
-`templates/page.html`, what they say by the caller. A click enlarges figures and pictures. What
-is wider than the window scrolls by itself, with a shade at the edge where there is more.
+A page is a list of sections, and a section is a list of blocks. The caller gives the content; this
+file and `templates/page.html` decide the look. A click enlarges figures and pictures. Blocks that
+are wider than the window scroll sideways, and a shade at the edge shows that there is more.
 """
 
 import base64
@@ -31,13 +31,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; cells that are numbers are set to the right, None is shown as a dash.
+    """A table; numbers are right-aligned, None is shown as a dash.
 
     Attributes:
       header: titles of the columns; the first column names the rows.
-      rows: as many cells each as the header has.
-      caption: what the table says, one sentence.
-      wrap: breaks long texts into lines, where a table of numbers would rather be scrolled.
+      rows: cells, as many in each row as the header has.
+      caption: content of the table in one sentence.
+      wrap: True breaks long texts into lines; False lets a wide table scroll.
     """
 
     kind: ClassVar[str] = "table"
@@ -49,12 +49,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot, as `plots.draw` makes it.
+    """A plot made by `plots.draw`.
 
     Attributes:
-      svg: the drawing, trusted.
-      caption: what is to be seen, for those who see it and those who do not.
-      wide: takes the whole width of the page.
+      svg: the drawing; it is not escaped.
+      caption: description of the drawing, also for screen readers.
+      wide: True takes the whole width of the page.
     """
 
     kind: ClassVar[str] = "figure"
@@ -69,19 +69,19 @@ class Figure:
 
     @property
     def least_width_px(self) -> int:
-        """From which width on its text can be read."""
+        """Least width in px at which its text can be read."""
         return plots.least_width_px(self.svg)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of pixels, embedded.
+    """A raster image, embedded in the page.
 
     Attributes:
       image: gray or RGB.
-      caption: what it shows.
-      wide: takes the whole width of the page.
-      lossy: embedded as JPEG, for frames of a camera, whose noise takes much room as PNG.
+      caption: description of the image.
+      wide: True takes the whole width of the page.
+      lossy: True embeds it as JPEG; the noise of camera frames makes PNG files large.
     """
 
     kind: ClassVar[str] = "picture"
@@ -97,10 +97,10 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The picture inside its address."""
+        """The image as a `data:` address."""
         buffer = io.BytesIO()
         if self.lossy:
-            # Thin coloured lines need their colour at every pixel.
+            # Without subsampling, thin coloured lines keep their colour.
             self.image.save(buffer, "JPEG", quality=80, subsampling=0, optimize=True)
         else:
             self.image.save(buffer, "PNG", optimize=True)
@@ -110,7 +110,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Small pictures with their captions, as many side by side as there is room for."""
+    """Small pictures with captions; as many stand side by side as fit."""
 
     kind: ClassVar[str] = "gallery"
     pictures: Sequence[Picture]
@@ -118,7 +118,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it is, in a box that is closed at first."""
+    """Preformatted text in a box that is closed at first."""
 
     kind: ClassVar[str] = "code"
     title: str
@@ -127,11 +127,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Link:
-    """A line that leads to another file.
+    """A link to another file.
 
     Attributes:
-      text: what is clicked.
-      address: relative to the page, with slashes.
+      text: the text of the link.
+      address: address relative to the page, with slashes.
     """
 
     kind: ClassVar[str] = "link"
@@ -147,9 +147,9 @@ class Section:
     """A part of a page with a title and a link in the table of contents.
 
     Attributes:
-      anchor: unique on the page, [a-z-]+.
-      title: of the section.
-      blocks: from top to bottom; figures and pictures that are not wide stand side by side.
+      anchor: name that is unique on the page, [a-z-]+.
+      title: title of the section.
+      blocks: blocks from top to bottom; narrow figures and pictures stand side by side.
     """
 
     anchor: str
@@ -158,7 +158,7 @@ class Section:
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The page as HTML text. All text is escaped but the SVG of figures."""
+    """Returns the page as HTML. All text is escaped, except the SVG of figures."""
     return _template().render(title=title, subtitle=subtitle, sections=sections)
 
 
@@ -178,7 +178,7 @@ def _template() -> jinja2.Template:
 
 
 def _runs(blocks: Sequence[Block]) -> Iterator[tuple[bool, list[Block]]]:
-    """Neighbours that are drawn (and stand side by side), or are not, together."""
+    """Groups neighbouring blocks: drawn ones, which stand side by side, and others."""
     for is_drawn, run in itertools.groupby(
         blocks, lambda block: isinstance(block, Figure | Picture)
     ):
@@ -186,7 +186,7 @@ def _runs(blocks: Sequence[Block]) -> Iterator[tuple[bool, list[Block]]]:
 
 
 def format_cell(value: Any) -> str:
-    """A cell's text: four digits of a fraction, a dash for None."""
+    """Writes the value of a cell: four decimals of a fraction, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, float):

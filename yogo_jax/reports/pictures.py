@@ -1,4 +1,4 @@
-"""Frames with their boxes, drawn after an evaluation: the pixels are read again from the files."""
+"""Pictures of evaluated frames with their boxes; the pixels are read again from the files."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from yogo_jax.metrics.evaluator import ImageResult
 from yogo_jax.reports.pages import Picture
 
 
-# On a page: larger frames are reduced to this longer side, from there on they take a whole row.
+# Pictures on a page are reduced to this longer side. From the second size on they are wide.
 MAX_SIDE_PX = 1000
 WIDE_FROM_PX = 800
-# Characters of a file's stem that its picture's name has, so that it is never too long.
+# The name of a picture has at most so many characters of the image's name.
 MAX_STEM = 60
 _PICTURE_NAME = re.compile(r"[0-9]{3,}_[^/\\\0]*\.png", re.DOTALL)
 
@@ -27,13 +27,13 @@ _PICTURE_NAME = re.compile(r"[0-9]{3,}_[^/\\\0]*\.png", re.DOTALL)
 def write_pictures(
     images: Sequence[ImageResult], spec: ModelSpec, folder: Path, count: int
 ) -> None:
-    """Writes the first images as PNG files, with boxes found (solid) and true (dashed).
+    """Writes the first images as PNG files, with predicted boxes (solid) and true ones (dashed).
 
     Args:
-      images: of an evaluation.
-      spec: says how images are read, and the class names.
+      images: images of an evaluation.
+      spec: description of the model: image format and class names.
       folder: made if there is something to write.
-      count: how many at most.
+      count: largest number of pictures.
 
     Raises:
       UserError: an image can no longer be read.
@@ -59,7 +59,7 @@ def write_pictures(
 
 
 def picture_names(images: Sequence[ImageResult], count: int) -> list[str]:
-    """What `write_pictures` calls its files."""
+    """Returns the file names that `write_pictures` uses."""
     return [
         f"{index:03d}_{Path(image.path).stem[:MAX_STEM]}.png"
         for index, image in enumerate(images[:count])
@@ -67,13 +67,13 @@ def picture_names(images: Sequence[ImageResult], count: int) -> list[str]:
 
 
 def remove_pictures_of(metrics: Path, folder: Path, keep: Sequence[str]) -> None:
-    """Removes the pictures of an earlier evaluation: beside new ones they would pass for theirs.
+    """Removes the pictures of an earlier evaluation, so that nobody takes them for new ones.
 
     Args:
-      metrics: its `metrics.json`, which names them; nothing is removed if it is not there, or names
-        none.
-      folder: where they are. Other files there are somebody else's, and stay.
-      keep: names of files that are about to be written.
+      metrics: the `metrics.json` of that evaluation, which names them; without it, or without
+        names in it, nothing is removed.
+      folder: folder of the pictures. All other files in it stay.
+      keep: names of files that will be written next.
     """
     try:
         names = json.loads(metrics.read_text(encoding="utf-8"))["picture_files"]
@@ -85,12 +85,12 @@ def remove_pictures_of(metrics: Path, folder: Path, keep: Sequence[str]) -> None
 
 
 def worst_pictures(images: Sequence[ImageResult], spec: ModelSpec, count: int) -> list[Picture]:
-    """The images of the largest loss, worst first, with what was found, missed and extra.
+    """Draws the images with the largest loss, worst first: found, missed and extra boxes.
 
     Args:
-      images: of an evaluation.
-      spec: says how images are read, and the class names.
-      count: how many at most.
+      images: images of an evaluation.
+      spec: description of the model: image format and class names.
+      count: largest number of pictures.
 
     Raises:
       UserError: an image can no longer be read.

@@ -1,6 +1,6 @@
-"""Plots as SVG that takes its colours from the page: one drawing for light and for dark.
+"""Plots as SVG in the colours of the page, so one drawing fits light and dark pages.
 
-Series differ in colour and in line or marker, so that nothing hangs on colour alone.
+Series differ in colour and in line or marker, so no information depends on colour alone.
 """
 
 import io
@@ -12,7 +12,7 @@ from typing import Any
 import markupsafe
 
 
-# What is drawn in these is replaced by the colours of the page, see `templates/page.html`.
+# These colours are replaced by the colours of the page, which `templates/page.html` defines.
 INK, INK_SOFT, GROUND = "#010203", "#040506", "#070809"
 SERIES = tuple(f"#0a0b0{index}" for index in range(1, 8))
 _COLOURS = {
@@ -23,10 +23,10 @@ _COLOURS = {
 }
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# In inches. A page shows a figure as wide as its column: 72 units an inch, of which a phone of
-# 360 px shows one in a little more than a px.
+# In inches of 72 units. A page shows a figure as wide as its column; on a phone of 360 px a unit is
+# a little more than 1 px.
 WIDTH, HEIGHT, WIDE = 4.0, 3.1, 9.6
-# Of all text, in units; a page shows none of it smaller than LEAST_TEXT_PX, see `least_width_px`.
+# Size of all text in units. A page shows no text smaller than LEAST_TEXT_PX (`least_width_px`).
 FONT_SIZE = 10.5
 LEAST_TEXT_PX = 11
 LABEL_LENGTH = 24
@@ -35,7 +35,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    # A class may be called "$x": no text of ours is a formula.
+    # A class may be called "$x". No text here is a formula.
     "text.parse_math": False,
     "font.size": FONT_SIZE,
     "text.color": INK,
@@ -67,15 +67,15 @@ def draw(
     wide: bool = False,
     height: float = HEIGHT,
 ) -> markupsafe.Markup:
-    """A plot as SVG to stand inside a page.
+    """Draws a plot as SVG for a page.
 
-    matplotlib is imported here and not before: it takes a second that only pages need.
+    matplotlib is imported here, because its import takes a second and only pages need it.
 
     Args:
-      name: unique on its page, so that the ids inside are, too; [a-z0-9-]+.
-      plot: draws on the matplotlib axes that it is given; what it labels goes into a legend below.
-      wide: for a figure that takes the whole width of the page.
-      height: in inches.
+      name: name that is unique on its page, so that ids in the SVG are unique; [a-z0-9-]+.
+      plot: draws on the matplotlib axes that it receives; labelled lines get a legend below.
+      wide: True for a figure that takes the whole width of the page.
+      height: height in inches.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -93,46 +93,46 @@ def draw(
 
 
 def size_of(svg: str) -> tuple[float, float]:
-    """Width and height of a drawing, in its own units."""
+    """Returns width and height of a drawing in its own units."""
     _, _, width, height = map(float, svg.split('viewBox="', 1)[1].split('"', 1)[0].split())
     return width, height
 
 
 def least_width_px(svg: str) -> int:
-    """The width from which on all text of a drawing is shown at LEAST_TEXT_PX or more."""
+    """Returns the least width at which all text of a drawing has LEAST_TEXT_PX or more."""
     return math.ceil(size_of(svg)[0] * LEAST_TEXT_PX / FONT_SIZE)
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Colour and line of the `index`-th series, for `Axes.plot`; no two of 49 are the same."""
+    """Returns colour and line style of the `index`-th series; 49 series are all different."""
     turn, colour = divmod(index, len(SERIES))
     return {"color": SERIES[colour], "linestyle": LINES[(colour + turn) % len(LINES)]}
 
 
 def use_log_scale(axes: Any, which: str) -> None:
-    """Makes the "x" or "y" axis logarithmic, with plain numbers, after everything is drawn."""
+    """Makes the "x" or "y" axis logarithmic, with plain numbers; called after all is drawn."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
     low, high = axis.get_view_interval()
     if high < 5 * low:
-        # Powers of ten, their doubles and their halves may all lie outside of so short an axis.
+        # So short an axis may contain no power of ten, and no double or half of one.
         axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     else:
-        # Over many powers of ten there is no room for more than these.
+        # An axis of many powers of ten has no room for more ticks.
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axis.set_minor_locator(NullLocator())
     _write_plain_numbers(axis)
 
 
 def use_count_scale(axes: Any, which: str, most: float) -> None:
-    """Makes the "x" or "y" axis logarithmic from 1 on and even below, so that 0 has a place.
+    """Makes the "x" or "y" axis linear from 0 to 1 and logarithmic above, for counts.
 
     Args:
-      axes: to be changed.
-      which: of its two axes.
-      most: the largest count; the axis goes on, for numbers beside the bars.
+      axes: the axes to change.
+      which: "x" or "y".
+      most: the largest count; the axis is longer, so that numbers fit beside the bars.
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -141,7 +141,7 @@ def use_count_scale(axes: Any, which: str, most: float) -> None:
     getattr(axes, f"set_{which}lim")(0, 20 * most)
     axis = getattr(axes, f"{which}axis")
     powers = math.floor(math.log10(most)) + 1
-    # Up to six numbers beside each other have room.
+    # Up to six numbers fit beside each other.
     every = math.ceil(powers / 5)
     shown = [10**power for power in range(0, powers + 1, every)]
     axis.set_major_locator(FixedLocator([0, *shown]))
@@ -150,7 +150,7 @@ def use_count_scale(axes: Any, which: str, most: float) -> None:
 
 
 def use_whole_numbers(axes: Any, which: str) -> None:
-    """Ticks of the "x" or "y" axis at whole numbers only: trials, epochs, boxes, images."""
+    """Sets the ticks of the "x" or "y" axis to whole numbers: trials, epochs, boxes, images."""
     from matplotlib.ticker import MaxNLocator
 
     axis = getattr(axes, f"{which}axis")
@@ -159,14 +159,14 @@ def use_whole_numbers(axes: Any, which: str) -> None:
 
 
 def _write_plain_numbers(axis: Any) -> None:
-    """Has numbers at the ticks as text: what matplotlib writes itself is TeX on some axes."""
+    """Writes tick labels as plain text; matplotlib itself writes TeX on some axes."""
     from matplotlib.ticker import FuncFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(float(value))))
 
 
 def plain_number(value: float) -> str:
-    """A number for an axis, of up to six digits: 0.002, 150, 20,000, 3·10⁻⁵, 10⁶."""
+    """Writes a number for an axis with up to six digits: 0.002, 150, 20,000, 3·10⁻⁵, 10⁶."""
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e6:
@@ -178,21 +178,21 @@ def plain_number(value: float) -> str:
 
 
 def shortened(label: str) -> str:
-    """A label that leaves room for others."""
+    """Returns the label, cut if it is too long for a legend."""
     return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH - 1]}…"
 
 
 def _show_underscored(axes: Any) -> None:
-    """Has classes such as "_misc" in the legend, which leaves out labels that begin so."""
+    """Keeps labels such as "_misc" in the legend; matplotlib hides labels that begin with "_"."""
     for artist in (*axes.get_children(), *axes.containers):
         label = str(artist.get_label())
-        # matplotlib's own names of what has no label: "_child3", "_container0", "_nolegend_".
+        # matplotlib's own names for artists without a label: "_child3", "_container0".
         if label.startswith("_") and not re.fullmatch(r"_(child|container)\d+|_nolegend_", label):
             artist.set_label(f"\N{ZERO WIDTH SPACE}{label}")
 
 
 def _put_legend_below(figure: Any, axes: Any) -> None:
-    """The legend under the axes, in room of its own: there it hides no line, however many."""
+    """Puts the legend below the axes and makes the figure higher, so that it hides no line."""
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
@@ -203,10 +203,10 @@ def _put_legend_below(figure: Any, axes: Any) -> None:
 
 
 def _for_page(svg: str) -> str:
-    """The SVG without what is for files of their own, in the colours and the font of the page."""
+    """Returns the SVG in the colours and the font of the page, without metadata and styles."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    # Groups are numbered anew in each drawing; nothing refers to them.
+    # matplotlib numbers groups anew in each drawing. Nothing refers to these ids.
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     for colour, variable in _COLOURS.items():

@@ -1,13 +1,15 @@
-"""What workdirs hold of their runs, finished or not: configs, logged records, test metrics."""
+"""Reads runs from their workdirs, finished or not: config, log and test metrics."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.config.fields import flat
+from yogo_jax.config.old_names import with_current_names
 from yogo_jax.errors import UserError
+from yogo_jax.files import read_json
 from yogo_jax.reports.history import History
 
 
@@ -16,13 +18,13 @@ NOTHING_LOGGED = "nothing is logged yet"
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a workdir holds.
+    """A run as its workdir records it.
 
     Attributes:
-      workdir: where.
-      config: fields of the run.
-      history: what it logged.
-      test: its test metrics, None before its test, and while it goes on after one.
+      workdir: the folder.
+      config: fields of the config.
+      history: the log.
+      test: test metrics; None before the test, and while the run continues after a test.
     """
 
     workdir: Path
@@ -32,7 +34,7 @@ class LoggedRun:
 
     @property
     def state(self) -> str:
-        """Whether it is finished, and how far it is."""
+        """State as text: nothing logged, unfinished with its progress, trained, or finished."""
         epochs, done = self.config["train"]["epochs"], self.epochs_done
         if not self.history.last_step:
             return NOTHING_LOGGED
@@ -44,25 +46,25 @@ class LoggedRun:
 
     @property
     def epochs_done(self) -> float | None:
-        """Epochs behind it; None while the first is not over."""
+        """Finished epochs, as a fraction; None during the first epoch."""
         steps = self.history.steps_per_epoch
         return self.history.last_step / steps if steps else None
 
 
 def read_run(workdir: Path, name: str) -> LoggedRun:
-    """What a run has left so far, maybe nothing; a line that is just being written is left out.
+    """Reads the workdir of a run; a line of the log that is just being written is left out.
 
     Args:
-      workdir: of the run.
-      name: under which it is shown.
+      workdir: workdir of the run.
+      name: name under which the run is shown.
 
     Raises:
-      UserError: it is no workdir, or one of its files is damaged.
+      UserError: the folder is no workdir, or one of its files is damaged.
     """
     if not (workdir / "config.json").is_file():
         found = "no config.json in it" if workdir.is_dir() else "no such folder"
         raise UserError(f"{workdir}: expected the workdir of a run, found {found}")
-    config = _read_json(workdir / "config.json", ("train",))
+    config = _read_fields(workdir / "config.json", ("train",))
     if not isinstance(config["train"], dict) or "epochs" not in config["train"]:
         raise UserError(f"{workdir / 'config.json'}: expected train.epochs; is it of a run?")
     records = read_metrics(workdir / "metrics.jsonl")
@@ -74,8 +76,8 @@ def read_run(workdir: Path, name: str) -> LoggedRun:
             "others: is it of this version?"
         )
     test_file = workdir / "test" / "metrics.json"
-    test = _read_json(test_file, ("mAP50", "test_loss")) if test_file.exists() else None
-    # A run that goes on takes the test out of its log: what lies there is of an earlier checkpoint.
+    test = _read_fields(test_file, ("mAP50", "test_loss")) if test_file.exists() else None
+    # A run that continues removes the test from its log: the file is of an earlier checkpoint.
     return LoggedRun(workdir, config, history, test if history.of_kind("test") else None)
 
 
@@ -85,18 +87,15 @@ def _is_record(record: object) -> bool:
     return record["kind"] in ("start", "test") or {"epoch", "loss"} <= record.keys()
 
 
-def _read_json(path: Path, fields: Sequence[str]) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+def _read_fields(path: Path, fields: Sequence[str]) -> dict[str, Any]:
+    values = read_json(path)
     if not isinstance(values, dict) or not set(fields) <= values.keys():
         raise UserError(f"{path}: expected an object with {', '.join(fields)}; is it of a run?")
     return values
 
 
 def names_of(workdirs: Sequence[Path]) -> list[str]:
-    """Names of the runs: of their folders, or their paths where two folders share a name."""
+    """Returns names for runs: the names of their folders, or the paths if two names are equal."""
     names = [workdir.resolve().name for workdir in workdirs]
     shared = {name for name in names if names.count(name) > 1}
     return [
@@ -106,19 +105,8 @@ def names_of(workdirs: Sequence[Path]) -> list[str]:
 
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Fields in which configs differ, with the value of each config; None where it has none."""
-    all_fields = [flat(config) for config in configs]
+    """Returns the fields in which configs differ, with each value; None for a missing field."""
+    all_fields = [flat(with_current_names(config)) for config in configs]
     names = list(dict.fromkeys(name for each in all_fields for name in each))
     rows = [(name, [each.get(name) for each in all_fields]) for name in names]
     return [(name, values) for name, values in rows if any(each != values[0] for each in values)]
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields of a nested config by their dotted names."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            fields |= flat(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields

@@ -1,4 +1,4 @@
-"""The metrics of a test as plain text, at most 100 columns wide, for a terminal or a log file."""
+"""Tables as plain text for a terminal or a log file; the metrics of a test are 100 columns wide."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 WIDTH = 100
 GAP = "  "
-# Long names are cut in tables, never in metrics.json.
+# Longer names are cut in tables, but not in metrics.json.
 NAME_WIDTH = 24
 
 _CLASS_COLUMNS = (
@@ -31,31 +31,31 @@ _TOTALS = (
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Three tables: a row per class, the totals, and the confusion matrix.
+    """Returns three tables: a row for each class, the totals, and the confusion matrix.
 
     Args:
-      metrics: what `metrics.json` holds. A missing key leaves its column or row out; a value of
-        None, for what could not be counted, is printed as "-".
+      metrics: content of `metrics.json`. A missing key leaves its column or row out. None, a value
+        that cannot be computed, is printed as "-".
     """
     sections = (_class_table(metrics), _totals_table(metrics), _confusion_table(metrics))
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
 def advice_on_nothing_found(metrics: Mapping[str, Any]) -> str | None:
-    """A line on why there may be no prediction at all, and what to change; None if there are some.
+    """Explains why there may be no prediction and says what to change; None if there are some.
 
     Args:
-      metrics: with the counts `predictions`, `objects` and `images`.
+      metrics: values with `predictions`, `objects` and `images`.
     """
     if metrics["predictions"] or not metrics["objects"]:
         return None
     return (
         f"nothing is found: no prediction in {metrics['images']} images with {metrics['objects']} "
-        "boxes. Early in a training this is usual: most cells are empty, and the network learns "
-        "those first. With configs/base.py this can take half of 64 epochs, and a short run ends "
-        "before. Train with --config configs/strong.py, or longer, or with a lower "
-        "--config.loss.no_object_weight. If it stays so, check the labels: "
-        "python -m yogo_jax.inspect_data FILE.yml"
+        "boxes. Early in a training this is usual: most grid cells are empty, and the network "
+        "learns them first. With configs/base.py this can take half of 64 epochs, so a short run "
+        "may end before. Train with --config configs/strong.py, or longer, or with a lower "
+        "--config.loss.no_object_weight. If nothing is found after that, check the labels: "
+        "yogo-jax inspect FILE.yml"
     )
 
 
@@ -75,13 +75,13 @@ def _class_table(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _objects_by_class(metrics: Mapping[str, Any]) -> dict[str, int]:
-    """True boxes of each class: the row of the confusion matrix, with the missed ones."""
+    """True boxes of each class: the sum of its row of the confusion matrix, with missed ones."""
     if "confusion" not in metrics or "missed_by_class" not in metrics:
         return {}
     names, matrix = metrics["confusion"]["class_names"], metrics["confusion"]["matrix"]
     missed = metrics["missed_by_class"]
     classes = len(missed)
-    # A matrix without the background has one column less: there the missed are not in the row.
+    # A matrix without the background has one column less, and its rows lack the missed boxes.
     return {
         name: sum(row[:classes]) + missed[name]
         for name, row in zip(names[:classes], matrix, strict=False)
@@ -96,12 +96,12 @@ def _totals_table(metrics: Mapping[str, Any]) -> list[str]:
     lines = align(["total", ""], rows) if rows else []
     over = metrics.get("images_over_max_detections", 0)
     if over:
-        lines.append(f"{over} image(s) had more predictions than count for AP; the best were used.")
+        lines.append(f"{over} image(s) had more predictions than AP counts; the best were used.")
     return lines
 
 
 def _confusion_table(metrics: Mapping[str, Any]) -> list[str]:
-    """The matrix; one with more classes than fit side by side goes on below, in blocks."""
+    """The confusion matrix; columns that do not fit side by side follow below, in blocks."""
     if "confusion" not in metrics:
         return []
     names, matrix = metrics["confusion"]["class_names"], metrics["confusion"]["matrix"]
@@ -117,7 +117,7 @@ def _confusion_table(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _blocks(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
-    """The columns, cut into runs that are at most `width` wide with the gap before each column."""
+    """Groups columns so that each group, with the gap before each column, fits in `width`."""
     blocks: list[list[list[str]]] = [[]]
     used = 0
     for column in columns:
@@ -131,7 +131,7 @@ def _blocks(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
+    """Returns the lines of a table: the first column is left-aligned, the others right-aligned."""
     columns = [
         _column(title, [row[i] for row in rows], left=i == 0) for i, title in enumerate(header)
     ]

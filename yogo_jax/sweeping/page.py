@@ -1,4 +1,4 @@
-"""The report of a sweep as one HTML page."""
+"""The report of a sweep as one HTML page: its sections first, then its figures."""
 
 import dataclasses
 import json
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from yogo_jax.config.fields import flat
 from yogo_jax.reports import plots
 from yogo_jax.reports.pages import Block, Code, Figure, Link, Section, Table, Text, render_page
-from yogo_jax.reports.runs import flat
 from yogo_jax.sweeping.results import (
     MIN_TRIALS_FOR_IMPORTANCE,
     SweepResults,
@@ -23,17 +23,162 @@ from yogo_jax.sweeping.results import (
 from yogo_jax.sweeping.space import Parameter, as_text, position
 
 
-# Of the complete trials, the share that parallel coordinates bring out.
+# Share of the complete trials that parallel coordinates highlight.
 GOOD_SHARE = 0.25
 BEST, GOOD = plots.SERIES[1], plots.SERIES[2]
-# So many letters beside each other have room in a figure that is not wide.
+# A narrow figure has room for so many letters in a row.
 LETTERS = 50
-# Numbers are written beside the dots of so many trials; more would cover each other.
+# Up to so many trials have their number beside their dot; more numbers would overlap.
 MAX_NAMED_DOTS = 16
 
 
+def sweep_page(results: SweepResults, folder: Path) -> str:
+    """Returns the page as HTML for a file in `folder`; its links are relative to this folder."""
+    sections = [
+        _summary(results),
+        _trials(results),
+        _what_matters(results),
+        _cost(results),
+        _tests(results, folder),
+        _search(results),
+    ]
+    return render_page(
+        f"Sweep {results.name}",
+        results.summary(),
+        [section for section in sections if section.blocks],
+    )
+
+
+def _summary(results: SweepResults) -> Section:
+    objective = results.objective
+    blocks: list[Block] = []
+    if results.ranked:
+        best = results.ranked[0]
+        epochs = f"{best.figures['best_epoch']} of {best.config['train']['epochs']} epochs"
+        blocks += [
+            Text(
+                f"The best trial is {best.number} with {objective} {best.value:.4f} on the "
+                f"validation images, after {epochs}. It is the best of many trials on these "
+                "images, so expect worse values on other images. Its test shows how much worse."
+            ),
+            _best_table(results, best),
+            Code("Command that trains it again", _command(best)),
+        ]
+    else:
+        blocks.append(Text("No trial is complete yet."))
+    if any(each.value is not None for each in results.trials):
+        blocks.append(course_figure(results))
+    return Section("summary", "Summary", blocks)
+
+
+def _best_table(results: SweepResults, best: TrialResult) -> Table:
+    shared = flat(results.space.base)
+    rows: list[list[object]] = [
+        [field, short_text(best.chosen[field]), as_text(shared[field])] for field in results.fields
+    ]
+    return Table(["field", "best trial", "base config"], rows, "The searched fields.")
+
+
+def _command(trial: TrialResult) -> str:
+    """Returns the command that trains the config of a trial, with every field."""
+    lines = ["yogo-jax train --config configs/base.py --workdir runs/best"]
+    for name, value in flat(trial.config).items():
+        # Empty fields are empty in base.py too. Fields of tracking would name this trial at W&B.
+        if value not in ("", []) and not name.startswith("track."):
+            lines.append(f"--config.{name}={shlex.quote(as_text(value))}")
+    return " \\\n    ".join(lines)
+
+
+def _trials(results: SweepResults) -> Section:
+    header = ["trial", "state", results.objective, "epochs", "minutes", "parameters"]
+    header += ["frames/s", "times continued", *results.fields]
+    rest = [each for each in results.trials if each.state not in ("complete", "waiting")]
+    rows: list[list[object]] = [
+        [
+            str(each.number),
+            each.state,
+            each.value,
+            each.epochs,
+            short_text(minutes(each)),
+            each.figures.get("parameters"),
+            each.figures.get("frames_per_second"),
+            each.taken_up,
+            *(short_text(each.chosen.get(field)) for field in results.fields),
+        ]
+        for each in [*results.ranked, *rest]
+    ]
+    if not rows:
+        return Section("trials", "Trials", [Text("No trial has begun yet.")])
+    caption = (
+        "Complete trials, best first, then the others by number. The objective of a trial that is "
+        "not complete is that of its last validation."
+    )
+    blocks: list[Block] = [Table(header, rows, caption)]
+    devices = {each.figures["device"] for each in results.ranked if "device" in each.figures}
+    if devices:
+        blocks.append(Text(f"Frames/s were measured on {', '.join(sorted(devices))}."))
+    blocks += [
+        Text(f"Trial {each.number} {each.state}: {each.reason}") for each in rest if each.reason
+    ]
+    return Section("trials", "Trials", blocks)
+
+
+def _what_matters(results: SweepResults) -> Section:
+    blocks: list[Block] = []
+    complete = len(results.ranked)
+    if complete:
+        blocks.append(coordinates_figure(results))
+    if results.importance:
+        blocks.append(importance_figure(results.importance, complete))
+    else:
+        blocks.append(
+            Text(
+                f"The importance of the fields needs {MIN_TRIALS_FOR_IMPORTANCE} complete trials "
+                f"that differ in {results.objective}; {complete} are complete."
+            )
+        )
+    return Section("matters", "What matters", blocks)
+
+
+def _cost(results: SweepResults) -> Section:
+    return Section("cost", "Accuracy against size and speed", cost_figures(results))
+
+
+def _tests(results: SweepResults, folder: Path) -> Section:
+    rows: list[list[object]] = []
+    links: list[Block] = []
+    for each in results.ranked:
+        if each.test is None:
+            continue
+        by_class = each.test["AP50_by_class"]
+        rows.append([str(each.number), each.value, each.test["mAP50"], *by_class.values()])
+        page = each.workdir / "test" / "report.html"
+        address = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
+        links.append(Link(f"Report of the test of trial {each.number}", address))
+    if not rows:
+        return Section("tests", "Tests", [])
+    names = list(results.ranked[0].test["AP50_by_class"]) if results.ranked[0].test else []
+    header = ["trial", results.objective, "test mAP50", *(f"AP50 {n}" for n in names)]
+    caption = "Trials were chosen by the validation. The test was not used to choose anything."
+    return Section("tests", "Tests", [Table(header, rows, caption), *links])
+
+
+def _search(results: SweepResults) -> Section:
+    space = {each.field: {each.kind: list(each.values)} for each in results.space.parameters}
+    settings = dataclasses.asdict(results.space.settings)
+    return Section(
+        "search",
+        "Search",
+        [
+            Code("Search space", json.dumps(space, indent=2)),
+            Code("Settings", json.dumps(settings, indent=2)),
+            Code("Config that all trials share", json.dumps(results.space.base, indent=2)),
+        ],
+    )
+
+
 def course_figure(results: SweepResults) -> Figure:
-    """The objective of each trial in the order of their numbers, and the best up to there."""
+    """Figure of the objective of each trial by number, with the best value so far."""
     objective = results.objective
     shown = [each for each in results.trials if each.value is not None]
     best_of = np.maximum if results.space.settings.maximize else np.minimum
@@ -64,8 +209,8 @@ def course_figure(results: SweepResults) -> Figure:
         axes.set_ylabel(objective)
 
     caption = (
-        f"{objective} on the validation images: of complete trials at the checkpoint they keep, of "
-        "others where they were last validated."
+        f"{objective} on the validation images: for complete trials at the kept checkpoint, for "
+        "others at the last validation."
     )
     return Figure(plots.draw("course", plot), caption)
 
@@ -75,7 +220,7 @@ def _group(trial: TrialResult) -> str:
 
 
 def importance_figure(importance: Mapping[str, float], complete: int) -> Figure:
-    """A bar for each field, the most important on top."""
+    """Figure with a bar for each field, the most important on top."""
     names = list(importance)[::-1]
     shares = [importance[name] for name in names]
 
@@ -86,16 +231,16 @@ def importance_figure(importance: Mapping[str, float], complete: int) -> Figure:
         axes.grid(visible=False, axis="y")
 
     caption = (
-        f"How much of the differences between {complete} complete trials each field explains by "
-        "itself (fANOVA). Of few trials, and of fields that a sampler has narrowed down, it is "
-        "rough."
+        f"Share of the differences between {complete} complete trials that each field explains by "
+        "itself (fANOVA). It is rough for few trials, and for fields whose range the sampler has "
+        "narrowed."
     )
     height = 1.2 + 0.32 * len(names)
     return Figure(plots.draw("importance", plot, height=height), caption)
 
 
 def coordinates_figure(results: SweepResults) -> Figure:
-    """Parallel coordinates: a line for each complete trial through all of its values.
+    """Figure of parallel coordinates: a line for each complete trial through all of its values.
 
     The axes lie one below the other, so that their names can be read on a phone.
     """
@@ -126,11 +271,11 @@ def coordinates_figure(results: SweepResults) -> Figure:
 
     caption = (
         f"Each line is one of {len(ranked)} complete trials. Thick: the best, trial "
-        f"{ranked[0].number}; solid: the best quarter ({good}); dotted: the others. Ranges "
-        "searched by logarithm are drawn so, choices in their order."
+        f"{ranked[0].number}; solid: the best quarter ({good}); dotted: the others. Ranges that "
+        "are searched by logarithm have a logarithmic axis; choices stand in their order."
     )
     height = 0.4 + 0.6 * len(names)
-    # Every other one of the choices, with a gap behind it, stands over the axis, beside its name.
+    # Every second choice stands above the axis, beside its name, with a gap behind it.
     over = (list(each.texts)[::2] for each in results.space.parameters if each.kind == "choice")
     letters = max((sum(len(text) + 2 for text in texts) for texts in over), default=0)
     wide = max(map(len, names)) + letters > LETTERS
@@ -163,7 +308,7 @@ def _label_axis(axes: Any, place: int, ticks: Sequence[tuple[float, str]]) -> No
 
 
 def cost_figures(results: SweepResults) -> list[Figure]:
-    """The objective against parameters and against frames/s."""
+    """Figures of the objective against parameters and against frames/s."""
     measured = [each for each in results.ranked if "frames_per_second" in each.figures]
     if not measured:
         return []
@@ -191,10 +336,10 @@ def _cost_figure(
     devices = list(dict.fromkeys(each.figures["device"] for each in trials))
     objective = results.objective
     caption = f"{objective} of complete trials against {what}. "
-    caption += "Numbers name the trials. " if len(trials) <= MAX_NAMED_DOTS else ""
+    caption += "Numbers are those of the trials. " if len(trials) <= MAX_NAMED_DOTS else ""
     speeds_of_one_device = len(devices) == 1 or key == "parameters"
     if speeds_of_one_device:
-        caption += "On the line lie those that no other beats in both."
+        caption += "Trials on the line are the Pareto front: no other trial is better in both."
     else:
         caption += "Speeds of different devices cannot be compared."
 
@@ -246,13 +391,13 @@ def pareto_front(
     fewer_is_better: bool,
     more_is_better: bool,
 ) -> list[int]:
-    """Indices of the points that no other beats in one without losing in the other, by cost.
+    """Returns the indices of the Pareto front, by cost: no other point is better in both.
 
     Args:
-      costs: of each point.
-      values: of each point.
-      fewer_is_better: whether a low cost is good.
-      more_is_better: whether a high value is good.
+      costs: cost of each point.
+      values: value of each point.
+      fewer_is_better: True if a low cost is good.
+      more_is_better: True if a high value is good.
     """
     cost = np.asarray(costs, np.float64) * (1 if fewer_is_better else -1)
     value = np.asarray(values, np.float64) * (-1 if more_is_better else 1)
@@ -261,148 +406,3 @@ def pareto_front(
         if not front or value[index] < value[front[-1]]:
             front.append(index)
     return front
-
-
-def sweep_page(results: SweepResults, folder: Path) -> str:
-    """The page as HTML, for a file in `folder`, to which its links are relative."""
-    sections = [
-        _summary(results),
-        _trials(results),
-        _what_matters(results),
-        _cost(results),
-        _tests(results, folder),
-        _search(results),
-    ]
-    return render_page(
-        f"Sweep {results.name}",
-        results.summary(),
-        [section for section in sections if section.blocks],
-    )
-
-
-def _summary(results: SweepResults) -> Section:
-    objective = results.objective
-    blocks: list[Block] = []
-    if results.ranked:
-        best = results.ranked[0]
-        epochs = f"{best.figures['best_epoch']} of {best.config['train']['epochs']} epochs"
-        blocks += [
-            Text(
-                f"Best is trial {best.number} with {objective} {best.value:.4f} on the validation "
-                f"images, after {epochs}. It is the best of many tries on these images, so expect "
-                "less on others: its test says how much."
-            ),
-            _best_table(results, best),
-            Code("To train it again", _command(best)),
-        ]
-    else:
-        blocks.append(Text("No trial is complete yet."))
-    if any(each.value is not None for each in results.trials):
-        blocks.append(course_figure(results))
-    return Section("summary", "Summary", blocks)
-
-
-def _best_table(results: SweepResults, best: TrialResult) -> Table:
-    shared = flat(results.space.base)
-    rows: list[list[object]] = [
-        [field, short_text(best.chosen[field]), as_text(shared[field])] for field in results.fields
-    ]
-    return Table(["field", "best trial", "base config"], rows, "What was searched.")
-
-
-def _command(trial: TrialResult) -> str:
-    """The training of a trial as a command that names every field."""
-    lines = ["python -m yogo_jax.train --config configs/base.py --workdir runs/best"]
-    for name, value in flat(trial.config).items():
-        # What is empty is so in base.py, and W&B is told of another run.
-        if value not in ("", []) and not name.startswith("track."):
-            lines.append(f"--config.{name}={shlex.quote(as_text(value))}")
-    return " \\\n    ".join(lines)
-
-
-def _trials(results: SweepResults) -> Section:
-    header = ["trial", "state", results.objective, "epochs", "minutes", "parameters"]
-    header += ["frames/s", "taken up again", *results.fields]
-    rest = [each for each in results.trials if each.state not in ("complete", "waiting")]
-    rows: list[list[object]] = [
-        [
-            str(each.number),
-            each.state,
-            each.value,
-            each.epochs,
-            short_text(minutes(each)),
-            each.figures.get("parameters"),
-            each.figures.get("frames_per_second"),
-            each.taken_up,
-            *(short_text(each.chosen.get(field)) for field in results.fields),
-        ]
-        for each in [*results.ranked, *rest]
-    ]
-    if not rows:
-        return Section("trials", "Trials", [Text("No trial has begun yet.")])
-    caption = (
-        "Complete trials, best first, then the others by number. Of a trial that is not complete "
-        "the objective is that of its last validation."
-    )
-    blocks: list[Block] = [Table(header, rows, caption)]
-    devices = {each.figures["device"] for each in results.ranked if "device" in each.figures}
-    if devices:
-        blocks.append(Text(f"Frames/s were measured on {', '.join(sorted(devices))}."))
-    blocks += [
-        Text(f"Trial {each.number} {each.state}: {each.reason}") for each in rest if each.reason
-    ]
-    return Section("trials", "Trials", blocks)
-
-
-def _what_matters(results: SweepResults) -> Section:
-    blocks: list[Block] = []
-    complete = len(results.ranked)
-    if complete:
-        blocks.append(coordinates_figure(results))
-    if results.importance:
-        blocks.append(importance_figure(results.importance, complete))
-    else:
-        blocks.append(
-            Text(
-                f"Importance takes {MIN_TRIALS_FOR_IMPORTANCE} complete trials that differ in "
-                f"{results.objective}; {complete} are complete."
-            )
-        )
-    return Section("matters", "What matters", blocks)
-
-
-def _cost(results: SweepResults) -> Section:
-    return Section("cost", "Accuracy against size and speed", cost_figures(results))
-
-
-def _tests(results: SweepResults, folder: Path) -> Section:
-    rows: list[list[object]] = []
-    links: list[Block] = []
-    for each in results.ranked:
-        if each.test is None:
-            continue
-        by_class = each.test["AP50_by_class"]
-        rows.append([str(each.number), each.value, each.test["mAP50"], *by_class.values()])
-        page = each.workdir / "test" / "report.html"
-        address = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
-        links.append(Link(f"Report of the test of trial {each.number}", address))
-    if not rows:
-        return Section("tests", "Tests", [])
-    names = list(results.ranked[0].test["AP50_by_class"]) if results.ranked[0].test else []
-    header = ["trial", results.objective, "test mAP50", *(f"AP50 {n}" for n in names)]
-    caption = "Validation, by which trials were chosen, beside the test, which chose nothing."
-    return Section("tests", "Tests", [Table(header, rows, caption), *links])
-
-
-def _search(results: SweepResults) -> Section:
-    space = {each.field: {each.kind: list(each.values)} for each in results.space.parameters}
-    settings = dataclasses.asdict(results.space.settings)
-    return Section(
-        "search",
-        "Search",
-        [
-            Code("Search space", json.dumps(space, indent=2)),
-            Code("Settings", json.dumps(settings, indent=2)),
-            Code("Config that all trials share", json.dumps(results.space.base, indent=2)),
-        ],
-    )

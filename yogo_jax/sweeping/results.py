@@ -1,6 +1,5 @@
-"""What a sweep has found so far: a row for each trial, and a table for the terminal."""
+"""The results of a sweep so far: one record for each trial, and a table for the terminal."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,33 +9,36 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from yogo_jax.config.old_names import RENAMED, with_current_names
+from yogo_jax.files import read_json
 from yogo_jax.ownership import Claimed, file_system_now, read_claims
 from yogo_jax.reports.tables import align
 from yogo_jax.sweeping.space import SearchSpace
 from yogo_jax.sweeping.study import SweepStudy
 
 
-# Of fewer finished trials, what a forest learns of them says little.
+# With fewer finished trials the importance of a field means little.
 MIN_TRIALS_FOR_IMPORTANCE = 4
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial, at whatever point it is.
+    """One trial in any state.
 
     Attributes:
-      number: of the trial.
-      state: "complete", "pruned", "failed", "running", "stopped" (nobody works on it) or "waiting".
-      chosen: values of the swept fields; empty before it begins.
-      config: all of its fields; empty before it begins.
-      value: the objective: at the kept checkpoint, or the last one known of a trial that has none.
-      epochs: done at its last validation.
-      seconds: of all tasks that worked on it; None before the first validation.
+      number: number of the trial.
+      state: "complete", "pruned", "failed", "running", "stopped" (no task works on it) or
+        "waiting".
+      chosen: values of the searched fields; empty before the trial begins.
+      config: all fields; empty before the trial begins.
+      value: the objective at the kept checkpoint; of an unfinished trial, at its last validation.
+      epochs: finished epochs at the last validation.
+      seconds: time that all tasks spent on it; None before the first validation.
       figures: frames/s, parameters and others of a complete trial.
-      reason: why it was pruned or failed.
-      taken_up: how often another task went on with it.
-      test: metrics of its test, None without one.
-      workdir: where it trained.
+      reason: reason why it was pruned or failed.
+      taken_up: number of times that another task continued it.
+      test: metrics of its test; None without a test.
+      workdir: its workdir.
     """
 
     number: int
@@ -58,10 +60,10 @@ class SweepResults:
     """A whole sweep.
 
     Attributes:
-      name: of its folder.
-      space: what was searched.
+      name: name of its folder.
+      space: the search.
       trials: in the order of their numbers.
-      importance: share of each field in the variance of the objective; None of too few trials.
+      importance: share of each field in the variance of the objective; None for too few trials.
     """
 
     name: str
@@ -71,34 +73,34 @@ class SweepResults:
 
     @property
     def objective(self) -> str:
-        """Name of what trials are compared by."""
+        """Name of the metric that trials are compared by."""
         return self.space.settings.objective
 
     @property
     def fields(self) -> list[str]:
-        """Dotted names of what they differ in."""
+        """Dotted names of the searched fields."""
         return [each.field for each in self.space.parameters]
 
     @property
     def ranked(self) -> list[TrialResult]:
-        """Complete trials, best first; of equal ones the lower number."""
+        """Complete trials, best first; equal trials by number."""
         complete = [each for each in self.trials if each.state == "complete"]
         sign = -1 if self.space.settings.maximize else 1
         return sorted(complete, key=lambda each: (sign * (each.value or 0.0), each.number))
 
     def summary(self) -> str:
-        """How many trials are in which state."""
+        """Returns the number of trials in each state as text."""
         states = [each.state for each in self.trials]
         counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
         return f"{len(states)} trials: {', '.join(counts)}"
 
 
 def read_results(study: SweepStudy) -> SweepResults:
-    """Everything that a report shows, read at one moment."""
+    """Reads everything that a report shows."""
     try:
         now = file_system_now(study.folder)
     except OSError:
-        # One may look at a study that one may not write to; the clock here has to do.
+        # Somebody without the right to write may read a study too; the local clock must do then.
         now = time.time()
     return SweepResults(
         name=study.folder.resolve().name,
@@ -120,7 +122,7 @@ def _result(study: SweepStudy, trial: FrozenTrial, now: float) -> TrialResult:
     return TrialResult(
         number=trial.number,
         state=_state(trial, claims, now),
-        chosen=trial.params,
+        chosen=with_current_names(trial.params),
         config=study.space.config_of(trial.params).to_dict() if begun else {},
         value=value,
         epochs=max(reported, default=0),
@@ -128,7 +130,7 @@ def _result(study: SweepStudy, trial: FrozenTrial, now: float) -> TrialResult:
         figures=trial.user_attrs,
         reason=trial.user_attrs.get("reason", ""),
         taken_up=max(len(claims) - 1, 0),
-        test=json.loads(test.read_text(encoding="utf-8")) if test.exists() else None,
+        test=read_json(test) if test.exists() else None,
         workdir=workdir,
     )
 
@@ -143,13 +145,13 @@ def _state(trial: FrozenTrial, claims: list[Claimed], now: float) -> str:
         return finished[trial.state]
     if not claims:
         return "waiting"
-    # Each task wrote down how long its silence may last.
+    # Each task records after how many seconds without a sign of life it counts as dead.
     patience = claims[-1].values.get("stale_after", 0.0)
     return "stopped" if claims[-1].is_stale(now, patience) else "running"
 
 
 def _importance(study: SweepStudy) -> dict[str, float] | None:
-    """Shares of the fields by fANOVA, largest first.
+    """Shares of the fields in the variance by fANOVA, largest first.
 
     References:
       Hutter, Hoos, Leyton-Brown 2014, An efficient approach for assessing hyperparameter
@@ -159,11 +161,12 @@ def _importance(study: SweepStudy) -> dict[str, float] | None:
     if len(values) < MIN_TRIALS_FOR_IMPORTANCE or len(set(values)) == 1:
         return None
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
+    shares = optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
+    return {RENAMED.get(name, name): share for name, share in shares.items()}
 
 
 def format_trials(results: SweepResults) -> str:
-    """The trials as text: complete ones first, best first, then the others by number."""
+    """Returns a table of the trials: complete ones first, best first, then the others by number."""
     ranked = results.ranked
     rest = [each for each in results.trials if each.state != "complete"]
     header = ["trial", "state", results.objective, "epochs", "minutes", "frames/s"]
@@ -183,12 +186,12 @@ def format_trials(results: SweepResults) -> str:
 
 
 def minutes(trial: TrialResult) -> float | None:
-    """Time that went into a trial, None before its first validation."""
+    """Returns the minutes spent on a trial; None before its first validation."""
     return None if trial.seconds is None else round(trial.seconds / 60, 1)
 
 
 def short_text(value: Any) -> str:
-    """A value in few characters: three digits of a number, a dash for None."""
+    """Writes a value in few characters: three digits of a fraction, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -1,156 +1,31 @@
-"""What a sweep varies, and how a trial's config follows from what was drawn."""
+"""The search space of a sweep: the fields that trials choose, read from a config and checked."""
 
 import dataclasses
 import itertools
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from yogo_jax.config.schema import SYNTHETIC, Config, from_mapping
-from yogo_jax.config.validation import build, checked, hint_for
+from yogo_jax.config.fields import (
+    Section,
+    at_least,
+    build,
+    checked,
+    fields_of,
+    hint_for,
+    with_fields,
+)
+from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.schema import SYNTHETIC, Config, Seed, from_mapping
 from yogo_jax.errors import UserError
 
 
 Kind = Literal["uniform", "log", "int", "choice"]
 KINDS = typing.get_args(Kind)
-
-# Objectives among the metrics of a validation, and whether more of it is better.
-OBJECTIVES = {"mAP50": True, "mAP50_95": True, "loss": False}
-
-
-def _require(ok: bool, field: str, expected: str, found: object) -> None:
-    if not ok:
-        raise UserError(f"config.sweep.{field} must be {expected}, got {found!r}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrunerConfig:
-    """When a trial is given up early, see `configs/sweep.py`."""
-
-    name: str
-    startup_trials: int
-    warmup_epochs: int
-
-    def __post_init__(self) -> None:
-        _require(self.name in ("median", "none"), "pruner.name", "'median' or 'none'", self.name)
-        _require(
-            self.startup_trials >= 1, "pruner.startup_trials", "1 or more", self.startup_trials
-        )
-        _require(self.warmup_epochs >= 0, "pruner.warmup_epochs", "0 or more", self.warmup_epochs)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """What `config.sweep` holds beside the space, see `configs/sweep.py`."""
-
-    trials: int
-    objective: str
-    random_trials: int
-    seed: int
-    pruner: PrunerConfig
-
-    def __post_init__(self) -> None:
-        _require(self.trials >= 1, "trials", "1 or more", self.trials)
-        names = ", ".join(OBJECTIVES)
-        _require(self.objective in OBJECTIVES, "objective", f"one of {names}", self.objective)
-        _require(self.random_trials >= 1, "random_trials", "1 or more", self.random_trials)
-        _require(0 <= self.seed < 2**32, "seed", "in [0, 2^32)", self.seed)
-
-    @property
-    def maximize(self) -> bool:
-        """Whether more of the objective is better."""
-        return OBJECTIVES[self.objective]
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """One field that trials choose.
-
-    Attributes:
-      field: dotted name of a config's field.
-      kind: how it is drawn: from a range (evenly, by its logarithm, whole numbers) or from a list.
-      values: the ends of the range, or the list.
-    """
-
-    field: str
-    kind: Kind
-    values: tuple[Any, ...]
-
-    @property
-    def texts(self) -> dict[str, Any]:
-        """The list of a choice under names, as they are stored and shown."""
-        return {as_text(value): value for value in self.values}
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchSpace:
-    """A checked sweep.
-
-    Attributes:
-      settings: of the search.
-      parameters: in the order of the config.
-      base: nested values of the fields that all trials share.
-    """
-
-    settings: SweepConfig
-    parameters: tuple[Parameter, ...]
-    base: Mapping[str, Any]
-
-    def config_of(self, chosen: Mapping[str, Any]) -> Config:
-        """The config of a trial.
-
-        Args:
-          chosen: a value for each parameter's field; for a choice, its text.
-        """
-        fields = {
-            each.field: each.texts[chosen[each.field]]
-            if each.kind == "choice"
-            else chosen[each.field]
-            for each in self.parameters
-        }
-        return from_mapping(with_fields(self.base, fields))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that say all of it, for JSON; `load_study` reads them."""
-        space = {each.field: {each.kind: list(each.values)} for each in self.parameters}
-        return {"config": self.base, "settings": dataclasses.asdict(self.settings), "space": space}
-
-
-def as_text(value: Any) -> str:
-    """A value as it is written in `--config.FIELD=VALUE`, exact."""
-    if isinstance(value, tuple | list):
-        return ",".join(map(as_text, value))
-    return str(value)
-
-
-def with_fields(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with some fields, by dotted name, set to others."""
-    values: dict[str, Any] = {
-        name: dict(group) if isinstance(group, Mapping) else group for name, group in base.items()
-    }
-    for field, value in fields.items():
-        group, _, name = field.rpartition(".")
-        if group:
-            values[group][name] = value
-        else:
-            values[name] = value
-    return values
-
-
-def position(parameter: Parameter, value: Any) -> float:
-    """Where a drawn value lies between the ends of its range, in [0, 1]; choices by their order."""
-    if parameter.kind == "choice":
-        return list(parameter.texts).index(value) / (len(parameter.values) - 1)
-    low, high = parameter.values
-    if parameter.kind == "log":
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low)
-
-
 _OTHER_IMAGES = "its trials would be judged on different images or boxes"
-_SAME_RESULT = "it changes nothing of what is learned"
-# Fields that no trial may choose, and why.
+_SAME_RESULT = "it does not change what is learned"
+# Fields that no trial may choose, and the reason.
 FIXED = {
     "data.definition": _OTHER_IMAGES,
     "data.split_override": _OTHER_IMAGES,
@@ -163,8 +38,121 @@ FIXED = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrunerConfig(Section):
+    """The rule by which a trial is given up early."""
+
+    path: ClassVar[str] = "config.sweep.pruner"
+
+    name: Annotated[
+        Literal["median", "none"],
+        '"median" gives up a trial that is worse than the median of the finished ones at the same '
+        'epoch, "none" trains all to the end.',
+    ]
+    startup_trials: Annotated[int, at_least(1), "Finished trials before the first is given up."]
+    warmup_epochs: Annotated[int, at_least(0), "Epochs of a trial before it may be given up."]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig(Section):
+    """The group `sweep` of a config, beside its space."""
+
+    path: ClassVar[str] = "config.sweep"
+
+    trials: Annotated[int, at_least(1), "Trials to finish; pruned and failed ones count."]
+    objective: Annotated[
+        Literal["mAP50", "mAP50_95", "loss"],
+        "Metric of the validation images, at the checkpoint that a run keeps.",
+    ]
+    random_trials: Annotated[
+        int,
+        at_least(1),
+        "Finished trials that are drawn at random before the sampler (TPE) learns from them.",
+    ]
+    seed: Annotated[Seed, "Seed of what is drawn; `config.seed` is that of each training."]
+    pruner: PrunerConfig
+
+    @property
+    def maximize(self) -> bool:
+        """True if more of the objective is better."""
+        return self.objective != "loss"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One field that trials choose.
+
+    Attributes:
+      field: dotted name of a field of the config.
+      kind: kind of the range: fractions (uniform), by the logarithm (log), whole numbers (int), or
+        a list (choice).
+      values: the two ends of the range, or the list.
+    """
+
+    field: str
+    kind: Kind
+    values: tuple[Any, ...]
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """Values of a choice by the text under which they are stored and shown."""
+        return {as_text(value): value for value in self.values}
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """A checked search.
+
+    Attributes:
+      settings: settings of the search.
+      parameters: fields that trials choose, in the order of the config.
+      base: nested values of a config; all trials share the fields that are no parameters.
+    """
+
+    settings: SweepConfig
+    parameters: tuple[Parameter, ...]
+    base: Mapping[str, Any]
+
+    def config_of(self, chosen: Mapping[str, Any]) -> Config:
+        """Returns the config of a trial.
+
+        Args:
+          chosen: a value for the field of each parameter; for a choice, its text.
+        """
+        chosen = with_current_names(chosen)
+        fields = {
+            each.field: each.texts[chosen[each.field]]
+            if each.kind == "choice"
+            else chosen[each.field]
+            for each in self.parameters
+        }
+        return from_mapping(with_fields(self.base, fields))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values of the whole search for JSON; `study.read_study` reads them."""
+        space = {each.field: {each.kind: list(each.values)} for each in self.parameters}
+        return {"config": self.base, "settings": dataclasses.asdict(self.settings), "space": space}
+
+
+def as_text(value: Any) -> str:
+    """Writes a value exactly, as in `--config.FIELD=VALUE`."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(as_text, value))
+    return str(value)
+
+
+def position(parameter: Parameter, value: Any) -> float:
+    """Returns the place of a value between the ends of its range, in [0, 1]; choices by order."""
+    if parameter.kind == "choice":
+        return list(parameter.texts).index(value) / (len(parameter.values) - 1)
+    low, high = parameter.values
+    if parameter.kind == "log":
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
+
+
 def read_space(values: Mapping[str, Any]) -> SearchSpace:
-    """The sweep that a config file describes.
+    """Reads and checks the search that a config describes.
 
     Args:
       values: nested plain values of the config, with the group `sweep`.
@@ -181,10 +169,11 @@ def read_space(values: Mapping[str, Any]) -> SearchSpace:
             "this config has no search space: expected config.sweep.space as in configs/sweep.py"
         )
     settings: SweepConfig = build(
-        SweepConfig, {name: each for name, each in group.items() if name != "space"}, "config.sweep"
+        SweepConfig, {name: each for name, each in group.items() if name != "space"}
     )
     parameters = tuple(
-        _parameter(field, spec) for field, spec in _leaves(group["space"], "config.sweep.space")
+        _parameter(field, spec)
+        for field, spec in _leaves(with_current_names(group["space"]), "config.sweep.space")
     )
     if not parameters:
         raise UserError("config.sweep.space is empty: name at least one field to vary")
@@ -196,7 +185,7 @@ def read_space(values: Mapping[str, Any]) -> SearchSpace:
 
 def _leaves(group: Mapping[str, Any], path: str, prefix: str = "") -> list[tuple[str, Any]]:
     """Dotted fields below a group, each with what stands there."""
-    known = kinds_of_fields()
+    known = fields_of(Config)
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     found = []
     for name, value in group.items():
@@ -213,18 +202,6 @@ def _leaves(group: Mapping[str, Any], path: str, prefix: str = "") -> list[tuple
     return found
 
 
-def kinds_of_fields(kind: Any = Config, prefix: str = "") -> dict[str, Any]:
-    """Dotted names of all fields of a config, without groups, with their types."""
-    types: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        name = prefix + field.name
-        if dataclasses.is_dataclass(field.type):
-            types |= kinds_of_fields(field.type, f"{name}.")
-        else:
-            types[name] = field.type
-    return types
-
-
 def _parameter(field: str, spec: Any) -> Parameter:
     path = f"config.sweep.space.{field}"
     reason = FIXED.get(field) or FIXED.get(field.split(".")[0])
@@ -238,7 +215,7 @@ def _parameter(field: str, spec: Any) -> Parameter:
         raise UserError(f"{path}: {kind!r} is no kind of range; {hint}")
     if not isinstance(values, tuple | list):
         raise UserError(f"{path}.{kind} must be values in parentheses, got {values!r}")
-    kind_of_field = kinds_of_fields()[field]
+    kind_of_field = fields_of(Config)[field].kind
     options = tuple(checked(each, kind_of_field, f"{path}.{kind}") for each in values)
     if kind == "choice":
         if len(set(options)) < len(options) or len(options) < 2:
@@ -260,13 +237,14 @@ def _check_range(path: str, kind: str, ends: tuple[Any, ...], kind_of_field: Any
 
 
 def _check_rules(space: SearchSpace, config: Config) -> None:
-    """What cannot be told from one field alone."""
+    """Checks rules on several fields together."""
     swept = {each.field for each in space.parameters}
     weights = sorted(field for field in swept if field.startswith("loss."))
     if space.settings.objective == "loss" and weights:
         raise UserError(
             f"config.sweep.objective='loss' cannot be compared between trials that differ in "
-            f"{', '.join(weights)}, which are part of it: use mAP50 or mAP50_95"
+            f"{', '.join(weights)}, because these weights are part of the loss: use mAP50 or "
+            "mAP50_95"
         )
     if config.data.definition == SYNTHETIC and "data.image_hw" in swept:
         raise UserError(
@@ -282,12 +260,12 @@ def _check_rules(space: SearchSpace, config: Config) -> None:
     if config.train.from_pretrained and "model.name" in swept:
         raise UserError(
             "config.train.from_pretrained holds weights of one architecture: take model.name out "
-            "of config.sweep.space, or train from the start"
+            "of config.sweep.space, or leave config.train.from_pretrained empty"
         )
 
 
 def _check_extremes(space: SearchSpace) -> None:
-    """Builds a config of every pair of ends and choices, so that no trial fails at its start."""
+    """Builds a config for every pair of ends and choices, so that no trial fails at its start."""
     options = [[(each.field, value) for value in each.values] for each in space.parameters]
     singles = [(single,) for each in options for single in each]
     pairs = [

@@ -1,4 +1,8 @@
-"""One trial: a training in the trial's folder, reported to Optuna as it validates."""
+"""The work of one task of a sweep: it trains trial after trial and records their results.
+
+Each validation of a trial is reported to Optuna, whose pruner may end the trial early. At the end
+the speed of the model is measured.
+"""
 
 import dataclasses
 import gc
@@ -20,91 +24,45 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.sweeping.space import SearchSpace
 from yogo_jax.sweeping.study import SweepStudy
-from yogo_jax.training.loop import train_and_evaluate
-from yogo_jax.training.memory import TooLittleMemoryError
+from yogo_jax.training.compilation import TooLittleMemoryError
 from yogo_jax.training.stopping import Stop
 from yogo_jax.training.tracking import NotFiniteError
+from yogo_jax.training.trainer import train_and_evaluate
 
 
-BATCH_SIZE = 8
-SECONDS = 1.0
-MIN_ROUNDS = 3
-
-
-class Speed(NamedTuple):
-    """Frames a second of the forward pass, and where and how they were measured."""
-
-    frames_per_second: float
-    device: str
-    batch_size: int
-
-
-def measure_speed(spec: ModelSpec, variables: Mapping[str, Any]) -> Speed:
-    """Speed of network and decoding in one jit on the default device, from pixels in its memory.
-
-    Of the fastest of the rounds that fit into a second, three at least: what else runs on the
-    device can only slow it down. The first, which compiles, does not count.
-
-    Args:
-      spec: of the model.
-      variables: its weights.
-    """
-    device = jax.devices()[0]
-    shape = (BATCH_SIZE, *spec.image_hw, spec.channels)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    images = jax.device_put(pixels, device)
-    weights = jax.device_put(dict(variables), device)
-    predict = jax.jit(spec.predict)
-    jax.block_until_ready(predict(weights, images))
-    rounds = 0
-    fastest = float("inf")
-    began = time.perf_counter()
-    while rounds < MIN_ROUNDS or time.perf_counter() - began < SECONDS:
-        start = time.perf_counter()
-        jax.block_until_ready(predict(weights, images))
-        fastest = min(fastest, time.perf_counter() - start)
-        rounds += 1
-    where = f"{device.platform} ({device.device_kind})"
-    return Speed(BATCH_SIZE / fastest, where, BATCH_SIZE)
-
-
-def count_parameters(variables: Mapping[str, Any]) -> int:
-    """Numbers that training learns: those of `params`."""
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-
+# A task that finds all trials taken looks again after at most so many seconds.
 LONGEST_WAIT_S = 30.0
-
-
-class _Pruned(Exception):
-    """Ends a training that is not worth going on; the text says why."""
+# The speed is that of the fastest round of a batch, of at least so many rounds and seconds.
+SPEED_BATCH = 8
+SPEED_SECONDS = 1.0
+SPEED_MIN_ROUNDS = 3
 
 
 def check_data(space: SearchSpace) -> None:
-    """Reads the data once before any trial, so that a mistake in it costs none.
+    """Reads the data once before any trial, so that a mistake in it does not end trials.
 
     Raises:
-      UserError: it cannot be used, or there is nothing to compare trials by.
+      UserError: the data cannot be used, or has no true box to compare trials on.
     """
     validation = load_data(from_mapping(space.base).data).val
     if len(validation.class_ids) == 0:
         what = "no true box" if len(validation) else "no image"
         raise UserError(
-            f"a sweep compares trials on the validation split, in which there is {what}: set "
-            "another, for example by --config.data.split_override=0.8,0.1,0.1"
+            f"a sweep compares trials on the validation split, in which there is {what}: choose "
+            "another split, for example by --config.data.split_override=0.8,0.1,0.1"
         )
 
 
 def run_task(
     study: SweepStudy, *, one: bool, say: Callable[[str], None], stop: Stop | None = None
 ) -> None:
-    """Works on trials until the sweep is complete, waiting for those that others work on.
+    """Works on trials until the sweep is complete, and waits while other tasks train the last ones.
 
     Args:
       study: the sweep.
-      one: end after one trial, and do not wait for any.
-      say: takes what is done, line by line.
-      stop: asks the task to end; its trial is saved, and open to the next task.
+      one: ends after one trial, and does not wait for other tasks.
+      say: receives messages on the progress, line by line.
+      stop: asks the task to end; its trial is saved, and another task can continue it.
 
     Raises:
       UserError: the data cannot be used.
@@ -121,12 +79,12 @@ def run_task(
             if one:
                 return
         elif one:
-            say(f"nothing to do: others work on the {len(unfinished)} trials that are left")
+            say(f"nothing to do: other tasks work on the {len(unfinished)} trials that are left")
             return
         else:
             if not waiting:
                 numbers = ", ".join(str(trial.number) for trial in unfinished)
-                say(f"waiting: others train {numbers}, and their tasks may die")
+                say(f"waiting: other tasks train {numbers}; this task continues them if they die")
             waiting = True
             time.sleep(min(study.stale_after / 4, LONGEST_WAIT_S))
     say(f"the sweep is complete: {study.planned} trials in {study.folder}")
@@ -135,20 +93,20 @@ def run_task(
 def run_trial(
     study: SweepStudy, number: int, say: Callable[[str], None], stop: Stop | None = None
 ) -> None:
-    """Trains a claimed trial to its end, or on from where another task left it, and records it.
+    """Trains a claimed trial to its end and records it; continues what another task left.
 
-    A loss that is not finite and a device without enough memory make it a failed trial. Everything
-    else that goes wrong passes through: it is no fault of the parameters.
+    If the loss is not finite or memory runs out, the trial has failed. Every other error is raised:
+    the parameters are not its cause.
 
     Args:
-      study: with the trial.
-      number: of the trial; this process holds its claim.
-      say: takes what is done, line by line.
-      stop: asks the training to end early; what it has done is saved first.
+      study: the sweep.
+      number: number of the trial; this process holds its claim.
+      say: receives messages on the progress, line by line.
+      stop: asks the training to end early; it saves its work first.
 
     Raises:
       UserError: the data cannot be used.
-      Stopped: it was asked to end.
+      Stopped: the training was asked to end.
     """
     trial = study.start(number)
     config = _named(study.space.config_of(trial.params), study, number)
@@ -173,21 +131,21 @@ def run_trial(
         say(f"trial {number} failed: {reason}")
     else:
         say(f"trial {number} complete: {study.space.settings.objective} {value:.4f}")
-    # What one trial has compiled is of no use to the next, which has other shapes; and what refers
-    # to itself must not keep its arrays on the device beside those of the next.
+    # The next trial has other shapes and cannot use what was compiled here. Objects that refer to
+    # each other must not keep their arrays on the device while the next trial trains.
     jax.clear_caches()
     gc.collect()
 
 
 def _named(config: Config, study: SweepStudy, number: int) -> Config:
-    """The config with a name that tells W&B which trial of which sweep it is."""
+    """Returns the config with a name that tells W&B the sweep and the trial."""
     name = config.track.name or study.folder.resolve().name
     track = dataclasses.replace(config.track, name=f"{name}-{number}")
     return dataclasses.replace(config, track=track)
 
 
 class _Reporter:
-    """Tells Optuna of each validation, and ends the training if the pruner says so."""
+    """Reports each validation to Optuna, and ends the training if the pruner wants it."""
 
     def __init__(self, study: SweepStudy, trial: optuna.Trial, *, epochs: int) -> None:
         self._study = study
@@ -199,16 +157,16 @@ class _Reporter:
         self._began = time.monotonic()
 
     def __call__(self, epoch: int, metrics: Mapping[str, Any]) -> None:
-        # A task that goes on from a checkpoint may validate again what its predecessor reported.
+        # A task that continues from a checkpoint may repeat a validation that was reported before.
         if epoch not in self._reported:
             self._trial.report(objective_of(metrics, self._objective), epoch)
         self.note_time()
-        # After its last epoch a trial has nothing left to save.
+        # After the last epoch there is no time left to save.
         if epoch < self._epochs and self._trial.should_prune():
             raise _Pruned(self._reason(epoch))
 
     def note_time(self) -> None:
-        """Records the time that went into the trial so far, in all tasks that worked on it."""
+        """Records the time that all tasks have spent on the trial so far."""
         elapsed = time.monotonic() - self._began
         self._trial.set_user_attr("seconds", round(self._seconds_before + elapsed, 1))
 
@@ -227,10 +185,10 @@ class _Reporter:
 
 
 def objective_of(metrics: Mapping[str, Any], objective: str) -> float:
-    """The objective among the metrics of a validation.
+    """Returns the objective from the metrics of a validation.
 
     Raises:
-      UserError: it does not exist.
+      UserError: it has no finite value.
     """
     value = metrics[objective]
     if value is None or not math.isfinite(value):
@@ -239,10 +197,10 @@ def objective_of(metrics: Mapping[str, Any], objective: str) -> float:
 
 
 def _finish(study: SweepStudy, trial: optuna.Trial, reporter: _Reporter) -> float:
-    """Records what a trained trial came to; returns its objective, at the checkpoint it keeps."""
+    """Records the results of a trained trial; returns the objective at the checkpoint it keeps."""
     checkpoint = find_checkpoint(study.workdir(trial.number))
     metadata = read_metadata(checkpoint)
-    # `check_data` has seen to a validation split.
+    # `check_data` has refused data without a validation split.
     assert metadata.validation is not None
     value = objective_of(metadata.validation, study.space.settings.objective)
     variables = restore_variables(checkpoint, metadata.model)
@@ -254,3 +212,49 @@ def _finish(study: SweepStudy, trial: optuna.Trial, reporter: _Reporter) -> floa
     reporter.note_time()
     study.complete(trial.number, value)
     return value
+
+
+class _Pruned(Exception):
+    """Ends a training early; the text gives the reason."""
+
+
+class Speed(NamedTuple):
+    """Frames per second of the forward pass, the device, and the batch size of the measurement."""
+
+    frames_per_second: float
+    device: str
+    batch_size: int
+
+
+def measure_speed(spec: ModelSpec, variables: Mapping[str, Any]) -> Speed:
+    """Measures network and decoding in one jit on the default device, from pixels in its memory.
+
+    The fastest of all rounds counts, because other work on the device can only slow a round down.
+    The first round, which compiles, does not count.
+
+    Args:
+      spec: description of the model.
+      variables: its weights.
+    """
+    device = jax.devices()[0]
+    shape = (SPEED_BATCH, *spec.image_hw, spec.channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    images = jax.device_put(pixels, device)
+    weights = jax.device_put(dict(variables), device)
+    predict = jax.jit(spec.predict)
+    jax.block_until_ready(predict(weights, images))
+    rounds = 0
+    fastest = float("inf")
+    began = time.perf_counter()
+    while rounds < SPEED_MIN_ROUNDS or time.perf_counter() - began < SPEED_SECONDS:
+        start = time.perf_counter()
+        jax.block_until_ready(predict(weights, images))
+        fastest = min(fastest, time.perf_counter() - start)
+        rounds += 1
+    where = f"{device.platform} ({device.device_kind})"
+    return Speed(SPEED_BATCH / fastest, where, SPEED_BATCH)
+
+
+def count_parameters(variables: Mapping[str, Any]) -> int:
+    """Returns the number of trained parameters: the values in `params`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

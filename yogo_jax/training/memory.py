@@ -1,111 +1,21 @@
-"""Memory for the training step: bytes that are free, and whether a compiled step fits into them."""
+"""Memory that is free for the training step, in bytes."""
 
-import math
 import resource
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import psutil
 
-from yogo_jax.checkpoint.state import TrainState
-from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices
-
-
-# A first call that takes less is measured again: it waited for memory that the system hands out.
-SHORT_CALL_S = 2.0
-# What takes longer is worth a word on what would be faster.
-_LONG_EPOCH_S = 3600.0
-_LONG_RUN_S = 6 * 3600.0
-
-
-def seconds_of_call(
-    step: Callable[..., Any], state: TrainState, inputs: Any, wishes: jax.Array
-) -> float:
-    """Seconds of a call of the compiled training step. Its result is not used."""
-    # The step writes into the state that it is given.
-    copied = jax.block_until_ready(jax.tree.map(jnp.copy, state))
-    began = time.monotonic()
-    jax.block_until_ready(step(copied, inputs, wishes))
-    return time.monotonic() - began
-
-
-def duration_lines(
-    seconds: float,
-    *,
-    steps_per_epoch: int,
-    steps_left: int,
-    image_hw: tuple[int, int],
-    ways: tuple[str, ...],
-) -> list[str]:
-    """Lines on how long an epoch and the rest of the run take, and on what is faster.
-
-    Args:
-      seconds: of a step.
-      steps_per_epoch: of the run.
-      steps_left: until its end.
-      image_hw: height and width of its images in px.
-      ways: other ways to be faster, for a run that takes hours.
-    """
-    epoch, rest = seconds * steps_per_epoch, seconds * steps_left
-    lines = [
-        f"an epoch takes about {duration(epoch)} here ({steps_per_epoch} steps of "
-        f"{duration(seconds)}), the {steps_left / steps_per_epoch:.3g} that are left about "
-        f"{duration(rest)}; reading images and validation come on top"
-    ]
-    if epoch >= _LONG_EPOCH_S or rest >= _LONG_RUN_S:
-        height, width = (side // 2 for side in image_hw)
-        smaller = (
-            f"smaller images (--config.data.image_hw={height},{width} takes a quarter of the time)"
-        )
-        lines.append(f"faster: {', or '.join((smaller, *ways))}")
-    return lines
-
-
-def duration(seconds: float) -> str:
-    """A time in words: "34 ms", "1.5 s", "45 s", "12 min" or "3.5 h"."""
-    if seconds < 0.0995:
-        return f"{seconds * 1000:.2g} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    if seconds < 99.5 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 # Of the free memory, what a step may take, and what it must leave besides. The rest is for images,
 # validation and other programs.
 _SHARE_OF_FREE = 0.85
 _LEFT_BYTES = 256 * 2**20
-# XLA for CPUs removes the barriers between segments of a rematerialised step, and then merges what
-# is computed twice, unless it is told not to. Its other schedule holds less at a time.
-CPU_OPTIONS: dict[str, str | bool] = {
-    "xla_disable_hlo_passes": "cse,cse_barrier_expander",
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-}
 _CGROUPS = Path("/sys/fs/cgroup")
-# Smaller images are no advice, px.
-_LEAST_SIDE = 64
-
-
-def bytes_needed(compiled: Any) -> int:
-    """Bytes that a call of a compiled function takes besides its arguments.
-
-    Args:
-      compiled: as `jax.jit(f).lower(...).compile()` gives it.
-    """
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return 0
-    own = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return int(analysis.temp_size_in_bytes + max(own, 0))
 
 
 def free_bytes(devices: Devices) -> int:
@@ -115,7 +25,7 @@ def free_bytes(devices: Devices) -> int:
     """
     hosts = devices.gather([socket.gethostname()])
     sharing = hosts.count(socket.gethostname())
-    if devices.mesh.devices.flat[0].platform == "cpu":
+    if devices.on_cpu:
         own = free_on_host() // (sharing * len(jax.local_devices()))
     else:
         stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -140,7 +50,7 @@ def free_on_host() -> int:
 
 
 def _free_under_limits() -> Iterator[int]:
-    """What `ulimit -v` and `ulimit -d` leave."""
+    """Bytes that `ulimit -v` and `ulimit -d` leave."""
     used = psutil.Process().memory_info()
     for name, taken in (("RLIMIT_AS", used.vms), ("RLIMIT_DATA", getattr(used, "data", used.rss))):
         limit, _ = resource.getrlimit(getattr(resource, name))
@@ -149,7 +59,7 @@ def _free_under_limits() -> Iterator[int]:
 
 
 def free_in_cgroups(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What the limits of this process's cgroup and of those around it leave; none without any.
+    """Bytes that the limits of this process's cgroup, and of those around it, leave; none without.
 
     Args:
       root: where the cgroup file systems are mounted.
@@ -194,115 +104,3 @@ def _free_in_cgroup(folder: Path, limit: str, usage: str, *reclaimable: str) -> 
     # The system gives cached files up for a program that asks.
     cached = sum(int(counts.get(name, 0)) for name in reclaimable)
     return allowed - used + cached
-
-
-class TooLittleMemoryError(UserError):
-    """The training step needs more memory than is free."""
-
-
-class FittedStep(NamedTuple):
-    """The compiled training step, and whether it computes some features twice."""
-
-    function: jax.stages.Compiled
-    rematerialized: bool
-
-
-def compile_that_fits(
-    lowered: Callable[[bool, int], jax.stages.Lowered],
-    devices: Devices,
-    *,
-    batch_size: int,
-    image_hw: tuple[int, int],
-    before: bool | None,
-    say: Callable[[str], None],
-) -> FittedStep:
-    """The training step, compiled so that it fits into the memory that is free.
-
-    What does not fit is compiled once more with rematerialised gradients, see `train_outputs`.
-
-    Args:
-      lowered: the step, traced, by (whether it is rematerialised, images in a batch).
-      devices: of the run; all of its processes come to the same decision.
-      batch_size: images in a batch.
-      image_hw: their size in px.
-      before: whether the run was rematerialised until now, which it then stays, so that its numbers
-        do not depend on where it goes on; None for a run that starts.
-      say: takes lines.
-
-    Raises:
-      TooLittleMemoryError: it does not fit either way; names a batch and an image size that do.
-    """
-    options = CPU_OPTIONS if devices.mesh.devices.flat[0].platform == "cpu" else None
-    text = "memory: the step takes"
-    if not before:
-        plain = lowered(False, batch_size).compile()
-        # Asked anew for each: worker processes and the compiler take memory meanwhile.
-        needed, room = bytes_needed(plain), bytes_for_step(devices)
-        if needed <= room:
-            return FittedStep(plain, rematerialized=False)
-        del plain
-        text = (
-            f"memory: a step would take {_size(needed)}, and {_size(room)} are free for it. It "
-            "takes"
-        )
-    small = lowered(True, batch_size).compile(compiler_options=options)
-    needed, room = bytes_needed(small), bytes_for_step(devices)
-    if needed <= room:
-        say(f"{text} {_size(needed)} and somewhat more time: it computes some features twice")
-        if before is False:
-            say(
-                "note: until now this run did not. Its numbers go on with other rounding, not bit "
-                "for bit"
-            )
-        return FittedStep(small, rematerialized=True)
-    del small
-
-    def needed_by(images: int) -> int:
-        return bytes_needed(lowered(True, images).compile(compiler_options=options))
-
-    # A little less than there is, since the next start does not find exactly as much.
-    largest = _largest_batch(batch_size, devices.count, int(0.9 * room), needed, needed_by)
-    raise TooLittleMemoryError(_refusal(needed, room, batch_size, image_hw, largest))
-
-
-def _largest_batch(
-    batch_size: int, step: int, room: int, needed: int, needed_by: Callable[[int], int]
-) -> int:
-    """The largest batch that fits, to a few images; 0 if there is none.
-
-    Args:
-      batch_size: that does not fit.
-      step: batches are multiples of it.
-      room: bytes that a step may take.
-      needed: bytes that the batch takes.
-      needed_by: compiles a batch.
-    """
-    images = batch_size
-    while images > 0 and needed > room:
-        # Memory grows about as the batch.
-        images = min(math.floor(images * room / needed), images - step) // step * step
-        needed = needed_by(images) if images > 0 else 0
-    return max(images, 0)
-
-
-def _refusal(
-    needed: int, room: int, batch_size: int, image_hw: tuple[int, int], largest: int
-) -> str:
-    height, width = image_hw
-    # Memory grows about as the number of pixels in a batch.
-    share = 0.85 * (largest / batch_size if largest else room / needed)
-    smaller = [math.floor(side * math.sqrt(share) / 8) * 8 for side in image_hw]
-    ways = []
-    if largest:
-        ways.append(f"set --config.train.batch_size={largest} (the largest that fits)")
-    if min(smaller) >= _LEAST_SIDE:
-        ways.append(f"set --config.data.image_hw={smaller[0]},{smaller[1]}")
-    ways.append("free memory or take a machine with more")
-    return (
-        f"a training step of {batch_size} images of {height}x{width} px takes {_size(needed)} of "
-        f"memory, and {_size(room)} are free for it: {', or '.join(ways)}"
-    )
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""Where a run starts: from nothing, from what its workdir holds, or from a given checkpoint."""
+"""The start of a run: from nothing, from what its workdir holds, or from a given checkpoint."""
 
 import json
 import shutil
@@ -6,11 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import optax
+
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.metrics_file import read_metrics
-from yogo_jax.checkpoint.run_data import same_path, with_paths_of
-from yogo_jax.checkpoint.store import committed_checkpoints, find_checkpoint, read_metadata
-from yogo_jax.config.schema import Config, differences, with_defaults
+from yogo_jax.checkpoint.run_data import Say, same_path, with_paths_of
+from yogo_jax.checkpoint.state import TrainState, create_state, start_from
+from yogo_jax.checkpoint.store import (
+    committed_checkpoints,
+    find_checkpoint,
+    read_metadata,
+    restore_variables,
+)
+from yogo_jax.config.fields import differences, with_defaults
+from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.schema import Config
+from yogo_jax.detector.network import Initialization
+from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, write_atomically, write_json
 
@@ -25,7 +38,7 @@ MAY_CHANGE = {
 }
 
 
-def that_must_agree(values: Mapping[str, Any]) -> dict[str, Any]:
+def result_relevant_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config, as plain values, that what is computed follows from."""
     kept: dict[str, Any] = {}
     for group, fields in values.items():
@@ -117,6 +130,54 @@ def adopt(start: Start, workdir: Path) -> None:
         unfinished.rename(place)
 
 
+def initial_state(
+    config: Config, spec: ModelSpec, tx: optax.GradientTransformation, say: Say
+) -> TrainState:
+    """The state at step 0: drawn, or with the weights of `train.from_pretrained`.
+
+    If the classes differ the head is made anew and the rest is taken over.
+
+    Raises:
+      UserError: the other model has another architecture or other pixels.
+    """
+    averages = config.optim.ema_decay > 0
+    state = create_state(
+        spec,
+        tx,
+        seed=config.seed,
+        initialization=Initialization(
+            kernel_init=config.model.kernel_init, objectness_prior=config.model.objectness_prior
+        ),
+        averages=averages,
+    )
+    if not config.train.from_pretrained:
+        return state
+    folder = find_checkpoint(given_path(config.train.from_pretrained))
+    other = read_metadata(folder).model
+    for field in ("architecture", "rgb", "normalize_images"):
+        ours, theirs = getattr(spec, field), getattr(other, field)
+        if ours != theirs:
+            name = {"architecture": "model.name"}.get(field, f"data.{field}")
+            raise UserError(
+                f"train.from_pretrained: {folder} has {field} {theirs!r}, this run {ours!r}: set "
+                f"--config.{name}={theirs}"
+            )
+    variables = restore_variables(folder, other)
+    params = variables["params"]
+    if other.class_names == spec.class_names:
+        say(f"weights from {folder}")
+    else:
+        kept = {"head", "upsample"} & params.keys()
+        params = {**params, **{name: state.params[name] for name in kept}}
+        say(
+            f"weights from {folder}; the head is made anew, its classes were "
+            f"{', '.join(other.class_names)}"
+        )
+    if other.anchor_wh != spec.anchor_wh:
+        say(f"note: the anchor was {other.anchor_wh}, this run's is {spec.anchor_wh}")
+    return jax.device_put(start_from({**variables, "params": params}, tx, averages=averages))
+
+
 def _check_unsaved_run(config: Config, workdir: Path) -> None:
     """Refuses to start over a run that has logged steps but saved none yet."""
     path = workdir / "config.json"
@@ -139,8 +200,10 @@ def _check_unsaved_run(config: Config, workdir: Path) -> None:
 def _different(recorded: Mapping[str, Any], config: Config) -> list[str]:
     """Fields that must agree and do not; none if a run only becomes longer that may."""
     now = config.to_dict()
-    theirs = that_must_agree(with_paths_of(now, with_defaults(recorded)))
-    ours = that_must_agree(now)
+    theirs = result_relevant_fields(
+        with_paths_of(now, with_defaults(Config, with_current_names(recorded)))
+    )
+    ours = result_relevant_fields(now)
     different, before = differences(theirs, ours), theirs["train"]["epochs"]
     longer = _is_length_alone(different) and config.train.epochs > before
     return [] if longer and not why_length_counts(config, before) else different
@@ -151,7 +214,7 @@ def _is_length_alone(different: Sequence[str]) -> bool:
 
 
 def why_length_counts(config: Config, epochs: int) -> list[str]:
-    """Why the first epochs of a longer run are others; nothing if they are the same.
+    """Reasons why the first epochs of a longer run are others; none if they are the same.
 
     Args:
       config: of the run.
@@ -167,15 +230,16 @@ def why_length_counts(config: Config, epochs: int) -> list[str]:
     # It ends a step before the end at the latest.
     if optim.warmup_epochs > epochs - 1:
         reasons.append(f"the warm-up takes {optim.warmup_epochs:g} epochs (optim.warmup_epochs)")
-    if augment.closed_epochs and (augment.cutout or augment.thumbnails):
+    if augment.epochs_without_paste and (augment.cutout or augment.thumbnails):
         reasons.append(
-            f"the last {augment.closed_epochs} epochs have other images (augment.closed_epochs)"
+            f"the last {augment.epochs_without_paste} epochs have other images "
+            "(augment.epochs_without_paste)"
         )
     return reasons
 
 
 def _other_length(config: Config, before: int, folder: Path) -> str:
-    """What to tell somebody who wants another number of epochs."""
+    """A refusal for somebody who wants another number of epochs."""
     reasons = why_length_counts(config, before)
     if config.train.epochs < before:
         reasons = ["a run can become longer, and no shorter"]
@@ -201,8 +265,8 @@ def _run_of(checkpoint: Path) -> Path:
     return checkpoint if alone else checkpoint.parent.parent
 
 
-def lines_of_complete(config: Config, workdir: Path, epochs: int, *, tested: bool) -> list[str]:
-    """What is said where nothing is left to do.
+def complete_run_summary(config: Config, workdir: Path, epochs: int, *, tested: bool) -> list[str]:
+    """Lines for a run in which nothing is left to do.
 
     Args:
       config: of the run.

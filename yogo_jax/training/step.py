@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -19,8 +17,9 @@ from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, imitation_loss, label_loss
 from yogo_jax.detector.network import train_outputs
 from yogo_jax.detector.spec import ModelSpec, served_spec
-from yogo_jax.training.augment.batch import augment_batch
+from yogo_jax.training.augment.apply import augment_batch
 from yogo_jax.training.augment.pasting import on_device
+from yogo_jax.training.model import Teacher
 
 
 Batch = dict[str, Any]
@@ -37,20 +36,8 @@ class StepMetrics(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
-
-
-class Teacher(NamedTuple):
-    """A trained network that another one imitates."""
-
-    spec: ModelSpec
-    variables: Any
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of all that its predictions follow from."""
-        digest = hashlib.sha256(repr(self.spec).encode())
-        for leaf in jax.tree.leaves(self.variables):
-            digest.update(np.asarray(leaf).tobytes())
-        return digest.hexdigest()
+# The steps of one call, as a pure function of (state, inputs): their metrics have an axis of steps.
+Steps = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
 
 
 def mean_over_images(values: Any, image_valid: jax.Array) -> Any:
@@ -70,7 +57,7 @@ def make_train_step(
     seed: int,
     compute_dtype: DTypeLike = jnp.float32,
     ema_decay: float = 0.0,
-    composed_steps: int | None = None,
+    steps_with_paste: int | None = None,
     teacher: Teacher | None = None,
     imitation: float = 0.0,
     thumbnails: Thumbnails | None = None,
@@ -90,7 +77,7 @@ def make_train_step(
       seed: of the run.
       compute_dtype: of the convolutions.
       ema_decay: of the moving averages of the weights, which the state then has; 0 is none.
-      composed_steps: so many first steps see images with holes and pasted cells; None is all.
+      steps_with_paste: so many first steps see images with holes and pasted cells; None is all.
       teacher: whose predictions are imitated, of the same grid.
       imitation: share of the loss that does so.
       thumbnails: what is pasted into the images, if anything is.
@@ -115,7 +102,7 @@ def make_train_step(
             batch["image"],
             (batch["boxes_cxcywh"], batch["class_ids"], batch["valid"]),
             augment,
-            composing=True if composed_steps is None else state.step < composed_steps,
+            paste_enabled=True if steps_with_paste is None else state.step < steps_with_paste,
             thumbnails=pasted,
         )
 

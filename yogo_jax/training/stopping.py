@@ -1,30 +1,36 @@
-"""Stopping in time: Ctrl-C, signals of a scheduler, and the budget of `train.max_hours`.
+"""Stops in time, on Ctrl-C, a scheduler's signal or after `train.max_hours`; and regular saves.
 
 A run that is asked to stop saves what it has done and ends with `EXIT_TO_BE_CONTINUED`; the same
 command goes on from there.
 """
 
+import collections
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import numpy as np
 
 from yogo_jax.command import as_command, end, hush, is_owned
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
 
 
+if TYPE_CHECKING:
+    # Commands import this module before they wait for JAX.
+    import jax
+
+    from yogo_jax.parallel import Devices
+
+
 # What schedulers send before they take the machine away: SLURM the first when it preempts or
 # cancels, and the second when `sbatch --signal=USR1@SECONDS` asked for it. The third is Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Stopped(BaseException):
@@ -35,10 +41,11 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Whether the run is asked to stop, and why.
+    """A request to stop the run, and its reason.
 
-    Where nothing is at stake, as before the first step, a signal raises `Stopped` at once. Between
-    `held` it is only noted, and the run looks for it wherever it can save. Only the first counts.
+    Where nothing is at stake, as before the first step, a signal raises `Stopped` at once. Within
+    `defer_stop` it is only noted, and the run asks for it wherever it can save. Only the first
+    counts.
 
     Args:
       max_hours: from now on, after which the run stops as if it had got a signal; 0 is no end.
@@ -46,12 +53,12 @@ class Stop:
 
     def __init__(self, max_hours: float = 0.0) -> None:
         self._reason: str | None = None
-        self._held = 0
+        self._deferred = 0
         self._max_hours = max_hours
         self._began = time.monotonic()
         # Whether the process may end while it compiles the first step: no other process goes on
-        # without the signal, and whoever called has nothing to put in order.
-        self.ends_all = False
+        # without the signal, and the caller has nothing to put in order.
+        self.may_end_at_once = False
         # Whether other processes belong to the run.
         self.with_others = False
 
@@ -68,58 +75,60 @@ class Stop:
         """Asks for the stop; an earlier reason stays. Other threads than the main one only note it.
 
         Raises:
-          Stopped: at once, in the main thread, unless it is held.
+          Stopped: at once, in the main thread, unless stops are deferred.
         """
         if self._reason is not None:
             return
         self._reason = reason
-        if not self._held and threading.current_thread() is threading.main_thread():
+        if not self._deferred and threading.current_thread() is threading.main_thread():
             raise Stopped(reason)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._held:
+        if not self._deferred:
             hush()
         self.request(signal.Signals(number).name)
 
     @property
     def reason(self) -> str | None:
-        """Why the run is to stop; None if it is not."""
+        """The reason to stop; None if the run goes on."""
         hours = (time.monotonic() - self._began) / 3600
         if self._reason is None and 0 < self._max_hours < hours:
             self._reason = f"train.max_hours={self._max_hours:g} are over"
         return self._reason
 
     @property
-    def noted(self) -> bool:
-        """Whether something asked, however much of the budget is left."""
+    def is_requested(self) -> bool:
+        """True if a signal or a reader asked, however much of the budget is left."""
         return self._reason is not None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def defer_stop(self) -> Iterator[None]:
         """Requests are noted and do not raise: something in here must not be cut.
 
         Raises:
           Stopped: there was a request before. What it raised may have been lost: Python ignores
             what is raised while it collects garbage.
         """
-        if not self._held and self.noted:
-            self.leave()
-        self._held += 1
+        if not self._deferred and self.is_requested:
+            self.raise_stopped()
+        self._deferred += 1
         try:
             yield
         finally:
-            self._held -= 1
+            self._deferred -= 1
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def end_at_once(self) -> Iterator[None]:
         """Signals end the process with `EXIT_TO_BE_CONTINUED`, although it waits in compiled code.
 
         Python would look at them only afterwards. Nothing may be at stake in here. To be called in
         the main thread.
 
         Raises:
-          Stopped: there was a request before.
+          Stopped: there was a request before, which would now wait for the compiled code.
         """
+        if self.is_requested:
+            self.raise_stopped()
         ours, pythons = os.pipe()
         os.set_blocking(pythons, False)
 
@@ -132,8 +141,8 @@ class Stop:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
-            # Held: one of the two says that it ends, not both.
-            with self.held():
+            # Deferred: one of the two says that it ends, not both.
+            with self.defer_stop():
                 yield
         finally:
             signal.set_wakeup_fd(before)
@@ -142,34 +151,19 @@ class Stop:
             os.close(ours)
             os.close(pythons)
 
-    def at_once_in_first_call(self, function: Callable[P, T]) -> Callable[P, T]:
-        """The function, whose first call compiles and may be cut, if `ends_all`."""
-        calls = 0
-
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            nonlocal calls
-            calls += 1
-            if self.ends_all and calls == 1 and self._reason is not None:
-                # It came a moment ago, and would now wait for the compiler.
-                self.leave()
-            with self.at_once() if self.ends_all and calls == 1 else nullcontext():
-                return function(*args, **kwargs)
-
-        return call
-
     @contextmanager
-    def released(self) -> Iterator[None]:
-        """The opposite of `held`, within it: requests raise again, also one that was noted.
+    def allow_stop(self) -> Iterator[None]:
+        """The opposite of `defer_stop`, within it: requests raise again, also one that was noted.
 
         Raises:
           Stopped: the run is to stop.
         """
-        held, self._held = self._held, 0
+        deferred, self._deferred = self._deferred, 0
         try:
             self.check()
             yield
         finally:
-            self._held = held
+            self._deferred = deferred
 
     def check(self, any_process: Callable[[bool], bool] = bool) -> None:
         """For places that can be left as they are.
@@ -181,10 +175,10 @@ class Stop:
           Stopped: the run is to stop.
         """
         if any_process(self.reason is not None):
-            self.leave()
+            self.raise_stopped()
 
-    def leave(self) -> NoReturn:
-        """The way out, when everything is saved.
+    def raise_stopped(self) -> NoReturn:
+        """Ends the run, when everything is saved.
 
         Raises:
           Stopped: always.
@@ -238,5 +232,62 @@ def exit_when_stopped() -> Iterator[Stop]:
                         signal.signal(each, handler)
 
 
-# Steps whose wishes are not read yet: one keeps the device busy while the host reads.
-_UNREAD = 1
+class Decision(NamedTuple):
+    """Says what is to be done after a step."""
+
+    save: bool
+    stop: bool
+
+
+class SaveStopPolicy:
+    """Saves whenever some time has passed, and stops when the run is asked to.
+
+    Clocks and signals differ between processes, and all of them must do the same after the same
+    step. So each gives its requests into the step, which finds out whether any process has them;
+    the answer is read while the device is busy with the step after it. A process alone knows its
+    requests and follows them at once.
+
+    Args:
+      stop: says whether this process is asked to stop.
+      devices: of the run.
+      save_every: seconds between checkpoints.
+    """
+
+    # Steps whose requests are not read yet: one keeps the device busy while the host reads.
+    _UNREAD = 1
+
+    def __init__(self, stop: Stop, devices: "Devices", *, save_every: float) -> None:
+        self._stop = stop
+        self._devices = devices
+        self._save_every = save_every
+        self.saved()
+
+    def saved(self) -> None:
+        """Everything up to the last step is saved; requests from before are fulfilled."""
+        self._saved_at = time.monotonic()
+        self._pending: collections.deque[jax.Array] = collections.deque()
+
+    def _own(self) -> Decision:
+        return Decision(
+            save=time.monotonic() - self._saved_at >= self._save_every,
+            stop=self._stop.reason is not None,
+        )
+
+    def requests(self) -> "jax.Array":
+        """Requests of all processes, for the next step: booleans [n 2] of n devices, spread."""
+        rows = self._devices.count // self._devices.share.count
+        return self._devices.spread(np.tile(np.asarray(self._own()), (rows, 1)))
+
+    def decide(self, requests: "jax.Array") -> Decision:
+        """Says what to do now.
+
+        Args:
+          requests: of any process, as the step gave them back that was just dispatched.
+        """
+        if self._devices.share.count == 1:
+            return self._own()
+        self._pending.append(requests)
+        if len(self._pending) <= self._UNREAD:
+            return Decision(save=False, stop=False)
+        save, stop = np.asarray(self._pending.popleft()).tolist()
+        return Decision(save=save, stop=stop)

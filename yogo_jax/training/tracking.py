@@ -1,4 +1,7 @@
-"""Where the progress of a run goes: terminal, `train.log`, `metrics.jsonl`, and W&B if asked."""
+"""The progress of a run, told: terminal, `train.log`, `metrics.jsonl`, and W&B if asked for.
+
+A `Meter` reads the metrics of the steps and gives them to the run's `Tracker`.
+"""
 
 import collections
 import json
@@ -7,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from rich.progress import (
@@ -31,36 +34,27 @@ from yogo_jax.training.step import StepMetrics
 from yogo_jax.training.wandb import scalars, start_wandb
 
 
-class MetricsLog:
-    """Appends to `metrics.jsonl`.
+def open_metrics(path: Path, *, first_step: int, validated: bool = True) -> TextIO:
+    """`metrics.jsonl`, to be appended to.
 
     A continued run first drops what came after its checkpoint, and what comes again: the test, and
     the checkpoint's validation if that was cut short.
+
+    Args:
+      path: of the file.
+      first_step: steps of the checkpoint that the run goes on from.
+      validated: False if its validation was cut short.
     """
-
-    def __init__(self, path: Path, *, first_step: int, validated: bool = True) -> None:
-        again = {("validation", first_step)} if not validated else set()
-        kept = [
-            record
-            for record in read_metrics(path)
-            if record["step"] <= first_step
-            and record["kind"] != "test"
-            and (record["kind"], record["step"]) not in again
-        ]
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """One object as one line."""
-        self._file.write(json.dumps(dict(record)) + "\n")
-
-    def flush(self) -> None:
-        """Hands everything written to the operating system, which a kill does not undo."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Flushes and closes."""
-        self._file.close()
+    again = {("validation", first_step)} if not validated else set()
+    kept = [
+        record
+        for record in read_metrics(path)
+        if record["step"] <= first_step
+        and record["kind"] != "test"
+        and (record["kind"], record["step"]) not in again
+    ]
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return path.open("a", encoding="utf-8")
 
 
 class Console:
@@ -116,9 +110,19 @@ class Console:
 
 
 class Tracker:
-    """Everything above together, and Weights & Biases beside it.
+    """All places that progress goes to: a console, `metrics.jsonl`, and Weights & Biases.
 
     Use as a context manager. Records carry "kind" and "step"; the same go to every place.
+
+    Args:
+      config: of the run.
+      workdir: of the run; holds the files.
+      total_steps: of the whole run.
+      first_step: steps that are done already.
+      validated: see `open_metrics`.
+
+    Raises:
+      UserError: Weights & Biases is asked for and cannot be used.
     """
 
     def __init__(
@@ -131,7 +135,7 @@ class Tracker:
         validated: bool = True,
     ) -> None:
         path = workdir / "metrics.jsonl"
-        self._metrics = MetricsLog(path, first_step=first_step, validated=validated)
+        self._metrics = open_metrics(path, first_step=first_step, validated=validated)
         self._console = Console(
             workdir / "train.log", total_steps=total_steps, first_step=first_step
         )
@@ -160,7 +164,7 @@ class Tracker:
         self._console.say(line)
 
     def doing(self, text: str, step: int | None = None) -> None:
-        """What is done from now on: in the bar if there is one, and in a line from time to time.
+        """Tells what is done from now on: in the bar if there is one, and now and then in a line.
 
         Args:
           text: in some words.
@@ -174,7 +178,7 @@ class Tracker:
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One record of a kind ("train", "validation", "test"), after `step` updates."""
-        self._metrics.write({"kind": kind, "step": step, **values})
+        self._write({"kind": kind, "step": step, **values})
         if kind != "train":
             # Before the checkpoint that says it is done: a kill between must not lose it.
             self._metrics.flush()
@@ -185,16 +189,19 @@ class Tracker:
 
         self._to_wandb(log_scalars)
 
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._metrics.write(json.dumps(dict(record)) + "\n")
+
     def start(self, step: int, environment: Mapping[str, Any]) -> None:
-        """Where and by what the run is computed from `step` on, until it stops."""
-        self._metrics.write({"kind": "start", "step": step, **environment})
+        """Records the host, devices and versions that compute the run from `step` on."""
+        self._write({"kind": "start", "step": step, **environment})
         self._metrics.flush()
         values = {"environment": dict(environment)}
         self._to_wandb(lambda run: run.config.update(values, allow_val_change=True))
 
     @property
     def shows_images(self) -> bool:
-        """Whether `show` needs the images of an evaluation."""
+        """True if `show` needs the images of an evaluation."""
         return self._wandb is not None
 
     def show(
@@ -239,33 +246,12 @@ class SilentTracker(Tracker):
     """Reports nothing: of several processes of a run only the first one writes."""
 
     def __init__(self) -> None:
+        self._wandb = None
+
+    def _nothing(self, *_: object, **__: object) -> None:
         pass
 
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def doing(self, text: str, step: int | None = None) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def start(self, step: int, environment: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    @property
-    def shows_images(self) -> bool:
-        """No."""
-        return False
-
-    def show(self, *_: object) -> None:
-        """Nothing."""
+    say = doing = flush = log = start = show = _close_files = _nothing
 
 
 # Calls whose metrics may still be on the device: enough to keep it busy, few enough that a

@@ -1,5 +1,10 @@
-"""What stays the same during a run, and its phases: steps, validations, checkpoints, test."""
+"""The training of one run, from its config to the metrics of its best checkpoint.
 
+Reads top to bottom: `train_and_evaluate` prepares data and model and finds where to start;
+`Trainer.run` takes the steps, validates and saves between them, and tests at the end.
+"""
+
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,89 +12,476 @@ from typing import Any
 
 import jax
 
-from yogo_jax.checkpoint.metadata import Metadata, git_revision
-from yogo_jax.checkpoint.run_data import RunData
+from yogo_jax.checkpoint.metadata import Metadata, environment, git_revision
+from yogo_jax.checkpoint.run_data import RunData, prepare_data, with_absolute_paths
 from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.checkpoint.store import (
     CheckpointStore,
     find_checkpoint,
     read_metadata,
     record_validation,
+    restore_state,
 )
 from yogo_jax.config.schema import Config
-from yogo_jax.data.pack import PackedImages
 from yogo_jax.data.pipeline import EpochOrder
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.source import PackedImages
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.files import make_folder
 from yogo_jax.metrics.evaluator import IMAGES_AT_A_TIME, Evaluator
-from yogo_jax.parallel import Devices
-from yogo_jax.training.distributed import compile_train_step
-from yogo_jax.training.feed import DeviceFeed, Feed, HostFeed, Work, fits_on_device, open_pack
-from yogo_jax.training.memory import (
-    SHORT_CALL_S,
-    compile_that_fits,
-    duration_lines,
-    seconds_of_call,
+from yogo_jax.parallel import Devices, check_batch_size, check_same_everywhere
+from yogo_jax.progress import said_while
+from yogo_jax.reports.tables import advice_on_nothing_found
+from yogo_jax.training.compilation import compile_train_step, duration_lines, seconds_of_call
+from yogo_jax.training.feed import Feed, Work, make_feed, open_pack
+from yogo_jax.training.model import (
+    Teacher,
+    load_teacher,
+    prepare_loss,
+    prepare_spec,
+    run_summary,
+    with_teacher_fingerprint,
 )
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.pace import Pace
-from yogo_jax.training.resume import Start
-from yogo_jax.training.setup import prepare_loss, prepare_train_step
-from yogo_jax.training.step import Teacher
-from yogo_jax.training.stopping import Stop, Stopped
-from yogo_jax.training.testing import evaluate_best, log_test, read_test, write_test
+from yogo_jax.training.resume import (
+    Start,
+    adopt,
+    complete_run_summary,
+    find_start,
+    initial_state,
+    record_config,
+)
+from yogo_jax.training.step import TrainStep, make_train_step
+from yogo_jax.training.stopping import SaveStopPolicy, Stop, Stopped
 from yogo_jax.training.tracking import Meter, SilentTracker, Tracker
-from yogo_jax.training.validation import Validator
+from yogo_jax.training.validation import evaluate_best, log_test, read_test, validate, write_test
 
 
 OnValidation = Callable[[int, Mapping[str, Any]], None]
 
 
-class Run:
-    """What stays the same during a run, and the pieces that its phases share."""
+def train_and_evaluate(
+    config: Config,
+    workdir: Path,
+    *,
+    stop: Stop | None = None,
+    on_validation: OnValidation | None = None,
+) -> dict[str, Any]:
+    """Trains, or continues what the workdir holds, and tests the best checkpoint.
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: Path,
-        spec: ModelSpec,
-        data: RunData,
-        stop: Stop,
-        devices: Devices,
-        on_validation: OnValidation | None,
-        teacher: Teacher | None,
-    ) -> None:
-        self.config = config
-        self.workdir = workdir
-        self.spec = spec
-        self.data = data
-        self.stop = stop
-        self.devices = devices
-        self.on_validation = on_validation
-        self.teacher = teacher
-        self.loss = prepare_loss(config, data.splits.train)
-        self.order = EpochOrder(
+    A run that is complete, with its test, is left as it is, and said to be so.
+
+    Args:
+      config: the run.
+      workdir: receives config.json, checkpoints/, metrics.jsonl, train.log and test/.
+      stop: asks the run to stop early; what it has done is saved first.
+      on_validation: called after each validation with the epochs done and its metrics; what it
+        raises ends the run, after the checkpoint of that validation is written.
+
+    Returns:
+      The metrics of the test split, as in test/metrics.json; empty without a test split, and in all
+      processes of a run but the first.
+
+    Raises:
+      UserError: data or config cannot be used, the workdir holds another run, or the loss is no
+        longer finite.
+      Stopped: it was asked to stop; the same call goes on.
+    """
+    stop = Stop() if stop is None else stop
+    stop.limit(config.train.max_hours)
+    devices = Devices()
+    check_batch_size(config.train.batch_size, devices)
+    config = with_absolute_paths(config)
+    # ---- data ----
+    with said_while("reading the data set", silent=not devices.first):
+        data = prepare_data(config.data, config.augment, config.train)
+    make_folder(workdir, "--workdir")
+    # ---- model ----
+    spec = prepare_spec(config, data.splits.train)
+    teacher = load_teacher(config, spec, devices.copied)
+    data = with_teacher_fingerprint(data, teacher)
+    # ---- where to start ----
+    start = find_start(config, workdir, data.fingerprint, data.hint_if_changed)
+    trainer = Trainer(config, workdir, spec, data, devices, stop, start, teacher, on_validation)
+    complete = trainer.test_of_complete()
+    # All processes have looked before the first one changes anything.
+    seen = {"config": config, "data": data.fingerprint, "checkpoint": start and start.folder}
+    check_same_everywhere(devices, {**seen, "workdir": workdir, "test": complete})
+    if devices.any(stop.is_requested):
+        stop.raise_stopped()
+    if start is not None and complete is not None:
+        if devices.first:
+            epochs, tested = start.metadata.epoch, bool(complete)
+            lines = complete_run_summary(config, workdir, epochs, tested=tested)
+            print(*lines, sep="\n", flush=True)
+        return complete if devices.first else {}
+    if start is not None and not start.own and devices.first:
+        adopt(start, workdir)
+    # ---- steps and test ----
+    return trainer.run()
+
+
+@dataclasses.dataclass
+class Trainer:
+    """One run: what stays the same during it, and its phases.
+
+    Attributes:
+      config: of the run.
+      workdir: of the run.
+      spec: of its model.
+      data: of the run.
+      devices: all devices of all processes.
+      stop: asks the run to stop.
+      start: the checkpoint to go on from; None for a run that starts from nothing.
+      teacher: the network to imitate, if there is one.
+      on_validation: see `train_and_evaluate`.
+    """
+
+    config: Config
+    workdir: Path
+    spec: ModelSpec
+    data: RunData
+    devices: Devices
+    stop: Stop
+    start: Start | None
+    teacher: Teacher | None
+    on_validation: OnValidation | None
+
+    def __post_init__(self) -> None:
+        config, data, start = self.config, self.data, self.start
+        self._first_step = 0 if start is None else start.metadata.step
+        # Whether the step computes some features twice; None before that is decided.
+        self._rematerialized = None if start is None else start.metadata.rematerialized
+        self._loss = prepare_loss(config, data.splits.train)
+        self._order = EpochOrder(
             num_records=len(data.splits.train),
             batch_size=config.train.batch_size,
             seed=config.seed,
         )
-        self.total_steps = config.train.epochs * self.order.steps_per_epoch
-        self.schedule = learning_rate_schedule(
-            config.optim, self.total_steps, steps_per_epoch=self.order.steps_per_epoch
+        self._steps_per_epoch = self._order.steps_per_epoch
+        self._total_steps = config.train.epochs * self._steps_per_epoch
+        self._schedule = learning_rate_schedule(
+            config.optim, self._total_steps, steps_per_epoch=self._steps_per_epoch
         )
-        self.tx = make_optimizer(config.optim, self.schedule)
-        self.evaluator = self._make_evaluator(spec)
-        self.validator = Validator(
-            self.evaluator,
-            data.splits.val,
-            steps_per_epoch=self.order.steps_per_epoch,
-            epochs=config.train.epochs,
-            every_epochs=config.train.eval_every_epochs,
-        )
-        self.packs: dict[str, PackedImages | None] = {}
-        # Whether the step computes some features twice; None before that is decided.
-        self.rematerialized: bool | None = None
+        self._tx = make_optimizer(config.optim, self._schedule)
+        self._evaluator = self._make_evaluator(self.spec)
+        self._packs: dict[str, PackedImages | None] = {}
+        self._advised = False
         self._revision = git_revision()
+        self._tracker: Tracker = SilentTracker()
+
+    def run(self) -> dict[str, Any]:
+        """Takes all steps that are left and tests, see `train_and_evaluate`."""
+        with self._open_tracker() as self._tracker:
+            self._say_start()
+            state = self._first_state()
+            if self.devices.first:
+                record_config(self.config, self.workdir)
+            self._train(self.devices.copy(state))
+            return self._test()
+
+    def _open_tracker(self) -> Tracker:
+        """The place that this process reports to."""
+        if not self.devices.first:
+            return SilentTracker()
+        return Tracker(
+            self.config,
+            self.workdir,
+            total_steps=self._total_steps,
+            first_step=self._first_step,
+            validated=not self._lacks_validation,
+        )
+
+    def _say_start(self) -> None:
+        self._tracker.start(self._first_step, environment(self.devices))
+        for line in run_summary(self.data, self.spec):
+            self._tracker.say(line)
+        self._tracker.say(
+            f"device: {self.devices}; {self._total_steps} steps of "
+            f"{self.config.train.batch_size} images; workdir {self.workdir}"
+        )
+
+    def _first_state(self) -> TrainState:
+        """The state that the first step takes: drawn, or from a checkpoint."""
+        self._tracker.doing("preparing the weights")
+        if self.start is None:
+            return initial_state(self.config, self.spec, self._tx, self._tracker.say)
+        folder = self.start.folder
+        self._tracker.say(f"continuing {folder} at step {self._first_step} of {self._total_steps}")
+        averages = self.config.optim.ema_decay > 0
+        return restore_state(folder, self.spec, self._tx, self.devices.copied, averages=averages)
+
+    # ---- steps ----
+
+    def _train(self, state: TrainState) -> None:
+        """Takes the steps from the start to the last, with validations and checkpoints between.
+
+        Raises:
+          Stopped: the run was asked to stop; everything is saved.
+        """
+        self._open_packs()
+        if self._lacks_validation:
+            self._make_up_for_validation(state)
+        done = self._first_step
+        # Asked where a run that was not stopped asks: after a validation.
+        if self.start is not None and self._validates_after(done):
+            best = read_metadata(find_checkpoint(self.workdir)).step
+            if self._has_lost_patience(done, best):
+                self._say_stopped_early(done, best)
+                return
+        if done < self._total_steps:
+            self._take_steps(state)
+
+    def _open_packs(self) -> None:
+        # Several processes do not all pack, so that they cannot agree to stop in between; but if
+        # all of them get the signal, each may just end, since nothing is at stake here.
+        alone = self.devices.share.count == 1
+        end_at_once = self.stop.may_end_at_once and not alone
+        with self.stop.end_at_once() if end_at_once else nullcontext():
+            for name in ("train", "val"):
+                self._packs[name] = open_pack(
+                    name,
+                    getattr(self.data.splits, name),
+                    self.spec,
+                    self.config.data,
+                    self._tracker,
+                    self._check_stop if alone else lambda: None,
+                )
+
+    def _take_steps(self, state: TrainState) -> None:
+        config, devices, tracker = self.config, self.devices, self._tracker
+        tracker.doing("reading the images")
+        feed = make_feed(self.data, self.spec, config, self._order, devices, self._packs["train"])
+        done = self._first_step
+        meter = Meter(
+            self._order,
+            tracker,
+            epochs=config.train.epochs,
+            image_paths=self.data.splits.train.image_paths,
+        )
+        with (
+            CheckpointStore(self.workdir / "checkpoints", config.train.keep_best) as store,
+            feed.open(done) as works,
+            self.stop.defer_stop(),
+        ):
+            save_every = config.train.checkpoint_every_minutes * 60
+            policy = SaveStopPolicy(self.stop, devices, save_every=save_every)
+            step = None
+            for work in works:
+                requests = policy.requests()
+                if step is None:
+                    step = self._compile_step(feed, state, work, requests)
+                    meter.skip_time()
+                state, metrics, requests = step(state, work.inputs, requests)
+                meter.add(done, work.steps, metrics)
+                done += work.steps
+                decision = policy.decide(requests)
+                validates = self._validates_after(done)
+                if not (validates or decision.save or decision.stop):
+                    continue
+                meter.finish()
+                validation, stopped = None, decision.stop
+                if validates and not stopped:
+                    try:
+                        validation = self._validate(state, done)
+                    except Stopped:
+                        # The next start repeats it.
+                        stopped = True
+                store.save(state, self._metadata(done, validation))
+                policy.saved()
+                tracker.doing("training")
+                self._tell(done, validation)
+                if stopped:
+                    store.wait()
+                    tracker.say(
+                        f"step {done} of {self._total_steps} is saved; "
+                        f"go on with --workdir {self.workdir}"
+                    )
+                    self.stop.raise_stopped()
+                best = store.best_step
+                if validates and best is not None and self._has_lost_patience(done, best):
+                    self._say_stopped_early(done, best)
+                    break
+                meter.skip_time()
+
+    def _compile_step(
+        self, feed: Feed, state: TrainState, work: Work, requests: jax.Array
+    ) -> jax.stages.Compiled:
+        """The training step, compiled for this machine's memory; says how long an epoch takes.
+
+        Nothing is at stake in it yet, so that a signal may end the process.
+
+        Args:
+          feed: gave the work.
+          state: that the first step takes; it stays as it is.
+          work: of the first call.
+          requests: of the processes.
+
+        Raises:
+          UserError: the step needs more memory than is free.
+        """
+        tracker, image_hw = self._tracker, self.spec.image_hw
+        with self.stop.end_at_once() if self.stop.may_end_at_once else nullcontext():
+            tracker.doing("compiling the training step")
+            step, self._rematerialized = compile_train_step(
+                lambda rematerialize: feed.steps_of(self._make_step(rematerialize)),
+                state,
+                lambda images: feed.shapes(work.inputs, images),
+                self.devices,
+                shardings=feed.shardings,
+                batch_size=self._order.batch_size,
+                image_hw=image_hw,
+                rematerialized=self._rematerialized,
+                say=tracker.say,
+            )
+            tracker.doing("measuring how long a step takes")
+            seconds = seconds_of_call(step, state, work.inputs, requests, self.devices)
+        for line in duration_lines(
+            seconds / work.steps,
+            steps_per_epoch=self._steps_per_epoch,
+            steps_left=self._total_steps - self._first_step,
+            image_hw=image_hw,
+            small_network=self.spec.architecture.startswith("yogo_"),
+            on_cpu=self.devices.on_cpu,
+        ):
+            tracker.say(line)
+        tracker.doing("taking the first steps")
+        return step
+
+    def _make_step(self, rematerialize: bool) -> TrainStep:
+        config = self.config
+        steps_without_paste = config.augment.epochs_without_paste * self._steps_per_epoch
+        return make_train_step(
+            self.spec,
+            self._tx,
+            self._schedule,
+            loss=self._loss,
+            augment=config.augment,
+            seed=config.seed,
+            compute_dtype=config.model.dtype,
+            ema_decay=config.optim.ema_decay,
+            steps_with_paste=self._total_steps - steps_without_paste,
+            teacher=self.teacher,
+            imitation=config.loss.imitation,
+            thumbnails=self.data.thumbnails,
+            rematerialize=rematerialize,
+        )
+
+    def _metadata(self, done: int, validation: dict[str, Any] | None) -> Metadata:
+        return Metadata(
+            model=self.spec,
+            config=self.config.to_dict(),
+            step=done,
+            epoch=done // self._steps_per_epoch,
+            position=self._order.position_after(done),
+            data_fingerprint=self.data.fingerprint,
+            validation=validation,
+            git_revision=self._revision,
+            rematerialized=bool(self._rematerialized),
+            split_is_usual=self.data.splits.split_is_usual,
+        )
+
+    # ---- validations ----
+
+    def _validates_after(self, done: int) -> bool:
+        """True if the checkpoint after `done` steps is one to be validated."""
+        epoch, rest = divmod(done, self._steps_per_epoch)
+        if rest or len(self.data.splits.val) == 0:
+            # Without a validation split the end of the last epoch still is a checkpoint.
+            return done == self._total_steps
+        return epoch % self.config.train.eval_every_epochs == 0 or done == self._total_steps
+
+    def _validate(self, state: TrainState, done: int) -> dict[str, Any] | None:
+        metrics = validate(
+            self._evaluator,
+            state.variables,
+            self.data.splits.val,
+            self._tracker,
+            step=done,
+            epoch=done // self._steps_per_epoch,
+            before_batch=self._check_stop,
+            packed=self._packs["val"],
+        )
+        advice = None if metrics is None else advice_on_nothing_found(metrics)
+        # Once in a run is enough.
+        if advice is not None and not self._advised:
+            self._advised = True
+            self._tracker.say(advice)
+        return metrics
+
+    @property
+    def _lacks_validation(self) -> bool:
+        """True if the run stopped before the validation of its checkpoint was over."""
+        if self.start is None or self.start.metadata.validation is not None:
+            return False
+        return len(self.data.splits.val) > 0 and self._validates_after(self._first_step)
+
+    def _make_up_for_validation(self, state: TrainState) -> None:
+        step = self._first_step
+        with self.stop.defer_stop():
+            validation = self._validate(state, step)
+            folder = self.workdir / "checkpoints" / str(step)
+            record_validation(folder, self._metadata(step, validation))
+            self.devices.wait("validated")
+        self._tell(step, validation)
+
+    def _tell(self, done: int, validation: dict[str, Any] | None) -> None:
+        if self.on_validation is not None and validation is not None:
+            self.on_validation(done // self._steps_per_epoch, validation)
+
+    def _check_stop(self) -> None:
+        """For places that all processes come to and that can be left as they are.
+
+        Raises:
+          Stopped: one of them is to stop.
+        """
+        self.stop.check(self.devices.any)
+
+    def _has_lost_patience(self, done: int, best_step: int) -> bool:
+        """True if `train.patience` epochs have gone by since the best validation."""
+        patience = self.config.train.patience
+        return patience > 0 and done - best_step >= patience * self._steps_per_epoch
+
+    def _say_stopped_early(self, done: int, best_step: int) -> None:
+        train = self.config.train
+        self._tracker.say(
+            f"stopped early, after epoch {done // self._steps_per_epoch}: no better "
+            f"{train.keep_best} since epoch {best_step // self._steps_per_epoch} "
+            f"(train.patience is {train.patience})"
+        )
+
+    # ---- test ----
+
+    def _test(self) -> dict[str, Any]:
+        """Metrics of the best checkpoint on the test split, written and printed by one process."""
+        records = self.data.splits.test
+        if len(records) == 0:
+            self._tracker.say("no test split in this data set: nothing is tested")
+            return {}
+        self._tracker.doing(f"testing with {len(records)} images")
+        with self.stop.defer_stop():
+            result = evaluate_best(
+                self._evaluator_of, self.workdir, records, before_batch=self._check_stop
+            )
+        if not self.devices.first:
+            return {}
+        with self.stop.allow_stop():
+            metrics = write_test(result, self.workdir, len(records), self._tracker)
+        log_test(result, metrics, self._total_steps, self._tracker)
+        return metrics
+
+    def test_of_complete(self) -> dict[str, Any] | None:
+        """Test metrics of a run that has nothing left to do, none at all without a test split.
+
+        None if something is left: steps, a validation, or the test.
+        """
+        if self.start is None or not self.start.own or self._lacks_validation:
+            return None
+        done = self._first_step
+        if done < self._total_steps:
+            best = read_metadata(find_checkpoint(self.workdir)).step
+            if not self._validates_after(done) or not self._has_lost_patience(done, best):
+                return None
+        return {} if len(self.data.splits.test) == 0 else read_test(self.workdir)
 
     def _make_evaluator(self, spec: ModelSpec) -> Evaluator:
         config = self.config
@@ -104,283 +496,4 @@ class Run:
 
     def _evaluator_of(self, spec: ModelSpec) -> Evaluator:
         """The run's own, unless the model is another: a checkpoint that was calibrated since."""
-        return self.evaluator if spec == self.spec else self._make_evaluator(spec)
-
-    def lacks_validation(self, start: Start | None) -> bool:
-        """Whether the run stopped before the validation of this checkpoint was over."""
-        if start is None or start.metadata.validation is not None:
-            return False
-        return len(self.data.splits.val) > 0 and self.validator.is_due(start.metadata.step)
-
-    def tracker(self, start: Start | None) -> Tracker:
-        """Where this process reports to."""
-        if not self.devices.first:
-            return SilentTracker()
-        return Tracker(
-            self.config,
-            self.workdir,
-            total_steps=self.total_steps,
-            first_step=0 if start is None else start.metadata.step,
-            validated=not self.lacks_validation(start),
-        )
-
-    def train(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
-        """Steps from the start to the last, with validations and checkpoints between.
-
-        Raises:
-          Stopped: the run was asked to stop; everything is saved.
-        """
-        if start is not None:
-            # First of all: a validation that is made up for writes it into its checkpoint again.
-            self.rematerialized = start.metadata.rematerialized
-        self._open_packs(tracker)
-        if start is not None and self.lacks_validation(start):
-            self._validate_start(state, start.metadata.step, tracker)
-        done = 0 if start is None else start.metadata.step
-        # Asked where a run that was not stopped asks: after a validation.
-        ends = (
-            start is not None
-            and self.validator.is_due(done)
-            and self._lost_patience(
-                done, read_metadata(find_checkpoint(self.workdir)).step, tracker
-            )
-        )
-        if done < self.total_steps and not ends:
-            self._take_steps(state, start, tracker)
-
-    def _validate_start(self, state: TrainState, step: int, tracker: Tracker) -> None:
-        with self.stop.held():
-            validation = self._validate(state, step, tracker)
-            folder = self.workdir / "checkpoints" / str(step)
-            record_validation(folder, self._metadata(step, validation))
-            self.devices.wait("validated")
-        self._tell(step, validation)
-
-    def _validate(self, state: TrainState, done: int, tracker: Tracker) -> dict[str, Any] | None:
-        return self.validator.run(state, done, tracker, self.check, self.packs.get("val"))
-
-    def _open_packs(self, tracker: Tracker) -> None:
-        # Several processes do not all pack, so that they cannot agree to stop in between; but if
-        # all of them get the signal, each may just end, since nothing is at stake here.
-        alone = self.devices.share.count == 1
-        at_once = nullcontext() if alone or not self.stop.ends_all else self.stop.at_once()
-        with at_once:
-            for name in ("train", "val"):
-                records = getattr(self.data.splits, name)
-                check = self.check if alone else lambda: None
-                self.packs[name] = open_pack(
-                    name, records, self.spec, self.config.data, tracker, check
-                )
-
-    def _make_feed(self) -> Feed:
-        source = RecordSource(
-            self.data.splits.train,
-            image_hw=self.spec.image_hw,
-            rgb=self.spec.rgb,
-            max_boxes=self.data.max_boxes,
-            apply_orientation=self.spec.apply_orientation,
-            packed=self.packs.get("train"),
-        )
-        order, devices, data = self.order, self.devices, self.config.data
-        epochs = self.config.train.epochs
-        if data.cache == "device" or (data.cache == "auto" and fits_on_device(source, devices)):
-            return DeviceFeed(source, order, epochs=epochs, devices=devices)
-        return HostFeed(source, order, epochs=epochs, workers=data.workers, devices=devices)
-
-    def _take_steps(self, state: TrainState, start: Start | None, tracker: Tracker) -> None:
-        config, order, devices = self.config, self.order, self.devices
-        tracker.doing("reading the images")
-        feed = self._make_feed()
-        done = first_step = 0 if start is None else start.metadata.step
-        meter = Meter(
-            order,
-            tracker,
-            epochs=config.train.epochs,
-            image_paths=self.data.splits.train.image_paths,
-        )
-        with (
-            CheckpointStore(self.workdir / "checkpoints", config.train.keep_best) as store,
-            feed.open(first_step) as works,
-            self.stop.held(),
-        ):
-            save_every = config.train.checkpoint_every_minutes * 60
-            pace = Pace(self.stop, devices, save_every=save_every)
-            step_fn = None
-            for work in works:
-                wishes = pace.wishes()
-                if step_fn is None:
-                    # Nothing is at stake in it yet, so that a signal may end the process.
-                    prepare = self.stop.at_once_in_first_call(self._prepare_step)
-                    step_fn = prepare(feed, state, work, wishes, done, tracker)
-                    meter.skip_time()
-                state, metrics, wishes = step_fn(state, work.inputs, wishes)
-                meter.add(done, work.steps, metrics)
-                done += work.steps
-                decision = pace.decide(wishes)
-                validates = self.validator.is_due(done)
-                if not (validates or decision.save or decision.stop):
-                    continue
-                meter.finish()
-                validation, stopped = None, decision.stop
-                if validates and not stopped:
-                    try:
-                        validation = self._validate(state, done, tracker)
-                    except Stopped:
-                        # The next start repeats it.
-                        stopped = True
-                store.save(state, self._metadata(done, validation))
-                pace.saved()
-                tracker.doing("training")
-                self._tell(done, validation)
-                if stopped:
-                    store.wait()
-                    tracker.say(
-                        f"step {done} of {self.total_steps} is saved; "
-                        f"go on with --workdir {self.workdir}"
-                    )
-                    self.stop.leave()
-                if validates and self._lost_patience(done, store.best_step, tracker):
-                    break
-                meter.skip_time()
-
-    def _prepare_step(
-        self,
-        feed: Feed,
-        state: TrainState,
-        work: Work,
-        wishes: jax.Array,
-        done: int,
-        tracker: Tracker,
-    ) -> jax.stages.Compiled:
-        """The training step, compiled for this machine's memory; says how long an epoch takes.
-
-        Args:
-          feed: gave the work.
-          state: that the first step takes; it stays as it is.
-          work: of the first call.
-          wishes: of the processes.
-          done: steps of the run so far.
-          tracker: takes lines.
-
-        Raises:
-          UserError: it needs more memory than is free.
-        """
-        config, order = self.config, self.order
-        closed_steps = config.augment.closed_epochs * order.steps_per_epoch
-
-        def lowered(rematerialize: bool, batch_size: int) -> jax.stages.Lowered:
-            train_step = prepare_train_step(
-                config,
-                self.spec,
-                self.data,
-                self.tx,
-                self.schedule,
-                loss=self.loss,
-                teacher=self.teacher,
-                composed_steps=self.total_steps - closed_steps,
-                rematerialize=rematerialize,
-            )
-            step = compile_train_step(feed.steps_of(train_step), self.devices, feed.shardings)
-            return step.lower(state, feed.shapes(work.inputs, batch_size), wishes)
-
-        tracker.doing("compiling the training step")
-        step_fn, self.rematerialized = compile_that_fits(
-            lowered,
-            self.devices,
-            batch_size=order.batch_size,
-            image_hw=self.spec.image_hw,
-            before=self.rematerialized,
-            say=tracker.say,
-        )
-        tracker.doing("measuring how long a step takes")
-        seconds = seconds_of_call(step_fn, state, work.inputs, wishes)
-        # All processes take part in a call, so that all have to decide the same.
-        if self.devices.any(seconds < SHORT_CALL_S):
-            seconds = seconds_of_call(step_fn, state, work.inputs, wishes)
-        ways = []
-        if not self.spec.architecture.startswith("yogo_"):
-            ways.append("the faster network of --config configs/strong.py")
-        if self.devices.mesh.devices.flat[0].platform == "cpu":
-            ways.append("a GPU")
-        for line in duration_lines(
-            seconds / work.steps,
-            steps_per_epoch=order.steps_per_epoch,
-            steps_left=self.total_steps - done,
-            image_hw=self.spec.image_hw,
-            ways=tuple(ways),
-        ):
-            tracker.say(line)
-        tracker.doing("taking the first steps")
-        return step_fn
-
-    def test_of_complete(self, start: Start | None) -> dict[str, Any] | None:
-        """Test metrics of a run that has nothing left to do, none at all without a test split.
-
-        None if something is left: steps, a validation, or the test.
-        """
-        if start is None or not start.own or self.lacks_validation(start):
-            return None
-        done = start.metadata.step
-        if done < self.total_steps:
-            best = read_metadata(find_checkpoint(self.workdir)).step
-            if not self.validator.is_due(done) or not self._is_out_of_patience(done, best):
-                return None
-        return {} if len(self.data.splits.test) == 0 else read_test(self.workdir)
-
-    def _is_out_of_patience(self, done: int, best_step: int | None) -> bool:
-        """Whether `train.patience` epochs have gone by since the best validation."""
-        patience, spe = self.config.train.patience, self.order.steps_per_epoch
-        return bool(patience) and best_step is not None and done - best_step >= patience * spe
-
-    def _lost_patience(self, done: int, best_step: int | None, tracker: Tracker) -> bool:
-        patience, spe = self.config.train.patience, self.order.steps_per_epoch
-        if best_step is None or not self._is_out_of_patience(done, best_step):
-            return False
-        tracker.say(
-            f"stopped early, after epoch {done // spe}: no better "
-            f"{self.config.train.keep_best} since epoch {best_step // spe} "
-            f"(train.patience is {patience})"
-        )
-        return True
-
-    def test(self, tracker: Tracker) -> dict[str, Any]:
-        """Metrics of the best checkpoint on the test split, written and printed by one process."""
-        records = self.data.splits.test
-        if len(records) == 0:
-            tracker.say("no test split in this data set: nothing is tested")
-            return {}
-        tracker.doing(f"testing with {len(records)} images")
-        with self.stop.held():
-            found = evaluate_best(self._evaluator_of, self.workdir, records, self.check)
-        if not self.devices.first:
-            return {}
-        with self.stop.released():
-            metrics = write_test(found, self.workdir, len(records), tracker)
-        log_test(found, metrics, self.total_steps, tracker)
-        return metrics
-
-    def check(self) -> None:
-        """For places that all processes come to and that can be left as they are.
-
-        Raises:
-          Stopped: one of them is to stop.
-        """
-        self.stop.check(self.devices.any)
-
-    def _tell(self, done: int, validation: dict[str, Any] | None) -> None:
-        if self.on_validation is not None and validation is not None:
-            self.on_validation(done // self.order.steps_per_epoch, validation)
-
-    def _metadata(self, done: int, validation: dict[str, Any] | None) -> Metadata:
-        return Metadata(
-            model=self.spec,
-            config=self.config.to_dict(),
-            step=done,
-            epoch=done // self.order.steps_per_epoch,
-            position=self.order.position_after(done),
-            data_fingerprint=self.data.fingerprint,
-            validation=validation,
-            git_revision=self._revision,
-            rematerialized=bool(self.rematerialized),
-            split_is_usual=self.data.splits.split_is_usual,
-        )
+        return self._evaluator if spec == self.spec else self._make_evaluator(spec)

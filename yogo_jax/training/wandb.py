@@ -30,7 +30,7 @@ MAX_ROC_POINTS = 200
 def evaluation_media(
     evaluation: Evaluation, spec: ModelSpec, rocs: Mapping[str, Roc | None] | None = None
 ) -> dict[str, Any]:
-    """What W&B shows of an evaluation besides its numbers, by name.
+    """Pictures, tables and curves of an evaluation for W&B, by name.
 
     Args:
       evaluation: with its images.
@@ -217,7 +217,7 @@ def _require_login(wandb: Any) -> None:
 
 
 def can_reach(url: str, seconds: float) -> bool:
-    """Whether a server answers at all within some seconds, also through a proxy."""
+    """True if a server answers at all within some seconds, also through a proxy."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -259,7 +259,7 @@ def _init(wandb: Any, config: Config, workdir: Path, mode: str) -> Any:
 
 
 def _identity(workdir: Path) -> dict[str, Any]:
-    """Under which name W&B knows the run; its own agents choose it themselves."""
+    """The name under which W&B knows the run; its own agents choose it themselves."""
     if os.environ.get("WANDB_RUN_ID") or os.environ.get("WANDB_SWEEP_ID"):
         return {}
     path = workdir / "wandb" / "run_id"

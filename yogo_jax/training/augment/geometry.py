@@ -19,7 +19,7 @@ MIN_VISIBLE = 0.25
 
 
 class View(NamedTuple):
-    """Where something of the frame can be seen: corners, as fractions of the image.
+    """The visible part of a frame: corners, as fractions of the image.
 
     Attributes:
       frame_xyxy: the part of the image that shows the frame; around it there is nothing.
