@@ -64,6 +64,7 @@ def save(workdir, state, step, loss=None):
         store.save(state.replace(step=jnp.asarray(step, jnp.int32)), metadata(step, loss))
 
 
+@pytest.mark.smoke
 def test_state_and_metadata_come_back_bit_for_bit(tmp_path, state):
     save(tmp_path, state, 7, loss=1.5)
     folder = find_checkpoint(tmp_path)
@@ -166,6 +167,44 @@ def test_another_format_is_refused(tmp_path, state):
         UserError, match=f"checkpoint format {FORMAT_VERSION + 1}, but this version"
     ):
         read_metadata(tmp_path / "checkpoints" / "1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"step": -1}, r"metadata\.step must be 0 or more, got -1$", id="range"),
+        pytest.param({"step": "7"}, r"metadata\.step must be of type int, got '7'", id="type"),
+        pytest.param({"stepp": 7}, r"metadata\.stepp is not a field .*mean 'step'", id="unknown"),
+        pytest.param({"config": None}, r"metadata\.config must be of type dict", id="group"),
+        pytest.param(
+            {"model": {**SPEC.to_dict(), "image_hw": [0, 64]}},
+            r"metadata\.model must be a model with .* above 0",
+            id="model",
+        ),
+        pytest.param(
+            {"model": {"rgb": False}},
+            r"metadata\.model lacks anchor_wh, architecture",
+            id="missing",
+        ),
+        pytest.param(
+            {"model": {**SPEC.to_dict(), "anchor_wh": [0.1, "x"]}},
+            r"metadata\.model\.anchor_wh\[1\] must be of type float",
+            id="inner type",
+        ),
+    ],
+)
+def test_metadata_that_cannot_be_is_refused_by_file_and_field(change, message):
+    values = {**metadata(7, 1.5).to_dict(), **change}
+    with pytest.raises(UserError, match=rf"^runs/x: its metadata cannot be used: {message}"):
+        Metadata.from_dict(json.loads(json.dumps(values)), Path("runs/x"))
+
+
+def test_metadata_of_the_first_version_is_read():
+    values = metadata(7, 1.5).to_dict()
+    del values["source"]
+    values["model"].pop("size_multiplier_wh")
+    assert values["format_version"] == 1
+    assert Metadata.from_dict(json.loads(json.dumps(values)), Path("a")) == metadata(7, 1.5)
 
 
 def test_a_checkpoint_says_the_least_format_that_it_takes():

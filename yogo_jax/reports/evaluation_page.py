@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.drawing import OUTCOMES_LEGEND
 from yogo_jax.files import write_atomically, write_json
 from yogo_jax.metrics.agreement import agreement, counts_by_image
