@@ -8,11 +8,11 @@ import json
 import zipfile
 
 import pytest
-from yogo_jax.training.loop import train_and_evaluate
 
 from parity import FIXTURES
-from yogo_jax import evaluate
 from yogo_jax.config import from_mapping
+from yogo_jax.evaluate import main as evaluate_command
+from yogo_jax.training.trainer import train_and_evaluate
 
 
 # Versions of XLA round otherwise.
@@ -29,7 +29,7 @@ def test_a_run_of_python_3_11_is_tested_again_and_continued(tmp_path):
     before = json.loads((workdir / "test" / "metrics.json").read_text())
 
     output = tmp_path / "again"
-    evaluate.main([str(workdir), "--definition", str(definition), "--output", str(output)])
+    evaluate_command([str(workdir), "--definition", str(definition), "--output", str(output)])
     again = json.loads((output / "metrics.json").read_text())
     assert again["confusion"] == before["confusion"]
     assert again["test_loss"] == pytest.approx(before["test_loss"], rel=TOLERANCE)
