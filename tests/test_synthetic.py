@@ -19,8 +19,8 @@ from yogo_jax.synthetic.dataset import (
     SyntheticSpec,
     default_spec,
     ensure_dataset,
-    ensure_synthetic,
     render_frame,
+    synthetic_dataset,
 )
 
 
@@ -138,7 +138,7 @@ def test_default_set_is_the_default_spec(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(synthetic, "_write_dataset", lambda spec, folder: written.append(spec))
     with pytest.raises(UserError):  # for nothing was written
-        ensure_synthetic((240, 320), cache_folder=tmp_path)
+        synthetic_dataset((240, 320), cache_folder=tmp_path)
     assert written == [SMALL]
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from yogo_jax.evaluate import evaluate as evaluate
     from yogo_jax.inference.models import Model as Model
     from yogo_jax.inference.models import load as load
+    from yogo_jax.synthetic.dataset import synthetic_dataset as synthetic_dataset
     from yogo_jax.train import Run as Run
     from yogo_jax.train import train as train
 
@@ -33,11 +34,12 @@ _MODULES = {
     "UserError": "yogo_jax.errors",
     "evaluate": "yogo_jax.evaluate",
     "load": "yogo_jax.inference.models",
+    "synthetic_dataset": "yogo_jax.synthetic.dataset",
     "train": "yogo_jax.train",
 }
 __all__ = [
     *("Config", "Detections", "Model", "Run", "Thresholds", "UserError"),
-    *("evaluate", "load", "train"),
+    *("evaluate", "load", "synthetic_dataset", "train"),
 ]
 
 

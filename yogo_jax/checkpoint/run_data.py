@@ -23,7 +23,7 @@ from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
-from yogo_jax.synthetic.dataset import ensure_synthetic
+from yogo_jax.synthetic.dataset import synthetic_dataset
 
 
 Say = Callable[[str], None]
@@ -38,7 +38,7 @@ TURNED = 0.9
 def definition_path(definition: str, image_hw: tuple[int, int]) -> Path:
     """The absolute path of a definition file; the synthetic one is written first if need be."""
     if definition == SYNTHETIC:
-        return ensure_synthetic(image_hw).resolve()
+        return synthetic_dataset(image_hw).resolve()
     return given_path(definition).resolve()
 
 

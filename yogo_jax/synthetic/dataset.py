@@ -127,8 +127,22 @@ def render_frame(
     )
 
 
-def ensure_synthetic(image_hw: tuple[int, int], *, cache_folder: Path | None = None) -> Path:
-    """Path of the default data set's definition file at one image size; see `ensure_dataset`."""
+def synthetic_dataset(image_hw: tuple[int, int], *, cache_folder: Path | None = None) -> Path:
+    """Draws the data set that the package trains on without data, once for each size of image.
+
+    Cells of seven classes, in frames as a microscope sees them in a flow cell; `default_spec` says
+    how many. It lies in the user's cache folder and can be deleted.
+
+    Args:
+      image_hw: height and width of the frames in px.
+      cache_folder: another folder for data sets.
+
+    Returns:
+      The path of its definition file, as `train` and `evaluate` take it.
+
+    Raises:
+      UserError: the frame is too small for cells of 40 px, or the folder cannot be written.
+    """
     return ensure_dataset(default_spec(image_hw), cache_folder=cache_folder)
 
 
