@@ -59,3 +59,10 @@ def test_commands_fields_and_files_exist(page):
     rooms = "yogo_jax|bridge|tests|benchmarks|configs|slurm"
     files = re.findall(rf"`((?:{rooms})/[a-z0-9_/.-]+\.[a-z]+)`", text)
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_the_page_of_the_python_api_is_that_of_the_docstrings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_api
+
+    assert make_api.PAGE.read_text("utf-8") == make_api.page(), "run python docs/make_api.py"
