@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from parity import FIXTURES
-from yogo_jax.config import from_mapping
+from yogo_jax.config.schema import from_mapping
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.training.trainer import train_and_evaluate
 

@@ -95,7 +95,7 @@ def calibrate(
         rewrite_metadata,
     )
     from yogo_jax.data.headers import lines_on, stretch_of
-    from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.data.source import padded_box_count
     from yogo_jax.detector.thresholds import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
@@ -127,7 +127,7 @@ def calibrate(
         metadata.model,
         loss_weights=metadata.loss_weights(),
         batch_size=batch_size,
-        max_boxes=boxes_to_pad_to([records], 0),
+        max_boxes=padded_box_count([records], 0),
         workers=workers,
         thresholds=at,
     )
