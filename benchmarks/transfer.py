@@ -14,7 +14,7 @@ from typing import Any
 
 from yogo_jax.checkpoint.run_data import evaluation_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.data.source import boxes_to_pad_to
+from yogo_jax.data.source import padded_box_count
 from yogo_jax.detector.spec import served_spec
 from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError, exit_on_user_error
@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         spec,
         loss_weights=metadata.loss_weights(),
         batch_size=1,
-        max_boxes=boxes_to_pad_to([records], 0),
+        max_boxes=padded_box_count([records], 0),
         workers=0,
         thresholds=Thresholds(args.obj_thresh, 0.5, 0.0),
     )

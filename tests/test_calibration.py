@@ -120,7 +120,8 @@ def test_thresholds_at_a_precision(precision, expected):
 
 
 def test_thresholds_are_of_objectness_times_probability():
-    found = IMAGE.found._replace(objectness=np.asarray((0.5, 1.0, 1.0, 1.0, 1.0)))
+    objectness = np.asarray((0.5, 1.0, 1.0, 1.0, 1.0))
+    found = dataclasses.replace(IMAGE.found, objectness=objectness)
     # Behind the extra box with 0.8 comes now the right one with 0.7, and only then that with 0.45.
     threshold = threshold_at_precision([IMAGE._replace(found=found)], 0, 1.0, 0.5)
     assert threshold == pytest.approx((0.45, 0.5, 2 / 3), abs=2e-6)

@@ -169,6 +169,44 @@ def test_another_format_is_refused(tmp_path, state):
         read_metadata(tmp_path / "checkpoints" / "1")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"step": -1}, r"metadata\.step must be 0 or more, got -1$", id="range"),
+        pytest.param({"step": "7"}, r"metadata\.step must be of type int, got '7'", id="type"),
+        pytest.param({"stepp": 7}, r"metadata\.stepp is not a field .*mean 'step'", id="unknown"),
+        pytest.param({"config": None}, r"metadata\.config must be of type dict", id="group"),
+        pytest.param(
+            {"model": {**SPEC.to_dict(), "image_hw": [0, 64]}},
+            r"metadata\.model must be a model with .* above 0",
+            id="model",
+        ),
+        pytest.param(
+            {"model": {"rgb": False}},
+            r"metadata\.model lacks anchor_wh, architecture",
+            id="missing",
+        ),
+        pytest.param(
+            {"model": {**SPEC.to_dict(), "anchor_wh": [0.1, "x"]}},
+            r"metadata\.model\.anchor_wh\[1\] must be of type float",
+            id="inner type",
+        ),
+    ],
+)
+def test_metadata_that_cannot_be_is_refused_by_file_and_field(change, message):
+    values = {**metadata(7, 1.5).to_dict(), **change}
+    with pytest.raises(UserError, match=rf"^runs/x: its metadata cannot be used: {message}"):
+        Metadata.from_dict(json.loads(json.dumps(values)), Path("runs/x"))
+
+
+def test_metadata_of_the_first_version_is_read():
+    values = metadata(7, 1.5).to_dict()
+    del values["source"]
+    values["model"].pop("size_multiplier_wh")
+    assert values["format_version"] == 1
+    assert Metadata.from_dict(json.loads(json.dumps(values)), Path("a")) == metadata(7, 1.5)
+
+
 def test_a_checkpoint_says_the_least_format_that_it_takes():
     plain = metadata(1).to_dict()
     assert plain["format_version"] == 1

@@ -16,7 +16,7 @@ from yogo_jax.detector.losses import LossTerms
 from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices
 from yogo_jax.training import feed
-from yogo_jax.training.feed import DeviceFeed, HostFeed, fits_on_device
+from yogo_jax.training.feed import device_feed, fits_on_device, host_feed
 from yogo_jax.training.step import StepMetrics
 
 
@@ -69,8 +69,8 @@ def test_both_feeds_give_the_same(records, monkeypatch, first_step, steps_per_ca
     order = EpochOrder(num_records=len(records), batch_size=3, seed=7)
     assert len(records) == 11  # so that the last batch of an epoch is not full
     source, devices = source_of(records), Devices()
-    host = HostFeed(source, order, epochs=EPOCHS, workers=0, devices=devices)
-    device = DeviceFeed(source, order, epochs=EPOCHS, devices=devices)
+    host = host_feed(source, order, epochs=EPOCHS, workers=0, devices=devices)
+    device = device_feed(source, order, epochs=EPOCHS, devices=devices)
     expected = batches_of(host, first_step)
     found = batches_of(device, first_step)
     assert len(found) == len(expected) == EPOCHS * order.steps_per_epoch - first_step
@@ -101,8 +101,8 @@ def test_what_does_not_fit_is_refused(records, monkeypatch):
     limits = itertools.chain([source.nbytes - 1], itertools.repeat(source.nbytes))
     monkeypatch.setattr(Devices, "memory_limit", property(lambda _: next(limits)))
     with pytest.raises(UserError, match=r"data\.cache=device: the training images take"):
-        DeviceFeed(source, order, epochs=1, devices=devices)
-    DeviceFeed(source, order, epochs=1, devices=devices)
+        device_feed(source, order, epochs=1, devices=devices)
+    device_feed(source, order, epochs=1, devices=devices)
     assert not fits_on_device(source, devices)
     monkeypatch.setattr(Devices, "memory_limit", property(lambda _: 3 * source.nbytes))
     assert fits_on_device(source, devices)

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.pipeline import EpochOrder, open_batches
-from yogo_jax.data.source import RecordSource, boxes_to_pad_to
+from yogo_jax.data.source import RecordSource, padded_box_count
 from yogo_jax.data.splits import load_splits
 from yogo_jax.errors import UserError
 
@@ -121,10 +121,10 @@ def test_an_image_that_breaks_later_is_named(tmp_path, workers):
 
 def test_max_boxes(records):
     most = int(records.box_counts.max())
-    assert boxes_to_pad_to([records], 0) == most
-    assert boxes_to_pad_to([records], most + 5) == most + 5
+    assert padded_box_count([records], 0) == most
+    assert padded_box_count([records], most + 5) == most + 5
     with pytest.raises(UserError, match=r"data.max_boxes is 1, but .*\.png has"):
-        boxes_to_pad_to([records], 1)
+        padded_box_count([records], 1)
 
 
 def test_other_sizes_are_resized(tmp_path):

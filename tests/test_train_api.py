@@ -58,6 +58,22 @@ def test_splits_and_thresholds(run):
         evaluate(run, objectness=2)
 
 
+def test_the_names_of_the_package_are_the_functions():
+    import yogo_jax
+    import yogo_jax.evaluate
+    import yogo_jax.train
+
+    assert (yogo_jax.train, yogo_jax.evaluate) == (train, evaluate)
+    assert (yogo_jax.Config, yogo_jax.Run) == (Config, Run)
+
+
+def test_a_run_gives_its_model(run):
+    model = run.load()
+    assert model.path == run.workdir or model.path == run.checkpoint
+    found = evaluate(model, batch_size=4)
+    assert found["mAP50"] == run.metrics["mAP50"]
+
+
 def test_a_folder_in_use_is_refused(run, tmp_path):
     with own_folder(tmp_path / "out", "--output"), pytest.raises(UserError, match="is in use"):
         evaluate(run, output=tmp_path / "out")

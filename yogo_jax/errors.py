@@ -29,6 +29,33 @@ class UserError(ValueError):
     """
 
 
+def check_fractions(**given: float | None) -> None:
+    """Refuses numbers out of [0, 1], by the names of their flags; None is not given.
+
+    Raises:
+      UserError: naming the flag and what was given.
+    """
+    for name, value in given.items():
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{flag_of(name)} must be in [0, 1], got {value}")
+
+
+def check_at_least(least: float, **given: float | None) -> None:
+    """Refuses numbers that are too small, by the names of their flags; None is not given.
+
+    Raises:
+      UserError: naming the flag and what was given.
+    """
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise UserError(f"{flag_of(name)} must be {least} or more, got {value}")
+
+
+def flag_of(name: str) -> str:
+    """The flag that sets an argument, as "--batch-size" sets batch_size."""
+    return f"--{name.replace('_', '-')}"
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turns a `UserError` into its message on standard error and exit status 2.

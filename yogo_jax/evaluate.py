@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yogo_jax.command import Parser, add_quiet, as_command
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, check_at_least, check_fractions
 from yogo_jax.files import given_path, path_flag
 from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
@@ -129,20 +129,11 @@ def evaluate(
       UserError: a value is out of range, checkpoint and data do not fit each other, or either
         cannot be read.
     """
-    for name, threshold in (
-        ("obj-thresh", objectness),
-        ("iou-thresh", iou),
-        ("min-class-confidence-threshold", min_class_confidence),
-    ):
-        if not 0 <= threshold <= 1:
-            raise UserError(f"--{name} must be in [0, 1], got {threshold}")
-    for name, value, least in (
-        ("batch-size", batch_size, 1),
-        ("workers", workers, 0),
-        ("pictures", pictures, 0),
-    ):
-        if value < least:
-            raise UserError(f"--{name} must be {least} or more, got {value}")
+    check_fractions(
+        obj_thresh=objectness, iou_thresh=iou, min_class_confidence_threshold=min_class_confidence
+    )
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers, pictures=pictures)
     if split not in SPLITS:
         raise UserError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
     start_jax()
@@ -150,7 +141,7 @@ def evaluate(
     from yogo_jax.checkpoint.run_data import evaluation_data
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.data.headers import lines_on, stretch_of
-    from yogo_jax.data.source import boxes_to_pad_to
+    from yogo_jax.data.source import padded_box_count
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.detector.thresholds import Thresholds, read_min_scores
     from yogo_jax.metrics.evaluator import Evaluator
@@ -192,7 +183,7 @@ def evaluate(
             spec,
             loss_weights=metadata.loss_weights(),
             batch_size=batch_size,
-            max_boxes=boxes_to_pad_to([records], 0),
+            max_boxes=padded_box_count([records], 0),
             workers=workers,
             thresholds=thresholds,
             devices=devices,

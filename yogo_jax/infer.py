@@ -17,7 +17,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yogo_jax.command import as_command
+from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED, UserError
 from yogo_jax.files import path_flag, path_text_flag
 from yogo_jax.ownership import own_folder
@@ -54,7 +54,7 @@ are skipped and named at the end.
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m yogo_jax.infer",
         description="Finds cells in frames: draws them, counts them, writes them down.",
         epilog=EXAMPLES,

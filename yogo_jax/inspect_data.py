@@ -16,7 +16,7 @@ import argparse
 from contextlib import nullcontext
 
 from yogo_jax.command import Parser, as_command
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, check_at_least, check_fractions
 from yogo_jax.files import path_flag
 from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
@@ -87,12 +87,9 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.min_box_area is not None and not 0 <= args.min_box_area < 1:
         raise UserError(f"--min-box-area must be in [0, 1), got {args.min_box_area}")
-    if not 0 <= args.min_confidence <= 1:
-        raise UserError(f"--min-confidence must be in [0, 1], got {args.min_confidence}")
-    for name, least in (("workers", 0), ("top", 1), ("batch_size", 1)):
-        value = getattr(args, name)
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+    check_fractions(min_confidence=args.min_confidence)
+    check_at_least(0, workers=args.workers)
+    check_at_least(1, top=args.top, batch_size=args.batch_size)
     for name in ("image_hw", "grid_hw"):
         value = getattr(args, name)
         if value is not None and min(value) < 1:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, in plain values."""
+"""The description of a checkpoint, in plain values, and of what computed it."""
 
 import dataclasses
 import os
@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import yogo_jax
+from yogo_jax.config.fields import Rule, Section, at_least, build, checked
 from yogo_jax.config.old_names import with_current_names
 from yogo_jax.config.schema import LossConfig
 from yogo_jax.data.records import MIN_BOX_AREA
@@ -61,7 +62,7 @@ FORMAT_VERSION = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """What an evaluation takes over from the data part of a run's config, any version's."""
+    """The part of a run's data config, any version's, that an evaluation takes over."""
 
     definition: str = ""
     split_override: tuple[float, ...] = ()
@@ -70,45 +71,57 @@ class DataSettings:
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> "DataSettings":
-        """Settings from plain values; unknown fields are left out."""
+        """Settings from plain values; unknown fields are left out.
+
+        Raises:
+          UserError: a value is of the wrong type.
+        """
         known = {field.name for field in dataclasses.fields(cls)} & values.keys()
-        plain: dict[str, Any] = {name: values[name] for name in known}
-        if "split_override" in plain:
-            plain["split_override"] = tuple(plain["split_override"])
-        return cls(**plain)
+        return checked({name: values[name] for name in known}, cls, "config.data")
+
+
+def _is_usable(model: ModelSpec) -> bool:
+    sizes = (*model.image_hw, *model.anchor_wh, *model.size_multiplier_wh, model.class_temperature)
+    return bool(model.class_names) and all(size > 0 for size in sizes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What a checkpoint says of itself.
+class Metadata(Section):
+    """The description that every checkpoint carries."""
 
-    Attributes:
-      model: everything that using the weights takes.
-      config: fields of the run's config; empty for weights that come from elsewhere.
-      step: updates made.
-      epoch: whole epochs behind it.
-      position: images consumed, from which the data goes on.
-      data_fingerprint: of the records of all splits.
-      validation: metrics of the validation that this checkpoint belongs to, if any.
-      git_revision: of the code that wrote it.
-      source: file that the weights were converted from; empty for those of a run.
-      rematerialized: whether the step computed some features twice, for want of memory. Its numbers
-        are then rounded otherwise, and a run that goes on stays with it.
-      split_is_usual: whether nobody said how to split the data, so that it was done as usual; runs
-        of versions that took all of such data for training do not have it.
-    """
+    path: ClassVar[str] = "metadata"
 
-    model: ModelSpec
-    config: dict[str, Any]
-    step: int
-    epoch: int
-    position: int
-    data_fingerprint: str
-    validation: dict[str, Any] | None
-    git_revision: str
-    source: str = ""
-    rematerialized: bool = False
-    split_is_usual: bool = False
+    model: Annotated[
+        ModelSpec,
+        Rule(
+            "a model with class names, and with sides, anchor and temperature above 0", _is_usable
+        ),
+        "Everything that using the weights takes.",
+    ]
+    config: Annotated[
+        dict[str, Any], "Fields of the run's config; empty for weights that come from elsewhere."
+    ]
+    step: Annotated[int, at_least(0), "Updates made."]
+    epoch: Annotated[int, at_least(0), "Whole epochs behind it."]
+    position: Annotated[int, at_least(0), "Images consumed, from which the data goes on."]
+    data_fingerprint: Annotated[str, "Of the records of all splits."]
+    validation: Annotated[
+        dict[str, Any] | None, "Metrics of the validation that this checkpoint belongs to, if any."
+    ]
+    git_revision: Annotated[str, "Of the code that wrote it."]
+    source: Annotated[
+        str, "File that the weights were converted from; empty for those of a run."
+    ] = ""
+    rematerialized: Annotated[
+        bool,
+        "Whether the step computed some features twice, for want of memory. Its numbers are then "
+        "rounded otherwise, and a run that goes on stays with it.",
+    ] = False
+    split_is_usual: Annotated[
+        bool,
+        "Whether nobody said how to split the data, so that it was done as usual; runs of versions "
+        "that took all of such data for training do not have it.",
+    ] = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the format version that they take."""
@@ -132,7 +145,7 @@ class Metadata:
         return self.config.get("train", {}).get("keep_best", "loss")
 
     def data_settings(self) -> DataSettings:
-        """How the run read its data; defaults for fields that its version did not have."""
+        """The settings that the run read its data by; defaults for fields of later versions."""
         return DataSettings.from_fields(self.config.get("data", {}))
 
     def loss_weights(self) -> LossWeights:
@@ -156,7 +169,7 @@ class Metadata:
         return LossConfig(**fields).for_data(boxes_by_class, images=1)
 
     def _loss_fields(self, kind: type[LossWeights]) -> dict[str, Any]:
-        """What the config says of the loss, and the original's for what it does not."""
+        """The config's fields of the loss, and the original's where it lacks them."""
         known = {field.name for field in dataclasses.fields(kind)}
         loss = self.config.get("loss", {})
         # JSON has no tuples.
@@ -171,7 +184,8 @@ class Metadata:
         """The metadata from what `to_dict` gave, after JSON.
 
         Raises:
-          UserError: it was written by a newer version, or is no metadata of ours.
+          UserError: it was written by a newer version, or a field is missing, unknown, of the wrong
+            type or out of range; folder and field are named.
         """
         if not isinstance(values, Mapping):
             raise UserError(f"{folder}: its metadata is no mapping, so it is no checkpoint of ours")
@@ -183,10 +197,10 @@ class Metadata:
                 f"formats up to {FORMAT_VERSION}: use the version that wrote it"
             )
         try:
-            values["config"] = with_current_names(values["config"])
-            return cls(**{**values, "model": ModelSpec.from_dict(values["model"])})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{folder}: its metadata cannot be used ({error})") from error
+            metadata = build(cls, values)
+        except UserError as error:
+            raise UserError(f"{folder}: its metadata cannot be used: {error}") from error
+        return dataclasses.replace(metadata, config=with_current_names(metadata.config))
 
 
 def git_revision() -> str:

@@ -1,4 +1,8 @@
-"""What a run reads before it starts: the records of its splits, and what is pasted into them."""
+"""The data of a run, read and checked before it starts.
+
+Records of its splits, thumbnails that are pasted into them, a fingerprint of both; and the same
+splits again for an evaluation.
+"""
 
 import dataclasses
 import hashlib
@@ -9,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.checkpoint.data_checks import check_training_data
 from yogo_jax.checkpoint.metadata import DataSettings, Metadata
 from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
-from yogo_jax.data.headers import find_oriented, orientation_lines
-from yogo_jax.data.records import Records
-from yogo_jax.data.source import boxes_to_pad_to
+from yogo_jax.data.headers import find_oriented, orientation_lines, stretch_of
+from yogo_jax.data.records import Records, boxes_by_class, boxes_look_like
+from yogo_jax.data.source import padded_box_count
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
 from yogo_jax.errors import UserError
@@ -28,6 +31,8 @@ Say = Callable[[str], None]
 # Fields that hold a path, and the values of these that are none.
 PATHS_OF_TRAIN = ("from_pretrained", "teacher", "resume")
 NO_PATHS = {("resume", "auto"), ("resume", "never")}
+# Share of the images that must be nearer to the turned size for it to be a mistake.
+TURNED = 0.9
 
 
 def definition_path(definition: str, image_hw: tuple[int, int]) -> Path:
@@ -57,7 +62,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def same_path(recorded: str, now: str) -> bool:
-    """Whether a path that a run recorded may be the absolute one that is given now.
+    """True if a path that a run recorded may be the absolute one that is given now.
 
     Earlier versions recorded it as it was given: a relative one is then all that is known of it.
     """
@@ -177,7 +182,7 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
 
 
 def _was_undivided(metadata: Metadata, given: Path) -> bool:
-    """Whether a run was trained on all images of a data set that names no split."""
+    """True if a run was trained on all images of a data set that names no split."""
     trained_on = metadata.data_settings().definition
     return (
         bool(trained_on)
@@ -199,7 +204,7 @@ class RunData:
 
     @property
     def hint_if_changed(self) -> str:
-        """What to tell who would continue a run that has other data."""
+        """The end of a refusal to continue a run on other data."""
         if not self.splits.split_is_usual:
             return ""
         return (
@@ -212,7 +217,7 @@ class RunData:
 def prepare_data(
     data: DataConfig, augment: AugmentConfig | None = None, train: TrainConfig | None = None
 ) -> RunData:
-    """What a run reads before it starts.
+    """Reads and checks the data of a run.
 
     Args:
       data: which images, in which size.
@@ -235,7 +240,7 @@ def prepare_data(
     turned = orientation_lines(len(oriented), applied=data.apply_orientation)
     return RunData(
         splits=splits,
-        max_boxes=boxes_to_pad_to([splits.train, splits.val, splits.test], data.max_boxes),
+        max_boxes=padded_box_count([splits.train, splits.val, splits.test], data.max_boxes),
         fingerprint=_fingerprint(splits, oriented if data.apply_orientation else [], thumbnails),
         thumbnails=thumbnails,
         lines=(*splits.lines(), *doubts, *turned, *lines),
@@ -245,7 +250,7 @@ def prepare_data(
 def _load_thumbnails(
     definition: DatasetDefinition, train: Records, data: DataConfig, augment: AugmentConfig | None
 ) -> tuple[Thumbnails | None, list[str]]:
-    """The thumbnails of a definition if they are wanted, and what there is to say of them."""
+    """The thumbnails of a definition if they are wanted, and lines on them."""
     if augment is None or not augment.thumbnails:
         if not definition.thumbnail_augmentation:
             return None, []
@@ -276,3 +281,86 @@ def _load_thumbnails(
     if thumbnails.left_out:
         line += f"; {thumbnails.left_out} smaller than data.min_box_area are left out"
     return thumbnails, [line]
+
+
+def check_training_data(
+    splits: Splits, data: DataConfig, train: TrainConfig | None, *, pasted: bool
+) -> list[str]:
+    """Refuses data that nothing, or another thing, would be learnt from.
+
+    Args:
+      splits: as they are read.
+      data: how they are read.
+      train: how the best checkpoint is chosen; None where none is.
+      pasted: whether thumbnails are pasted into training images.
+
+    Returns:
+      Lines on what is doubtful.
+
+    Raises:
+      UserError: no training box is used, `train.keep_best` has nothing to go by, or
+        `data.image_hw` looks like width, height.
+    """
+    lines = _check_boxes(splits, data.min_box_area, pasted=pasted)
+    lines += _check_image_hw(splits.train, data)
+    if train is not None:
+        lines += _check_validation(splits, train)
+    return lines
+
+
+def _check_boxes(splits: Splits, min_box_area: float, *, pasted: bool) -> list[str]:
+    used, small = boxes_by_class(splits.train), splits.small_train
+    left_out = small.by_class.sum()
+    path = splits.definition.path
+    if not used.any() and left_out:
+        raise UserError(
+            f"{path}: all {left_out} boxes of the training split are smaller than "
+            f"data.min_box_area, {min_box_area:.4g} of the image; the largest has "
+            f"{small.largest_area:.4g}; expected larger boxes; set --config.data.min_box_area=0 to "
+            "use all of them"
+        )
+    if not used.any() and not pasted:
+        raise UserError(
+            f"{path}: the training split has no box, so there is nothing to learn; expected label "
+            "files with rows"
+        )
+    lines = [
+        f"warning: {lost} of {lost + kept} training boxes of {name} are smaller than "
+        f"data.min_box_area ({min_box_area:.4g} of the image) and left out; "
+        "--config.data.min_box_area=0 uses all of them"
+        for name, lost, kept in zip(splits.train.class_names, small.by_class, used, strict=True)
+        if lost > kept
+    ]
+    if (what := boxes_look_like(splits.train.boxes_cxcywh)) is not None:
+        lines.append(f"warning: the training boxes {what}: look with yogo-jax inspect {path}")
+    return lines
+
+
+def _check_validation(splits: Splits, train: TrainConfig) -> list[str]:
+    val = splits.val
+    if train.keep_best != "loss" and not len(val.class_ids):
+        found = f"{len(val)} images without a box" if len(val) else "no image"
+        raise UserError(
+            f"{splits.definition.path}: train.keep_best is {train.keep_best}, but the validation "
+            f"split has {found}; expected boxes, as there is no mean AP without; give it some "
+            "(dataset_split_fractions or val_paths), or set --config.train.keep_best=loss"
+        )
+    if len(val):
+        return []
+    line = "no validation split in this data set: the last checkpoint will be the best"
+    return [f"{line}, and train.patience does not act" if train.patience else line]
+
+
+def _check_image_hw(train: Records, data: DataConfig) -> list[str]:
+    stretch = stretch_of(train.image_paths, data.image_hw, data.apply_orientation)
+    if stretch is None:
+        return []
+    height, width = data.image_hw
+    if stretch.turned >= TURNED:
+        rows, columns = stretch.found_hw
+        raise UserError(
+            f"data.image_hw={height},{width} is height, width, but the images are {rows} px high "
+            f"and {columns} px wide ({stretch.path}): it looks like width, height; did you mean "
+            f"--config.data.image_hw={width},{height}?"
+        )
+    return [str(stretch)]

@@ -27,12 +27,12 @@ class TrainState:
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What the steps go on from."""
+        """The variables that the steps go on from."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What is evaluated and exported: the averages if there are any."""
+        """The variables that are evaluated and exported: the averages if there are any."""
         return self.trained if self.averaged is None else self.averaged
 
 

@@ -16,8 +16,8 @@ import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from yogo_jax.checkpoint.best import rank, ranked_by, recorded_rank
 from yogo_jax.checkpoint.metadata import Metadata
+from yogo_jax.checkpoint.metrics_file import lower_is_better, rank
 from yogo_jax.checkpoint.state import TrainState, start_from
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
@@ -37,7 +37,7 @@ class CheckpointStore:
 
     Args:
       folder: of the checkpoints.
-      keep_best: the metric by which one of them is kept, see `best.py`.
+      keep_best: the metric by which one of them is kept, see `metrics_file.py`.
     """
 
     def __init__(self, folder: Path, keep_best: str = "loss") -> None:
@@ -45,15 +45,15 @@ class CheckpointStore:
         self._keep_best = keep_best
         self._empty_superseded()
         best = checkpoint_managers.BestN(
-            # Orbax ranks ascending and keeps the end of the list: reversed, the least demerit.
-            get_metric_fn=recorded_rank,
+            # Orbax ranks ascending and keeps the end of the list: reversed, the least rank.
+            get_metric_fn=_recorded_rank,
             reverse=True,
             n=1,
             keep_checkpoints_without_metrics=False,
         )
         keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(1), best])
         options = ocp.CheckpointManagerOptions(
-            best_fn=recorded_rank,
+            best_fn=_recorded_rank,
             best_mode="min",
             preservation_policy=keep,
             todelete_subdir=_SUPERSEDED,
@@ -77,7 +77,7 @@ class CheckpointStore:
         """Starts to write a checkpoint; returns once the arrays are safe from later changes."""
         self.wait()
         validation = metadata.validation
-        metrics = validation and ranked_by(validation, self._keep_best, metadata.step)
+        metrics = validation and _ranked_by(validation, self._keep_best, metadata.step)
         self._manager.save(
             metadata.step,
             args=ocp.args.Composite(
@@ -104,6 +104,18 @@ class CheckpointStore:
         shutil.rmtree(self._folder / _SUPERSEDED, ignore_errors=True)
 
 
+def _ranked_by(validation: Mapping[str, Any], keep_best: str, step: int) -> dict[str, float]:
+    """The numbers beside a checkpoint by which Orbax ranks it; the names belong to the format."""
+    demerit = lower_is_better(validation, keep_best)
+    return {"loss": validation["loss"], "demerit": demerit, "step": step}
+
+
+def _recorded_rank(recorded: Mapping[str, float]) -> tuple[float, float]:
+    """The rank from what `_ranked_by` gave."""
+    # Checkpoints from before there was a choice have the loss alone.
+    return recorded.get("demerit", recorded["loss"]), recorded.get("step", 0)
+
+
 def record_validation(folder: Path, metadata: Metadata) -> None:
     """Adds the validation to a checkpoint that was saved before it was over.
 
@@ -119,7 +131,7 @@ def record_validation(folder: Path, metadata: Metadata) -> None:
     # For the choice of the best, in the form in which a store writes it.
     handler = ocp.JsonCheckpointHandler(filename=item.name)
     with ocp.Checkpointer(handler) as checkpointer:
-        ranked = ranked_by(metadata.validation, metadata.keep_best, metadata.step)
+        ranked = _ranked_by(metadata.validation, metadata.keep_best, metadata.step)
         checkpointer.save(item, args=ocp.args.JsonSave(ranked), force=True)
     if jax.process_index() == 0:
         rewrite_metadata(folder, metadata)
@@ -138,7 +150,7 @@ def rewrite_metadata(folder: Path, metadata: Metadata) -> None:
 
 
 def _beside_the_model(state: TrainState) -> dict[str, Any]:
-    """What going on takes beside the variables that are evaluated."""
+    """The parts of a state beside the variables that are evaluated."""
     parts = {"opt_state": state.opt_state, "step": state.step}
     return parts if state.averaged is None else {**parts, "trained": state.trained}
 

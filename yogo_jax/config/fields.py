@@ -69,7 +69,9 @@ def require(ok: bool, path: str, expected: str, found: object) -> None:
       UserError: it is not `ok`.
     """
     if not ok:
-        raise UserError(f"{path} must be {expected}, got {found!r}: set --{path}=…")
+        # Fields of a config are flags; those of a checkpoint are not.
+        flag = f": set --{path}=…" if path.startswith("config.") else ""
+        raise UserError(f"{path} must be {expected}, got {found!r}{flag}")
 
 
 class Field(NamedTuple):
@@ -140,31 +142,44 @@ def build(kind: type[AnySection], values: Any) -> AnySection:
     Raises:
       UserError: a field is unknown, missing, of the wrong type or out of range; it is named.
     """
-    if not isinstance(values, Mapping):
-        raise UserError(f"{kind.path} must be a group of fields, got {values!r}")
+    return checked(values, kind, kind.path)
+
+
+def _built(kind: Any, values: Mapping[str, Any], path: str) -> Any:
     lines = {line.name: line for line in dataclasses.fields(kind)}
+    what, remedy = "a config", ": add them as in configs/base.py"
+    if path.split(".")[0] != "config":
+        what, remedy = path, ""
     for name in sorted(values.keys() - lines.keys()):
-        hint = hint_for(str(name), lines)
-        raise UserError(f"{kind.path}.{name} is not a field of a config; {hint}")
+        raise UserError(f"{path}.{name} is not a field of {what}; {hint_for(str(name), lines)}")
     needed = {name for name, line in lines.items() if line.default is dataclasses.MISSING}
     if missing := sorted(needed - values.keys()):
-        raise UserError(f"{kind.path} lacks {', '.join(missing)}: add them as in configs/base.py")
-    return kind(**{name: _value_of(lines[name], kind.path, each) for name, each in values.items()})
-
-
-def _value_of(line: "dataclasses.Field[Any]", path: str, value: Any) -> Any:
-    if isinstance(line.type, type) and issubclass(line.type, Section):
-        return build(line.type, value)
-    return checked(value, Field.of(line).kind, f"{path}.{line.name}")
+        raise UserError(f"{path} lacks {', '.join(missing)}{remedy}")
+    return kind(
+        **{
+            name: checked(each, Field.of(lines[name]).kind, f"{path}.{name}")
+            for name, each in values.items()
+        }
+    )
 
 
 def checked(value: Any, kind: Any, path: str) -> Any:
-    """`value` as a `kind`, with whole numbers accepted for floats and lists for tuples.
+    """`value` as a `kind`: whole numbers are taken for floats, lists for tuples.
+
+    Mappings are taken for dataclasses, whose fields are checked in turn.
 
     Raises:
       UserError: it is of another type, or not finite; the message begins with `path`.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path} must be a group of fields, got {value!r}")
+        return _built(kind, value, path)
+    if origin is types.UnionType:  # with None
+        return None if value is None else checked(value, inner[0], path)
+    if origin is dict:
+        kind = dict
     if origin is Literal:
         if value not in inner:
             raise UserError(f"{path} must be one of {', '.join(inner)}, got {value!r}")

@@ -221,24 +221,7 @@ def parsed(kind: Any, text: str) -> Any:
     return kind(text) if kind in (int, float) else text
 
 
-def take_ranges(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Overrides `--config.sweep.space.…=VALUES` of a search space, and the other arguments.
-
-    Raises:
-      UserError: a flag has no value.
-    """
-    start = "--config.sweep.space."
-    found: dict[str, Any] = {}
-    for each in arguments:
-        if each.startswith(start):
-            flag, is_set, text = each.partition("=")
-            if not is_set:
-                raise UserError(f"{flag}: expected {flag}=VALUES")
-            found[flag.removeprefix("--config.")] = _literal(text)
-    return found, [each for each in arguments if not each.startswith(start)]
-
-
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A Python value, or words with commas between them."""
     try:
         return ast.literal_eval(text)

@@ -24,7 +24,7 @@ class Example(TypedDict):
     record_index: Int[np.ndarray, ""]
 
 
-def boxes_to_pad_to(records: list[Records], max_boxes: int) -> int:
+def padded_box_count(records: list[Records], max_boxes: int) -> int:
     """Rows that the boxes of every image are padded to, at least 1.
 
     Args:

@@ -200,6 +200,9 @@ class GivenImages:
         self.count: int | None = len(images)
         self.identity: dict[str, str] = {}
 
+    def __len__(self) -> int:
+        return len(self._images)
+
     def _checked(self, index: int, image: object) -> str | np.ndarray:
         if isinstance(image, np.ndarray):
             try:

@@ -143,7 +143,6 @@ class Journal:
         """Deletes the journal, when everything is written from it."""
         self._db.execute("COMMIT")
         self._db.close()
-        self.path.with_name(f"{JOURNAL_NAME}-journal").unlink(missing_ok=True)
         self.path.unlink()
 
 
@@ -159,7 +158,7 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         with _errors_named(path):
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            db.execute("PRAGMA journal_mode = TRUNCATE")
+            db.execute("PRAGMA journal_mode = DELETE")
             db.execute("BEGIN EXCLUSIVE")
     except BaseException:
         db.close()
@@ -260,12 +259,15 @@ def _convert(path: Path, settings: Mapping[str, Any]) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise _in_use(path) from None
-        with closing(_open(new)) as db, _errors_named(new):
-            _create(db, settings)
-            for record in _read_old(file, path, settings):
-                _insert(db, record)
-            db.execute("COMMIT")
-        new.replace(path)
+        try:
+            with closing(_open(new)) as db, _errors_named(new):
+                _create(db, settings)
+                for record in _read_old(file, path, settings):
+                    _insert(db, record)
+                db.execute("COMMIT")
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def _read_old(file: IO[bytes], path: Path, settings: Mapping[str, Any]) -> Iterator[FrameRecord]:

@@ -4,7 +4,6 @@ JAX is imported for a checkpoint only: an `.xml` or `.onnx` (`exported.py`) runs
 """
 
 import abc
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 EXPORTED_SUFFIXES = (".xml", ".onnx")
 # On a CPU larger batches are slower, and take memory (docs/inference.md).
 BATCH_SIZE, BATCH_SIZE_ON_CPU = 64, 1
+_IMAGE_TYPES = (str, os.PathLike, np.ndarray)
 PRECISIONS = ("f32", "bf16", "f16", "half")
 
 
@@ -140,10 +140,10 @@ class Model(abc.ABC):
           >>> found = model.predict("frame.png", objectness=0.6)
           >>> found.boxes_xyxy_px[found.scores > 0.9]
         """
-        is_one = isinstance(images, str | os.PathLike | np.ndarray)
-        given = [images] if isinstance(images, str | os.PathLike | np.ndarray) else [*images]
+        given: Any = images
+        is_one = isinstance(given, _IMAGE_TYPES) or not isinstance(given, Iterable)
         source = GivenImages(
-            given,
+            [given] if is_one else [*given],
             rgb=self.serving.rgb,
             apply_orientation=self.serving.apply_orientation,
         )
@@ -154,12 +154,10 @@ class Model(abc.ABC):
         def finish(loaded: Loaded, outputs: np.ndarray | None) -> Detections:
             if outputs is None or loaded.frame is None:
                 raise FrameError(loaded.error)
-            found = detections_in(loaded, outputs, self.serving, thresholds)
-            picture = source.picture(loaded.image_id, loaded.frame)
-            return dataclasses.replace(found, image=picture)
+            image = source.picture(loaded.image_id, loaded.frame)
+            return detections_in(loaded, outputs, self.serving, thresholds, image=image)
 
-        count = source.count
-        assert count is not None
+        count = len(source)
         results = run_frames(
             source,
             self.serving,

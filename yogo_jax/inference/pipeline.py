@@ -38,8 +38,17 @@ def detections_in(
     outputs: Float[np.ndarray, "outputs gh gw"],
     serving: ServingSpec,
     thresholds: Thresholds,
+    *,
+    image: np.ndarray | None = None,
 ) -> Detections:
     """Detections of a frame that was read, from the outputs of the network for it.
+
+    Args:
+      loaded: the frame.
+      outputs: for it.
+      serving: of the network.
+      thresholds: that boxes pass.
+      image: kept with the detections, to draw on.
 
     Raises:
       NotNumbersError: cells where an object may be hold NaN or infinite values.
@@ -52,6 +61,7 @@ def detections_in(
         class_names=serving.class_names,
         image_hw=loaded.frame.shape[:2],
         window_xyxy=loaded.view.window_xyxy,
+        image=image,
         name=loaded.name,
     )
 

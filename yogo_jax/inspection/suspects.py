@@ -15,7 +15,7 @@ import numpy as np
 
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import large_enough
-from yogo_jax.data.source import RecordSource, boxes_to_pad_to
+from yogo_jax.data.source import RecordSource, padded_box_count
 from yogo_jax.detector.detections import check_numbers
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
@@ -244,7 +244,7 @@ def _opinions(
     batch_size: int,
 ) -> Iterator[tuple[str, int, Opinions]]:
     """Split and index of each image that can be read, and the opinions on it."""
-    max_boxes = boxes_to_pad_to([*inspection.used.values()], 0)
+    max_boxes = padded_box_count([*inspection.used.values()], 0)
     for split, chosen in _readable(inspection).items():
         if not len(chosen):
             continue

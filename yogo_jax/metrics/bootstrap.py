@@ -1,7 +1,7 @@
 """95 % intervals of the metrics of a test, from drawing its images again.
 
 Images are drawn, not boxes: the cells of one frame share its focus, its stain and its patient.
-The decisions behind a metric are made once; a resample only weighs them by how often it drew their
+The decisions behind a metric are made once; a resample weighs them by how often it drew their
 image.
 """
 

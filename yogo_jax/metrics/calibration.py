@@ -1,4 +1,4 @@
-"""Class probabilities that are as often right as they say, and thresholds for a chosen precision.
+"""Calibration: a temperature for class probabilities, and thresholds for a chosen precision.
 
 References:
   Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599, section 4.2.
@@ -16,12 +16,12 @@ from yogo_jax.metrics.confusion import Calibration
 from yogo_jax.metrics.evaluator import ImageResult
 
 
-# A temperature outside of these would say that the network knows nothing, or everything.
+# Limits of a temperature: outside of them the network would know nothing, or everything.
 _LEAST, _MOST = 0.05, 20.0
 
 
 class Pairs(NamedTuple):
-    """Matched boxes of an evaluation: what the network says of their class, and the true one."""
+    """Matched boxes of an evaluation: class probabilities, and the true class."""
 
     class_probs: Float[np.ndarray, "n k"]
     class_ids: Int[np.ndarray, " n"]
@@ -48,7 +48,7 @@ def matched_pairs(images: Sequence[ImageResult], num_classes: int) -> Pairs:
 def at_temperature(
     class_probs: Float[np.ndarray, "n k"], temperature: float
 ) -> Float[np.ndarray, "n k"]:
-    """The probabilities that the same logits have when they are divided by a temperature."""
+    """The probabilities of the same logits, divided by a temperature."""
     # Logits but for a constant in each row; a probability of 0 stays one.
     with np.errstate(divide="ignore"):
         scaled = np.log(class_probs.astype(np.float64)) / temperature

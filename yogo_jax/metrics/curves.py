@@ -74,7 +74,7 @@ class PrecisionRecall(NamedTuple):
 
     @property
     def best(self) -> int | None:
-        """Where F1 is largest, at the highest such threshold; None without a detection."""
+        """The index of the largest F1, at the highest such threshold; None without a detection."""
         return int(self.f1.argmax()) if len(self.thresholds) else None
 
 

@@ -29,7 +29,7 @@ from yogo_jax.metrics.ranking import MAX_DETECTIONS
 from yogo_jax.parallel import Devices
 
 
-# Images that a device takes at a time unless told otherwise: enough to keep it busy.
+# Images that a device takes at a time by default: enough to keep it busy.
 IMAGES_AT_A_TIME = 8
 # Boxes under this objectness do not take part in mean AP.
 MEAN_AP_OBJECTNESS = 0.05
@@ -47,7 +47,7 @@ class BatchOutputs(NamedTuple):
 def make_eval_step(
     spec: ModelSpec, loss_weights: LossWeights, thresholds: Thresholds
 ) -> Callable[[Any, Any], BatchOutputs]:
-    """A pure function of (variables, batch) that gives losses and detections of each image."""
+    """Makes a pure function of (variables, batch): losses and detections of each image."""
     # One more than mean AP takes, so that it can tell and count the frames that had more.
     max_detections = min(MAX_DETECTIONS + 1, spec.grid_hw[0] * spec.grid_hw[1])
     find = functools.partial(detect, iou_threshold=thresholds.iou, max_detections=max_detections)
@@ -81,7 +81,7 @@ class Evaluator:
     """Evaluates one model, with any weights, on any records; compiles once.
 
     Every device takes `batch_size` images at a time, however many devices there are: what is
-    computed of an image does not hang on their number.
+    computed of an image does not depend on their number.
     """
 
     def __init__(

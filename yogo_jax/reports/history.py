@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.checkpoint.best import rank
+from yogo_jax.checkpoint.metrics_file import rank
 from yogo_jax.reports import plots
 from yogo_jax.reports.pages import Figure
 

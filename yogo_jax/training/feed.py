@@ -5,9 +5,8 @@ device; or the device does, from the whole split in its memory, several steps fo
 host.
 """
 
-import abc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -120,181 +119,22 @@ class Work(NamedTuple):
     inputs: Any
 
 
-class Feed(abc.ABC):
-    """Gives a run its batches."""
+class Feed(NamedTuple):
+    """The batches of a run.
 
-    @property
-    @abc.abstractmethod
-    def shardings(self) -> Any:
-        """The places of the inputs on the devices."""
-
-    @abc.abstractmethod
-    def shapes(self, inputs: Any, batch_size: int) -> Any:
-        """Shapes and types of the inputs of a call with so many images in a batch.
-
-        Args:
-          inputs: of a call.
-          batch_size: images of all devices together.
-        """
-
-    @abc.abstractmethod
-    def steps_of(self, train_step: TrainStep) -> Steps:
-        """The steps of one call, made of the step on one batch."""
-
-    @abc.abstractmethod
-    def open(self, first_step: int) -> AbstractContextManager[Iterator[Work]]:
-        """A context that gives the work from a step to the end of the run."""
-
-
-class HostFeed(Feed):
-    """Batches that the host puts together, one for each call.
-
-    Args:
-      source: of the training images.
-      order: which of them, when.
-      epochs: of the run.
-      workers: processes that read ahead.
-      devices: of the run.
+    Attributes:
+      shardings: places of the inputs of a call on the devices.
+      shapes: shapes and types of the inputs, from those of a call and another number of images in a
+        batch, of all devices together.
+      steps_of: the steps of one call, made of the step on one batch.
+      open: a context that gives the work from a step to the end of the run. An image that cannot be
+        read raises a `UserError` there.
     """
 
-    def __init__(
-        self,
-        source: RecordSource,
-        order: EpochOrder,
-        *,
-        epochs: int,
-        workers: int,
-        devices: Devices,
-    ) -> None:
-        self._source = source
-        self._order = order
-        self._epochs = epochs
-        self._workers = workers
-        self._devices = devices
-
-    @property
-    def shardings(self) -> Any:
-        """Images are spread."""
-        return self._devices.by_image
-
-    def shapes(self, inputs: Any, batch_size: int) -> Any:
-        """The batch."""
-        return jax.tree.map(lambda array: _with_rows(array, batch_size), inputs)
-
-    def steps_of(self, train_step: TrainStep) -> Steps:
-        """One step."""
-
-        def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-            state, metrics = train_step(state, batch)
-            return state, jax.tree.map(lambda value: value[None], metrics)
-
-        return one_step
-
-    @contextmanager
-    def open(self, first_step: int) -> Iterator[Iterator[Work]]:
-        """Batches from a step on; an image that cannot be read raises a `UserError`."""
-        with open_batches(
-            self._source,
-            self._order,
-            epochs=self._epochs,
-            position=self._order.position_after(first_step),
-            workers=self._workers,
-            share=self._devices.share,
-        ) as batches:
-            yield (Work(1, self._devices.spread(batch)) for batch in batches)
-
-
-class DeviceFeed(Feed):
-    """All images in the memory of every device, which gather their batches themselves.
-
-    Args:
-      source: of the training images, all of which are read now.
-      order: which of them, when.
-      epochs: of the run.
-      devices: of the run.
-
-    Raises:
-      UserError: an image cannot be read, or they do not fit.
-    """
-
-    def __init__(
-        self, source: RecordSource, order: EpochOrder, *, epochs: int, devices: Devices
-    ) -> None:
-        self._order = order
-        self._epochs = epochs
-        self._devices = devices
-        self._count = len(source)
-        needed, limit = source.nbytes, devices.memory_limit
-        if limit is not None and needed > limit:
-            raise UserError(
-                f"data.cache=device: the training images take {needed / 2**30:.1f} GiB, a device "
-                f"has {limit / 2**30:.1f}: use --config.data.cache=disk"
-            )
-        self._data = devices.copy(source.all())
-
-    @property
-    def shardings(self) -> Any:
-        """The data is on every device; which rows of it are whose is spread."""
-        copied, by_image = self._devices.copied, self._devices.by_image
-        return {"data": copied, "rows": by_image, "steps": copied}
-
-    def shapes(self, inputs: Any, batch_size: int) -> Any:
-        """The data stays, its rows of a batch change."""
-        return {**inputs, "rows": _with_rows(inputs["rows"], batch_size)}
-
-    def steps_of(self, train_step: TrainStep) -> Steps:
-        """`STEPS_PER_CALL` steps, of which the last may be left out."""
-        count = self._count
-
-        def some_steps(state: TrainState, inputs: Any) -> tuple[TrainState, StepMetrics]:
-            def batch_of(rows: Int[Array, " b"]) -> Batch:
-                batch = jax.tree.map(lambda array: array[rows], inputs["data"])
-                is_image = rows < count
-                index = jnp.where(is_image, rows, -1)
-                return {**batch, "image_valid": is_image, "record_index": index}
-
-            def step(state: TrainState, at: Any) -> tuple[TrainState, StepMetrics]:
-                number, rows = at
-                shapes = jax.eval_shape(lambda: train_step(state, batch_of(rows))[1])
-                nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
-                return jax.lax.cond(
-                    number < inputs["steps"],
-                    lambda: train_step(state, batch_of(rows)),
-                    lambda: (state, nothing),
-                )
-
-            numbers = jnp.arange(STEPS_PER_CALL, dtype=jnp.int32)
-            return jax.lax.scan(step, state, (numbers, inputs["rows"].T))
-
-        return some_steps
-
-    @contextmanager
-    def open(self, first_step: int) -> Iterator[Iterator[Work]]:
-        """Rows of the data for each call; none goes over the end of an epoch."""
-        yield self._works(first_step)
-
-    def _works(self, first_step: int) -> Iterator[Work]:
-        order, devices = self._order, self._devices
-        own = order.batch_size // devices.share.count
-        begin = devices.share.index * own
-        first_epoch, first = divmod(first_step, order.steps_per_epoch)
-        for epoch in range(first_epoch, self._epochs):
-            # The data has one row more, for padding.
-            slots = np.asarray(order.records_of_epoch(epoch), np.int32)
-            slots = np.where(slots < 0, self._count, slots).reshape(-1, order.batch_size)
-            for step in range(first if epoch == first_epoch else 0, len(slots), STEPS_PER_CALL):
-                rows = slots[step : step + STEPS_PER_CALL, begin : begin + own]
-                padding = np.full((STEPS_PER_CALL - len(rows), own), self._count, np.int32)
-                inputs = {
-                    "data": self._data,
-                    "rows": devices.spread(np.concatenate([rows, padding]).T),
-                    "steps": devices.copy(np.asarray(len(rows), np.int32)),
-                }
-                yield Work(len(rows), inputs)
-
-
-def _with_rows(array: jax.Array, rows: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+    shardings: Any
+    shapes: Callable[[Any, int], Any]
+    steps_of: Callable[[TrainStep], Steps]
+    open: Callable[[int], AbstractContextManager[Iterator[Work]]]
 
 
 def make_feed(
@@ -328,11 +168,124 @@ def make_feed(
     )
     epochs, cache = config.train.epochs, config.data.cache
     if cache == "device" or (cache == "auto" and fits_on_device(source, devices)):
-        return DeviceFeed(source, order, epochs=epochs, devices=devices)
-    return HostFeed(source, order, epochs=epochs, workers=config.data.workers, devices=devices)
+        return device_feed(source, order, epochs=epochs, devices=devices)
+    return host_feed(source, order, epochs=epochs, workers=config.data.workers, devices=devices)
 
 
 def fits_on_device(source: RecordSource, devices: Devices) -> bool:
     """True if "auto" keeps the images on the device: an accelerator with memory enough."""
     limit = devices.memory_limit
     return limit is not None and source.nbytes <= SHARE_OF_MEMORY * limit
+
+
+def _with_rows(array: jax.Array, rows: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+
+
+def host_feed(
+    source: RecordSource, order: EpochOrder, *, epochs: int, workers: int, devices: Devices
+) -> Feed:
+    """Batches that the host puts together, one for each call.
+
+    Args:
+      source: of the training images.
+      order: which of them, when.
+      epochs: of the run.
+      workers: processes that read ahead.
+      devices: of the run.
+    """
+
+    def shapes(inputs: Any, batch_size: int) -> Any:
+        return jax.tree.map(lambda array: _with_rows(array, batch_size), inputs)
+
+    def steps_of(train_step: TrainStep) -> Steps:
+        def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            state, metrics = train_step(state, batch)
+            return state, jax.tree.map(lambda value: value[None], metrics)
+
+        return one_step
+
+    @contextmanager
+    def works(first_step: int) -> Iterator[Iterator[Work]]:
+        with open_batches(
+            source,
+            order,
+            epochs=epochs,
+            position=order.position_after(first_step),
+            workers=workers,
+            share=devices.share,
+        ) as batches:
+            yield (Work(1, devices.spread(batch)) for batch in batches)
+
+    return Feed(devices.by_image, shapes, steps_of, works)
+
+
+def device_feed(source: RecordSource, order: EpochOrder, *, epochs: int, devices: Devices) -> Feed:
+    """All images in the memory of every device, which gather their batches themselves.
+
+    A call takes `STEPS_PER_CALL` steps, of which the last may be left out; none goes over the end
+    of an epoch.
+
+    Args:
+      source: of the training images, all of which are read now.
+      order: which of them, when.
+      epochs: of the run.
+      devices: of the run.
+
+    Raises:
+      UserError: an image cannot be read, or they do not fit.
+    """
+    count, needed, limit = len(source), source.nbytes, devices.memory_limit
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"data.cache=device: the training images take {needed / 2**30:.1f} GiB, a device "
+            f"has {limit / 2**30:.1f}: use --config.data.cache=disk"
+        )
+    data = devices.copy(source.all())
+
+    def shapes(inputs: Any, batch_size: int) -> Any:
+        return {**inputs, "rows": _with_rows(inputs["rows"], batch_size)}
+
+    def steps_of(train_step: TrainStep) -> Steps:
+        def some_steps(state: TrainState, inputs: Any) -> tuple[TrainState, StepMetrics]:
+            def batch_of(rows: Int[Array, " b"]) -> Batch:
+                batch = jax.tree.map(lambda array: array[rows], inputs["data"])
+                is_image = rows < count
+                index = jnp.where(is_image, rows, -1)
+                return {**batch, "image_valid": is_image, "record_index": index}
+
+            def step(state: TrainState, at: Any) -> tuple[TrainState, StepMetrics]:
+                number, rows = at
+                like = jax.eval_shape(lambda: train_step(state, batch_of(rows))[1])
+                nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), like)
+                return jax.lax.cond(
+                    number < inputs["steps"],
+                    lambda: train_step(state, batch_of(rows)),
+                    lambda: (state, nothing),
+                )
+
+            numbers = jnp.arange(STEPS_PER_CALL, dtype=jnp.int32)
+            return jax.lax.scan(step, state, (numbers, inputs["rows"].T))
+
+        return some_steps
+
+    def works(first_step: int) -> Iterator[Work]:
+        own = order.batch_size // devices.share.count
+        begin = devices.share.index * own
+        first_epoch, first = divmod(first_step, order.steps_per_epoch)
+        for epoch in range(first_epoch, epochs):
+            # The data has one row more, for padding.
+            slots = np.asarray(order.records_of_epoch(epoch), np.int32)
+            slots = np.where(slots < 0, count, slots).reshape(-1, order.batch_size)
+            for step in range(first if epoch == first_epoch else 0, len(slots), STEPS_PER_CALL):
+                rows = slots[step : step + STEPS_PER_CALL, begin : begin + own]
+                padding = np.full((STEPS_PER_CALL - len(rows), own), count, np.int32)
+                inputs = {
+                    "data": data,
+                    "rows": devices.spread(np.concatenate([rows, padding]).T),
+                    "steps": devices.copy(np.asarray(len(rows), np.int32)),
+                }
+                yield Work(len(rows), inputs)
+
+    shardings = {"data": devices.copied, "rows": devices.by_image, "steps": devices.copied}
+    return Feed(shardings, shapes, steps_of, lambda first_step: nullcontext(works(first_step)))

@@ -246,33 +246,12 @@ class SilentTracker(Tracker):
     """Reports nothing: of several processes of a run only the first one writes."""
 
     def __init__(self) -> None:
+        self._wandb = None
+
+    def _nothing(self, *_: object, **__: object) -> None:
         pass
 
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def doing(self, text: str, step: int | None = None) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def start(self, step: int, environment: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    @property
-    def shows_images(self) -> bool:
-        """No."""
-        return False
-
-    def show(self, *_: object) -> None:
-        """Nothing."""
+    say = doing = flush = log = start = show = _close_files = _nothing
 
 
 # Calls whose metrics may still be on the device: enough to keep it busy, few enough that a
