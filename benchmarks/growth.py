@@ -98,7 +98,7 @@ def metrics(frames: int, boxes: int, classes: int) -> float:
     # The first match of a process imports what it takes, which does not grow.
     box = np.asarray([[0.0, 0.0, 1.0, 1.0]])
     DetectionMetrics(names).update(box, np.full((1, classes), 1 / classes), box, np.zeros(1, int))
-    counts, mean_ap = DetectionMetrics(names), MeanAveragePrecision(names, (772, 1032))
+    counts, mean_ap = DetectionMetrics(names), MeanAveragePrecision(names)
     rng = np.random.default_rng(0)
     seconds = 0.0
     for _ in range(frames):

@@ -36,14 +36,13 @@ from PIL import Image
 
 from bridge import to_openvino
 from bridge.converted import write_converted
-from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.inference.frame_sources import open_images
-from yogo_jax.inference.models import Model, ModelOptions, load_model
-from yogo_jax.inference.outputs import Wanted
-from yogo_jax.inference.run import Running, infer_frames
-from yogo_jax.inference.serving import view_of
+from yogo_jax.inference.models import Model, load_model
+from yogo_jax.inference.run import Running, Wanted, infer_frames
+from yogo_jax.inference.serving import ModelOptions, view_of
 from yogo_jax.synthetic.cells import CLASS_NAMES
 from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS
 from yogo_jax.synthetic.frames import draw_frame
@@ -91,7 +90,7 @@ def fitting_threshold(model: Model, image: np.ndarray) -> float:
 
 
 class Cost(NamedTuple):
-    """What a frame takes: seconds on the clock, and of all cores together."""
+    """The cost of a frame: seconds on the clock, and of all cores together."""
 
     seconds: float
     cpu_seconds: float
@@ -127,7 +126,7 @@ def decoding_cost(folder: Path, model: Model, workers: int) -> Cost:
     with cost_of(source.count) as cost, ThreadPoolExecutor(workers) as pool:
 
         def load(index: int) -> None:
-            view_of(source.read(index), model.served)
+            view_of(source.read(index), model.serving)
 
         for _ in pool.map(load, range(source.count)):
             pass
@@ -159,7 +158,7 @@ def measure_speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     xml = args.model or export_random(folder, "base_model")
     model = load_model(xml, ModelOptions())
     source = open_images(str(folder / "frames"), rgb=False)
-    images = [view_of(source.read(i), model.served).image for i in range(min(8, args.frames))]
+    images = [view_of(source.read(i), model.serving).image for i in range(min(8, args.frames))]
     threshold = 0.5 if args.model else fitting_threshold(model, images[0])
     rows, cores = [], os.cpu_count() or 1
     for number in range(args.rounds):

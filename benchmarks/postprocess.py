@@ -1,6 +1,9 @@
-"""What comes after the network, a frame: decode, NMS and the instrument's array, against a loop.
+"""Milliseconds a frame of decode, NMS and the instrument's array, against a loop.
 
     python benchmarks/postprocess.py [--frames 20] [--rounds 5] [--json FILE]
+
+Also the selection alone on the host (NumPy, as `infer` does it) against the compiled one of the
+device, which an evaluation uses, for several numbers of candidates; both give the same boxes.
 
 The grid is that of a whole frame, 97x129 with seven classes. Each of 60 cells of blood has a box in
 its own grid cell and in the four beside it, nearly of one size, so that NMS has work to do. The
@@ -19,8 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yogo_jax.detector.found import Found, detections_of
+from yogo_jax.detector.boxes import cxcywh_to_xyxy
+from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.nms import PaddedDetections, select
+from yogo_jax.detector.postprocess import detections_of, select_cells
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
 
 
 SPEC = ModelSpec(
@@ -49,7 +56,7 @@ def draw_raw(rng: np.random.Generator) -> np.ndarray:
     return raw
 
 
-def as_array(found: Found, image_id: int) -> np.ndarray:
+def as_array(found: Detections, image_id: int) -> np.ndarray:
     """The columns of the instrument's array, float32 [15 n]."""
     rows, columns = SPEC.image_hw
     scale = np.asarray((columns, rows, columns, rows), np.float32).reshape(4, 1)
@@ -79,7 +86,15 @@ _outputs = jax.jit(
 
 def ours(raw: np.ndarray, image_id: int) -> np.ndarray:
     """As `infer` does it."""
-    return as_array(detections_of(np.asarray(_outputs(raw))), image_id)
+    return as_array(
+        detections_of(
+            np.asarray(_outputs(raw)),
+            Thresholds(),
+            class_names=SPEC.class_names,
+            image_hw=SPEC.image_hw,
+        ),
+        image_id,
+    )
 
 
 def _sigmoid(x: float) -> float:
@@ -125,6 +140,78 @@ def by_loop(raw: list, image_id: int) -> list[list[float]]:
     return kept
 
 
+# Cells of blood of which each has five candidates.
+CANDIDATE_CELLS = (30, 60, 200, 600, 2400)
+_FEWEST_CANDIDATES = 64
+
+
+def draw_outputs(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """Outputs of a frame in which `cells` cells of blood have about five candidates each."""
+    rows, columns = SPEC.grid_hw
+    outputs = np.empty((5 + len(SPEC.class_names), rows, columns), np.float32)
+    outputs[0] = (np.arange(columns) + rng.random((rows, columns))) / columns
+    outputs[1] = (np.arange(rows)[:, None] + rng.random((rows, columns))) / rows
+    outputs[2:4] = np.reshape(SPEC.anchor_wh, (2, 1, 1)) * rng.normal(1, 0.02, (2, rows, columns))
+    outputs[4] = 0.01
+    at_rows, at_columns = rng.integers(1, rows - 1, cells), rng.integers(1, columns - 1, cells)
+    for down, right in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
+        outputs[4, at_rows + down, at_columns + right] = rng.uniform(0.6, 1, cells)
+    probs = rng.dirichlet(np.ones(len(SPEC.class_names)), (rows, columns))
+    outputs[5:] = probs.transpose(2, 0, 1)
+    return outputs
+
+
+@jax.jit
+def _select(rows: jax.Array) -> PaddedDetections:
+    return select(
+        cxcywh_to_xyxy(rows[:, :4]),
+        rows[:, 4],
+        rows[:, 5:],
+        objectness_threshold=OBJECTNESS,
+        iou_threshold=IOU,
+        max_detections=len(rows),
+    )
+
+
+def by_device(outputs: np.ndarray) -> np.ndarray:
+    """Boxes by the compiled selection; candidates are padded to a power of two."""
+    cells = outputs.reshape(len(outputs), -1)
+    rows = cells[:, cells[4] > OBJECTNESS].T
+    size = max(_FEWEST_CANDIDATES, 1 << max(len(rows) - 1, 0).bit_length())
+    padded = np.zeros((size, rows.shape[1]), np.float32)
+    padded[: len(rows)] = rows
+    found = _select(padded)
+    return np.asarray(found.boxes_xyxy)[np.asarray(found.valid)]
+
+
+def by_host(outputs: np.ndarray) -> np.ndarray:
+    """Boxes by NumPy."""
+    return select_cells(outputs, Thresholds(objectness=OBJECTNESS, iou=IOU)).boxes_xyxy
+
+
+def compare_with_device(frames: int, rounds: int) -> None:
+    """Prints the milliseconds a frame of both, by number of candidates."""
+    print("candidates  detections  host ms  compiled ms  compiled / host")
+    for cells in CANDIDATE_CELLS:
+        drawn = [draw_outputs(np.random.default_rng(i), cells) for i in range(frames)]
+        for outputs in drawn:
+            np.testing.assert_array_equal(by_host(outputs), by_device(outputs))
+        times: dict[str, list[float]] = {"host": [], "compiled": []}
+        for _ in range(rounds):
+            for name, work in (("host", by_host), ("compiled", by_device)):
+                began = time.perf_counter()
+                for outputs in drawn:
+                    work(outputs)
+                times[name].append(1e3 * (time.perf_counter() - began) / frames)
+        candidates = statistics.mean(int((outputs[4] > OBJECTNESS).sum()) for outputs in drawn)
+        host, compiled = (statistics.median(each) for each in times.values())
+        print(
+            f"{candidates:10.0f}{len(by_host(drawn[0])):12d}{host:9.2f}{compiled:13.2f}"
+            f"{compiled / host:17.2f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Prints both times and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -154,6 +241,7 @@ def main() -> None:
         f"ratio {statistics.median(ratios):.0f} (median of {args.rounds} rounds, "
         f"{min(ratios):.0f} to {max(ratios):.0f})"
     )
+    compare_with_device(args.frames, args.rounds)
     if args.json:
         result = {"seconds": seconds, "ratios": ratios, "ratio": statistics.median(ratios)}
         args.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Reads the chain of convolutions, and the decode behind it, out of an ONNX graph."""
+"""Reads the chain of convolutions and its decode from an ONNX graph of the original."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _PASS_THROUGH = {"Cast", "Identity", "Dropout"}
 
 
 class ConvChain(NamedTuple):
-    """What was read.
+    """A network of the original, as read from its graph.
 
     Attributes:
       convs: from the first to the head.

@@ -34,7 +34,7 @@ _ONNX_TYPES = {
 
 
 class Interface(NamedTuple):
-    """What a model takes and gives.
+    """The input and output of a model.
 
     Attributes:
       input_nchw: its images; a batch of any size is of 1.
@@ -48,7 +48,7 @@ class Interface(NamedTuple):
 
 
 class _Model(abc.ABC):
-    """What both runtimes share; `stream` takes batches of exactly `batch_size` frames."""
+    """The common part of both runtimes; `stream` takes batches of exactly `batch_size` frames."""
 
     interface: Interface
     precision: str
@@ -194,24 +194,28 @@ class OpenVinoModel(_Model):
             self._calls = at_a_time + _CALLS_IN_RESERVE
         else:
             self._calls = max(frames_in_flight // self.batch_size, 1)
+        self._idle: list[Any] = []
 
     def stream(self, batches: Iterable[Frames]) -> Iterator[Outputs]:
         """Outputs of batches, in their order; several calls are in flight."""
-        free = [self._compiled.create_infer_request() for _ in range(self._calls)]
+        # Kept from one stream to the next. A stream that runs at the same time makes its own.
+        free, self._idle = self._idle, []
         running: deque[Any] = deque()
         try:
             for batch in batches:
-                if not free:
+                if len(running) == self._calls:
                     free.append(running.popleft())
                     yield _result(free[-1])
-                request = free.pop()
+                request = free.pop() if free else self._compiled.create_infer_request()
                 request.start_async({0: batch})
                 running.append(request)
             while running:
-                yield _result(running.popleft())
+                free.append(running.popleft())
+                yield _result(free[-1])
         finally:
             for request in running:
                 request.wait()
+            self._idle = [*free, *running]
 
 
 def _result(request: Any) -> Outputs:

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from yogo_jax.startup import start_jax
 
 MAX_MAP_LOSS = 0.02  # mAP50 that INT8 may lose unless told otherwise
 MAX_OPSET = 21  # that the converter writes
+PRECISIONS, TARGETS = ("fp16", "fp32"), ("ncs2", "cpu")
 MODEL_FILES = ("model.onnx", "model.xml", "model.bin")
 
 
@@ -57,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="rows and columns of the images served, at the scale of those trained on",
     )
     add("--batch", type=int, default=1, help="images of one call; default: %(default)s")
-    add("--precision", choices=("fp16", "fp32"), default="fp16", help="of the kernels in the IR")
+    add("--precision", choices=PRECISIONS, default="fp16", help="of the kernels in the IR")
     add(
         "--int8",
         metavar="DEFINITION.yml",
@@ -71,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--target",
-        choices=("ncs2", "cpu"),
+        choices=TARGETS,
         default="ncs2",
         help="ncs2 refuses what the stick cannot run; default: %(default)s",
     )
@@ -82,41 +84,49 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuses values out of range.
+def export(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    crop_height: float | None = None,
+    image_hw: tuple[int, int] | None = None,
+    batch_size: int = 1,
+    precision: str = "fp16",
+    target: str = "ncs2",
+    int8: Path | str | None = None,
+    max_map_loss: float | None = None,
+    opset: int = DEFAULT_OPSET,
+    definition: Path | None = None,
+    on_verified: Callable[[dict[str, Any]], object] = lambda _: None,
+) -> dict[str, Any]:
+    """Exports a checkpoint to `folder`/model.onnx, model.xml and model.bin, and verifies them.
+
+    Args:
+      checkpoint: a run's workdir (its best checkpoint) or one checkpoint.
+      folder: where to, beside verification.json; it is made if it is not there.
+      crop_height: rows of the images served: up to 1 a fraction of the trained height, above px.
+      image_hw: rows and columns of the images served instead, at the scale of those trained on.
+      batch_size: images of one call.
+      precision: of the kernels in the IR, "fp16" or "fp32".
+      target: "ncs2" refuses what the stick cannot run, "cpu" does not.
+      int8: quantize the IR: calibrated on the training split of this data set (a definition),
+        judged by its validation split; needs the target "cpu".
+      max_map_loss: mAP50 that quantization may lose, by default MAX_MAP_LOSS.
+      opset: of the ONNX model.
+      definition: data set whose frames the models are verified on, too.
+      on_verified: is given the verification, before it decides.
+
+    Returns:
+      The verification, see `verify.verify_files`; `passed` is true in it.
 
     Raises:
-      UserError: naming the flag, its range and what was given.
+      UserError: a value is out of range, an input cannot be used, the folder cannot be written, or
+        the models do not compute what the checkpoint does. Then only verification.json is left.
     """
-    if args.batch < 1:
-        raise UserError(f"--batch must be 1 or more, got {args.batch}")
-    if args.crop_height is not None and not 0 < args.crop_height < math.inf:
-        raise UserError(f"--crop-height must be more than 0, got {args.crop_height:g}")
-    if args.image_hw and min(args.image_hw) < 1:
-        raise UserError(f"--image-hw must be positive, got {args.image_hw}")
-    if not DEFAULT_OPSET <= args.opset <= MAX_OPSET:
-        raise UserError(f"--opset must be in {DEFAULT_OPSET} … {MAX_OPSET}, got {args.opset}")
-    if args.max_map_loss is not None and not 0 <= args.max_map_loss <= 1:
-        raise UserError(f"--max-map-loss must be in [0, 1], got {args.max_map_loss:g}")
-    if args.max_map_loss is not None and args.int8 is None:
-        raise UserError("--max-map-loss is of --int8, which was not given: give both or neither")
-    if args.int8 is not None and args.target == "ncs2":
-        raise UserError("--int8: the stick computes in FP16 only; add --target cpu")
-    if args.target == "ncs2" and args.opset > DEFAULT_OPSET:
-        raise UserError(
-            f"--opset {args.opset}: runtimes that know the stick read up to {DEFAULT_OPSET}; "
-            "choose that, or --target cpu"
-        )
-
-
-def export(args: argparse.Namespace) -> dict[str, Any]:
-    """Exports, verifies and keeps the models; returns the verification.
-
-    Raises:
-      UserError: an input cannot be used, the folder cannot be written, or a model did not pass.
-    """
-    start_jax()
-    # Imported late: a mistake in a flag is told without waiting for JAX.
+    check(batch_size, crop_height, image_hw, target, int8, max_map_loss, opset)
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    # Imported late: a mistake is told without waiting for JAX.
     import numpy as np
 
     from bridge.frames import frames_of_definition, verification_frames
@@ -126,28 +136,35 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.files import make_folder, write_json
 
-    make_folder(args.output, "--output")
-    folder = find_checkpoint(args.checkpoint)
-    metadata = read_metadata(folder)
-    spec = served_spec(
-        metadata.model,
-        crop_height=args.crop_height,
-        image_hw=tuple(args.image_hw) if args.image_hw else None,
-    )
-    variables = restore_variables(folder, metadata.model)
+    make_folder(folder, "--output")
+    source = find_checkpoint(checkpoint)
+    metadata = read_metadata(source)
+    spec = served_spec(metadata.model, crop_height=crop_height, image_hw=image_hw)
+    variables = restore_variables(source, metadata.model)
     frames = {"random": verification_frames(spec)}
-    if args.definition is not None:
-        frames["definition"] = frames_of_definition(args.definition, metadata.model, spec)
+    if definition is not None:
+        frames["definition"] = frames_of_definition(definition, metadata.model, spec)
     calibration = labelled = None
-    if args.int8 is not None:
+    if int8 is not None:
         require_nncf()
-        calibration, labelled = quantization_strips(args.int8, metadata, spec)
-    description = _describe(metadata, spec, folder)
+        calibration, labelled = quantization_strips(str(int8), metadata, spec)
+        precision = "int8"
+    most_loss = MAX_MAP_LOSS if max_map_loss is None else max_map_loss
     try:
         # Written beside the final names, read back from there, and renamed if all is well.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=args.output) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
             written = {name: Path(scratch) / name for name in MODEL_FILES}
-            _write_models(args, spec, variables, description, calibration, written)
+            _write_models(
+                spec,
+                variables,
+                written,
+                description=_describe(metadata, spec, source),
+                batch_size=batch_size,
+                precision=precision,
+                target=target,
+                opset=opset,
+                calibration=calibration,
+            )
             give_back_freed_memory()
             reference = outputs_and_ranges(spec, variables, np.concatenate([*frames.values()]))
             # A large network fits into memory a few times only.
@@ -158,31 +175,75 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
                 frames,
                 onnx_path=written["model.onnx"],
                 xml_path=written["model.xml"],
-                half_precision=_precision(args) != "fp32",
-                for_ncs2=args.target == "ncs2",
+                half_precision=precision != "fp32",
+                for_ncs2=target == "ncs2",
                 quantized_on=labelled,
-                max_map_loss=_max_map_loss(args),
+                max_map_loss=most_loss,
             )
             write_json(Path(scratch) / "verification.json", verification)
             # Models never stand beside the verification of others.
             for name in MODEL_FILES:
-                (args.output / name).unlink(missing_ok=True)
-            (Path(scratch) / "verification.json").replace(args.output / "verification.json")
+                (folder / name).unlink(missing_ok=True)
+            (Path(scratch) / "verification.json").replace(folder / "verification.json")
             if verification["passed"]:
                 for name, path in written.items():
-                    path.replace(args.output / name)
+                    path.replace(folder / name)
     except OSError as error:
-        raise UserError(f"--output {args.output}: {error.strerror or error}") from error
+        raise UserError(f"--output {folder}: {error.strerror or error}") from error
+    on_verified(verification)
+    if not verification["passed"]:
+        raise UserError(f"{_why_not(verification, folder, most_loss)}; no model was kept")
     return verification
 
 
+def check(
+    batch_size: int,
+    crop_height: float | None,
+    image_hw: tuple[int, int] | None,
+    target: str,
+    int8: Path | str | None,
+    max_map_loss: float | None,
+    opset: int,
+) -> None:
+    """Refuses values out of range, see `export`.
+
+    Raises:
+      UserError: naming the flag, its range and what was given.
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch must be 1 or more, got {batch_size}")
+    if crop_height is not None and not 0 < crop_height < math.inf:
+        raise UserError(f"--crop-height must be more than 0, got {crop_height:g}")
+    if image_hw and min(image_hw) < 1:
+        raise UserError(f"--image-hw must be positive, got {list(image_hw)}")
+    if target not in TARGETS:
+        raise UserError(f"--target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if not DEFAULT_OPSET <= opset <= MAX_OPSET:
+        raise UserError(f"--opset must be in {DEFAULT_OPSET} … {MAX_OPSET}, got {opset}")
+    if max_map_loss is not None and not 0 <= max_map_loss <= 1:
+        raise UserError(f"--max-map-loss must be in [0, 1], got {max_map_loss:g}")
+    if max_map_loss is not None and int8 is None:
+        raise UserError("--max-map-loss is of --int8, which was not given: give both or neither")
+    if int8 is not None and target == "ncs2":
+        raise UserError("--int8: the stick computes in FP16 only; add --target cpu")
+    if target == "ncs2" and opset > DEFAULT_OPSET:
+        raise UserError(
+            f"--opset {opset}: runtimes that know the stick read up to {DEFAULT_OPSET}; "
+            "choose that, or --target cpu"
+        )
+
+
 def _write_models(
-    args: argparse.Namespace,
     spec: Any,
     variables: Any,
-    description: dict[str, str],
-    calibration: Any,
     written: dict[str, Path],
+    *,
+    description: dict[str, str],
+    batch_size: int,
+    precision: str,
+    target: str,
+    opset: int,
+    calibration: Any,
 ) -> None:
     """Writes the ONNX model and the IR, neither of which stays in memory."""
     from bridge.quantize import quantize
@@ -190,12 +251,11 @@ def _write_models(
     from bridge.to_ir import check_for_ncs2, convert_to_ir, save_ir
     from bridge.to_onnx import export_onnx
 
-    precision = _precision(args)
     model = export_onnx(
         make_serving(spec, variables),
         spec,
-        batch_size=args.batch,
-        opset=args.opset,
+        batch_size=batch_size,
+        opset=opset,
         metadata=description,
     )
     ir = convert_to_ir(
@@ -205,20 +265,16 @@ def _write_models(
     )
     if calibration is not None:
         ir = quantize(ir, calibration)
-    if args.target == "ncs2":
+    if target == "ncs2":
         check_for_ncs2(ir)
     written["model.onnx"].write_bytes(model.SerializeToString())
     save_ir(ir, written["model.xml"])
 
 
-def _precision(args: argparse.Namespace) -> str:
-    return "int8" if args.int8 is not None else args.precision
-
-
 def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
-    """What the models say of themselves: texts, and JSON of all else."""
+    """The description that the models carry: texts, and JSON of all else."""
     from yogo_jax.checkpoint.metadata import git_revision
-    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.detector.thresholds import Thresholds
 
     thresholds = Thresholds()
     values = {
@@ -246,20 +302,16 @@ def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
     }
 
 
-def _max_map_loss(args: argparse.Namespace) -> float:
-    return MAX_MAP_LOSS if args.max_map_loss is None else args.max_map_loss
-
-
-def _why_not(verification: dict[str, Any], args: argparse.Namespace) -> str:
-    """Why the models did not pass, and what to do."""
+def _why_not(verification: dict[str, Any], folder: Path, most_loss: float) -> str:
+    """The reason why the models did not pass, and the remedy."""
     if any(row["passed"] is False for row in verification["models"]):
-        path = args.output / "verification.json"
+        path = folder / "verification.json"
         return f"the models differ from the checkpoint by more than they may, see {path}"
     scores = verification.get("mean_ap")
-    if scores and scores["loss"] > _max_map_loss(args):
+    if scores and scores["loss"] > most_loss:
         return (
             f"INT8 loses {scores['loss']:.3f} of mAP50 on {scores['images']} validation images, "
-            f"more than --max-map-loss {_max_map_loss(args):g}: calibrate it on more or other "
+            f"more than --max-map-loss {most_loss:g}: calibrate it on more or other "
             "images, allow more, or export without --int8"
         )
     overflowing = ", ".join(verification["half_precision"]["overflowing_layers"])
@@ -269,18 +321,36 @@ def _why_not(verification: dict[str, Any], args: argparse.Namespace) -> str:
     )
 
 
+def _print(verification: dict[str, Any]) -> None:
+    from bridge.verify import format_verification
+
+    print(format_verification(verification))
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        check(args)
+        options = {
+            "crop_height": args.crop_height,
+            "image_hw": tuple(args.image_hw) if args.image_hw else None,
+            "batch_size": args.batch,
+            "target": args.target,
+            "int8": args.int8,
+            "max_map_loss": args.max_map_loss,
+            "opset": args.opset,
+        }
+        check(**options)
         with own_folder(args.output, "--output"):
-            verification = export(args)
-        from bridge.verify import format_verification
-
-        print(format_verification(verification))
-        if not verification["passed"]:
-            raise UserError(f"{_why_not(verification, args)}; no model was kept")
+            start_jax()
+            export(
+                args.checkpoint,
+                args.output,
+                **options,
+                precision=args.precision,
+                definition=args.definition,
+                on_verified=_print,
+            )
         print(f"written {', '.join(str(args.output / name) for name in MODEL_FILES)}")
 
 

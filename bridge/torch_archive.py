@@ -42,7 +42,7 @@ class _RefusedError(Exception):
 
 
 def read_torch_archive(path: Path) -> Any:
-    """What was saved: dicts, lists, numbers and texts, with tensors as NumPy arrays.
+    """Returns what was saved: dicts, lists, numbers and texts, with tensors as NumPy arrays.
 
     Raises:
       UserError: the file is missing, damaged, in the format before PyTorch 1.6, or its pickle names

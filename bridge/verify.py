@@ -18,11 +18,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bridge.frames import Strips
-from bridge.outputs import mean_ap_of
 from bridge.runtime import OnnxModel, OpenVinoModel
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
-from yogo_jax.detector.found import Thresholds, detections_of
+from yogo_jax.detector.postprocess import detections_of, select_cells
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
+from yogo_jax.metrics.evaluator import MEAN_AP_OBJECTNESS
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 
 
 # Two boxes of nearly one score may change places in the NMS, and another of them is suppressed:
@@ -184,7 +186,7 @@ def _compare_detections(
 ) -> dict[str, int]:
     counts = {"detections": 0, "detections_lost": 0, "detections_gained": 0, "classes_changed": 0}
     for pair in zip(expected, found, strict=True):
-        ours, theirs = (detections_of(outputs, thresholds) for outputs in pair)
+        ours, theirs = (select_cells(outputs, thresholds) for outputs in pair)
         counts["detections"] += len(ours.objectness)
         # Cut at the edges of the image: of a size without bounds the area is infinite. And boxes
         # within the tolerance are the same, though slivers far below a pixel have no overlap.
@@ -213,6 +215,24 @@ def _compare_detections(
             changed = (others.argmax(-1) != probs.argmax()).all()
             counts["classes_changed"] += int(changed and first - second > tolerance.class_prob)
     return counts
+
+
+def mean_ap_of(
+    spec: ModelSpec, model: OnnxModel | OpenVinoModel, labelled: Strips
+) -> dict[str, Any]:
+    """Mean AP of an exported model over labelled images, as `yogo_jax.evaluate` measures it."""
+    mean_ap = MeanAveragePrecision(spec.class_names)
+    thresholds = Thresholds(objectness=MEAN_AP_OBJECTNESS)
+    for start in range(0, len(labelled), model.batch_size):
+        indices = range(start, min(start + model.batch_size, len(labelled)))
+        outputs = model.run(np.stack([labelled.frame(i) for i in indices]))
+        for i, output in zip(indices, outputs, strict=True):
+            found = detections_of(
+                output, thresholds, class_names=spec.class_names, image_hw=spec.image_hw
+            )
+            labels = labelled.labels_of(i)
+            mean_ap.update(found.boxes_xyxy, found.scores, found.class_ids, *labels)
+    return mean_ap.compute()
 
 
 Opened = dict[str, tuple[Callable[[], OnnxModel | OpenVinoModel], Tolerance]]

@@ -4,8 +4,9 @@
         --config.data.definition=FILE.yml
     python -m yogo_jax.sweep report sweeps/first
 
-The first command is one worker; any number of them may share a study (slurm/sweep.sbatch). What is
-not in the search space stands in base.py and can be set as there. See docs/sweeps.md.
+The first command is one worker; any number of them may share a study (slurm/sweep.sbatch). Fields
+that are not in the search space have the values of base.py, and can be set by flags. The fields of
+`sweep` are explained by `yogo-jax sweep --help`. See docs/sweeps.md.
 """
 
 from ml_collections import ConfigDict
@@ -18,23 +19,15 @@ def get_config() -> ConfigDict:
     config = base.get_config()
 
     config.sweep = sweep = ConfigDict()
-    # Trials to finish; pruned and failed ones count.
     sweep.trials = 64
-    # Of the validation images, at the checkpoint that a run keeps: "mAP50", "mAP50_95" or "loss".
     sweep.objective = "mAP50"
-    # So many finished trials are drawn at random before the sampler (TPE) learns from them.
     sweep.random_trials = 10
-    # Decides what is drawn; `seed` is that of each training.
     sweep.seed = 0
 
     sweep.pruner = pruner = ConfigDict()
-    # "median" gives up a trial that is worse than the median of the finished ones at the same
-    # epoch, "none" trains all to the end.
     pruner.name = "median"
-    # Not before so many trials have finished.
     pruner.startup_trials = 5
-    # Not before this epoch: with the original's recipe it can take 26 epochs of 64 until objects
-    # are found at all.
+    # With the original's recipe it can take 26 of 64 epochs until objects are found at all.
     pruner.warmup_epochs = 28
 
     # Fields of the config, each with one of: "uniform" or "log" (LOW, HIGH) for fractions, "int" or

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yogo_jax.detector.found import Found
+from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.losses import LossTerms
 from yogo_jax.metrics.confusion import DetectionMetrics
 from yogo_jax.metrics.evaluator import Evaluation, ImageResult
@@ -22,10 +22,17 @@ def image_result(boxes, objectness, class_probs, labels, label_ids, *, path="fra
     class_probs = np.asarray(class_probs, np.float32)
     labels = np.asarray(labels, np.float32).reshape(-1, 4)
     kept = objectness > OBJECTNESS_THRESHOLD
+    ranked = Detections(
+        boxes_xyxy=boxes,
+        objectness=objectness,
+        class_probs=class_probs,
+        class_names=tuple(f"class {i}" for i in range(class_probs.shape[1])),
+        image_hw=(100, 200),
+    )
     return ImageResult(
         path=str(path),
-        found=Found(boxes[kept], objectness[kept], class_probs[kept]),
-        ranked=Found(boxes, objectness, class_probs),
+        found=ranked[kept],
+        ranked=ranked,
         label_boxes_xyxy=labels,
         label_class_ids=np.asarray(label_ids, np.int32),
         matches=match_boxes(boxes[kept], labels),
@@ -54,10 +61,10 @@ def random_images(seed, count=12, **options):
     return [random_image(rng, **options) for _ in range(count)]
 
 
-def evaluation_of(images, class_names, image_hw=(100, 200)):
+def evaluation_of(images, class_names):
     """The images with the metrics that an evaluator counts of them."""
     metrics = DetectionMetrics(class_names)
-    mean_ap = MeanAveragePrecision(class_names, image_hw)
+    mean_ap = MeanAveragePrecision(class_names)
     for image in images:
         labels = image.label_boxes_xyxy, image.label_class_ids
         metrics.update(image.found.boxes_xyxy, image.found.class_probs, *labels)

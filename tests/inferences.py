@@ -30,7 +30,7 @@ def run_infer(*arguments: object) -> None:
 
 
 def refused_infer(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command says when it refuses."""
+    """The message of the command when it refuses."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         run_infer(*arguments)

@@ -11,17 +11,17 @@ from yogo_jax.metrics.bootstrap import (
     interval,
     weighted_metrics,
 )
-from yogo_jax.metrics.ranking import COCO_IOUS, rank
+from yogo_jax.metrics.curves import rank
+from yogo_jax.metrics.ranking import COCO_IOUS
 
 
 NAMES = ("healthy", "ring", "wbc")
-HW = (100, 200)
 A, B = (0.0, 0.0, 0.2, 0.2), (0.5, 0.5, 0.7, 0.7)
 SURE = (0.9, 0.05, 0.05)
 
 
-def weighted(images, weights, *, names=NAMES, image_hw=HW):
-    ranking = rank(images, image_hw, len(names))
+def weighted(images, weights, *, names=NAMES):
+    ranking = rank(images, len(names))
     confusions = image_confusions(images, len(names))
     found = weighted_metrics(ranking, confusions, np.atleast_2d(weights))
     return {name: values[0] for name, values in found.items()}
@@ -55,7 +55,7 @@ def test_overlaps_of_exactly_a_threshold_fall_on_the_same_side_as_cocos(seed):
     scores = rng.uniform(0.1, 1, len(places))
     image = image_result(boxes, scores, [SURE] * len(places), labels, [0] * len(places))
     assert_same(weighted([image], [1]), evaluation_of([image], NAMES).metrics)
-    assert rank([image], HW, 3).is_true.sum(0).tolist() == [
+    assert rank([image], 3).is_true.sum(0).tolist() == [
         int((heights / 8 >= iou - 1e-9).sum()) for iou in COCO_IOUS
     ]
 
@@ -84,7 +84,7 @@ def test_whole_weights_are_copies_of_images(seed):
 
 def test_the_ranking_finds_what_loops_find():
     images = random_images(5, classes=3)
-    ranking = rank(images, HW, 3)
+    ranking = rank(images, 3)
     scores = ranking.scores
     for threshold in scores[:: len(scores) // 8]:
         true, false = true_and_false(
@@ -96,18 +96,18 @@ def test_the_ranking_finds_what_loops_find():
 
 def test_only_the_best_of_an_image_are_ranked():
     images = [image_result([A, B], [0.6, 0.9], [SURE, SURE], [A], [0])]
-    assert rank(images, HW, 3, max_detections=1).scores == pytest.approx([0.9 * 0.9])
-    by_objectness = rank(images, HW, 3, by_objectness=True)
+    assert rank(images, 3, max_detections=1).scores == pytest.approx([0.9 * 0.9])
+    by_objectness = rank(images, 3, by_objectness=True)
     assert by_objectness.scores == pytest.approx([0.9, 0.6])
 
 
 def test_chunks_and_seeds(monkeypatch):
     images = random_images(1, classes=3)
-    first = bootstrap_intervals(images, HW, NAMES, resamples=50)
-    assert first == bootstrap_intervals(images, HW, NAMES, resamples=50)
-    assert first != bootstrap_intervals(images, HW, NAMES, resamples=50, seed=1)
+    first = bootstrap_intervals(images, NAMES, resamples=50)
+    assert first == bootstrap_intervals(images, NAMES, resamples=50)
+    assert first != bootstrap_intervals(images, NAMES, resamples=50, seed=1)
     monkeypatch.setattr("yogo_jax.metrics.bootstrap.CHUNK", 500)
-    chunked = bootstrap_intervals(images, HW, NAMES, resamples=50)
+    chunked = bootstrap_intervals(images, NAMES, resamples=50)
     assert chunked["mAP50"] == pytest.approx(first["mAP50"], abs=1e-12)
     assert chunked["resamples"] == 50
 
@@ -116,13 +116,13 @@ def test_very_many_detections_take_fewer_resamples(monkeypatch):
     images = random_images(1, classes=3)
     monkeypatch.setattr("yogo_jax.metrics.bootstrap.MAX_WORK", 0)
     monkeypatch.setattr("yogo_jax.metrics.bootstrap.MIN_RESAMPLES", 20)
-    assert bootstrap_intervals(images, HW, NAMES)["resamples"] == 20
+    assert bootstrap_intervals(images, NAMES)["resamples"] == 20
 
 
 def test_an_interval_holds_the_metric_and_is_percentiles():
     images = random_images(2, classes=3, count=30)
     metrics = evaluation_of(images, NAMES).metrics
-    intervals = bootstrap_intervals(images, HW, NAMES, resamples=400)
+    intervals = bootstrap_intervals(images, NAMES, resamples=400)
     for key in ("mAP50", "mAP50_95"):
         low, high = intervals[key]
         assert low < metrics[key] < high
@@ -154,7 +154,7 @@ NOTHING = image_result([], [], np.zeros((0, 3)), [], [])
     ],
 )
 def test_of_next_to_nothing(images, mean, healthy, bias):
-    intervals = bootstrap_intervals(images, HW, NAMES, resamples=20)
+    intervals = bootstrap_intervals(images, NAMES, resamples=20)
     assert intervals["mAP50"] == (mean if mean is None else pytest.approx(mean))
     assert intervals["AP50_by_class"]["healthy"] == (
         healthy if healthy is None else pytest.approx(healthy)
@@ -183,7 +183,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
             found = places[rng.uniform(size=10) < rng.choice([0.5, 0.9])]
             sure = np.ones((len(found), 1))
             images.append(image_result(found, [0.9] * len(found), sure, places, [0] * 10))
-        found = bootstrap_intervals(images, HW, ("cell",), resamples=200, seed=index)
+        found = bootstrap_intervals(images, ("cell",), resamples=200, seed=index)
         low, high = found["recall_by_class"]["cell"]
         covered += low <= 0.7 <= high
     # Of a binomial of 40 times 0.95, 98.6 % lie in here.

@@ -18,7 +18,8 @@ from yogo_jax import calibrate, infer
 from yogo_jax.checkpoint.run_data import evaluation_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone
-from yogo_jax.detector.found import Found, Thresholds
+from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.thresholds import Thresholds, read_min_scores
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.metrics.calibration import (
@@ -27,7 +28,6 @@ from yogo_jax.metrics.calibration import (
     calibration_error,
     fit_temperature,
     matched_pairs,
-    read_min_scores,
     threshold_at_precision,
 )
 from yogo_jax.metrics.evaluator import ImageResult
@@ -82,7 +82,13 @@ def test_few_pairs_without_a_mistake_do_not_make_it_certain():
 def image_of(class_probs, label_class_ids, pairs) -> ImageResult:
     probs = np.asarray(class_probs, np.float64)
     predictions, labels = (np.asarray(each, np.int64) for each in zip(*pairs, strict=True))
-    found = Found(np.zeros((len(probs), 4)), np.ones(len(probs)), probs)
+    found = Detections(
+        boxes_xyxy=np.zeros((len(probs), 4)),
+        objectness=np.ones(len(probs)),
+        class_probs=probs,
+        class_names=("a", "b"),
+        image_hw=(32, 48),
+    )
     missed = np.setdiff1d(np.arange(len(label_class_ids)), labels)
     extra = np.setdiff1d(np.arange(len(probs)), predictions)
     matches = Matches(predictions, labels, missed, extra)
@@ -114,7 +120,8 @@ def test_thresholds_at_a_precision(precision, expected):
 
 
 def test_thresholds_are_of_objectness_times_probability():
-    found = IMAGE.found._replace(objectness=np.asarray((0.5, 1.0, 1.0, 1.0, 1.0)))
+    objectness = np.asarray((0.5, 1.0, 1.0, 1.0, 1.0))
+    found = dataclasses.replace(IMAGE.found, objectness=objectness)
     # Behind the extra box with 0.8 comes now the right one with 0.7, and only then that with 0.45.
     threshold = threshold_at_precision([IMAGE._replace(found=found)], 0, 1.0, 0.5)
     assert threshold == pytest.approx((0.45, 0.5, 2 / 3), abs=2e-6)

@@ -64,6 +64,7 @@ def save(workdir, state, step, loss=None):
         store.save(state.replace(step=jnp.asarray(step, jnp.int32)), metadata(step, loss))
 
 
+@pytest.mark.smoke
 def test_state_and_metadata_come_back_bit_for_bit(tmp_path, state):
     save(tmp_path, state, 7, loss=1.5)
     folder = find_checkpoint(tmp_path)

@@ -11,9 +11,9 @@ from evaluations import evaluation_of, random_images
 from yogo_jax import counts
 from yogo_jax.counting.files import read_counts
 from yogo_jax.counting.matrix import read_validation
-from yogo_jax.detector.found import Found
+from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.inference.journal import FrameRecord, skipped
+from yogo_jax.inference.journal import FrameRecord
 from yogo_jax.inference.writers import Totals, counts_csv
 from yogo_jax.metrics.confusion import DetectionMetrics, name_beside
 from yogo_jax.reports.evaluation_figures import drawn_classes, measure_curves
@@ -49,7 +49,7 @@ def test_metrics_and_the_validation_that_is_read_from_them(tmp_path):
 
 def test_curves_are_of_all_classes_and_of_one_called_so():
     images = random_images(3, classes=7)
-    curves, plain = (measure_curves(images, (100, 200), names) for names in (NAMES, PLAIN))
+    curves, plain = (measure_curves(images, names) for names in (NAMES, PLAIN))
     assert len(curves.by_score) == 8
     for ours, theirs in zip(curves.by_score.values(), plain.by_score.values(), strict=True):
         np.testing.assert_array_equal(ours.precision, theirs.precision)
@@ -60,12 +60,22 @@ def record(image_id, class_ids):
     k = len(NAMES)
     probs = np.eye(k, dtype=np.float32)[class_ids].reshape(-1, k)
     n = len(class_ids)
-    found = Found(np.zeros((n, 4), np.float32), np.ones(n, np.float32), probs)
-    return FrameRecord(image_id, f"{image_id}.png", None, (64, 96), (0.0, 0.0, 1.0, 1.0), found)
+    found = Detections(
+        boxes_xyxy=np.zeros((n, 4), np.float32),
+        objectness=np.ones(n, np.float32),
+        class_probs=probs,
+        class_names=NAMES,
+        image_hw=(64, 96),
+    )
+    return FrameRecord(image_id, f"{image_id}.png", None, found)
 
 
 def test_counts_go_through_a_table_and_json(tmp_path):
-    records = [record(0, [0, 1, 1, 6]), record(1, [1, 2, 3, 4, 5]), skipped(2, "2.png", "x", 7)]
+    records = [
+        record(0, [0, 1, 1, 6]),
+        record(1, [1, 2, 3, 4, 5]),
+        FrameRecord(2, "2.png", "x", None),
+    ]
     totals = Totals(NAMES)
     with counts_csv(tmp_path / "counts.csv", NAMES) as add:
         for each in records:

@@ -22,6 +22,7 @@ CONFIGS = sorted(
 )
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_file_is_valid(name):
     values = importlib.import_module(f"configs.{name}").get_config().to_dict()

@@ -12,11 +12,9 @@ from reference_curves import (
     scores_of,
     true_and_false,
 )
-from yogo_jax.metrics.curves import Roc, free_response, precision_recall, roc
-from yogo_jax.metrics.ranking import rank
+from yogo_jax.metrics.curves import Roc, free_response, precision_recall, rank, roc
 
 
-HW = (100, 200)
 CLASSES = 3
 A, B = (0.0, 0.0, 0.2, 0.2), (0.5, 0.5, 0.7, 0.7)
 SURE = (0.9, 0.05, 0.05)
@@ -32,7 +30,7 @@ def images():
 @pytest.mark.parametrize("by_objectness", [False, True], ids=["by score", "by objectness"])
 def test_precision_recall_and_f1(images, class_id, by_objectness):
     value_of = objectness_of if by_objectness else scores_of
-    ranking = rank(images, HW, CLASSES, ious=(0.5,), by_objectness=by_objectness)
+    ranking = rank(images, CLASSES, ious=(0.5,), by_objectness=by_objectness)
     curve = precision_recall(ranking.of_class(class_id))
     assert len(curve.thresholds) > 10
     assert (np.diff(curve.thresholds) < 0).all()
@@ -51,7 +49,7 @@ def test_precision_recall_and_f1(images, class_id, by_objectness):
 
 @pytest.mark.parametrize("class_id", [0, None])
 def test_free_response(images, class_id):
-    ranking = rank(images, HW, CLASSES, ious=(0.5,)).of_class(class_id)
+    ranking = rank(images, CLASSES, ious=(0.5,)).of_class(class_id)
     curve = free_response(ranking)
     thresholds = np.unique(ranking.scores)[::-1]
     assert len(curve.sensitivity) == len(thresholds)
@@ -86,7 +84,7 @@ def test_roc(images, class_id):
 
 def test_a_class_without_a_true_box_has_no_curve():
     alarm = image_result([A], [0.9], [SURE], [B], [1])
-    ranking = rank([alarm], HW, CLASSES)
+    ranking = rank([alarm], CLASSES)
     assert precision_recall(ranking.of_class(0)) is None
     assert free_response(ranking.of_class(0)) is None
     assert roc([alarm], 0) is None
@@ -95,7 +93,7 @@ def test_a_class_without_a_true_box_has_no_curve():
 
 
 def test_nothing_detected_is_a_curve_without_points():
-    ranking = rank([image_result([], [], np.zeros((0, 3)), [A], [0])], HW, CLASSES)
+    ranking = rank([image_result([], [], np.zeros((0, 3)), [A], [0])], CLASSES)
     curve = precision_recall(ranking.of_class(0))
     assert len(curve.thresholds) == len(curve.precision) == len(curve.recall) == 0
     assert curve.best is None
@@ -103,7 +101,7 @@ def test_nothing_detected_is_a_curve_without_points():
 
 
 def test_everything_found_without_an_alarm():
-    ranking = rank([image_result([A, B], [0.9, 0.6], [SURE, SURE], [A, B], [0, 0])], HW, CLASSES)
+    ranking = rank([image_result([A, B], [0.9, 0.6], [SURE, SURE], [A, B], [0, 0])], CLASSES)
     curve = precision_recall(ranking.of_class(0))
     assert curve.precision.tolist() == [1, 1]
     assert curve.recall.tolist() == [0.5, 1]
@@ -115,7 +113,7 @@ def test_of_equal_f1_the_higher_threshold_is_best():
     # 1 of 2 found: F1 2/3; then a false alarm and the other one: 2/2 recall, 2/4 precision: 2/3.
     boxes = [A, (0.8, 0, 0.9, 0.1), (0.0, 0.8, 0.1, 0.9), B]
     image = image_result(boxes, [0.9, 0.8, 0.7, 0.6], [SURE] * 4, [A, B], [0, 0])
-    curve = precision_recall(rank([image], HW, CLASSES).of_class(0))
+    curve = precision_recall(rank([image], CLASSES).of_class(0))
     assert curve.f1[[0, 3]] == pytest.approx(2 / 3)
     assert curve.best == 0
 

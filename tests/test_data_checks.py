@@ -98,7 +98,7 @@ def test_boxes_that_look_like_corners_are_told(tmp_path):
     spoil_labels(definition, "corners")
     (line,) = (line for line in prepared(definition).lines if line.startswith("warning"))
     assert "look like corners x1 y1 x2 y2" in line
-    assert f"python -m yogo_jax.inspect_data {definition}" in line
+    assert f"yogo-jax inspect {definition}" in line
 
 
 # Validation -------------------------------------------------------------------------------------

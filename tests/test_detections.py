@@ -8,7 +8,7 @@ import pytest
 from parity import load
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.detections import detect
+from yogo_jax.detector.nms import detect
 
 
 def as_predictions(upstream: np.ndarray) -> Predictions:

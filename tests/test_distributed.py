@@ -107,7 +107,7 @@ def test_time_of_sums_around_a_ring():
     assert ring_seconds(messages, 4, **links) == 6 * (2 + 3 * 0.5)
 
 
-# Bit for bit, which the Makefile's fast compilations are not on one and on four devices.
+# Bit for bit, which the fast compilations of other tests are not on one and on four devices.
 @pytest.mark.optimized
 def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     definition, alone, tmp_path

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from parity import data_set
+from yogo_jax import progress
 from yogo_jax.inspection import duplicates
 from yogo_jax.inspection.duplicates import (
     COARSE_CORRELATION,
@@ -16,9 +17,16 @@ from yogo_jax.inspection.duplicates import (
     candidate_pairs,
     centred,
     identical_groups,
+    linked_groups,
     near_groups,
 )
-from yogo_jax.inspection.scan import ScannedImages, in_threads, look_at, reduce_pixels, scan_images
+from yogo_jax.inspection.scan import (
+    ScannedImages,
+    in_threads,
+    reduce_pixels,
+    scan_image,
+    scan_images,
+)
 
 
 IMAGE_HW = (120, 160)
@@ -164,10 +172,8 @@ def test_a_chain_is_one_group(tmp_path):
 
 
 def test_a_long_chain_of_links():
-    forest = duplicates._Forest()
-    for i in reversed(range(5000)):
-        forest.link(i, i + 1, 0.9)
-    assert forest.groups() == [DuplicateGroup(tuple(range(5001)), 0.9)]
+    links = [(i, i + 1, 0.9 if i == 7 else 0.95) for i in reversed(range(5000))]
+    assert linked_groups(links) == [DuplicateGroup(tuple(range(5001)), 0.9)]
 
 
 def pairs_by_comparing(vectors):
@@ -204,10 +210,8 @@ def test_a_film_of_one_scene_is_one_group_without_all_pairs(monkeypatch):
     pairs, _ = candidate_pairs(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     assert len(pairs) <= 5 * 400
     assert np.bincount(pairs[:, 0]).max() == 5
-    forest = duplicates._Forest()
-    for a, b in pairs.tolist():
-        forest.link(a, b, 1.0)
-    assert [len(group.indices) for group in forest.groups()] == [400]
+    groups = linked_groups([(a, b, 1.0) for a, b in pairs.tolist()])
+    assert [len(group.indices) for group in groups] == [400]
 
 
 def test_the_best_partners_are_kept(monkeypatch):
@@ -262,16 +266,16 @@ def test_hashes_of_correlated_vectors_differ_in_the_angle():
         assert share == pytest.approx(np.arccos(correlation) / np.pi, abs=0.01)
 
 
-def test_look_at_an_image(tmp_path):
+def test_scan_image_an_image(tmp_path):
     frame = draw_frame(0)
     (path,) = save(tmp_path, {"a.jpg": Image.fromarray(frame).convert("RGB")})
-    look = look_at(path)
-    assert look.problem is None
-    assert look.image_hw == IMAGE_HW
-    assert look.stored_as == "JPEG RGB"
-    assert look.fine.shape == (64 * 64,)
-    assert look.fine.mean() == pytest.approx(0, abs=1e-6)
-    assert np.linalg.norm(look.fine) == pytest.approx(1, abs=1e-5)
+    scan = scan_image(path)
+    assert scan.problem is None
+    assert scan.image_hw == IMAGE_HW
+    assert scan.stored_as == "JPEG RGB"
+    assert scan.fine.shape == (64 * 64,)
+    assert scan.fine.mean() == pytest.approx(0, abs=1e-6)
+    assert np.linalg.norm(scan.fine) == pytest.approx(1, abs=1e-5)
 
 
 def test_reduced_pixels_are_means_of_blocks():
@@ -281,14 +285,14 @@ def test_reduced_pixels_are_means_of_blocks():
     np.testing.assert_allclose(reduce_pixels(Image.fromarray(pixels)), expected, atol=1e-6)
 
 
-def test_scan_keeps_the_order_and_counts_each(tmp_path):
+def test_scan_keeps_the_order_and_tells_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     paths = save(tmp_path, {f"{i}.png": draw_frame(i)[: 60 + i] for i in range(9)})
-    steps = []
-    scanned = scan_images(paths, workers=3, advance=lambda: steps.append(1))
+    scanned = scan_images(paths, workers=3)
     assert isinstance(scanned, ScannedImages)
     assert scanned.paths == tuple(paths)
     assert scanned.images_hw == [(60 + i, IMAGE_HW[1]) for i in range(9)]
-    assert len(steps) == 9
+    assert "9 of 9 images" in capsys.readouterr().err
     assert scan_images([], workers=2).coarse.shape == (0, 256)
 
 

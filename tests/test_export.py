@@ -23,8 +23,9 @@ from mounts import mounted
 from parity import RECORDED_NAMES, REMOSCOPE, load, parity_file
 from yogo_jax.checkpoint.store import read_metadata, restore_variables
 from yogo_jax.detector.architectures import BACKBONES
-from yogo_jax.detector.found import detections_of
+from yogo_jax.detector.postprocess import select_cells
 from yogo_jax.detector.spec import served_spec
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
 
 
@@ -114,6 +115,7 @@ def test_every_architecture_exports_and_verifies(name, rgb, normalize_images, tm
     ]
 
 
+@pytest.mark.smoke
 def test_models_describe_themselves(checkpoint, tmp_path):
     run_export(checkpoint, "--output", tmp_path, "--crop-height", 0.5, "--batch", 2)
     model = onnx.load(tmp_path / "model.onnx")
@@ -304,7 +306,7 @@ def test_the_instruments_network_gives_its_recorded_outputs(elated_smoke, tmp_pa
             if name == "onnx" or precision == "fp32":
                 np.testing.assert_allclose(found, recorded[f"raw_{row}"], atol=1e-3)
             boxes = recorded[f"boxes_{row}"]
-            ours = detections_of(found[0])
+            ours = select_cells(found[0], Thresholds())
             assert len(ours[0]) == len(boxes)
             nearest = np.abs(ours[0][:, None] - boxes[None, :, :4]).max(-1)
             matched = nearest.argmin(1)

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - names in Cyrillic
-"""What users name: paths with `~`, configs by name, and text files in any encoding."""
+"""Things that users name: paths with `~`, configs by name, and text files in any encoding."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.evaluate import make_parser as evaluate_parser
 from yogo_jax.files import given_path, path_text_flag, read_given_text
-from yogo_jax.inference.flags import make_parser as infer_parser
+from yogo_jax.infer import make_parser as infer_parser
 from yogo_jax.training.resume import find_start, record_config
 
 

@@ -89,6 +89,7 @@ def cropped(models, frames, tmp_path_factory):
     return output, expected_rows(models["checkpoint"], frames, crop_height=0.5)
 
 
+@pytest.mark.smoke
 def test_everything_is_written_and_nothing_else(cropped):
     output, _ = cropped
     assert sorted(path.name for path in output.iterdir()) == [
@@ -205,6 +206,7 @@ def run_of(models, name, source, output, *more):
     return detections(output)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["onnx", "ir"])
 def test_exported_models_find_what_the_checkpoint_finds(name, models, frames, tmp_path):
     source = ("--images", frames)
@@ -241,6 +243,7 @@ def test_frames_of_another_size_are_resized_as_in_training(models, tmp_path):
     np.testing.assert_allclose(found[:, 1:5], 2 * rows[:, :4], atol=5e-3)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["list", "stack", "zarr", "video"])
 def test_other_sources_give_the_same(kind, models, frames, tmp_path, monkeypatch):
     folder = run_of(models, "ir", ("--images", frames), tmp_path / "a")

@@ -9,7 +9,9 @@ import pytest
 from inferences import detections, export_unverified, largest_differences, run_infer
 from parity import REMOSCOPE, data_set, load
 from runs import run_command
-from yogo_jax.detector.found import Found, Thresholds, detections_of
+from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.postprocess import detections_of
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.inference.journal import FrameRecord
 from yogo_jax.inference.writers import scope_array
 
@@ -71,9 +73,10 @@ def test_recorded_predictions_as_the_instruments_array(image, tmp_path):
     recorded = load("format_preds.npz")
     outputs = recorded["raw"][image].astype(np.float32)
     rows = recorded[f"xyxy_{image}"]
-    found = detections_of(outputs, Thresholds())
-    record = FrameRecord(image, "x", None, (96, 128), (0.0, 0.0, 1.0, 1.0), found)
     classes = outputs.shape[0] - 5
+    names = tuple(f"class {i}" for i in range(classes))
+    found = detections_of(outputs, Thresholds(), class_names=names, image_hw=(96, 128))
+    record = FrameRecord(image, "x", None, found)
     with scope_array(tmp_path / "x.npy", len(rows), classes, (96, 128)) as add:
         add(record)
     array = np.load(tmp_path / "x.npy")
@@ -104,8 +107,8 @@ def test_as_many_detections_as_there_are(count):
     outputs[5] = 1
     outputs.reshape(6, -1)[4, :count] = np.linspace(0.9, 0.6, count)
     outputs.reshape(6, -1)[2, count:] = np.nan
-    found = detections_of(outputs)
-    assert isinstance(found, Found)
+    found = detections_of(outputs, Thresholds(), class_names=("a",), image_hw=(96, 128))
+    assert isinstance(found, Detections)
     assert len(found.objectness) == count
     np.testing.assert_allclose(found.objectness, np.linspace(0.9, 0.6, count), rtol=1e-6)
 

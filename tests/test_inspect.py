@@ -23,12 +23,12 @@ from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inspect_data import main
-from yogo_jax.inspection import audit as inspection
+from yogo_jax.inspection import findings
 from yogo_jax.inspection.audit import inspect_data
 from yogo_jax.inspection.box_checks import Grid
-from yogo_jax.inspection.page import render_inspection, suspect_rows, suspect_sections
+from yogo_jax.inspection.findings import Listing
+from yogo_jax.inspection.page import render_inspection
 from yogo_jax.inspection.suspects import SUSPECT_KINDS, Suspects, find_suspects
-from yogo_jax.inspection.text import format_inspection
 
 
 IMAGE_HW, GRID_HW = (64, 96), (8, 12)
@@ -143,7 +143,7 @@ def test_data_of_which_nothing_can_be_read_is_looked_at_all_the_same(tmp_path):
     found = look(definition)
     counts = {kind: each.count for kind, each in found.findings.items()}
     assert counts == {"unreadable_image": 4, "class_without_box": 2}
-    assert found.usual_image_hw is None
+    assert found.scanned.usual_hw is None
     page = render_inspection(found, top=5)
     assert "<svg" not in page
 
@@ -259,14 +259,15 @@ def mislabelled(tmp_path_factory):
 def test_planted_wrong_labels_come_first(mislabelled):
     _, suspects, forgotten = mislabelled
     # 11 of the 12 images can be read, with 6 cells each; one is forgotten, one is too many.
-    assert suspects.counts == {"other_class": 1, "no_label": 1, "not_found": 1, "high_loss": 66}
-    (wrong,) = suspects.listed["other_class"]
+    counts = {kind: found.count for kind, found in suspects.found.items()}
+    assert counts == {"other_class": 1, "no_label": 1, "not_found": 1, "high_loss": 66}
+    (wrong,) = suspects.found["other_class"].listed
     assert wrong.place.endswith(f"labels{os.sep}val{os.sep}val_0001.txt:6")
     assert {wrong.given, wrong.predicted} == {"healthy", "ring"}
     assert wrong.probability == pytest.approx(1 / (1 + np.exp(-4)), abs=1e-4)
     assert wrong.objectness == pytest.approx(0.95)
 
-    (extra,) = suspects.listed["no_label"]
+    (extra,) = suspects.found["no_label"].listed
     assert extra.place.endswith("train_0002.txt")
     assert extra.line is extra.given is extra.loss is None
     expected = [float(value) for value in forgotten.split()]
@@ -274,11 +275,11 @@ def test_planted_wrong_labels_come_first(mislabelled):
     found = [extra.x_center, extra.y_center, extra.width, extra.height]
     np.testing.assert_allclose(found, expected[1:], atol=1e-5)
 
-    (void,) = suspects.listed["not_found"]
+    (void,) = suspects.found["not_found"].listed
     assert void.place.endswith("test_0000.txt:7")
     assert void.objectness == pytest.approx(0.01)
 
-    ranked = suspects.listed["high_loss"]
+    ranked = suspects.found["high_loss"].listed
     assert [suspect.rank for suspect in ranked] == [1, 2, 3, 4]
     assert {suspect.place for suspect in ranked[:2]} == {wrong.place, void.place}
     losses = [suspect.loss for suspect in ranked]
@@ -298,10 +299,8 @@ def test_suspects_as_a_table_and_on_a_page(mislabelled, tmp_path):
     assert rows[1]["line"] == rows[1]["given"] == ""
     assert json.loads(json.dumps(suspects.to_dict()))["high_loss"]["count"] == 66
 
-    sections = suspect_sections(looked_at, suspects, top=3, checkpoint="runs/first")
     path = tmp_path / "page.html"
-    rows = suspect_rows(suspects)
-    path.write_text(render_inspection(looked_at, top=3, more_rows=rows, more=sections))
+    path.write_text(render_inspection(looked_at, suspects, top=3, detector="runs/first"))
     with open_page(path, width=360, dark=True) as page:
         assert_fits_the_width(page)
         assert "detections without a label\t1\t" in page.locator("#summary").inner_text()
@@ -430,7 +429,7 @@ def test_refusals_with_data(tmp_path, flags, message, capsys):
 
 
 def test_of_many_findings_some_are_listed_and_all_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspection, "MOST_LISTED", 4)
+    monkeypatch.setattr(findings, "MOST_LISTED", 4)
     definition = load_definition(write_dataset(tmp_path, images=4))
     found = inspect_data(
         definition, min_box_area=0, choose_grid=lambda _: Grid((1, 1), None, None), workers=1
@@ -438,7 +437,7 @@ def test_of_many_findings_some_are_listed_and_all_are_counted(tmp_path, monkeypa
     listing = found.findings["shared_cell"]
     assert (listing.count, len(listing.listed)) == (20, 4)
     assert found.count == 20
-    text = format_inspection(found)
+    text = found.to_text()
     assert "boxes that lose their cell of the grid: 20" in text
     assert text.endswith("  - and 17 more")
     assert "The first 2 of 20" in render_inspection(found, top=2)
@@ -475,6 +474,6 @@ def test_the_grid_by_flags(tmp_path, capsys):
 @pytest.mark.parametrize(("not_found", "warns"), [(0, False), (5, False), (6, True), (10, True)])
 def test_a_detector_that_finds_few_labels_is_not_to_be_believed(not_found, warns):
     counts = {**dict.fromkeys(SUSPECT_KINDS, 0), "not_found": not_found, "high_loss": 10}
-    found = Suspects(counts, {kind: [] for kind in SUSPECT_KINDS})
+    found = Suspects({kind: Listing(count) for kind, count in counts.items()})
     assert (f"only {10 - not_found} of 10 labels" in found.warning) == warns
     assert bool(found.warning) == warns

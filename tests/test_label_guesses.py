@@ -9,10 +9,10 @@ import pytest
 
 from tiny_data import spoil_labels, write_dataset
 from yogo_jax.data.definition import load_definition
-from yogo_jax.data.label_guesses import boxes_look_like, guess_findings
 from yogo_jax.data.labels import Labels
+from yogo_jax.data.records import boxes_look_like
 from yogo_jax.inspect_data import main
-from yogo_jax.inspection.collected import collect
+from yogo_jax.inspection.collected import collect, guess_findings
 
 
 GUESSES = {"boxes_in_pixels", "other_box_form", "classes_from_one"}

@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from drawn_models import make_spec
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, label_loss
+from yogo_jax.detector.nms import PaddedDetections
 from yogo_jax.inspection.doubts import LabelScores, Opinions, doubts_of_image, score_labels
 
 
 GRID_HW, CLASSES, ROWS = (5, 7), 3, 12
+TWO_CLASSES = make_spec("quarter_filters", class_names=("a", "b"))
 WEIGHTS = LossWeights(
     no_object_weight=0.3, iou_weight=4.0, classify_weight=2.0, label_smoothing=0.1
 )
@@ -106,7 +108,7 @@ def opinions_of(labels, found):
             np.array(probs, np.float32).reshape(-1, 2),
             np.array(owns, bool),
         ),
-        Detections(
+        PaddedDetections(
             np.array([*boxes, (0, 0, 0, 0)], np.float32),
             np.array([*found_objectness, 1], np.float32),
             np.array([*found_probs, (1, 0)], np.float32),
@@ -158,6 +160,7 @@ def test_doubts(labels, found, kinds):
         np.array([box for box, _, _ in labels]).reshape(-1, 4),
         np.array([class_id for _, class_id, _ in labels], int),
         np.zeros((0, 4)),
+        TWO_CLASSES,
         min_confidence=0.75,
     )
     assert [doubt.kind for doubt in doubts if doubt.kind != "high_loss"] == kinds
@@ -169,14 +172,14 @@ def test_a_small_label_is_a_label():
     opinions = opinions_of([], [(CORNERS[B], 0.9, (0.95, 0.05))])
     nothing = (np.zeros((0, 4)), np.zeros(0, int))
     for others, kinds in ((np.zeros((0, 4)), ["no_label"]), (np.array([B]), [])):
-        doubts = doubts_of_image(opinions, *nothing, others, min_confidence=0.5)
+        doubts = doubts_of_image(opinions, *nothing, others, TWO_CLASSES, min_confidence=0.5)
         assert [doubt.kind for doubt in doubts] == kinds
 
 
 def test_what_a_doubt_says():
     opinions = opinions_of([(3.5, 0.2, (0.4, 0.6), True)], [(CORNERS[C], 0.9, (0.1, 0.9))])
     missed, ranked, extra = doubts_of_image(
-        opinions, np.array([A]), np.array([0]), np.zeros((0, 4)), min_confidence=0.8
+        opinions, np.array([A]), np.array([0]), np.zeros((0, 4)), TWO_CLASSES, min_confidence=0.8
     )
     assert (missed.kind, missed.label, missed.class_id, missed.box_cxcywh) == ("not_found", 0, 1, A)
     assert (missed.weight, missed.objectness) == pytest.approx((0.8, 0.2))

@@ -77,6 +77,7 @@ def no_page(monkeypatch):
     monkeypatch.setattr(results, "evaluation_page", lambda *_: "")
 
 
+@pytest.mark.smoke
 def test_a_workdir_holds_what_it_promises(whole_run, definition):
     workdir, metrics = whole_run
     assert json.loads((workdir / "config.json").read_text()) == config_of(definition).to_dict()

@@ -58,6 +58,7 @@ def batch_loss(upstream_predictions, upstream_labels, **weights):
     return terms.total().mean(), terms
 
 
+@pytest.mark.smoke
 @pytest.mark.optimized
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_recorded_loss_terms_and_gradients(setting):

@@ -25,7 +25,7 @@ def scored(*scores):
 
 
 def evaluated(*images, **options):
-    metrics = MeanAveragePrecision(NAMES, IMAGE_HW, **options)
+    metrics = MeanAveragePrecision(NAMES, **options)
     for image in images:
         metrics.update(*image)
     return metrics.compute()

@@ -172,6 +172,7 @@ def test_a_step_that_fits_is_compiled_as_it_is(compiled, monkeypatch):
     assert fitted(compiled, monkeypatch, needed[False]) == (needed[False], False, [])
 
 
+@pytest.mark.smoke
 def test_a_step_that_does_not_fit_takes_less(compiled, monkeypatch):
     _, needed = compiled
     # Compiled with few optimizations, as most tests are; as users do it is less than half.

@@ -11,7 +11,8 @@ import pytest
 from bridge import to_openvino
 from oracles.make_environments import RELEASES, is_made, python_of
 from parity import REMOSCOPE
-from yogo_jax.detector.found import detections_of
+from yogo_jax.detector.postprocess import select_cells
+from yogo_jax.detector.thresholds import Thresholds
 
 
 ORACLES = Path(__file__).parent / "oracles"
@@ -56,7 +57,7 @@ def strips() -> np.ndarray:
 def scope_array(outputs: np.ndarray, image_id: int, image_hw: tuple[int, int]) -> np.ndarray:
     """The instrument's 15xN array of one output, by our own detections."""
     rows, columns = image_hw
-    boxes, objectness, class_probs = detections_of(outputs.astype(np.float32))
+    boxes, objectness, class_probs, _ = select_cells(outputs.astype(np.float32), Thresholds())
     corners = boxes * np.array([columns, rows, columns, rows])
     best = class_probs.argmax(-1)
     parts = [np.full(len(boxes), image_id), *corners.T, objectness, best, class_probs.max(-1)]
@@ -118,7 +119,7 @@ def test_the_whole_frame_shows_the_cells_of_its_strips(elated_smoke, tmp_path):
     frame = np.asarray(Image.open(REMOSCOPE / "remoscope_frame.png").convert("L"))[..., None]
     outputs = OpenVinoModel(tmp_path / "model.xml").run(frame[None])
     assert outputs.shape == (1, 12, 97, 129)
-    boxes, objectness, class_probs = detections_of(outputs[0])
+    boxes, objectness, class_probs, _ = select_cells(outputs[0], Thresholds())
     picture = draw_boxes(frame, boxes, class_probs.argmax(-1), CLASS_NAMES, scores=objectness)
     picture.save(tmp_path / "whole_frame.png")
 

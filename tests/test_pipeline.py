@@ -81,6 +81,7 @@ def test_examples_hold_the_records_labels(records):
     assert int(example["valid"].sum()) == len(ids)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_order_does_not_depend_on_workers_nor_on_where_a_run_was_cut(records, workers):
     order = EpochOrder(num_records=len(records), batch_size=4, seed=5)

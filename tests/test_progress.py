@@ -2,7 +2,8 @@ import io
 import sys
 import time
 
-from yogo_jax.progress import Heartbeat, progress_bar
+from yogo_jax import progress
+from yogo_jax.progress import Heartbeat, with_progress
 
 
 class Terminal(io.StringIO):
@@ -10,21 +11,26 @@ class Terminal(io.StringIO):
         return True
 
 
-def steps(monkeypatch, stream) -> str:
+def shown(monkeypatch, stream, **options) -> str:
     monkeypatch.setattr(sys, "stderr", stream)
-    with progress_bar("images") as on_start:
-        advance = on_start(3)
-        for _ in range(3):
-            advance()
+    assert [*with_progress(range(3), what="images", **options)] == [0, 1, 2]
     return stream.getvalue()
 
 
 def test_a_bar_on_a_terminal_alone(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    assert steps(monkeypatch, io.StringIO()) == ""
-    shown = steps(monkeypatch, Terminal())
-    assert "images" in shown
-    assert "3/3" in shown
+    assert shown(monkeypatch, io.StringIO(), total=3) == ""
+    bar = shown(monkeypatch, Terminal(), total=3)
+    assert "images" in bar
+    assert "3/3" in bar
+    assert shown(monkeypatch, Terminal(), total=3, bar=False) == ""
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+    lines = shown(monkeypatch, io.StringIO(), total=9, done=6).splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"{n} of 9 images" for n in (7, 8, 9)]
+    assert shown(monkeypatch, io.StringIO()).startswith("1 images, ")
 
 
 def wait_for(lines, count):

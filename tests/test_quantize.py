@@ -17,7 +17,8 @@ from yogo_jax.checkpoint.store import restore_variables
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
-from yogo_jax.detector.found import Thresholds, detections_of
+from yogo_jax.detector.postprocess import select_cells
+from yogo_jax.detector.thresholds import Thresholds
 
 
 DEFINITION = """\
@@ -54,7 +55,7 @@ def seen_by_itself(tmp_path_factory) -> tuple[Path, Path]:
     frames = verification_frames(spec, count=12)
     boxes, ids = [], []
     for output in outputs_and_ranges(spec, variables, frames)[0]:
-        corners, _, class_probs = detections_of(output, Thresholds(objectness=0.05))
+        corners, _, class_probs, _ = select_cells(output, Thresholds(objectness=0.05))
         cxcywh = np.asarray(xyxy_to_cxcywh(jnp.asarray(corners.clip(0, 1))))
         kept = (cxcywh[:, 2:] > 0.01).all(-1)
         boxes.append(cxcywh[kept])

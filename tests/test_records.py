@@ -8,7 +8,7 @@ import pytest
 
 from tiny_data import write_dataset
 from yogo_jax.data.definition import PathPair, load_definition
-from yogo_jax.data.records import RecordReport, Records, load_records
+from yogo_jax.data.records import RecordReport, Records, read_records, without_small_boxes
 from yogo_jax.errors import UserError
 
 
@@ -29,8 +29,10 @@ def write_set(folder: Path, labels: dict[str, str], images: list[str]) -> PathPa
     return pair
 
 
-def load(*pairs, min_box_area=0.0, on_bad_label="error"):
-    return load_records(pairs, NAMES, min_box_area=min_box_area, on_bad_label=on_bad_label)
+def load(*pairs, class_names=NAMES, min_box_area=0.0, on_bad_label="error"):
+    everything, report = read_records(pairs, class_names, on_bad_label=on_bad_label)
+    records, left_out = without_small_boxes(everything, min_box_area)
+    return records, report + left_out
 
 
 def error_of(*pairs, **options) -> str:
@@ -215,9 +217,7 @@ def test_names_that_are_ambiguous_but_for_unicode_form_are_refused(
 
 def test_a_set_whose_images_came_from_another_system():
     definition = load_definition(SHARED.parent / "cases" / "nfd-names" / "d.yml")
-    records, report = load_records(
-        definition.dataset_paths, definition.class_names, min_box_area=0, on_bad_label="error"
-    )
+    records, report = load(*definition.dataset_paths, class_names=definition.class_names)
     assert (len(records), report.unlabelled_images) == (4, 0)
 
 
@@ -372,7 +372,7 @@ def test_fingerprint_has_the_class_names(tmp_path):
     write_dataset(tmp_path, images=2)
     pairs = load_definition(tmp_path / "definition.yml").dataset_paths
     one, other = (
-        load_records(pairs, names, min_box_area=0, on_bad_label="error")[0].fingerprint()
+        load(*pairs, class_names=names)[0].fingerprint()
         for names in (("healthy", "ring"), ("ring", "healthy"))
     )
     assert one != other
@@ -399,8 +399,6 @@ def test_real_data_has_the_published_counts(name, images, by_class):
     if not path.exists():
         pytest.skip(f"no {path}")
     definition = load_definition(path)
-    records, report = load_records(
-        definition.dataset_paths, definition.class_names, min_box_area=0, on_bad_label="error"
-    )
+    records, report = load(*definition.dataset_paths, class_names=definition.class_names)
     assert report == RecordReport(images=images, boxes=sum(by_class))
     np.testing.assert_array_equal(np.bincount(records.class_ids, minlength=len(by_class)), by_class)

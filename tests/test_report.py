@@ -14,8 +14,8 @@ from runs import run_command, tiny_config
 from tiny_data import write_dataset
 from yogo_jax import report
 from yogo_jax.checkpoint.metrics_file import read_metrics
-from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.reports import history
 from yogo_jax.reports.evaluation_page import Subject, write_results
@@ -42,7 +42,7 @@ def subject_of(class_names, image_hw=(64, 96), history=None):
 
 
 def write(folder, images, class_names, **options):
-    evaluation = evaluation_of(images, class_names, (64, 96))
+    evaluation = evaluation_of(images, class_names)
     subject = subject_of(class_names, **options)
     return write_results(folder, evaluation, subject, checkpoint=folder, step=7, pictures=2)
 
@@ -150,7 +150,7 @@ def test_a_report_in_a_browser(evaluated, width, dark):
 def test_metrics_of_a_test_hold_all_that_was_there_and_more(evaluated):
     folder, images, metrics = evaluated
     assert json.loads((folder / "metrics.json").read_text()) == metrics
-    before = evaluation_of(images, NAMES, (64, 96)).metrics
+    before = evaluation_of(images, NAMES).metrics
     for key in before.keys() - {"loss"}:
         assert metrics[key] == before[key]
     assert metrics["test_loss"] == before["loss"]

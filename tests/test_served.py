@@ -1,4 +1,4 @@
-"""What the network sees of a frame, and where its boxes lie in the frame."""
+"""The part of a frame that the network sees, and the place of its boxes in the frame."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yogo_jax.data.images import resize_image
-from yogo_jax.detector.found import Found, Thresholds
-from yogo_jax.detector.spec import whole_frame_hw
+from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.grid import whole_frame_hw
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
-from yogo_jax.inference.journal import FrameRecord
-from yogo_jax.inference.serving import Served, view_of
+from yogo_jax.inference.serving import ServingSpec, view_of
 
 
-def served(image_hw, frame_hw) -> Served:
-    return Served(
+def served(image_hw, frame_hw) -> ServingSpec:
+    return ServingSpec(
         class_names=("a",),
         image_hw=image_hw,
         frame_hw=frame_hw,
@@ -86,9 +86,14 @@ def test_the_whole_frame_of_a_crop(image_hw, multiplier_wh, expected):
 def test_boxes_of_the_crop_lie_there_in_the_frame(image_hw, more_hw, box):
     frame_hw = (image_hw[0] + more_hw[0], image_hw[1] + more_hw[1])
     view = view_of(numbered(*frame_hw), served(image_hw, frame_hw))
-    found = Found(np.asarray([box], np.float32), np.ones(1), np.ones((1, 1)))
-    record = FrameRecord(0, "x", None, frame_hw, view.window_xyxy, found)
-    of_frame = record.boxes_in_frame()[0] * np.tile(frame_hw[::-1], 2)
+    found = Detections(
+        boxes_xyxy=np.asarray([box], np.float32),
+        objectness=np.ones(1),
+        class_probs=np.ones((1, 1)),
+        class_names=("a",),
+        image_hw=frame_hw,
+        window_xyxy=view.window_xyxy,
+    )
     top_left = [(more_hw[1] + 1) // 2, (more_hw[0] + 1) // 2]
     expected = np.asarray(box) * np.tile(image_hw[::-1], 2) + np.tile(top_left, 2)
-    np.testing.assert_allclose(of_frame, expected, atol=1e-3)
+    np.testing.assert_allclose(found.boxes_xyxy_px[0], expected, atol=1e-3)

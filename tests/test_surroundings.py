@@ -14,7 +14,6 @@ import pytest
 from runs import ROOT, train_command
 from tiny_data import write_dataset
 from yogo_jax import startup as cache
-from yogo_jax.metrics.calibration import read_min_scores
 
 
 NOBODY = 54321
@@ -199,7 +198,7 @@ def test_a_path_that_the_locale_cannot_write_is_named(tmp_path):
 
 
 def test_a_file_of_thresholds_in_another_encoding_is_refused(tmp_path):
-    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.detector.thresholds import Thresholds, read_min_scores
     from yogo_jax.errors import UserError
 
     path = tmp_path / "thresholds.json"

@@ -1,4 +1,4 @@
-"""What stands in slurm/: scripts that refuse early, and W&B's sweep as our training reads it."""
+"""The files in slurm/: scripts that refuse early, and W&B's sweep as our training reads it."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ def wandb_sweep():
 
 
 def training_flags(wandb_sweep: dict, chosen: dict) -> list[str]:
-    """What W&B's agent would give to the training, by W&B's own code."""
+    """The flags that W&B's agent would give to the training, by W&B's own code."""
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     command = utils.create_sweep_command(list(wandb_sweep["command"]))
     values = {name: {"value": value} for name, value in chosen.items()}

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from sweeps import SPACE, finish_with, space_of, states_of, study_in
 from yogo_jax.errors import UserError
 from yogo_jax.ownership import read_claims
+from yogo_jax.sweeping.results import read_results
 from yogo_jax.sweeping.study import MAX_DEATHS, load_study, open_study
 
 
@@ -180,3 +181,21 @@ def test_a_study_with_a_wrong_value_is_named(tmp_path):
     file.write_text(file.read_text().replace('"objective": "mAP50"', '"objective": "speed"'))
     with pytest.raises(UserError, match=r"study\.json: config\.sweep\.objective must be one of"):
         load_study(tmp_path, stale_after=60)
+
+
+def test_a_sweep_over_a_field_that_was_renamed_goes_on_under_its_old_name(tmp_path):
+    space = {"loss": {"reference_count": {"uniform": (10.0, 50.0)}}}
+    study = study_in(tmp_path, space=space)
+    drawn = [study.start(number).params["loss.reference_count"] for number in (0, 1)]
+    study.complete(0, 0.5)
+    for file in (tmp_path / "study.json", tmp_path / "journal.log"):
+        text = file.read_text().replace("reference_count_from_data", "by_fullness")
+        file.write_text(text.replace("reference_count", "usual_objects"))
+    again = study_in(tmp_path, space=space)
+    for number, value in enumerate(drawn):
+        trial = again.start(number)
+        assert trial.params == {"loss.usual_objects": value}
+        assert again.space.config_of(trial.params).loss.reference_count == value
+    assert again.start(2).params.keys() == {"loss.usual_objects"}
+    results = read_results(again)
+    assert [each.chosen["loss.reference_count"] for each in results.trials[:2]] == drawn

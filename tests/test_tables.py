@@ -20,7 +20,7 @@ def measured(class_names):
     class_probs = np.eye(classes, dtype=np.float32)
     detection = DetectionMetrics(class_names)
     detection.update(boxes_xyxy, class_probs, boxes_xyxy[:-1], class_ids[:-1])
-    mean_ap = MeanAveragePrecision(class_names, (100, 100))
+    mean_ap = MeanAveragePrecision(class_names)
     mean_ap.update(boxes_xyxy, x + 0.5, class_ids, boxes_xyxy[:-1], class_ids[:-1])
     metrics = detection.compute() | mean_ap.compute() | {"test_loss": 1.25}
     return json.loads(json.dumps(metrics))

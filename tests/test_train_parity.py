@@ -44,6 +44,7 @@ def batch_of(recorded: dict[str, np.ndarray], step: int) -> dict[str, jax.Array]
     }
 
 
+@pytest.mark.smoke
 @pytest.mark.optimized
 @pytest.mark.usefixtures("without_dropout")
 def test_twelve_recorded_steps():

@@ -13,6 +13,7 @@ from runs import ROOT, run_command
 from yogo_jax.__main__ import COMMANDS, main
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stopped:

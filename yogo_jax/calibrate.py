@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from yogo_jax.command import Parser, as_command
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, check_at_least
 from yogo_jax.files import path_flag, write_json
 from yogo_jax.startup import start_jax
 
@@ -83,9 +83,8 @@ def calibrate(
     """
     if not 0 < precision <= 1:
         raise UserError(f"--precision must be in (0, 1], got {precision}")
-    for name, value, least in (("batch-size", batch_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise UserError(f"--{name} must be {least} or more, got {value}")
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers)
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.checkpoint.run_data import evaluation_data
@@ -97,7 +96,7 @@ def calibrate(
     )
     from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.source import padded_box_count
-    from yogo_jax.detector.found import Thresholds
+    from yogo_jax.detector.thresholds import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
         at_temperature,

@@ -83,9 +83,7 @@ class Parser(argparse.ArgumentParser):
             self.allow_abbrev and any(each.startswith(flag) for each in actions)
         ):
             return
-        # Flags without a help text are old names.
-        shown = [name for name, each in actions.items() if each.help != argparse.SUPPRESS]
-        nearest = difflib.get_close_matches(flag, shown, n=1)
+        nearest = difflib.get_close_matches(flag, list(actions), n=1, cutoff=0.7)
         self.error(f"{flag}: {f'did you mean {nearest[0]}?' if nearest else 'unknown flag'}")
 
 

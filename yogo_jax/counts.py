@@ -22,7 +22,7 @@ from yogo_jax.counting.flags import (
     add_estimate,
     add_matrix,
 )
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, check_fractions, flag_of
 
 
 EXAMPLES = """\
@@ -72,10 +72,8 @@ def check(command: str, given: Mapping[str, Any]) -> None:
     Raises:
       UserError: naming the flag, what was expected and what was given.
     """
-    for name in ("obj_thresh", "min_class_confidence_threshold"):
-        value = given.get(name)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{_flag(name)} must be in [0, 1], got {value}")
+    confidences = ("obj_thresh", "min_class_confidence_threshold")
+    check_fractions(**{name: given.get(name) for name in confidences})
     for name in ("frames", "samples", "cells", "red_cells_per_ul", "validation_times"):
         _check_positive(name, given.get(name))
     for value in given.get("limit_cells") or ():
@@ -103,7 +101,7 @@ def _check_estimate(given: Mapping[str, Any]) -> None:
         for name in ("obj_thresh", "class_names"):
             if given[name] is not None:
                 raise UserError(
-                    f"{_flag(name)} is for the array of a run (.npy); {counts} has been counted "
+                    f"{flag_of(name)} is for the array of a run (.npy); {counts} has been counted "
                     "already"
                 )
         if confidence is not None and not given["compensation"]:
@@ -116,16 +114,12 @@ def _check_estimate(given: Mapping[str, Any]) -> None:
         ("line", "compensation", "says what the line of a compensation file is"),
     ):
         if given[name] and not given[needed]:
-            raise UserError(f"{_flag(name)} {why}: give {_flag(needed)} as well")
+            raise UserError(f"{flag_of(name)} {why}: give {flag_of(needed)} as well")
 
 
 def _check_positive(name: str, value: float | None) -> None:
     if value is not None and not 0 < value < math.inf:
-        raise UserError(f"{_flag(name)} must be above 0, got {value}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        raise UserError(f"{flag_of(name)} must be above 0, got {value}")
 
 
 def main(argv: list[str] | None = None) -> None:

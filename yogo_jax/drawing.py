@@ -6,12 +6,29 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from yogo_jax.errors import UserError
+
 
 # What is shown around a box: so many times its size, but at least so many pixels.
 SURROUNDINGS = 2.5
 LEAST_SIDE_PX = 64
 CROP_PX = 360
 GAP_PX = 6
+
+
+def as_frame(image: np.ndarray) -> UInt8[np.ndarray, "h w c"]:
+    """The image with an axis of 1 or 3 channels, which a gray one may lack.
+
+    Raises:
+      UserError: it is no gray or RGB image of 8 bits.
+    """
+    frame = image[:, :, None] if image.ndim == 2 else image
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (1, 3) or not frame.size:
+        raise UserError(
+            "expected an image of uint8, of shape [rows columns], [rows columns 1] or [rows "
+            f"columns 3], found {image.dtype} of shape {image.shape}"
+        )
+    return frame
 
 
 def shrink(image: UInt8[np.ndarray, "h w c"], width: int) -> UInt8[np.ndarray, "h2 w2 c"]:

@@ -1,4 +1,4 @@
-"""How commands end: the one exception that means the user's input is at fault, and exit codes."""
+"""The exception that means a mistake of the user, and the exit statuses of commands."""
 
 import sys
 from collections.abc import Iterator
@@ -27,6 +27,33 @@ class UserError(ValueError):
 
     Entry points print it without a traceback and exit with status 2.
     """
+
+
+def check_fractions(**given: float | None) -> None:
+    """Refuses numbers out of [0, 1], by the names of their flags; None is not given.
+
+    Raises:
+      UserError: naming the flag and what was given.
+    """
+    for name, value in given.items():
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{flag_of(name)} must be in [0, 1], got {value}")
+
+
+def check_at_least(least: float, **given: float | None) -> None:
+    """Refuses numbers that are too small, by the names of their flags; None is not given.
+
+    Raises:
+      UserError: naming the flag and what was given.
+    """
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise UserError(f"{flag_of(name)} must be {least} or more, got {value}")
+
+
+def flag_of(name: str) -> str:
+    """The flag that sets an argument, as "--batch-size" sets batch_size."""
+    return f"--{name.replace('_', '-')}"
 
 
 @contextmanager
@@ -70,7 +97,7 @@ def _user_error_in(error: BaseException | None) -> UserError | None:
 
 
 def _is_of_the_locale(error: UnicodeEncodeError) -> bool:
-    """Whether names of files, as this locale encodes them, fail in the same way."""
+    """True if names of files, as this locale encodes them, fail in the same way."""
     encoding = sys.getfilesystemencoding()
     if encoding == "utf-8":
         return False

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yogo_jax.command import Parser, add_quiet, as_command
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, check_at_least, check_fractions
 from yogo_jax.files import given_path, path_flag
 from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
@@ -92,10 +92,10 @@ def evaluate(
     split: str = "test",
     *,
     output: str | Path | None = None,
-    obj_thresh: float = 0.5,
-    iou_thresh: float = 0.5,
-    min_class_confidence_threshold: float = 0.0,
-    score_thresholds: str | Path | None = None,
+    objectness: float = 0.5,
+    iou: float = 0.5,
+    min_class_confidence: float = 0.0,
+    min_scores: str | Path | Sequence[float] = (),
     image_hw: Sequence[int] | None = None,
     apply_orientation: bool | None = None,
     batch_size: int = 8,
@@ -107,15 +107,14 @@ def evaluate(
 
     Args:
       model: a run's workdir (its best checkpoint), a checkpoint folder, or what has one of them as
-        its `checkpoint`.
+        its `path`, as runs and loaded models.
       definition: data set definition (.yml); None: the one that it was trained on.
       split: "train", "val" or "test".
       output: folder for metrics.json, report.html and pictures/; None writes nothing.
-      obj_thresh: objectness above which a box counts, in [0, 1].
-      iou_thresh: IoU above which a worse box is suppressed, in [0, 1].
-      min_class_confidence_threshold: probability that the best class of a box must exceed, if
-        above 0.
-      score_thresholds: file of least scores by class, as `calibrate` writes it.
+      objectness: a box with more of it counts, in [0, 1].
+      iou: IoU above which a worse box is suppressed, in [0, 1].
+      min_class_confidence: probability that the best class of a box must exceed, if above 0.
+      min_scores: least scores by class, or the file that `calibrate` writes; empty: none.
       image_hw: (height, width) of the frames in px; None: the size trained on.
       apply_orientation: turn images as their EXIF or TIFF tag says; None: as the run did.
       batch_size: images a device takes at a time.
@@ -130,20 +129,11 @@ def evaluate(
       UserError: a value is out of range, checkpoint and data do not fit each other, or either
         cannot be read.
     """
-    for name, threshold in (
-        ("obj-thresh", obj_thresh),
-        ("iou-thresh", iou_thresh),
-        ("min-class-confidence-threshold", min_class_confidence_threshold),
-    ):
-        if not 0 <= threshold <= 1:
-            raise UserError(f"--{name} must be in [0, 1], got {threshold}")
-    for name, value, least in (
-        ("batch-size", batch_size, 1),
-        ("workers", workers, 0),
-        ("pictures", pictures, 0),
-    ):
-        if value < least:
-            raise UserError(f"--{name} must be {least} or more, got {value}")
+    check_fractions(
+        obj_thresh=objectness, iou_thresh=iou, min_class_confidence_threshold=min_class_confidence
+    )
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers, pictures=pictures)
     if split not in SPLITS:
         raise UserError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
     start_jax()
@@ -152,9 +142,8 @@ def evaluate(
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.source import padded_box_count
-    from yogo_jax.detector.found import Thresholds
     from yogo_jax.detector.spec import served_spec
-    from yogo_jax.metrics.calibration import read_min_scores
+    from yogo_jax.detector.thresholds import Thresholds, read_min_scores
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.parallel import Devices
     from yogo_jax.progress import said_while
@@ -164,7 +153,7 @@ def evaluate(
     tell = say or _ignore
     folder = None if output is None else given_path(str(output))
     with nullcontext() if folder is None else own_folder(folder, "--output"):
-        checkpoint = find_checkpoint(given_path(str(getattr(model, "checkpoint", model))))
+        checkpoint = find_checkpoint(given_path(str(getattr(model, "path", model))))
         metadata = read_metadata(checkpoint)
         given = None if definition is None else str(definition)
         with said_while("reading the data set", silent=silent):
@@ -186,11 +175,10 @@ def evaluate(
             tell(line)
         devices = Devices()
         tell(f"{checkpoint} on {devices}")
-        thresholds = Thresholds(obj_thresh, iou_thresh, min_class_confidence_threshold)
-        scores = None if score_thresholds is None else Path(score_thresholds)
-        thresholds = thresholds._replace(
-            min_scores=read_min_scores(scores, spec.class_names, thresholds, tell)
-        )
+        thresholds = Thresholds(objectness, iou, min_class_confidence)
+        if isinstance(min_scores, str | Path):
+            min_scores = read_min_scores(Path(min_scores), spec.class_names, thresholds, tell)
+        thresholds = thresholds._replace(min_scores=tuple(min_scores))
         evaluator = Evaluator(
             spec,
             loss_weights=metadata.loss_weights(),
@@ -249,10 +237,10 @@ def main(argv: list[str] | None = None) -> None:
             args.definition,
             args.split,
             output=args.output,
-            obj_thresh=args.obj_thresh,
-            iou_thresh=args.iou_thresh,
-            min_class_confidence_threshold=args.min_class_confidence_threshold,
-            score_thresholds=args.score_thresholds,
+            objectness=args.obj_thresh,
+            iou=args.iou_thresh,
+            min_class_confidence=args.min_class_confidence_threshold,
+            min_scores=args.score_thresholds or (),
             image_hw=args.image_hw,
             apply_orientation=args.apply_orientation,
             batch_size=args.batch_size,

@@ -1,6 +1,6 @@
 """Looks at a data set before it is trained on: what is in it and what is wrong with it.
 
-    python -m yogo_jax.inspect_data FILE.yml [--output DIR] [--checkpoint CHECKPOINT]
+    yogo-jax inspect FILE.yml [--output DIR] [--checkpoint CHECKPOINT]
 
 Prints a table; with --output writes DIR/inspection.html, a page with pictures, and
 DIR/inspection.json. With --checkpoint a trained detector looks at every label, too: the page and
@@ -13,30 +13,13 @@ if __name__ == "__main__":
     own_this_process()
 
 import argparse
-import dataclasses
-from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from yogo_jax.command import Parser, as_command
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, check_at_least, check_fractions
 from yogo_jax.files import path_flag
-from yogo_jax.inspection.scan import default_workers
 from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
-
-
-if TYPE_CHECKING:
-    from yogo_jax.checkpoint.metadata import Metadata
-    from yogo_jax.inspection.audit import Inspection
-    from yogo_jax.inspection.box_checks import Grid
-    from yogo_jax.inspection.suspects import Suspects
-
-
-# The size at which "synthetic" is looked at if none is given.
-NATIVE_IMAGE_HW = (772, 1032)
-SHOWN_IN_TEXT = 3
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -104,12 +87,9 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.min_box_area is not None and not 0 <= args.min_box_area < 1:
         raise UserError(f"--min-box-area must be in [0, 1), got {args.min_box_area}")
-    if not 0 <= args.min_confidence <= 1:
-        raise UserError(f"--min-confidence must be in [0, 1], got {args.min_confidence}")
-    for name, least in (("workers", 0), ("top", 1), ("batch_size", 1)):
-        value = getattr(args, name)
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+    check_fractions(min_confidence=args.min_confidence)
+    check_at_least(0, workers=args.workers)
+    check_at_least(1, top=args.top, batch_size=args.batch_size)
     for name in ("image_hw", "grid_hw"):
         value = getattr(args, name)
         if value is not None and min(value) < 1:
@@ -122,173 +102,20 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{flags} are two ways to choose the grid: leave out either")
 
 
-def inspect(args: argparse.Namespace) -> "Inspection":
-    """The inspection, printed and, with `args.output`, written.
-
-    Raises:
-      UserError: the definition or the checkpoint cannot be used.
-    """
-    start_jax()
-    # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.checkpoint.run_data import definition_path
-    from yogo_jax.checkpoint.store import find_checkpoint, read_metadata
-    from yogo_jax.data.definition import load_definition
-    from yogo_jax.data.headers import stretch_of
-    from yogo_jax.data.records import MIN_BOX_AREA
-    from yogo_jax.files import make_folder
-    from yogo_jax.inspection.audit import inspect_data
-    from yogo_jax.inspection.text import format_inspection
-    from yogo_jax.progress import progress_bar
-
-    folder = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
-    metadata = None if folder is None else read_metadata(folder)
-    apply_orientation = args.apply_orientation
-    if apply_orientation is None:
-        apply_orientation = metadata is None or metadata.model.apply_orientation
-    if metadata is not None:
-        model = dataclasses.replace(metadata.model, apply_orientation=apply_orientation)
-        metadata = dataclasses.replace(metadata, model=model)
-    image_hw = tuple(args.image_hw) if args.image_hw else NATIVE_IMAGE_HW
-    if metadata is not None:
-        image_hw = metadata.model.image_hw
-    definition = load_definition(definition_path(args.definition, image_hw))
-    if metadata is not None and definition.class_names != metadata.model.class_names:
-        raise UserError(
-            f"{definition.path} has the classes {', '.join(definition.class_names)}, but the "
-            f"checkpoint was trained on {', '.join(metadata.model.class_names)}: they must be the "
-            "same, in the same order"
-        )
-    if args.output is not None:
-        make_folder(args.output, "--output")
-    min_box_area = args.min_box_area
-    if min_box_area is None:
-        trained = None if metadata is None else metadata.data_settings().min_box_area
-        min_box_area = MIN_BOX_AREA if trained is None else trained
-    with progress_bar("images") as on_start:
-        inspection = inspect_data(
-            definition,
-            min_box_area=min_box_area,
-            choose_grid=grid_chooser(args, metadata),
-            workers=args.workers or default_workers(),
-            on_start=on_start,
-            apply_orientation=apply_orientation,
-        )
-    print(format_inspection(inspection))
-    trained_hw = None if inspection.grid is None else inspection.grid.image_hw
-    paths = inspection.used["train"].image_paths
-    if trained_hw and (stretch := stretch_of(paths, trained_hw, apply_orientation)) is not None:
-        print(stretch)
-    suspects = None
-    if folder is not None and metadata is not None:
-        suspects = question(args, inspection, folder, metadata)
-    if args.output is not None:
-        write(args, inspection, suspects)
-    contradicted = (
-        "" if suspects is None else f", contradictions of the detector: {suspects.count:,}"
-    )
-    print(f"\nfindings: {inspection.count:,}{contradicted}")
-    if args.output is not None:
-        print(f"written {args.output / 'inspection.html'}")
-    return inspection
-
-
-def grid_chooser(
-    args: argparse.Namespace, metadata: "Metadata | None"
-) -> Callable[[tuple[int, int] | None], "Grid | None"]:
-    """The grid that the flags ask for, as a function of the size of most images.
-
-    Raises:
-      UserError: there is no such architecture.
-    """
-    from yogo_jax.detector.architectures import get_backbone
-    from yogo_jax.inspection.box_checks import Grid
-
-    if args.grid_hw:
-        rows, columns = args.grid_hw
-        return lambda _: Grid((rows, columns), None, None)
-    if metadata is not None:
-        model = metadata.model
-        return lambda _: Grid(
-            model.grid_hw,
-            model.image_hw,
-            model.architecture,
-            get_backbone(model.architecture).receptive_field,
-        )
-    name = args.architecture or "base_model"
-    backbone = get_backbone(name)
-
-    def choose(usual_hw: tuple[int, int] | None) -> "Grid | None":
-        image_hw = tuple(args.image_hw) if args.image_hw else usual_hw
-        if image_hw is None:
-            return None
-        return Grid(backbone.grid_hw(image_hw), image_hw, name, backbone.receptive_field)
-
-    return choose
-
-
-def question(
-    args: argparse.Namespace, inspection: "Inspection", folder: Path, metadata: "Metadata"
-) -> "Suspects":
-    """The labels that a checkpoint contradicts, printed."""
-    import jax
-    import numpy as np
-
-    from yogo_jax.checkpoint.store import restore_variables
-    from yogo_jax.inspection.suspects import SUSPECT_KINDS, find_suspects
-    from yogo_jax.progress import progress_bar
-
-    train, names = inspection.used["train"], metadata.model.class_names
-    weights = metadata.trained_loss_weights(
-        np.bincount(train.class_ids, minlength=len(names)).tolist()
-    )
-    device = jax.devices()[0]
-    print(f"\n{folder} on {device.platform} ({device.device_kind})")
-    with progress_bar("labels") as on_start:
-        suspects = find_suspects(
-            inspection,
-            metadata.model,
-            restore_variables(folder, metadata.model),
-            weights=weights,
-            batch_size=args.batch_size,
-            min_confidence=args.min_confidence,
-            top=args.top,
-            on_start=on_start,
-        )
-    if suspects.warning:
-        print(suspects.warning)
-    for kind, (title, advice) in SUSPECT_KINDS.items():
-        print(f"\n{title}: {suspects.counts[kind]:,}\n  {advice}")
-        for suspect in suspects.listed[kind][:SHOWN_IN_TEXT]:
-            print(f"  - {suspect.place}: {suspect.describe()}")
-    return suspects
-
-
-def write(args: argparse.Namespace, inspection: "Inspection", suspects: "Suspects | None") -> None:
-    """Writes the page, the JSON and, if a detector was asked, the CSV."""
-    from yogo_jax.files import write_atomically, write_json
-    from yogo_jax.inspection.page import render_inspection, suspect_rows, suspect_sections
-    from yogo_jax.inspection.text import to_dict
-
-    values, rows, sections = to_dict(inspection), [], []
-    if suspects is not None:
-        values["suspects"] = suspects.to_dict()
-        rows = suspect_rows(suspects)
-        sections = suspect_sections(
-            inspection, suspects, top=args.top, checkpoint=str(args.checkpoint)
-        )
-        write_atomically(args.output / "suspects.csv", suspects.to_csv())
-    write_json(args.output / "inspection.json", values)
-    page = render_inspection(inspection, top=args.top, more_rows=rows, more=sections)
-    write_atomically(args.output / "inspection.html", page)
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
         check(args)
+        for name in ("image_hw", "grid_hw"):
+            value = getattr(args, name)
+            setattr(args, name, None if value is None else tuple(value))
         with nullcontext() if args.output is None else own_folder(args.output, "--output"):
-            inspect(args)
+            start_jax()
+            # Late: a mistake in a flag is told without waiting for JAX.
+            from yogo_jax.inspection.run import audit
+
+            audit(**vars(args))
 
 
 if __name__ == "__main__":

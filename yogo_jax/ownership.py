@@ -1,4 +1,14 @@
-"""A folder that one command at a time writes to, and new folders that nobody else has."""
+"""Folders that one command at a time writes to, and new folders that nobody else has.
+
+A claim is the file FOLDER/NAME/NUMBER.json. The process that creates it owns the folder: only one
+can create the next number. The owner renews the time of the file, and gives the folder back by
+setting that time to 0. Another process may create the next number when the claim is stale: given
+back, that of a process known to be dead, or not renewed for long. An owner that finds the next
+number stops at once. All times are by the clock of the file system, because clocks of machines
+differ.
+
+`own_folder` is for a command and its output; the tasks of a sweep claim its trials one by one.
+"""
 
 import functools
 import json
@@ -22,10 +32,13 @@ RENEWALS = 8
 STALE_AFTER_S = 120.0
 # Status of a task that has lost its folder to another one, because it gave no sign of life.
 EXIT_LOST = 3
+# The folder of the claims of `own_folder`; it is deleted when nobody owns the folder.
+OWNER = ".owner"
+_LOOK_EVERY_S = 1.0
 
 
 class Claimed(NamedTuple):
-    """What a claim's file says.
+    """The content of a claim's file.
 
     Attributes:
       number: of the claim, counted from 0 within its trial.
@@ -41,12 +54,12 @@ class Claimed(NamedTuple):
     values: dict[str, Any]
 
     def is_stale(self, now: float, stale_after: float) -> bool:
-        """Whether its owner gave it back or is dead, by the clock of the file system."""
+        """True if its owner gave it back, is known to be dead, or did not renew it."""
         return now - self.renewed_at > stale_after or self.owner_lives is False
 
     @property
     def owner_lives(self) -> bool | None:
-        """Whether its process is there; None if that cannot be told from here."""
+        """True if its process is there, False if not; None if that cannot be told from here."""
         machine, job = _machine(), _slurm_job()
         if machine is not None and self.values.get("machine") == machine:
             return _lives(self.values["process"], self.values["started"])
@@ -69,7 +82,7 @@ class Claimed(NamedTuple):
 
     @property
     def ended_orderly(self) -> bool:
-        """Whether its owner gave it back without an error, as on preemption."""
+        """True if its owner gave it back without an error, as on preemption."""
         return self.renewed_at == 0 and "error" not in self.values
 
 
@@ -89,6 +102,21 @@ def read_claims(folder: Path, name: str = "claims") -> list[Claimed]:
             values = {}
         claims.append(Claimed(int(path.stem), path, renewed_at, values))
     return sorted(claims)
+
+
+def deaths_without_progress(claims: list[Claimed], step: int) -> list[Claimed]:
+    """The latest claims in a row that died with the trial's newest checkpoint where it is now.
+
+    Those given back in order, as on preemption, are passed over.
+    """
+    deaths = []
+    for claim in reversed(claims):
+        if claim.ended_orderly:
+            continue
+        if claim.values.get("step", step) != step:
+            break
+        deaths.append(claim)
+    return deaths[::-1]
 
 
 def file_system_now(folder: Path) -> float:
@@ -154,11 +182,6 @@ class Claim:
         """Adds to what the claim's file says."""
         before = json.loads(self.path.read_text(encoding="utf-8"))
         self.path.write_text(json.dumps(before | values), encoding="utf-8")
-
-    @property
-    def is_mine(self) -> bool:
-        """False once another has taken the folder over, or the claim is gone."""
-        return self._why_lost() is None
 
     def _why_lost(self) -> str | None:
         if self.path.with_name(f"{self.number + 1}.json").exists():
@@ -236,77 +259,6 @@ def try_to_claim(
     return claim
 
 
-def _slurm_job() -> str | None:
-    """The job as `squeue` names it and `scancel` takes it: of an array, JOB_INDEX."""
-    array, index = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
-
-
-def _restart() -> int:
-    """How often SLURM has started this job again; 0 also where it does not say."""
-    count = os.environ.get("SLURM_RESTART_COUNT", "")
-    return int(count) if count.isdecimal() else 0
-
-
-@functools.cache
-def _machine() -> str | None:
-    """Names this machine, its start, and the container: one number is one process in there."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
-
-
-def _lives(process: int, started: str) -> bool | None:
-    """Whether the process of this machine that began then is there; None if it may be."""
-    try:
-        # Sends nothing.
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        # It is there, and belongs to another user.
-        pass
-    now = _started(process)
-    # A system may hide the processes of other users. The number may be that of another by now.
-    return None if now is None else now == started
-
-
-def _started(process: int) -> str | None:
-    """When a process of this machine began, in ticks of its clock.
-
-    Empty if it has ended and only its number is left; None if it is not there or is hidden.
-    """
-    try:
-        line = Path(f"/proc/{process}/stat").read_bytes()
-    except OSError:
-        return None
-    # Behind the name, which may hold anything: the state, …, as field 22 the start.
-    fields = line.rpartition(b")")[2].split()
-    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
-
-
-def deaths_without_progress(claims: list[Claimed], step: int) -> list[Claimed]:
-    """The latest claims in a row that died with the trial's newest checkpoint where it is now.
-
-    Those given back in order, as on preemption, are passed over.
-    """
-    deaths = []
-    for claim in reversed(claims):
-        if claim.ended_orderly:
-            continue
-        if claim.values.get("step", step) != step:
-            break
-        deaths.append(claim)
-    return deaths[::-1]
-
-
-# The folder of claims; it is deleted when nobody owns the folder.
-OWNER = ".owner"
-_LOOK_EVERY_S = 1.0
-
-
 @contextmanager
 def own_folder(
     folder: Path, flag: str, *, is_new: bool = False, stale_after: float = STALE_AFTER_S
@@ -336,69 +288,10 @@ def own_folder(
         with claim:
             yield
     finally:
-        _give_back(claim)
+        _remove(claim)
         if is_new:
             with suppress(OSError):
                 folder.rmdir()
-
-
-def _give_back(claim: Claim) -> None:
-    with suppress(OSError):
-        claim.path.unlink(missing_ok=True)
-        claim.path.parent.rmdir()
-
-
-def _take(folder: Path, flag: str, stale_after: float) -> Claim:
-    seen: Claimed | None = None
-    is_told = False
-    while True:
-        owner = next(iter(read_claims(folder, OWNER)[::-1]), None)
-        now = file_system_now(folder)
-        if owner is not None and owner.owner_lives:
-            raise _in_use(owner, folder, flag)
-        if owner is None or owner.is_stale(now, stale_after):
-            claim = try_to_claim(folder, step=0, now=now, stale_after=stale_after, name=OWNER)
-            if claim is not None:
-                _refuse_others(claim, folder, flag, now, stale_after)
-                return claim
-        elif seen is None or seen.number != owner.number:
-            # While a claim is being written, it does not name its owner yet.
-            seen, is_told = owner, bool(owner.values)
-            if is_told:
-                _say_waiting(owner, folder, stale_after)
-        elif owner.renewed_at != seen.renewed_at:
-            raise _in_use(owner, folder, flag)
-        elif not is_told:
-            is_told = True
-            _say_waiting(owner, folder, stale_after)
-        time.sleep(_LOOK_EVERY_S)
-
-
-def _say_waiting(owner: Claimed, folder: Path, stale_after: float) -> None:
-    print(
-        f"waiting up to {stale_after:.0f} s: {folder} is owned by {owner.describe()}, which may be "
-        "dead",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _refuse_others(claim: Claim, folder: Path, flag: str, now: float, stale_after: float) -> None:
-    """Looks once more: a claim may have come and gone between the look and the claim."""
-    for other in read_claims(folder, OWNER):
-        if other.path == claim.path:
-            continue
-        if other.number > claim.number or not other.is_stale(now, stale_after):
-            _give_back(claim)
-            raise _in_use(other, folder, flag)
-        other.path.unlink(missing_ok=True)
-
-
-def _in_use(owner: Claimed, folder: Path, flag: str) -> UserError:
-    return UserError(
-        f"{flag} {folder} is in use by {owner.describe()}: choose another folder, or wait until "
-        "that command has ended"
-    )
 
 
 def make_new_folder(path: Path) -> Path:
@@ -417,3 +310,110 @@ def make_new_folder(path: Path) -> Path:
             folder = path.with_name(f"{path.name}-{number}")
         except OSError as error:
             raise UserError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+
+
+def _take(folder: Path, flag: str, stale_after: float) -> Claim:
+    """The claim of a folder, perhaps after waiting for an owner that may be dead."""
+    seen: Claimed | None = None
+    is_told = False
+    while True:
+        owner = next(reversed(read_claims(folder, OWNER)), None)
+        now = file_system_now(folder)
+        if owner is not None and owner.owner_lives:
+            raise _in_use(owner, folder, flag)
+        if owner is None or owner.is_stale(now, stale_after):
+            claim = try_to_claim(folder, step=0, now=now, stale_after=stale_after, name=OWNER)
+            if claim is not None:
+                _refuse_others(claim, flag, now, stale_after)
+                return claim
+        else:
+            is_known = seen is not None and seen.number == owner.number
+            if seen is not None and is_known and seen.renewed_at != owner.renewed_at:
+                raise _in_use(owner, folder, flag)
+            is_told = is_told and is_known
+            # At the first look a claim may still be being written: then it names no owner.
+            if not is_told and (owner.values or is_known):
+                is_told = True
+                print(
+                    f"waiting up to {stale_after:.0f} s: {folder} is owned by {owner.describe()}, "
+                    "which may be dead",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            seen = owner
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _refuse_others(claim: Claim, flag: str, now: float, stale_after: float) -> None:
+    """Looks once more: a claim may have come and gone between the look and the claim."""
+    for other in read_claims(claim.folder, OWNER):
+        if other.path == claim.path:
+            continue
+        if other.number > claim.number or not other.is_stale(now, stale_after):
+            _remove(claim)
+            raise _in_use(other, claim.folder, flag)
+        other.path.unlink(missing_ok=True)
+
+
+def _remove(claim: Claim) -> None:
+    with suppress(OSError):
+        claim.path.unlink(missing_ok=True)
+        claim.path.parent.rmdir()
+
+
+def _in_use(owner: Claimed, folder: Path, flag: str) -> UserError:
+    return UserError(
+        f"{flag} {folder} is in use by {owner.describe()}: choose another folder, or wait until "
+        "that command has ended"
+    )
+
+
+def _slurm_job() -> str | None:
+    """The job as `squeue` names it and `scancel` takes it: of an array, JOB_INDEX."""
+    array, index = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
+
+
+def _restart() -> int:
+    """The count of times that SLURM has started this job again; 0 also where it does not say."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
+
+
+@functools.cache
+def _machine() -> str | None:
+    """The name of this machine, its start, and the container: in there a number is one process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _lives(process: int, started: str) -> bool | None:
+    """True if the process of this machine that began then is there; None if it may be."""
+    try:
+        # Sends nothing.
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is there, and belongs to another user.
+        pass
+    now = _started(process)
+    # A system may hide the processes of other users. The number may be that of another by now.
+    return None if now is None else now == started
+
+
+def _started(process: int) -> str | None:
+    """The start of a process of this machine, in ticks of its clock.
+
+    Empty if it has ended and only its number is left; None if it is not there or is hidden.
+    """
+    try:
+        line = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return None
+    # Behind the name, which may hold anything: the state, …, as field 22 the start.
+    fields = line.rpartition(b")")[2].split()
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()

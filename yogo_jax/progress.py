@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 Item = TypeVar("Item")
-_SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class Rate:
-    """Frames per second since the first was asked for."""
+    """Items per second since the first was asked for."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -24,56 +24,54 @@ class Rate:
 
     @property
     def per_second(self) -> float:
-        """Frames per second so far."""
+        """Items per second so far."""
         return self.frames / max(time.perf_counter() - self._began, 1e-9)
 
 
 def with_progress(
-    items: Iterable[Item], rate: Rate, *, done: int, total: int | None, bar: bool
+    items: Iterable[Item],
+    rate: Rate | None = None,
+    *,
+    what: str = "frames",
+    total: int | None = None,
+    done: int = 0,
+    bar: bool | None = None,
 ) -> Iterator[Item]:
-    """The items as they are, while standard error tells how far they are.
+    """Yields the items as they are, while standard error tells how many there were.
 
     Args:
-      items: of which each is one frame.
-      rate: counts them.
-      done: frames that an earlier run has finished.
-      total: of all frames, None if it is not known.
-      bar: a moving bar, else plain lines.
+      items: to count.
+      rate: counts them, for callers that want to know it afterwards.
+      what: a word for the items.
+      total: of all items, None if it is not known.
+      done: items that an earlier run has finished.
+      bar: a moving bar, else a line from time to time; None for a bar at a terminal alone.
     """
-    if not bar:
-        yield from _with_lines(items, rate, done, total)
-        return
+    rate = Rate() if rate is None else rate
+    if bar is None:
+        bar = sys.stderr.isatty()
     columns = (
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} frames/s"),
+        TextColumn(f"{{task.fields[rate]:.1f}} {what}/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, completed=done, rate=0.0)
+    said = time.perf_counter()
+    with Progress(*columns, console=Console(file=sys.stderr), disable=not bar) as progress:
+        task = progress.add_task(what, total=total, completed=done, rate=0.0)
         for item in items:
             rate.frames += 1
             progress.update(task, advance=1, rate=rate.per_second)
+            if not bar and time.perf_counter() - said > SECONDS_BETWEEN_LINES:
+                said = time.perf_counter()
+                of_all = "" if total is None else f" of {total}"
+                print(
+                    f"{done + rate.frames}{of_all} {what}, {rate.per_second:.1f} {what}/s",
+                    file=sys.stderr,
+                    flush=True,
+                )
             yield item
-
-
-def _with_lines(items: Iterable[Item], rate: Rate, done: int, total: int | None) -> Iterator[Item]:
-    said = time.perf_counter()
-    for item in items:
-        rate.frames += 1
-        if time.perf_counter() - said > _SECONDS_BETWEEN_LINES:
-            said = time.perf_counter()
-            of_all = "" if total is None else f" of {total}"
-            print(
-                f"{done + rate.frames}{of_all} frames, {rate.per_second:.1f} frames/s",
-                file=sys.stderr,
-                flush=True,
-            )
-        yield item
-
-
-# Without a line for so long, one is said.
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class Heartbeat:
@@ -83,7 +81,7 @@ class Heartbeat:
 
     Args:
       say: takes a line; called from that thread.
-      seconds: of silence.
+      seconds: of silence; None for SECONDS_BETWEEN_LINES.
     """
 
     def __init__(self, say: Callable[[str], None], *, seconds: float | None = None) -> None:
@@ -107,7 +105,7 @@ class Heartbeat:
         self._text, self._since = text, time.monotonic()
 
     def said(self) -> None:
-        """A line was said: the silence begins anew."""
+        """Starts the silence anew, because a line was said."""
         self._said = time.monotonic()
 
     def _watch(self) -> None:
@@ -135,23 +133,3 @@ def said_while(text: str, *, silent: bool = False) -> Iterator[None]:
     with Heartbeat(say) as heartbeat:
         heartbeat.doing(text)
         yield
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int], Callable[[], None]]]:
-    """A bar on standard error if that is a terminal, else nothing.
-
-    Gives a function of the number of steps to come, which returns what is to be called after each.
-
-    Args:
-      what: a word for the steps.
-    """
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-
-        def on_start(total: int) -> Callable[[], None]:
-            task = bar.add_task(what, total=total)
-            return lambda: bar.advance(task)
-
-        yield on_start

@@ -22,12 +22,13 @@ from typing import Any
 from yogo_jax.command import Parser, as_command
 from yogo_jax.config.fields import Field, fields_of
 from yogo_jax.config.old_names import with_current_names
-from yogo_jax.config.overrides import add_config_flags, overrides_in, read_values, take_ranges
+from yogo_jax.config.overrides import add_config_flags, literal, overrides_in, read_values
+from yogo_jax.config.schema import Config
 from yogo_jax.errors import UserError
 from yogo_jax.files import path_flag
 from yogo_jax.ownership import STALE_AFTER_S
 from yogo_jax.startup import start_jax
-from yogo_jax.sweeping.space import SearchSpace, SweepConfig, as_text, read_space
+from yogo_jax.sweeping.space import KINDS, SearchSpace, SweepConfig, as_text, read_space
 from yogo_jax.training.stopping import Stop, exit_when_stopped
 
 
@@ -67,6 +68,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="a trial without a sign of life for this time is taken up again; default: %(default)s",
     )
     add_config_flags(parser, sweep_fields())
+    for name in (
+        f"config.sweep.space.{field}.{kind}" for field in fields_of(Config) for kind in KINDS
+    ):
+        parser.add_argument(
+            f"--{name}", type=literal, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     return parser
 
 
@@ -170,8 +177,7 @@ def main(argv: list[str] | None = None) -> None:
             report(args.study, args.output)
         return
     with as_command():
-        ranges, others = take_ranges(arguments)
-        args = make_parser().parse_args(others)
+        args = make_parser().parse_args(arguments)
         if args.study is None:
             raise UserError("no study given: add --study DIR, a folder for the sweep")
         if args.config is None:
@@ -181,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.stale_after < 1:
             raise UserError(f"--stale-after must be 1 second or more, got {args.stale_after:g}")
     with exit_when_stopped() as stop:
-        overrides = overrides_in(args) | ranges
+        overrides = overrides_in(args)
         values = read_values(args.config, overrides, more_fields=sweep_fields(), example=EXAMPLE)
         if args.trials is not None and "sweep" in values:
             values["sweep"]["trials"] = args.trials

@@ -56,6 +56,11 @@ class Run(NamedTuple):
     metrics: dict[str, Any]
     checkpoint: Path
 
+    @property
+    def path(self) -> Path:
+        """The workdir, as loaded models call the place they come from."""
+        return self.workdir
+
     def load(self) -> Any:
         """The model of the best checkpoint, as `yogo_jax.load` gives it."""
         return importlib.import_module("yogo_jax").load(self.workdir)

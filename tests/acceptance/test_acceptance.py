@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from bridge.frames import Strips
-from bridge.outputs import mean_ap_of
 from bridge.runtime import OnnxModel, OpenVinoModel
+from bridge.verify import mean_ap_of
 from inferences import (
     THRESHOLD,
     contents,
@@ -51,7 +51,8 @@ from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
-from yogo_jax.detector.found import detections_of
+from yogo_jax.detector.postprocess import select_cells
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.inference.journal import JOURNAL_NAME
 from yogo_jax.inspection.duplicates import candidate_pairs, centred
 from yogo_jax.metrics.mean_ap import MeanAveragePrecision
@@ -137,7 +138,9 @@ def test_int8_finds_the_same_classes_on_lfm(elated_smoke, tmp_path):
     models = OnnxModel(tmp_path / "model.onnx"), OpenVinoModel(tmp_path / "model.xml")
     same = found = lost = 0
     for pair in zip(*(model.run(frames) for model in models), strict=True):
-        (boxes, _, probs), (others, _, other_probs) = (detections_of(outputs) for outputs in pair)
+        (boxes, _, probs, _), (others, _, other_probs, _) = (
+            select_cells(outputs, Thresholds()) for outputs in pair
+        )
         overlaps = np.asarray(iou(jnp.asarray(boxes)[:, None], jnp.asarray(others)[None]))
         matched = overlaps.max(1, initial=0) >= 0.5
         nearest = overlaps[matched].argmax(1)
@@ -194,7 +197,7 @@ def test_step_against_pytorch():
 def test_mean_ap_of_frames_with_2000_true_boxes(seed):
     hw, names = (772, 1032), ("healthy", "ring", "wbc")
     images = crowded_images(seed, images=1, labels=2000, predictions=2000)
-    mean_ap = MeanAveragePrecision(names, hw)
+    mean_ap = MeanAveragePrecision(names)
     for image in images:
         mean_ap.update(*image)
     found = mean_ap.compute()

@@ -17,8 +17,7 @@ from yogo_jax.checkpoint.metadata import DataSettings, Metadata
 from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
 from yogo_jax.data.headers import find_oriented, orientation_lines, stretch_of
-from yogo_jax.data.label_guesses import boxes_look_like
-from yogo_jax.data.records import Records, boxes_by_class
+from yogo_jax.data.records import Records, boxes_by_class, boxes_look_like
 from yogo_jax.data.source import padded_box_count
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
@@ -333,9 +332,7 @@ def _check_boxes(splits: Splits, min_box_area: float, *, pasted: bool) -> list[s
         if lost > kept
     ]
     if (what := boxes_look_like(splits.train.boxes_cxcywh)) is not None:
-        lines.append(
-            f"warning: the training boxes {what}: look with python -m yogo_jax.inspect_data {path}"
-        )
+        lines.append(f"warning: the training boxes {what}: look with yogo-jax inspect {path}")
     return lines
 
 

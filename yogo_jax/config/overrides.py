@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yogo_jax.config.fields import Field, fields_of, hint_for, with_fields
+from yogo_jax.config.fields import Field, fields_of, flat, hint_for, with_fields
 from yogo_jax.config.old_names import RENAMED, with_current_names
 from yogo_jax.config.schema import Config
 from yogo_jax.errors import UserError
@@ -97,14 +97,17 @@ def read_values(
             raise UserError(f"config.{name} is not a field of a config; {hint_for(name, known)}")
     path, colon, argument = find_config(given, example).partition(":")
     config = _config_of(Path(path), [argument] if colon else [], example)
-    # References from field to field follow the overrides.
+    present = flat(config.to_dict())
     with config.unlocked(), config.ignore_type():
-        config.update_from_flattened_dict(overrides)
+        # References from field to field follow the overrides.
+        config.update_from_flattened_dict(
+            {name: value for name, value in overrides.items() if name in present}
+        )
     return with_fields(with_current_names(config.to_dict(), say), overrides)
 
 
 def _config_of(path: Path, arguments: list[str], example: str) -> "ConfigDict":
-    """What `get_config` of a file returns.
+    """The result of `get_config` of a file.
 
     Raises:
       UserError: the file cannot be read, or is no config.
@@ -218,24 +221,7 @@ def parsed(kind: Any, text: str) -> Any:
     return kind(text) if kind in (int, float) else text
 
 
-def take_ranges(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Overrides `--config.sweep.space.…=VALUES` of a search space, and the other arguments.
-
-    Raises:
-      UserError: a flag has no value.
-    """
-    start = "--config.sweep.space."
-    found: dict[str, Any] = {}
-    for each in arguments:
-        if each.startswith(start):
-            flag, is_set, text = each.partition("=")
-            if not is_set:
-                raise UserError(f"{flag}: expected {flag}=VALUES")
-            found[flag.removeprefix("--config.")] = _literal(text)
-    return found, [each for each in arguments if not each.startswith(start)]
-
-
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A Python value, or words with commas between them."""
     try:
         return ast.literal_eval(text)

@@ -23,7 +23,7 @@ HALVINGS = 40
 
 
 class Evidence(NamedTuple):
-    """What was counted in a sample, and what the validation says about the detector.
+    """The counts of a sample, and the errors of the detector in the validation.
 
     `matrix[i, j]` counts validation cells of true class i that were called j; its last column
     counts those that were missed. A row without any cell is an assumption: cells of this class are

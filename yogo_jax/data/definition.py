@@ -93,7 +93,7 @@ class DatasetDefinition:
     names_split: bool = True
 
     def usual_split_line(self) -> str:
-        """What is done with the images of a definition that names no split."""
+        """A line on the images of a definition that names no split."""
         shares = self.split_fractions
         return (
             f"{self.path} names no split: its images are split at random, {shares.train:g} train, "

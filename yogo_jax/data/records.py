@@ -1,4 +1,4 @@
-"""Labelled images of some folders, with all their boxes in two flat arrays."""
+"""Records: the labelled images of some folders, with all their boxes in two flat arrays."""
 
 import hashlib
 import os
@@ -9,12 +9,271 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32, Int64
 
 from yogo_jax.data.definition import PathPair
 from yogo_jax.data.images import IMAGE_SUFFIXES
 from yogo_jax.data.labels import LABEL_SUFFIXES, Labels, read_categories, read_label_files
 from yogo_jax.errors import UserError
+
+
+# Of the messages on bad rows.
+MESSAGES_KEPT = 5
+# The original's least area of a box, as a fraction of the image: 200 px of a 772x1032 frame.
+MIN_BOX_AREA = 200 / (772 * 1032)
+# Labels are stored as float32: a box of just the smallest area must not fall to rounding.
+AREA_ROUNDING = 1e-6
+# Fewer boxes may look like any form.
+LEAST_BOXES = 5
+# Labels are written with few digits: what reaches over the edge by less does not.
+EDGE_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Images with their boxes; the boxes of image i are rows `offsets[i]:offsets[i + 1]`.
+
+    Flat arrays, not one small array an image, so that worker processes get them quickly.
+    """
+
+    class_names: tuple[str, ...]
+    image_paths: tuple[str, ...]
+    offsets: Int64[np.ndarray, " n_plus_1"]
+    boxes_cxcywh: Float32[np.ndarray, "m 4"]
+    class_ids: Int32[np.ndarray, " m"]
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    @property
+    def box_counts(self) -> Int64[np.ndarray, " n"]:
+        """Number of boxes of each image."""
+        return np.diff(self.offsets)
+
+    @property
+    def box_areas(self) -> Float64[np.ndarray, " m"]:
+        """Area of each box, as a fraction of the image's."""
+        return self.boxes_cxcywh[:, 2:].astype(np.float64).prod(axis=1)
+
+    @property
+    def mean_wh(self) -> tuple[float, float] | None:
+        """Mean (width, height) of the boxes as fractions of the image; None without a box."""
+        if not len(self.boxes_cxcywh):
+            return None
+        width, height = self.boxes_cxcywh[:, 2:].mean(0, dtype=np.float64).tolist()
+        return width, height
+
+    def labels_of(
+        self, i: int | np.integer
+    ) -> tuple[Float32[np.ndarray, "n 4"], Int32[np.ndarray, " n"]]:
+        """Boxes and class ids of image i, in the order of its label file."""
+        rows = slice(self.offsets[i], self.offsets[i + 1])
+        return self.boxes_cxcywh[rows], self.class_ids[rows]
+
+    def subset(self, indices: Sequence[int] | Int[np.ndarray, " k"]) -> "Records":
+        """The images at `indices`, in that order."""
+        chosen = np.asarray(indices, np.int64)
+        counts = self.box_counts[chosen]
+        offsets = _offsets(counts)
+        # Row numbers: those within each image, moved to where its boxes begin.
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], counts)
+        return Records(
+            self.class_names,
+            tuple(self.image_paths[i] for i in chosen),
+            offsets,
+            self.boxes_cxcywh[rows],
+            self.class_ids[rows],
+        )
+
+    def with_boxes(self, keep: Bool[np.ndarray, " m"]) -> "Records":
+        """The same images with those boxes alone where `keep` is True."""
+        kept_before = _offsets(keep.astype(np.int64))
+        return Records(
+            self.class_names,
+            self.image_paths,
+            kept_before[self.offsets],
+            self.boxes_cxcywh[keep],
+            self.class_ids[keep],
+        )
+
+    def fingerprint(self, *, with_image_sizes: bool = True) -> str:
+        """SHA-256 (hex) of the classes, the labels, and the names and sizes of the image files.
+
+        It is the same for a copy of the data in another place. Images are not read.
+
+        Args:
+          with_image_sizes: False leaves out the sizes of the files in bytes, so that a broken image
+            may be mended without a change.
+
+        Raises:
+          UserError: if an image file has gone.
+        """
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for path in self.image_paths:
+            try:
+                size = os.stat(path).st_size if with_image_sizes else 0
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}; expected an image file") from None
+            digest.update(os.fsencode(f"\0{os.path.basename(path)}\0{size}"))
+        for array, kind in (
+            (self.offsets, "<i8"),
+            (self.boxes_cxcywh, "<f4"),
+            (self.class_ids, "<i4"),
+        ):
+            digest.update(array.astype(kind).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class RecordReport:
+    """Counts of what was read and of what was left out.
+
+    Attributes:
+      images: images with a label file.
+      unlabelled_images: images without one, not used.
+      empty_frames: of `images`, those that end up without a box.
+      boxes: boxes kept.
+      small_boxes: boxes left out because of their area.
+      bad_rows: rows of label files left out; the first few messages are in `messages`.
+    """
+
+    images: int = 0
+    unlabelled_images: int = 0
+    empty_frames: int = 0
+    boxes: int = 0
+    small_boxes: int = 0
+    bad_rows: int = 0
+    messages: list[str] = field(default_factory=list)
+
+    def __add__(self, other: "RecordReport") -> "RecordReport":
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        sums["messages"] = sums["messages"][:MESSAGES_KEPT]
+        return RecordReport(**sums)
+
+    def lines(self) -> list[str]:
+        """The report as text; things left out have a line only if there are any."""
+        lines = [f"{self.images} images with {self.boxes} boxes, {self.empty_frames} empty frames"]
+        if self.unlabelled_images:
+            lines.append(f"{self.unlabelled_images} images without a label file not used")
+        if self.small_boxes:
+            lines.append(f"{self.small_boxes} boxes smaller than data.min_box_area left out")
+        if self.bad_rows:
+            lines.append(f"{self.bad_rows} bad rows of label files skipped:")
+            lines.extend(f"  {message}" for message in self.messages)
+            if self.bad_rows > len(self.messages):
+                lines.append(f"  and {self.bad_rows - len(self.messages)} more")
+        return lines
+
+
+def read_records(
+    path_pairs: Sequence[PathPair], class_names: tuple[str, ...], *, on_bad_label: str
+) -> tuple[Records, RecordReport]:
+    """The labelled images of some sets, in the order of the sets, then of the file names.
+
+    Args:
+      path_pairs: the sets; every label file needs its image, an image may lack a label file.
+      class_names: names of the classes, in order of their index.
+      on_bad_label: "error" or "skip", as for `read_labels`.
+
+    Returns:
+      The records with boxes of any size, and a report on files and rows alone.
+
+    Raises:
+      UserError: for labels without image, ambiguous names, or a bad row.
+    """
+    report = RecordReport()
+    image_paths: list[str] = []
+    labels: list[Labels] = []
+    for pair in path_pairs:
+        categories = read_categories(pair.label_path)
+        matched, unlabelled = _match(pair)
+        report.unlabelled_images += unlabelled
+        labels += read_label_files(
+            [f"{pair.label_path}{os.sep}{label_name}" for _, label_name in matched],
+            class_names,
+            categories,
+            on_bad_label=on_bad_label,
+        )
+        image_paths += [f"{pair.image_path}{os.sep}{image_name}" for image_name, _ in matched]
+    for found in labels:
+        report.bad_rows += len(found.problems)
+        report.messages += found.problems[: MESSAGES_KEPT - len(report.messages)]
+
+    return records_of(class_names, image_paths, labels), report
+
+
+def without_small_boxes(records: Records, min_box_area: float) -> tuple[Records, RecordReport]:
+    """The records with the boxes that are used, and a report on images and boxes."""
+    used = records.with_boxes(large_enough(records, min_box_area))
+    return used, RecordReport(
+        images=len(used),
+        boxes=len(used.class_ids),
+        small_boxes=len(records.class_ids) - len(used.class_ids),
+        empty_frames=int(np.sum(used.box_counts == 0)),
+    )
+
+
+def records_of(
+    class_names: tuple[str, ...], image_paths: Sequence[str], labels: Sequence[Labels]
+) -> Records:
+    """Records of images with what their label files hold, in this order."""
+    return Records(
+        class_names,
+        tuple(image_paths),
+        _offsets(np.array([len(found.class_ids) for found in labels], np.int64)),
+        np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in labels)]),
+        np.concatenate([np.zeros(0, np.int32), *(found.class_ids for found in labels)]),
+    )
+
+
+def boxes_by_class(records: Records) -> Int[np.ndarray, " k"]:
+    """Number of boxes of each class."""
+    return np.bincount(records.class_ids, minlength=len(records.class_names))
+
+
+def large_enough(records: Records, min_box_area: float) -> Bool[np.ndarray, " m"]:
+    """True for boxes of at least `min_box_area`, a fraction of the image's."""
+    return records.box_areas >= min_box_area * (1 - AREA_ROUNDING)
+
+
+def mean_anchor(records: Records) -> tuple[float, float]:
+    """Mean (w, h) of the boxes of some records, as fractions of the image.
+
+    Raises:
+      UserError: there is no box to take a mean of.
+    """
+    mean_wh = records.mean_wh
+    if mean_wh is None:
+        raise UserError(
+            "model.anchor=auto takes the mean of the training boxes, but there is none: set "
+            "--config.model.anchor=W,H as fractions of the image"
+        )
+    return mean_wh
+
+
+def boxes_look_like(boxes: Float32[np.ndarray, "m 4"]) -> str | None:
+    """A guess at the form of boxes that seem to be no centres and sizes; None if they look right.
+
+    Corners x1 y1 x2 y2: the third number is always above the first, the fourth above the second,
+    and as centre and size many would reach over the edge. The upper left corner and size: as centre
+    and size some reach over the left or upper edge, but as corner and size none over the others.
+    """
+    if len(boxes) < LEAST_BOXES:
+        return None
+    starts, ends = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    before, behind = (starts < -EDGE_ROUNDING).any(1), (ends > 1 + EDGE_ROUNDING).any(1)
+    if always_rise(boxes) and (before | behind).mean() > 0.2:
+        return "look like corners x1 y1 x2 y2 instead of centre and size"
+    if before.sum() >= max(LEAST_BOXES, 0.01 * len(boxes)) and (
+        (boxes[:, :2] + boxes[:, 2:]).max() <= 1 + EDGE_ROUNDING
+    ):
+        return "look like the upper left corner and the size instead of centre and size"
+    return None
+
+
+def always_rise(boxes: Float[np.ndarray, "m 4"]) -> bool:
+    """True if all third numbers are above the first ones, and the fourth above the second."""
+    return bool((boxes[:, 2:] > boxes[:, :2]).all())
 
 
 class FilesOfASet(NamedTuple):
@@ -36,7 +295,7 @@ class FilesOfASet(NamedTuple):
 
 
 def list_files(pair: PathPair) -> FilesOfASet:
-    """What the two folders of a set hold, and how it goes together.
+    """The files in the two folders of a set: pairs of image and label file, and those left over.
 
     Names that are the same text in another Unicode form go together, too: other systems write
     accents as characters of their own.
@@ -132,229 +391,6 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
     return {stem: sorted(found) for stem, found in names.items()}
 
 
-MESSAGES_KEPT = 5
-# Labels are stored as float32: a box of just the smallest area must not fall to rounding.
-AREA_ROUNDING = 1e-6
-
-
-# The original's least area of a box, as a fraction of the image: 200 px of a 772x1032 frame.
-MIN_BOX_AREA = 200 / (772 * 1032)
-
-
-@dataclass(frozen=True, eq=False)
-class Records:
-    """Images with their boxes; the boxes of image i are rows `offsets[i]:offsets[i + 1]`.
-
-    Flat arrays, not one small array an image, so that worker processes get them quickly.
-    """
-
-    class_names: tuple[str, ...]
-    image_paths: tuple[str, ...]
-    offsets: Int64[np.ndarray, " n_plus_1"]
-    boxes_cxcywh: Float32[np.ndarray, "m 4"]
-    class_ids: Int32[np.ndarray, " m"]
-
-    def __len__(self) -> int:
-        return len(self.image_paths)
-
-    @property
-    def box_counts(self) -> Int64[np.ndarray, " n"]:
-        """Number of boxes of each image."""
-        return np.diff(self.offsets)
-
-    @property
-    def box_areas(self) -> Float64[np.ndarray, " m"]:
-        """Area of each box, as a fraction of the image's."""
-        return self.boxes_cxcywh[:, 2:].astype(np.float64).prod(axis=1)
-
-    def labels_of(
-        self, i: int | np.integer
-    ) -> tuple[Float32[np.ndarray, "n 4"], Int32[np.ndarray, " n"]]:
-        """Boxes and class ids of image i, in the order of its label file."""
-        rows = slice(self.offsets[i], self.offsets[i + 1])
-        return self.boxes_cxcywh[rows], self.class_ids[rows]
-
-    def subset(self, indices: Sequence[int] | Int[np.ndarray, " k"]) -> "Records":
-        """The images at `indices`, in that order."""
-        chosen = np.asarray(indices, np.int64)
-        counts = self.box_counts[chosen]
-        offsets = _offsets(counts)
-        # Row numbers: those within each image, moved to where its boxes begin.
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], counts)
-        return Records(
-            self.class_names,
-            tuple(self.image_paths[i] for i in chosen),
-            offsets,
-            self.boxes_cxcywh[rows],
-            self.class_ids[rows],
-        )
-
-    def with_boxes(self, keep: Bool[np.ndarray, " m"]) -> "Records":
-        """The same images with those boxes alone where `keep` is True."""
-        kept_before = _offsets(keep.astype(np.int64))
-        return Records(
-            self.class_names,
-            self.image_paths,
-            kept_before[self.offsets],
-            self.boxes_cxcywh[keep],
-            self.class_ids[keep],
-        )
-
-    def fingerprint(self, *, with_image_sizes: bool = True) -> str:
-        """SHA-256 (hex) of the classes, the labels, and the names and sizes of the image files.
-
-        It is the same for a copy of the data in another place. Images are not read.
-
-        Args:
-          with_image_sizes: False leaves out the sizes of the files in bytes, so that a broken image
-            may be mended without a change.
-
-        Raises:
-          UserError: if an image file has gone.
-        """
-        digest = hashlib.sha256(repr(self.class_names).encode())
-        for path in self.image_paths:
-            try:
-                size = os.stat(path).st_size if with_image_sizes else 0
-            except OSError as error:
-                raise UserError(f"{path}: {error.strerror}; expected an image file") from None
-            digest.update(os.fsencode(f"\0{os.path.basename(path)}\0{size}"))
-        for array, kind in (
-            (self.offsets, "<i8"),
-            (self.boxes_cxcywh, "<f4"),
-            (self.class_ids, "<i4"),
-        ):
-            digest.update(array.astype(kind).tobytes())
-        return digest.hexdigest()
-
-
-@dataclass
-class RecordReport:
-    """What was read and what was left out.
-
-    Attributes:
-      images: images with a label file.
-      unlabelled_images: images without one, not used.
-      empty_frames: of `images`, those that end up without a box.
-      boxes: boxes kept.
-      small_boxes: boxes left out because of their area.
-      bad_rows: rows of label files left out; the first few messages are in `messages`.
-    """
-
-    images: int = 0
-    unlabelled_images: int = 0
-    empty_frames: int = 0
-    boxes: int = 0
-    small_boxes: int = 0
-    bad_rows: int = 0
-    messages: list[str] = field(default_factory=list)
-
-    def __add__(self, other: "RecordReport") -> "RecordReport":
-        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        sums["messages"] = sums["messages"][:MESSAGES_KEPT]
-        return RecordReport(**sums)
-
-    def lines(self) -> list[str]:
-        """The report as text; things left out have a line only if there are any."""
-        lines = [f"{self.images} images with {self.boxes} boxes, {self.empty_frames} empty frames"]
-        if self.unlabelled_images:
-            lines.append(f"{self.unlabelled_images} images without a label file not used")
-        if self.small_boxes:
-            lines.append(f"{self.small_boxes} boxes smaller than data.min_box_area left out")
-        if self.bad_rows:
-            lines.append(f"{self.bad_rows} bad rows of label files skipped:")
-            lines.extend(f"  {message}" for message in self.messages)
-            if self.bad_rows > len(self.messages):
-                lines.append(f"  and {self.bad_rows - len(self.messages)} more")
-        return lines
-
-
-def load_records(
-    path_pairs: Sequence[PathPair],
-    class_names: tuple[str, ...],
-    *,
-    min_box_area: float,
-    on_bad_label: str,
-) -> tuple[Records, RecordReport]:
-    """The labelled images of some sets, in the order of the sets, then of the file names.
-
-    Args:
-      path_pairs: the sets; every label file needs its image, an image may lack a label file.
-      class_names: names of the classes, in order of their index.
-      min_box_area: boxes of less area (fraction of the image's) are left out.
-      on_bad_label: "error" or "skip", as for `read_labels`.
-
-    Raises:
-      UserError: for labels without image, ambiguous names, or a bad row.
-    """
-    everything, report = read_records(path_pairs, class_names, on_bad_label=on_bad_label)
-    records, left_out = without_small_boxes(everything, min_box_area)
-    return records, report + left_out
-
-
-def read_records(
-    path_pairs: Sequence[PathPair], class_names: tuple[str, ...], *, on_bad_label: str
-) -> tuple[Records, RecordReport]:
-    """As `load_records`, with boxes of any size; the report is on files and rows alone."""
-    report = RecordReport()
-    image_paths: list[str] = []
-    labels: list[Labels] = []
-    for pair in path_pairs:
-        categories = read_categories(pair.label_path)
-        matched, unlabelled = _match(pair)
-        report.unlabelled_images += unlabelled
-        labels += read_label_files(
-            [f"{pair.label_path}{os.sep}{label_name}" for _, label_name in matched],
-            class_names,
-            categories,
-            on_bad_label=on_bad_label,
-        )
-        image_paths += [f"{pair.image_path}{os.sep}{image_name}" for image_name, _ in matched]
-    for found in labels:
-        report.bad_rows += len(found.problems)
-        report.messages += found.problems[: MESSAGES_KEPT - len(report.messages)]
-
-    return records_of(class_names, image_paths, labels), report
-
-
-def without_small_boxes(records: Records, min_box_area: float) -> tuple[Records, RecordReport]:
-    """The records with the boxes that are used, and a report on images and boxes."""
-    used = records.with_boxes(large_enough(records, min_box_area))
-    return used, RecordReport(
-        images=len(used),
-        boxes=len(used.class_ids),
-        small_boxes=len(records.class_ids) - len(used.class_ids),
-        empty_frames=int(np.sum(used.box_counts == 0)),
-    )
-
-
-def _offsets(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_plus_1"]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
-def records_of(
-    class_names: tuple[str, ...], image_paths: Sequence[str], labels: Sequence[Labels]
-) -> Records:
-    """Records of images with what their label files hold, in this order."""
-    return Records(
-        class_names,
-        tuple(image_paths),
-        _offsets(np.array([len(found.class_ids) for found in labels], np.int64)),
-        np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in labels)]),
-        np.concatenate([np.zeros(0, np.int32), *(found.class_ids for found in labels)]),
-    )
-
-
-def boxes_by_class(records: Records) -> Int[np.ndarray, " k"]:
-    """Number of boxes of each class."""
-    return np.bincount(records.class_ids, minlength=len(records.class_names))
-
-
-def large_enough(records: Records, min_box_area: float) -> Bool[np.ndarray, " m"]:
-    """Which boxes have at least `min_box_area`, a fraction of the image's."""
-    return records.box_areas >= min_box_area * (1 - AREA_ROUNDING)
-
-
 def _match(pair: PathPair) -> tuple[list[tuple[str, str]], int]:
     """(image name, label name) of each label file of a set, and the number of other images."""
     files = list_files(pair)
@@ -375,16 +411,5 @@ def _match(pair: PathPair) -> tuple[list[tuple[str, str]], int]:
     return files.matched, len(files.unlabelled)
 
 
-def mean_anchor(records: Records) -> tuple[float, float]:
-    """Mean (w, h) of the boxes of some records, as fractions of the image.
-
-    Raises:
-      UserError: there is no box to take a mean of.
-    """
-    if len(records.class_ids) == 0:
-        raise UserError(
-            "model.anchor=auto takes the mean of the training boxes, but there is none: set "
-            "--config.model.anchor=W,H as fractions of the image"
-        )
-    width, height = records.boxes_cxcywh[:, 2:].mean(0, dtype="float64")
-    return float(width), float(height)
+def _offsets(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_plus_1"]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -40,7 +41,7 @@ class Splits:
       report: on all of them together.
       small_train: boxes of the training split that are not used.
       definition: where they come from.
-      split_is_usual: whether nobody said how to split, so that it was done as usual.
+      split_is_usual: True if neither definition nor flags name a split, so `USUAL_SPLIT` is used.
     """
 
     train: Records
@@ -52,7 +53,7 @@ class Splits:
     split_is_usual: bool
 
     def lines(self) -> list[str]:
-        """What was read, how it was split and what was left out, as text."""
+        """Lines of text on what was read, the split, and what was left out."""
         lines = self.report.lines()
         if self.split_is_usual:
             lines.append(self.definition.usual_split_line())
@@ -80,7 +81,7 @@ def load_splits(
       require_train: whether to refuse an empty training split; False for evaluation.
 
     Raises:
-      UserError: for an image in two splits, an empty training split, and as `load_records`.
+      UserError: for an image in two splits, an empty training split, and as `read_records`.
     """
     fractions = definition.split_fractions
     pool_paths, val_paths, test_paths = (
@@ -163,15 +164,39 @@ def _checked_override(split_override: tuple[float, float, float]) -> SplitFracti
 
 
 def _refuse_shared_images(splits: dict[str, Records]) -> None:
-    """Refuses an image file that is in two splits, be it by way of a link."""
+    paths_of = {name: records.image_paths for name, records in splits.items()}
+    for first, second, shared in images_in_two_splits(paths_of):
+        raise UserError(
+            f"{shared[0].file}: this image ({len(shared)} in all) is in the {first} and in the "
+            f"{second} split; expected each image in one split; name its folder, or the "
+            "links to it, in one set only"
+        )
+
+
+class SharedImage(NamedTuple):
+    """An image file of two splits, and the path that each of them has for it."""
+
+    file: str
+    path: str
+    other_path: str
+
+
+def images_in_two_splits(
+    paths_of: Mapping[str, Sequence[str]],
+) -> Iterator[tuple[str, str, list[SharedImage]]]:
+    """Pairs of splits that share image files, also by way of a link, with these files.
+
+    Args:
+      paths_of: split -> paths of its images.
+    """
     files = {
-        name: {os.path.realpath(p) if os.path.islink(p) else p for p in records.image_paths}
-        for name, records in splits.items()
+        split: {os.path.realpath(p) if os.path.islink(p) else p: p for p in paths}
+        for split, paths in paths_of.items()
     }
     for first, second in combinations(files, 2):
-        if shared := sorted(files[first] & files[second]):
-            raise UserError(
-                f"{shared[0]}: this image ({len(shared)} in all) is in the {first} and in the "
-                f"{second} split; expected each image in one split; name its folder, or the "
-                "links to it, in one set only"
+        if shared := sorted(files[first].keys() & files[second].keys()):
+            yield (
+                first,
+                second,
+                [SharedImage(each, files[first][each], files[second][each]) for each in shared],
             )

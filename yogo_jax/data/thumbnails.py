@@ -37,7 +37,7 @@ class Thumbnails:
     left_out: int
 
     def shares(self) -> Float32[np.ndarray, " t"]:
-        """How often each is taken: all classes alike, and all thumbnails of a class."""
+        """Probability to be taken: equal for all classes, and within a class for all thumbnails."""
         _, own_class, counts = np.unique(self.class_ids, return_inverse=True, return_counts=True)
         return (1 / (len(counts) * counts[own_class])).astype(np.float32)
 

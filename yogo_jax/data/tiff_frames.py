@@ -1,4 +1,4 @@
-"""Which frames a TIFF file holds, and where each lies.
+"""The frames of a TIFF file, and the place of each.
 
 A page of a TIFF file need not be a frame: it may be a reduced copy, a channel or a slice; and one
 page may stand for a whole stack. tifffile reads what the programs that write such files say of it.

@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
@@ -270,9 +271,9 @@ def _image(pixels: Float[Array, "n r 2 k 2 c"], height: int, width: int) -> Floa
 # four sums of a tile's pixels, G four sums of a kernel's taps; they are multiplied one by one, and
 # A makes two results of the four products. Gradients are the same steps transposed.
 
-_B_TRANSPOSED = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
-_G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-_A_TRANSPOSED = ((1, 1, 1, 0), (0, 1, -1, -1))
+_B_TRANSPOSED = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_A_TRANSPOSED = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 
 
 def _is_for_winograd(kernel: Array, stride: int) -> bool:
@@ -289,8 +290,8 @@ def winograd(
     def of_group(group: Array) -> Array:
         products = _tile_sums(group) @ tap_sums
         products = products.reshape(4, 4, len(group), *_tile_counts(group), -1)
-        rows = _sums(_A_TRANSPOSED, _parts(products, 0))
-        results = [_sums(_A_TRANSPOSED, _parts(row, 0)) for row in rows]
+        rows = _sums(_A_TRANSPOSED, jnp.unstack(products))
+        results = [_sums(_A_TRANSPOSED, jnp.unstack(row)) for row in rows]
         return _interleaved(results, height, width)
 
     return _in_groups(of_group, x, _product_bytes(x, kernel), _PRODUCT_BYTES).astype(x.dtype)
@@ -305,11 +306,11 @@ def winograd_gradients(
     size = _group_size(x, _product_bytes(x, kernel), _PRODUCT_BYTES)
     tap_sums = _tap_sums(kernel)
 
-    def add_group(total: Array, group_and_grad: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add_group(total: Array, group_and_grad: tuple[Array, ...]) -> tuple[Array, Array]:
         group, grad = group_and_grad
         padding = ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0))
         blocks = jnp.pad(grad.astype(jnp.float32), padding).reshape(size, rows, 2, columns, 2, -1)
-        of_products = _sums_of_both(_transposed(_A_TRANSPOSED), blocks, (2, 4))
+        of_products = _sums_of_both(_A_TRANSPOSED.T, blocks, (2, 4))
         of_products = of_products.reshape(16, -1, grad.shape[-1])
         of_tap_sums = jnp.einsum("atc,ato->aco", _tile_sums(group), of_products)
         of_tile_sums = jnp.einsum("ato,aco->atc", of_products, tap_sums)
@@ -320,7 +321,7 @@ def winograd_gradients(
     groups = tuple(each.reshape(-1, size, *each.shape[1:]) for each in (x, grad))
     of_tap_sums, of_images = lax.scan(add_group, jnp.zeros_like(tap_sums), groups)
     of_tap_sums = of_tap_sums.reshape(4, 4, *of_tap_sums.shape[1:])
-    of_kernel = _sums_of_both(_transposed(_G), of_tap_sums, (0, 1))
+    of_kernel = _sums_of_both(_G.T, of_tap_sums, (0, 1))
     return of_images.reshape(x.shape).astype(x.dtype), of_kernel.astype(kernel.dtype)
 
 
@@ -348,7 +349,7 @@ def _tap_sums(kernel: Float[Array, "3 3 c oc"]) -> Float[Array, "16 c oc"]:
     return sums.reshape(16, *kernel.shape[2:])
 
 
-def _tile_pixels(x: Array, axis: int) -> list[Array]:
+def _tile_pixels(x: Array, *, axis: int) -> list[Array]:
     """The four pixels of each tile along an axis of even length."""
     pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
     last = pairs.shape[axis] - 1
@@ -356,7 +357,7 @@ def _tile_pixels(x: Array, axis: int) -> list[Array]:
     return [
         lax.slice_in_dim(each, behind, last + behind, axis=axis)
         for behind in (0, 1)
-        for each in _parts(pairs, axis + 1)
+        for each in jnp.unstack(pairs, axis=axis + 1)
     ]
 
 
@@ -367,7 +368,7 @@ def _pixel_gradients(of_sums: Array, axis: int) -> Array:
       of_sums: gradients of the four sums of a tile, stacked in front.
       axis: along the tiles, without the one in front.
     """
-    pixels = _sums(_transposed(_B_TRANSPOSED), _parts(of_sums, 0))
+    pixels = _sums(_B_TRANSPOSED.T, jnp.unstack(of_sums))
 
     def moved(pixel: Array, by: int) -> Array:
         padding = [(0, 0, 0)] * pixel.ndim
@@ -380,30 +381,24 @@ def _pixel_gradients(of_sums: Array, axis: int) -> Array:
     return jnp.stack(middle, axis + 1)
 
 
-def _parts(x: Array, axis: int) -> list[Array]:
-    return [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
-
-
-def _sums(matrix: Sequence[Sequence[float]], parts: Sequence[Array]) -> list[Array]:
+def _sums(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
     """`matrix` times the vector of parts, without what is multiplied by zero."""
 
     def times(factor: float, part: Array) -> Array:
         return part if factor == 1 else -part if factor == -1 else factor * part
 
-    return [
-        functools.reduce(
-            operator.add,
-            (times(factor, part) for factor, part in zip(row, parts, strict=True) if factor),
-        )
-        for row in matrix
-    ]
+    products = (
+        [times(factor, part) for factor, part in zip(row, parts, strict=True) if factor]
+        for row in matrix.tolist()
+    )
+    return [functools.reduce(operator.add, each) for each in products]
 
 
 def _sums_of_both(
-    matrix: Sequence[Sequence[float]],
+    matrix: np.ndarray,
     x: Array,
     axes: tuple[int, int],
-    parts_along: Callable[[Array, int], list[Array]] = _parts,
+    parts_along: Callable[..., Sequence[Array]] = jnp.unstack,
 ) -> Array:
     """`matrix` times the parts of `x` times `matrix` transposed, both stacked in front.
 
@@ -413,9 +408,5 @@ def _sums_of_both(
       axes: that of the rows, and that of the columns where sums of rows are stacked in front.
       parts_along: takes an array apart along an axis.
     """
-    by_row = jnp.stack(_sums(matrix, parts_along(x, axes[0])))
-    return jnp.stack(_sums(matrix, parts_along(by_row, axes[1])), 1)
-
-
-def _transposed(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+    by_row = jnp.stack(_sums(matrix, parts_along(x, axis=axes[0])))
+    return jnp.stack(_sums(matrix, parts_along(by_row, axis=axes[1])), 1)

@@ -1,4 +1,4 @@
-"""From raw channels of the head to boxes, objectness and classes."""
+"""Decoding: raw channels of the head become boxes, objectness and classes."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-# What a box takes of the raw channels; the classes follow.
+# Raw channels before those of the classes: tx, ty, tw, th, to.
 BOX_CHANNELS = 5
 # exp(80) is still finite in float32; the original cuts there as well.
 MAX_LOG_SIZE = 80.0
 
 
 class Predictions(NamedTuple):
-    """What one image's grid says: boxes in [0, 1] of the image, before any threshold."""
+    """Predictions on the grid of one image, before any threshold; boxes in [0, 1] of the image."""
 
     boxes_cxcywh: Float[Array, "gh gw 4"]
     objectness: Float[Array, "gh gw"]

@@ -1,111 +1,273 @@
-"""What the detector reports of an image, in one canonical form."""
+"""The detections of one image, as NumPy arrays: what every other part and the user gets."""
 
-from typing import NamedTuple
+import base64
+import dataclasses
+import html
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+from PIL import Image
 
-from yogo_jax.detector.boxes import cxcywh_to_xyxy
-from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.nms import nms
-
-
-class Detections(NamedTuple):
-    """Detections of one image in arrays of fixed size; rows where `valid` is False are padding.
-
-    Boxes are corners as fractions of the image and may reach over its edge. `unusable` counts the
-    cells that were left out because a value of theirs is NaN or infinite.
-    """
-
-    boxes_xyxy: Float[Array, "*b n 4"]
-    objectness: Float[Array, "*b n"]
-    class_probs: Float[Array, "*b n k"]
-    valid: Bool[Array, "*b n"]
-    unusable: Int[Array, "*b"] | int = 0
+from yogo_jax.drawing import as_frame, draw_boxes
+from yogo_jax.errors import UserError
 
 
-def detect(
-    predictions: Predictions,
-    *,
-    objectness_threshold: float,
-    iou_threshold: float | None,
-    min_class_confidence: float = 0.0,
-    min_scores: tuple[float, ...] = (),
-    max_detections: int,
-) -> Detections:
-    """Detections of one image from its decoded predictions, see `select`."""
-    boxes_xyxy = cxcywh_to_xyxy(predictions.boxes_cxcywh).reshape(-1, 4)
-    class_probs = jax.nn.softmax(predictions.class_logits)
-    return select(
-        boxes_xyxy,
-        predictions.objectness.reshape(-1),
-        class_probs.reshape(-1, class_probs.shape[-1]),
-        objectness_threshold=objectness_threshold,
-        iou_threshold=iou_threshold,
-        min_class_confidence=min_class_confidence,
-        min_scores=min_scores,
-        max_detections=max_detections,
-    )
+WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
+# Rows of the table that stands for detections without a picture.
+_MOST_ROWS = 10
+# By so much rounding of half precision may leave [0, 1].
+_ROUNDING = 1e-3
 
 
-def select(
-    boxes_xyxy: Float[Array, "m 4"],
-    objectness: Float[Array, " m"],
-    class_probs: Float[Array, "m k"],
-    *,
-    objectness_threshold: float,
-    iou_threshold: float | None,
-    min_class_confidence: float = 0.0,
-    min_scores: tuple[float, ...] = (),
-    max_detections: int,
-) -> Detections:
-    """Detections of one image: threshold, then NMS over all classes together, then classes.
+class NotNumbersError(UserError):
+    """A network gives values that are NaN or infinite, where it may see an object."""
+
+
+def check_numbers(unusable: int, image: str) -> None:
+    """Refuses detections of an image in which others may be missing.
 
     Args:
-      boxes_xyxy: corners of each cell's box.
-      objectness: of each cell.
-      class_probs: of each cell, probabilities.
-      objectness_threshold: boxes must lie above it.
-      iou_threshold: of the NMS, whose score is objectness times the largest class probability;
-        the result is then in descending order of that score. None is no NMS: row-major cells.
-      min_class_confidence: the largest class probability must lie above it, if it is over 0;
-        asked after the NMS, so such a box still suppresses others.
-      min_scores: by class, the least score of a box whose most probable class it is; asked after
-        the NMS, too. Empty is none.
-      max_detections: n, the fixed size of the result; without NMS it is at most the cells.
+      unusable: cells that were left out because they hold no numbers.
+      image: its name.
 
-    Returns:
-      Detections, with `valid` for those that passed everything.
+    Raises:
+      NotNumbersError: there are such cells.
     """
-    finite = jnp.isfinite(objectness) & jnp.isfinite(boxes_xyxy).all(-1)
-    finite = finite & jnp.isfinite(class_probs).all(-1)
-    # A NaN is not below a threshold: it might have been an object. In a NMS it would be the largest
-    # score of all, above which there is nothing to go on with.
-    above = ~(objectness <= objectness_threshold)
-    candidate = above & finite
-    confidence = class_probs.max(-1)
-    if iou_threshold is None:
-        size = min(max_detections, objectness.shape[0])
-        (chosen,) = jnp.nonzero(candidate, size=size, fill_value=0)
-        valid = jnp.arange(size) < candidate.sum()
-    else:
-        chosen, valid = nms(
-            boxes_xyxy,
-            objectness * confidence,
-            candidate,
-            iou_threshold=iou_threshold,
-            max_detections=max_detections,
-        )
-    if min_class_confidence > 0:
-        valid = valid & (confidence[chosen] > min_class_confidence)
-    if min_scores:
-        least = jnp.asarray(min_scores, confidence.dtype)[class_probs[chosen].argmax(-1)]
-        valid = valid & ((objectness * confidence)[chosen] >= least)
-    return Detections(
-        boxes_xyxy=boxes_xyxy[chosen],
-        objectness=objectness[chosen],
-        class_probs=class_probs[chosen],
-        valid=valid,
-        unusable=(above & ~finite).sum(),
+    if unusable:
+        cells = "1 cell" if unusable == 1 else f"{unusable} cells"
+        raise not_numbers(image, f"NaN or infinite values in {cells}")
+
+
+def not_numbers(image: str, found: str) -> NotNumbersError:
+    """The error on an image for which a network gives something else than numbers."""
+    return NotNumbersError(
+        f"{image}: the network gives {found}, expected numbers. In half precision values leave its "
+        "range: compute in f32. If it is so in f32, too, the weights are damaged: use another "
+        "checkpoint"
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Detections:
+    """The n detections of one image among k classes, best first.
+
+    They have a length and can be indexed: `found[0]`, `found[:10]`, `found[found.scores > 0.9]` and
+    `found[[3, 1]]` are detections of the same image. A notebook shows them as a picture.
+
+    Attributes:
+      boxes_xyxy: corners (x1, y1, x2, y2) as fractions of what the network saw, float [n 4]; see
+        `boxes_xyxy_px` for pixels. Boxes may reach over the edges.
+      objectness: how sure the network is of an object, float [n] in [0, 1].
+      class_probs: probability of each class, float [n k] in [0, 1].
+      class_names: of the k classes.
+      image_hw: rows and columns of the image.
+      window_xyxy: the part of the image that the network saw, as fractions of the image.
+      image: the pixels, uint8 [h w c], if they were kept.
+
+    Raises:
+      UserError: a field has another shape or range; the message names it.
+    """
+
+    boxes_xyxy: np.ndarray
+    objectness: np.ndarray
+    class_probs: np.ndarray
+    class_names: tuple[str, ...]
+    image_hw: tuple[int, int]
+    window_xyxy: tuple[float, float, float, float] = WHOLE_IMAGE
+    image: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n, k = len(self.objectness), len(self.class_names)
+        shapes = {"boxes_xyxy": (n, 4), "objectness": (n,), "class_probs": (n, k)}
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype.kind != "f":
+                raise UserError(
+                    f"Detections.{name} must be floats of shape {shape}, got {array.dtype} of "
+                    f"shape {array.shape}"
+                )
+        for name in ("objectness", "class_probs"):
+            values = getattr(self, name)
+            # Written so that a NaN is refused.
+            if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
+                raise UserError(
+                    f"Detections.{name} must be in [0, 1], got {values.min():g} to {values.max():g}"
+                )
+        if not np.isfinite(self.boxes_xyxy).all():
+            raise UserError("Detections.boxes_xyxy must be finite, got NaN or infinity")
+        if len(set(self.class_names)) != k:
+            raise UserError(f"Detections.class_names must differ, got {self.class_names}")
+        if min(self.image_hw) < 1:
+            raise UserError(f"Detections.image_hw must be 1 or more, got {self.image_hw}")
+        x1, y1, x2, y2 = self.window_xyxy
+        if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+            raise UserError(
+                f"Detections.window_xyxy must be a part of the image, got {self.window_xyxy}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.objectness)
+
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | Sequence[bool] | np.ndarray
+    ) -> "Detections":
+        rows = np.atleast_1d(np.arange(len(self))[index])
+        return dataclasses.replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[rows],
+            objectness=self.objectness[rows],
+            class_probs=self.class_probs[rows],
+        )
+
+    def __iter__(self) -> Iterator["Detections"]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Detections({self._summary()})"
+
+    def _summary(self) -> str:
+        rows, columns = self.image_hw
+        named = ", ".join(f"{count} {name}" for name, count in self.counts().items() if count)
+        return f"{len(self)} in {rows}x{columns} px" + (f": {named}" if named else "")
+
+    @property
+    def class_ids(self) -> Int32[np.ndarray, " n"]:
+        """The most probable class of each, an index into `class_names`."""
+        return self.class_probs.argmax(-1).astype(np.int32)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Objectness times the probability of the most probable class, float [n]."""
+        return self.objectness * self.class_probs.max(-1, initial=0)
+
+    @property
+    def boxes_in_image_xyxy(self) -> Float32[np.ndarray, "n 4"]:
+        """Corners as fractions of the whole image; they may reach over its edges."""
+        x1, y1, x2, y2 = self.window_xyxy
+        scale = np.asarray((x2 - x1, y2 - y1, x2 - x1, y2 - y1))
+        return (self.boxes_xyxy * scale + (x1, y1, x1, y1)).astype(np.float32)
+
+    @property
+    def boxes_xyxy_px(self) -> Float32[np.ndarray, "n 4"]:
+        """Corners in pixels of the whole image; they may reach over its edges."""
+        return self.boxes_in_image_xyxy * self._sides_px()
+
+    def _sides_px(self) -> Float32[np.ndarray, " 4"]:
+        rows, columns = self.image_hw
+        return np.asarray((columns, rows, columns, rows), np.float32)
+
+    def counts(self) -> dict[str, int]:
+        """Detections of each class, by its name; a class without any has 0."""
+        by_class = np.bincount(self.class_ids, minlength=len(self.class_names))
+        return dict(zip(self.class_names, by_class.tolist(), strict=True))
+
+    def draw(self, image: np.ndarray | None = None) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """An RGB picture of the image with its boxes, their classes and scores.
+
+        A dashed line is around the part that the network saw, if that is not all. Small images are
+        drawn at twice their size, so that the text can be read.
+
+        Args:
+          image: uint8, [h w], [h w 1] or [h w 3]; None is the one that was kept.
+
+        Raises:
+          UserError: no image was kept, or the given one is of another size or type.
+        """
+        if image is None:
+            image = self.image
+        if image is None:
+            raise UserError("no image was kept with these detections: give it, draw(image)")
+        frame = as_frame(image)
+        if frame.shape[:2] != self.image_hw:
+            raise UserError(
+                f"expected the image of these detections, {self.image_hw[0]}x{self.image_hw[1]} "
+                f"px, found {frame.shape[0]}x{frame.shape[1]} px"
+            )
+        window = None
+        if self.window_xyxy != WHOLE_IMAGE:
+            window = np.asarray([self.window_xyxy], np.float32)
+        picture = draw_boxes(
+            frame,
+            self.boxes_in_image_xyxy,
+            self.class_ids,
+            self.class_names,
+            scores=self.scores,
+            label_boxes_xyxy=window,
+        )
+        return np.asarray(picture)
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame with a row a detection and the columns of `infer --csv`.
+
+        These are x1_px, y1_px, x2_px, y2_px, objectness, class_id, class, confidence (the score)
+        and the probability of each class, p_NAME.
+
+        Raises:
+          UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise UserError(
+                "pandas is not installed, which a DataFrame needs: pip install pandas"
+            ) from None
+        corners = ("x1_px", "y1_px", "x2_px", "y2_px")
+        columns = dict(zip(corners, self.boxes_xyxy_px.T, strict=True))
+        columns |= {"objectness": self.objectness, "class_id": self.class_ids}
+        columns |= {"class": [self.class_names[i] for i in self.class_ids.tolist()]}
+        columns |= {"confidence": self.scores}
+        columns |= {
+            f"p_{name}": probs
+            for name, probs in zip(self.class_names, self.class_probs.T, strict=True)
+        }
+        return pandas.DataFrame(columns)
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """The detections as COCO results, the form that `pycocotools` loads with `loadRes`.
+
+        `bbox` is (x, y, width, height) in pixels, cut at the edges of the image; `category_id` is
+        the index of the class.
+
+        Args:
+          image_id: of the image in the COCO data set.
+        """
+        boxes = self.boxes_xyxy_px.astype(np.float64).clip(0, self._sides_px())
+        found = []
+        for (x1, y1, x2, y2), class_id, score in zip(
+            boxes.tolist(), self.class_ids.tolist(), self.scores.tolist(), strict=True
+        ):
+            width, height = x2 - x1, y2 - y1
+            found.append(
+                {
+                    "image_id": image_id,
+                    "category_id": class_id,
+                    "bbox": [x1, y1, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+        return found
+
+    def _repr_html_(self) -> str:
+        """The picture for a notebook; without an image, a table of the first detections."""
+        caption = f"<p>{html.escape(self._summary())}</p>"
+        if self.image is not None:
+            png = io.BytesIO()
+            Image.fromarray(self.draw()).save(png, format="PNG")
+            data = base64.b64encode(png.getvalue()).decode("ascii")
+            return f'{caption}<img alt="detections" src="data:image/png;base64,{data}">'
+        rows = []
+        best = self[:_MOST_ROWS]
+        for box, class_id, score in zip(
+            best.boxes_xyxy_px, best.class_ids, best.scores, strict=True
+        ):
+            cells = (self.class_names[class_id], f"{score:.2f}", *(f"{side:.1f}" for side in box))
+            rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+        head = "".join(f"<th>{name}</th>" for name in ("class", "score", "x1", "y1", "x2", "y2"))
+        table = "".join(f"<tr>{row}</tr>" for row in (head, *rows))
+        left = len(self) - len(best)
+        return f"{caption}<table>{table}</table>" + (f"<p>and {left} more</p>" if left else "")

@@ -59,3 +59,18 @@ def cells_of_boxes(boxes_cxcywh: Float[Any, "n 4"], grid_hw: tuple[int, int]) ->
     row = xp.clip(xp.floor(boxes_cxcywh[:, 1] * rows).astype(xp.int32), 0, rows - 1)
     column = xp.clip(xp.floor(boxes_cxcywh[:, 0] * columns).astype(xp.int32), 0, columns - 1)
     return row * columns + column
+
+
+def whole_frame_hw(
+    image_hw: tuple[int, int], size_multiplier_wh: tuple[float, float]
+) -> tuple[int, int]:
+    """Rows and columns of the frame that images of a network for a crop are cut from.
+
+    A network for images larger than those it was trained on sees all of them.
+
+    Args:
+      image_hw: what the network takes.
+      size_multiplier_wh: original size / cropped size.
+    """
+    (rows, columns), (multiplier_w, multiplier_h) = image_hw, size_multiplier_wh
+    return max(rows, round(rows * multiplier_h)), max(columns, round(columns * multiplier_w))

@@ -1,4 +1,4 @@
-"""How the terms of the loss are weighed: data that configs and checkpoints hold, without JAX."""
+"""Weights of the terms of the loss, as configs and checkpoints hold them; without importing JAX."""
 
 import dataclasses
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """How the terms are weighed.
+    """Weights of the terms of the loss.
 
     Attributes:
       no_object_weight: weight of the cells without an object, against 1 for those with one.

@@ -37,7 +37,7 @@ _HEAD_STD = 0.01
 
 
 def drawn_flat(initializer: nn.initializers.Initializer) -> nn.initializers.Initializer:
-    """The same numbers, of one axis: most of what four take to compile is their indices."""
+    """The same initializer, which draws along one axis: four axes take much longer to compile."""
 
     def draw(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         return initializer(key, (math.prod(shape),), dtype).reshape(shape)
@@ -47,12 +47,12 @@ def drawn_flat(initializer: nn.initializers.Initializer) -> nn.initializers.Init
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Initialization:
-    """How the weights of a fresh network are drawn.
+    """The random draw of a fresh network's weights.
 
     Attributes:
       kernel_init: "fan_out", the original's, keeps the variance of the gradients, "fan_in" that of
         the features (He et al. 2015).
-      objectness_prior: with what objectness every cell starts, from a head of small weights; 0
+      objectness_prior: objectness that every cell starts with, from a head of small weights; 0
         draws the head like the other layers.
     """
 
@@ -257,7 +257,7 @@ class YogoNetwork(nn.Module):
     rematerialize: bool = False
 
     def scaled(self, images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """What the first layer takes of pixels from 0 to 255."""
+        """The input of the first layer, from pixels from 0 to 255."""
         x = images.astype(jnp.float32)
         return x / 255 if self.normalize_images else x
 

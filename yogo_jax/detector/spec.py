@@ -1,4 +1,4 @@
-"""What a model is, apart from its weights: everything that using it takes."""
+"""The description of a model: everything that using it takes, apart from its weights."""
 
 import dataclasses
 import unicodedata
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Num, UInt8
 
 from yogo_jax.detector.architectures import get_backbone
 from yogo_jax.detector.decode import Predictions, decode
+from yogo_jax.detector.grid import whole_frame_hw
 from yogo_jax.detector.network import ORIGINAL_INITIALIZATION, Initialization, YogoNetwork
 from yogo_jax.errors import UserError
 
@@ -151,21 +152,6 @@ class ModelSpec:
             return cls(**plain)
         except (TypeError, AttributeError) as error:
             raise UserError(f"this description of a model cannot be used: {error}") from error
-
-
-def whole_frame_hw(
-    image_hw: tuple[int, int], size_multiplier_wh: tuple[float, float]
-) -> tuple[int, int]:
-    """Rows and columns of the frame that images of a network for a crop are cut from.
-
-    A network for images larger than those it was trained on sees all of them.
-
-    Args:
-      image_hw: what the network takes.
-      size_multiplier_wh: original size / cropped size.
-    """
-    (rows, columns), (multiplier_w, multiplier_h) = image_hw, size_multiplier_wh
-    return max(rows, round(rows * multiplier_h)), max(columns, round(columns * multiplier_w))
 
 
 def served_spec(

@@ -1,4 +1,4 @@
-"""Exported models, ours or of another maker, as `Model`s; the bridge runs them."""
+"""Exported models, ours or of another maker, as `Model`s; the bridge runs them, without JAX."""
 
 import hashlib
 import importlib
@@ -7,13 +7,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from yogo_jax.detector.found import Thresholds
-from yogo_jax.detector.spec import whole_frame_hw
+from yogo_jax.detector.grid import whole_frame_hw
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
-from yogo_jax.inference.serving import Frames, ModelOptions, Outputs, Served, knows_itself, renamed
+from yogo_jax.inference.models import Model
+from yogo_jax.inference.serving import (
+    Frames,
+    ModelOptions,
+    Outputs,
+    ServingSpec,
+    normalization_is_fixed,
+    renamed,
+)
 
 
-class ExportedModel:
+class ExportedModel(Model):
     """An `.xml` or `.onnx`, ours or of another maker, run by the bridge."""
 
     def __init__(self, path: Path, options: ModelOptions) -> None:
@@ -22,6 +30,7 @@ class ExportedModel:
                 f"{path}: ONNX Runtime computes in the precision of the file: for half precision "
                 "give the IR (.xml) or the checkpoint"
             )
+        self.path = path
         # By name: the layers below do not depend on the bridge, which depends on them.
         runtime: Any = importlib.import_module("bridge.runtime")
         self._model = _open_in_precision(runtime, path, options)
@@ -30,7 +39,7 @@ class ExportedModel:
         said = interface.description
         is_ours = "class_names" in said
         if is_ours and options.normalize_images is not None:
-            raise knows_itself(path)
+            raise normalization_is_fixed(path)
         if not is_ours:
             _check_told(path, options, interface.output_shape[1] - 5)
         names = tuple(_said(path, said, "class_names")) if is_ours else options.class_names
@@ -38,7 +47,7 @@ class ExportedModel:
         if is_ours:
             multiplier = tuple(_said(path, said, "size_multiplier_wh"))
             whole = whole_frame_hw((rows, columns), multiplier)
-        self.served = Served(
+        self.serving = ServingSpec(
             class_names=renamed(path, names, options.class_names),
             image_hw=(rows, columns),
             frame_hw=_frame_of_crop(path, (rows, columns), whole, options.crop_height),
@@ -48,14 +57,13 @@ class ExportedModel:
             apply_orientation="apply_orientation" not in said
             or bool(_said(path, said, "apply_orientation")),
         )
-        if len(self.served.class_names) != interface.output_shape[1] - 5:
+        if len(self.serving.class_names) != interface.output_shape[1] - 5:
             raise UserError(
                 f"{path}: its output has {interface.output_shape[1]} channels, so "
                 f"{interface.output_shape[1] - 5} classes, but it names {len(names)}"
             )
         self.precision = self._model.precision
         self.digest = _digest_of_files(path, divided=bool(options.normalize_images))
-        self._path = path
 
     def batch_size_for(self, count: int | None) -> int:
         """Frames of one call, which is fixed in the file."""
@@ -65,10 +73,17 @@ class ExportedModel:
         """Outputs of batches of one size, in order."""
         return self._model.stream(batches)
 
+    def export(self, folder: str | Path, **options: Any) -> Path:
+        """Refuses: only a checkpoint can be exported."""
+        raise UserError(
+            f"{self.path}: is exported already; load the checkpoint that it was exported from to "
+            "export it in another form"
+        )
+
     def describe(self) -> str:
-        """What runs it, where, and how, in one line."""
-        by = "ONNX Runtime" if self._path.suffix.lower() == ".onnx" else "OpenVINO"
-        return f"{self._path} by {by} in {self.precision} on the CPU"
+        """One line that says what runs the model, where, and in which precision."""
+        by = "ONNX Runtime" if self.path.suffix.lower() == ".onnx" else "OpenVINO"
+        return f"{self.path} by {by} in {self.precision} on the CPU"
 
 
 def _open_in_precision(runtime: Any, path: Path, options: ModelOptions) -> Any:

@@ -9,17 +9,20 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from yogo_jax.data.headers import find_oriented, orientation_lines
 from yogo_jax.data.images import TiffStack, decode_image, is_image_name
 from yogo_jax.data.tiff_frames import TiffFrame, tiff_frames
+from yogo_jax.drawing import as_frame
 from yogo_jax.errors import UserError
+from yogo_jax.files import given_path
 
 
 _STACK_SUFFIXES = (".tif", ".tiff")
@@ -51,7 +54,7 @@ class FrameSource(Protocol):
     in_order: bool
 
     def name(self, index: int) -> str:
-        """What a frame is called in tables."""
+        """The name of a frame in tables."""
         ...
 
     def stem(self, index: int) -> str:
@@ -168,6 +171,84 @@ class ImageFiles:
         """Closes the stacks."""
         while self._stacks:
             self._stacks.popitem()[1].close()
+
+
+ImageLike = str | os.PathLike[str] | np.ndarray
+
+
+class GivenImages:
+    """Images that a program gives, as paths or as arrays.
+
+    Args:
+      images: paths of image files, or uint8 arrays, see `drawing.as_frame`.
+      rgb: three channels instead of one.
+      apply_orientation: turn the pixels of files as their EXIF or TIFF tag says.
+
+    Raises:
+      UserError: there is none, or one of them is no image; the message names it.
+    """
+
+    title = "images"
+    in_order = False
+
+    def __init__(self, images: Sequence[ImageLike], *, rgb: bool, apply_orientation: bool) -> None:
+        if not images:
+            raise UserError("expected an image or a list of them, found an empty list")
+        self._rgb = rgb
+        self._apply_orientation = apply_orientation
+        self._images = [self._checked(index, image) for index, image in enumerate(images)]
+        self.count: int | None = len(images)
+        self.identity: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def _checked(self, index: int, image: object) -> str | np.ndarray:
+        if isinstance(image, np.ndarray):
+            try:
+                return as_frame(image)
+            except UserError as error:
+                raise UserError(f"image {index}: {error}") from None
+        if isinstance(image, (str, os.PathLike)):
+            return str(given_path(os.fspath(image)))
+        raise UserError(
+            f"image {index}: expected a path or a uint8 array, found {type(image).__name__}"
+        )
+
+    def name(self, index: int) -> str:
+        """The path as it was given, or the number of the image."""
+        image = self._images[index]
+        return image if isinstance(image, str) else f"image {index}"
+
+    def stem(self, index: int) -> str:
+        """The same."""
+        return self.name(index)
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        """The pixels, gray or RGB as the network takes them.
+
+        Raises:
+          FrameError: a file cannot be read.
+        """
+        image = self._images[index]
+        if isinstance(image, str):
+            try:
+                return decode_image(image, rgb=self._rgb, apply_orientation=self._apply_orientation)
+            except UserError as error:
+                raise FrameError(str(error)) from None
+        if image.shape[2] == (3 if self._rgb else 1):
+            return image
+        pixels = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
+        converted = np.asarray(pixels.convert("RGB" if self._rgb else "L"))
+        return converted if self._rgb else converted[:, :, None]
+
+    def picture(self, index: int, frame: UInt8[np.ndarray, "h w c"]) -> np.ndarray:
+        """The image to draw on: the array that was given, or of a file the frame that was read."""
+        image = self._images[index]
+        return frame if isinstance(image, str) else image
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _as_text(name: str) -> str:

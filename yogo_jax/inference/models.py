@@ -1,87 +1,346 @@
-"""Models of all kinds behind one interface: checkpoints here, exported ones by the bridge."""
+"""Models of all kinds behind one interface; checkpoints, which JAX runs.
 
+JAX is imported for a checkpoint only: an `.xml` or `.onnx` (`exported.py`) runs without it.
+"""
+
+import abc
 import hashlib
+import importlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.detector.found import Thresholds
-from yogo_jax.detector.spec import served_spec
+from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
-from yogo_jax.inference.exported import ExportedModel
-from yogo_jax.inference.serving import Frames, ModelOptions, Outputs, Served, knows_itself, renamed
+from yogo_jax.files import given_path
+from yogo_jax.inference.frame_sources import FrameError, GivenImages, ImageLike
+from yogo_jax.inference.pipeline import Loaded, detections_in, run_frames
+from yogo_jax.inference.serving import (
+    Frames,
+    ModelOptions,
+    Outputs,
+    ServingSpec,
+    normalization_is_fixed,
+    renamed,
+)
+
+
+if TYPE_CHECKING:
+    import jax
 
 
 EXPORTED_SUFFIXES = (".xml", ".onnx")
 # On a CPU larger batches are slower, and take memory (docs/inference.md).
 BATCH_SIZE, BATCH_SIZE_ON_CPU = 64, 1
-_DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16, "half": jnp.bfloat16}
+_IMAGE_TYPES = (str, os.PathLike, np.ndarray)
+PRECISIONS = ("f32", "bf16", "f16", "half")
 
 
-@runtime_checkable
-class Model(Protocol):
-    """A network that is ready to run.
+class Model(abc.ABC):
+    """A detector that is ready to run, from `yogo_jax.load`.
 
     Attributes:
-      served: what it takes.
+      path: where it was loaded from.
+      serving: what it takes of a frame, and its classes.
       digest: of everything that its outputs follow from.
       precision: that it computes in.
+
+    Example:
+      >>> model = yogo_jax.load("runs/first")
+      >>> model.predict("frame.png").counts()
     """
 
-    served: Served
+    path: Path
+    serving: ServingSpec
     digest: str
     precision: str
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their ids."""
+        return self.serving.class_names
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Rows and columns of what the network sees; `predict` resizes and cuts images to it."""
+        return self.serving.image_hw
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds that the model asks for, the defaults of `predict`."""
+        return self.serving.thresholds
+
+    def __repr__(self) -> str:
+        rows, columns = self.image_hw
+        return (
+            f"{type(self).__name__}({str(self.path)!r}: {rows}x{columns} px, "
+            f"{'RGB' if self.serving.rgb else 'gray'}, {self.precision}, "
+            f"classes {', '.join(self.class_names)})"
+        )
+
+    # A text is a sequence of texts, too: as the first case says, it is one path.
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        images: ImageLike,
+        objectness: float | None = None,
+        iou: float | None = None,
+        min_class_confidence: float | None = None,
+        min_scores: Sequence[float] | None = None,
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        images: Sequence[ImageLike],
+        objectness: float | None = None,
+        iou: float | None = None,
+        min_class_confidence: float | None = None,
+        min_scores: Sequence[float] | None = None,
+    ) -> list[Detections]: ...
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        objectness: float | None = None,
+        iou: float | None = None,
+        min_class_confidence: float | None = None,
+        min_scores: Sequence[float] | None = None,
+    ) -> Detections | list[Detections]:
+        """Finds the objects in one image, or in each of a list, as `yogo_jax.infer` does.
+
+        Args:
+          images: an image or a list of them. An image is the path of a PNG, JPEG, TIFF or BMP file
+            of 8 bits a channel, or a uint8 array [rows columns], [rows columns 1] or [rows columns
+            3] (RGB) with values from 0 to 255. Gray and RGB become what the network takes. An image
+            of another size than `image_hw` is resized, and of a model for a strip the middle rows
+            are taken.
+          objectness: a box must lie above it, in [0, 1]. Here and below, None is the model's own
+            value, see `thresholds`: mostly 0.5, 0.5, 0 and none.
+          iou: IoU above which the worse of two boxes is dropped, in [0, 1].
+          min_class_confidence: probability that the best class of a box must exceed, in [0, 1]; 0
+            is not asked.
+          min_scores: least score (objectness times that probability) of each class, in the order of
+            `class_names`, each in [0, 1]; empty is not asked.
+
+        Returns:
+          `Detections` of the image, best first, or a list of them for a list. Boxes are in pixels
+          of the image that was given. The image is kept with them for `draw`.
+
+        Raises:
+          UserError: (a ValueError) an image cannot be read or is no image, the list is empty, a
+            threshold is out of range, or the network gives values that are no numbers.
+
+        Example:
+          >>> found = model.predict("frame.png", objectness=0.6)
+          >>> found.boxes_xyxy_px[found.scores > 0.9]
+        """
+        given: Any = images
+        is_one = isinstance(given, _IMAGE_TYPES) or not isinstance(given, Iterable)
+        source = GivenImages(
+            [given] if is_one else [*given],
+            rgb=self.serving.rgb,
+            apply_orientation=self.serving.apply_orientation,
+        )
+        thresholds = _checked(
+            self.thresholds, self.class_names, objectness, iou, min_class_confidence, min_scores
+        )
+
+        def finish(loaded: Loaded, outputs: np.ndarray | None) -> Detections:
+            if outputs is None or loaded.frame is None:
+                raise FrameError(loaded.error)
+            image = source.picture(loaded.image_id, loaded.frame)
+            return detections_in(loaded, outputs, self.serving, thresholds, image=image)
+
+        count = len(source)
+        results = run_frames(
+            source,
+            self.serving,
+            self.stream,
+            finish,
+            start=0,
+            batch_size=self.batch_size_for(count),
+            workers=min(os.cpu_count() or 1, count),
+        )
+        found = list(results)
+        return found[0] if is_one else found
+
+    @abc.abstractmethod
+    def export(self, folder: str | Path, **options: Any) -> Path:
+        """Exports the model to ONNX and OpenVINO IR, and verifies what was written.
+
+        Needs the extra `bridge`. Writes model.onnx, model.xml, model.bin and verification.json.
+
+        Args:
+          folder: where to; it is made if it is not there.
+          options: see `bridge.to_openvino.export`: `crop_height` (default: as loaded), `image_hw`,
+            `batch_size`, `precision`, `target`, `int8`, `max_map_loss`, `opset`, `definition`.
+
+        Returns:
+          The path of model.xml, which `yogo_jax.load` takes.
+
+        Raises:
+          UserError: an option is out of range, the folder cannot be written, the exported models do
+            not compute what the checkpoint does, or the model is no checkpoint.
+
+        Example:
+          >>> ir = yogo_jax.load("runs/first").export("exported", crop_height=0.25)
+          >>> yogo_jax.load(ir).predict("frame.png")
+        """
+
+    @abc.abstractmethod
     def batch_size_for(self, count: int | None) -> int:
         """Frames of one call, if there are so many in all."""
-        ...
 
+    @abc.abstractmethod
     def stream(self, batches: Iterable[Frames]) -> Iterator[Outputs]:
         """Outputs of batches of one size, in order; the model may be ahead of what was taken."""
-        ...
 
+    @abc.abstractmethod
     def describe(self) -> str:
-        """What runs it, where, and how, in one line."""
-        ...
+        """One line that says what runs the model, where, and in which precision."""
+
+
+def load(
+    path: str | Path,
+    crop_height: float | None = None,
+    class_names: Sequence[str] = (),
+    normalize_images: bool | None = None,
+    precision: str = "f32",
+    batch_size: int | None = None,
+) -> Model:
+    """Loads a detector: a run, a checkpoint, or an exported `.xml` or `.onnx`.
+
+    Exported models need the extra `runtime`, and no JAX.
+
+    Args:
+      path: a run's workdir (its best checkpoint), a checkpoint folder, an OpenVINO IR or an ONNX
+        file.
+      crop_height: look at the middle strip only: up to 1 a fraction of the height, above that px.
+      class_names: other names of the classes; of a model of another maker, its names.
+      normalize_images: whether pixels must be divided by 255 first; only for models of other
+        makers, others know it.
+      precision: "f32", "bf16", "f16", or "half" (bf16 or f16, whichever the device computes in).
+      batch_size: images that are with the network at a time; None is what suits the device.
+
+    Returns:
+      The model.
+
+    Raises:
+      UserError: (a ValueError) it cannot be read or run, or an option is out of range or does not
+        fit it.
+
+    Example:
+      >>> model = yogo_jax.load("runs/first")
+      >>> found = model.predict("frame.png")
+    """
+    if isinstance(class_names, str):
+        raise UserError(f"class_names must be a list of names, got the text {class_names!r}")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if crop_height is not None and not 0 < crop_height < float("inf"):
+        raise UserError(f"crop_height must be more than 0, got {crop_height:g}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be 1 or more, got {batch_size}")
+    options = ModelOptions(
+        crop_height=crop_height,
+        class_names=tuple(class_names),
+        normalize_images=normalize_images,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    return load_model(given_path(os.fspath(path)), options)
+
+
+def is_exported(path: Path) -> bool:
+    """Returns whether a path means an exported model, by its suffix."""
+    return path.suffix.lower() in EXPORTED_SUFFIXES and not path.is_dir()
 
 
 def load_model(path: Path, options: ModelOptions) -> Model:
-    """The model that MODEL means: a run, a checkpoint, an `.xml` or an `.onnx`.
+    """The model of a path, see `load`.
 
     Raises:
       UserError: it cannot be read or run, or the options do not fit it.
     """
-    if path.suffix.lower() in EXPORTED_SUFFIXES and not path.is_dir():
+    if is_exported(path):
         if not path.is_file():
             raise UserError(f"{path}: does not exist; expected a model")
+        from yogo_jax.inference.exported import ExportedModel
+
         return ExportedModel(path, options)
     if path.is_file() and path.with_suffix(".xml").is_file():
         raise UserError(f"{path}: these are the weights of {path.with_suffix('.xml')}: give that")
     return CheckpointModel(path, options)
 
 
-class CheckpointModel:
+def _checked(
+    own: Thresholds,
+    class_names: tuple[str, ...],
+    objectness: float | None,
+    iou: float | None,
+    min_class_confidence: float | None,
+    min_scores: Sequence[float] | None,
+) -> Thresholds:
+    """The model's own thresholds, and in their place what was given.
+
+    Raises:
+      UserError: a value is out of range; the message names it.
+    """
+    thresholds = Thresholds(
+        objectness=own.objectness if objectness is None else objectness,
+        iou=own.iou if iou is None else iou,
+        min_class_confidence=(
+            own.min_class_confidence if min_class_confidence is None else min_class_confidence
+        ),
+        min_scores=own.min_scores,
+    )
+    for name in ("objectness", "iou", "min_class_confidence"):
+        if not 0 <= (value := getattr(thresholds, name)) <= 1:
+            raise UserError(f"{name} must be in [0, 1], got {value}")
+    if min_scores is None:
+        return thresholds
+    scores = tuple(min_scores)
+    if scores and len(scores) != len(class_names):
+        raise UserError(
+            f"min_scores must have a score for each of {', '.join(class_names)}, got {len(scores)}"
+        )
+    for name, score in zip(class_names, scores, strict=False):
+        if not 0 <= score <= 1:
+            raise UserError(f"min_scores of {name} must be in [0, 1], got {score}")
+    return thresholds._replace(min_scores=scores)
+
+
+class CheckpointModel(Model):
     """A checkpoint, run by JAX on its default device."""
 
     def __init__(self, path: Path, options: ModelOptions) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+        from yogo_jax.detector.spec import served_spec
+
         if options.normalize_images is not None:
-            raise knows_itself(path)
+            raise normalization_is_fixed(path)
         folder = find_checkpoint(path)
         trained = read_metadata(folder).model
         spec = served_spec(trained, crop_height=options.crop_height)
+        self.path = path
+        self._folder = folder
+        self._crop_height = options.crop_height
         self._variables = restore_variables(folder, trained)
         self._device = jax.devices()[0]
         on_cpu = self._device.platform == "cpu"
         self._batch_size = options.batch_size or (BATCH_SIZE_ON_CPU if on_cpu else BATCH_SIZE)
-        dtype = _DTYPES[options.precision]
-        self.precision = {jnp.float32: "f32", jnp.bfloat16: "bf16"}.get(dtype, "f16")
-        self.served = Served(
+        self.precision = "bf16" if options.precision == "half" else options.precision
+        dtype = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}[self.precision]
+        self.serving = ServingSpec(
             class_names=renamed(path, spec.class_names, options.class_names),
             image_hw=spec.image_hw,
             frame_hw=spec.frame_hw,
@@ -89,10 +348,10 @@ class CheckpointModel:
             thresholds=Thresholds(),
             apply_orientation=spec.apply_orientation,
         )
-        self.digest = _digest_of_weights(trained.to_dict(), self._variables)
-        self._folder = folder
+        weights = jax.tree.leaves(self._variables)
+        self.digest = _digest_of_weights(trained.to_dict(), weights)
 
-        def outputs(variables: Any, images: jax.Array) -> jax.Array:
+        def outputs(variables: Any, images: "jax.Array") -> "jax.Array":
             return spec.outputs(variables, images, compute_dtype=dtype)
 
         self._outputs = jax.jit(outputs)
@@ -112,14 +371,24 @@ class CheckpointModel:
         if ahead is not None:
             yield np.asarray(ahead)
 
+    def export(self, folder: str | Path, **options: Any) -> Path:
+        """Exports the checkpoint, see `Model.export`."""
+        # By name: the layers below do not depend on the bridge, which depends on them.
+        exporter: Any = importlib.import_module("bridge.to_openvino")
+        if "image_hw" not in options:
+            options = {"crop_height": self._crop_height, **options}
+        folder = given_path(os.fspath(folder))
+        exporter.export(self._folder, folder, **options)
+        return folder / "model.xml"
+
     def describe(self) -> str:
-        """What runs it, where, and how, in one line."""
+        """One line that says what runs the model, where, and in which precision."""
         device = f"{self._device.platform} ({self._device.device_kind})"
         return f"{self._folder} by JAX in {self.precision} on {device}"
 
 
-def _digest_of_weights(description: dict[str, Any], variables: Any) -> str:
+def _digest_of_weights(description: dict[str, Any], weights: Iterable[Any]) -> str:
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for leaf in jax.tree.leaves(variables):
+    for leaf in weights:
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()

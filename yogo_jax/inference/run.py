@@ -1,39 +1,169 @@
 """One inference from its first frame to its last file, and the same again after a kill."""
 
+import csv
 import dataclasses
+import datetime
 import json
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yogo_jax.detector.found import Thresholds
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
-from yogo_jax.files import make_folder
+from yogo_jax.files import make_folder, write_json
 from yogo_jax.inference.frame_sources import FrameSource, check_distinct_stems
 from yogo_jax.inference.journal import JOURNAL_NAME, FrameRecord, Journal, check_same_settings
 from yogo_jax.inference.models import Model
-from yogo_jax.inference.outputs import (
-    LABELS,
-    OF_ALL_FRAMES,
-    PICTURES,
-    SUMMARY,
-    Wanted,
-    array_name,
-    make_finish,
-    write_over_all,
+from yogo_jax.inference.pipeline import Finish, Loaded, detections_in, run_frames
+from yogo_jax.inference.serving import ServingSpec
+from yogo_jax.inference.writers import (
+    Totals,
+    coco_json,
+    counts_csv,
+    detections_csv,
+    scope_array,
+    skipped_csv,
+    write_label_file,
+    write_picture,
 )
-from yogo_jax.inference.pipeline import Finish, Loaded, run_frames
-from yogo_jax.inference.serving import Served
 from yogo_jax.progress import Rate, with_progress
+
+
+PICTURES, LABELS = "pictures", "labels"
+SUMMARY = "summary.json"
+OF_ALL_FRAMES = ("counts.csv", "counts.json", "detections.csv", "coco.json", "skipped.csv")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The outputs that are asked for.
+
+    Attributes:
+      pictures: suffix of pictures with boxes; None is no pictures.
+      labels: a YOLO label file of each frame.
+      with_confidence: label files have a last column, the score.
+      array: the instrument's array.
+      csv: a table of all detections.
+      coco: COCO JSON.
+      counts: a table of counts, and their totals.
+    """
+
+    pictures: str | None = None
+    labels: bool = False
+    with_confidence: bool = False
+    array: bool = False
+    csv: bool = False
+    coco: bool = False
+    counts: bool = False
+
+    @property
+    def of_each_frame(self) -> bool:
+        """True if frames have files of their own."""
+        return self.pictures is not None or self.labels
+
+
+def array_name(title: str) -> str:
+    """The name of the instrument's array; never that of another output."""
+    taken = {Path(name).stem for name in (*OF_ALL_FRAMES, SUMMARY)}
+    return f"{title}_run" if title in taken else title
+
+
+def make_finish(
+    folder: Path, wanted: Wanted, serving: ServingSpec, thresholds: Thresholds, *, strict: bool
+) -> Callable[[Loaded, np.ndarray | None], FrameRecord]:
+    """A function that finishes a frame: its detections, and the files of this frame.
+
+    The files are there before the frame is in the journal, so that a frame in it is whole.
+    """
+
+    def finish(loaded: Loaded, outputs: np.ndarray | None) -> FrameRecord:
+        if outputs is None or loaded.frame is None or loaded.view is None:
+            reason = loaded.error or ""
+            if strict:
+                raise UserError(f"{reason}; without --strict it would be skipped")
+            return FrameRecord(loaded.image_id, loaded.name, reason, None)
+        found = detections_in(loaded, outputs, serving, thresholds)
+        if wanted.pictures is not None:
+            path = folder / PICTURES / f"{loaded.stem}{wanted.pictures}"
+            write_picture(path, loaded.frame, found)
+        if wanted.labels:
+            path = folder / LABELS / f"{loaded.stem}.txt"
+            write_label_file(path, found, with_confidence=wanted.with_confidence)
+        return FrameRecord(loaded.image_id, loaded.name, None, found)
+
+    return finish
+
+
+def write_over_all(
+    journal: Journal, folder: Path, wanted: Wanted, serving: ServingSpec, settings: dict[str, Any]
+) -> Totals:
+    """Writes the files over all frames from the journal, and `summary.json` last.
+
+    Args:
+      journal: of all frames.
+      folder: of the outputs.
+      wanted: which of them.
+      serving: of the model.
+      settings: of the run, which go into the summary.
+
+    Returns:
+      The totals.
+    """
+    names = serving.class_names
+    totals = Totals(names)
+    for record in journal.records():
+        totals.add(record)
+    array = folder / f"{array_name(settings['run'])}.npy"
+    with ExitStack() as stack:
+        writers = []
+        if wanted.counts:
+            writers.append(counts_csv(folder / "counts.csv", names))
+        if wanted.csv:
+            writers.append(detections_csv(folder / "detections.csv", names))
+        if wanted.coco:
+            writers.append(coco_json(folder / "coco.json", names))
+        if wanted.array:
+            writers.append(scope_array(array, totals.boxes, len(names), serving.image_hw))
+        if totals.skipped:
+            writers.append(skipped_csv(folder / "skipped.csv"))
+        adders = [stack.enter_context(writer) for writer in writers]
+        for record in journal.records():
+            for add in adders:
+                add(record)
+    if wanted.array:
+        write_json(array.with_suffix(".json"), _array_notes(settings, serving))
+    if wanted.counts:
+        write_json(folder / "counts.json", totals.to_dict())
+    write_json(folder / SUMMARY, {"settings": settings, **totals.to_dict()})
+    return totals
+
+
+def _array_notes(settings: dict[str, Any], serving: ServingSpec) -> dict[str, Any]:
+    """The notes that the instrument's own software writes beside its array."""
+    rows = serving.image_hw[0]
+    is_crop = serving.frame_hw is not None and serving.frame_hw[0] != rows
+    # The instrument knows no such thing: said only where it acted.
+    scores = settings["score_thresholds"]
+    return {
+        **({"score_thresholds": scores} if scores else {}),
+        "run_name": settings["run"],
+        "model_name": settings["model_name"],
+        "class_names": list(serving.class_names),
+        "obj_thresh": settings["obj_thresh"],
+        "iou_thresh": settings["iou_thresh"],
+        "min_class_confidence_threshold": settings["min_class_confidence_threshold"],
+        "vertical_crop_height_px": rows if is_crop else None,
+        "write_date": datetime.datetime.now().isoformat(timespec="seconds"),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Running:
-    """How an inference runs; its outputs do not follow from these.
+    """The way an inference runs, which does not change its outputs.
 
     Attributes:
       resume: go on with what an earlier run left in the folder.
@@ -60,7 +190,7 @@ def infer_frames(
     wanted: Wanted,
     running: Running,
 ) -> dict[str, Any]:
-    """Looks at all frames, and writes what is wanted; returns the summary.
+    """Finds objects in all frames, and writes what is wanted; returns the summary.
 
     Raises:
       UserError: the folder holds something else, a frame does not fit the model, the disk is full.
@@ -73,20 +203,20 @@ def infer_frames(
     if (earlier := _finished(folder, settings, wanted, running, source.count)) is not None:
         return earlier
     finish = _telling_of_resizing(
-        make_finish(folder, wanted, model.served, thresholds, strict=running.strict),
-        model.served,
+        make_finish(folder, wanted, model.serving, thresholds, strict=running.strict),
+        model.serving,
         running.say,
     )
     rate = Rate()
     try:
-        with Journal(folder, settings, resume=running.resume) as journal:
+        with Journal(folder, settings) as journal:
             if journal.count:
                 running.say(f"{journal.count} frames were finished before and are not done again")
             if running.strict:
                 _refuse_skipped(journal)
             records = run_frames(
                 source,
-                model.served,
+                model.serving,
                 model.stream,
                 finish,
                 start=journal.count,
@@ -101,7 +231,7 @@ def infer_frames(
                     journal.append(record)
             if rate.frames:
                 running.say(f"{rate.frames} frames at {rate.per_second:.1f} frames/s")
-            totals = write_over_all(journal, folder, wanted, model.served, settings)
+            totals = write_over_all(journal, folder, wanted, model.serving, settings)
             journal.remove()
     except OSError as error:
         raise UserError(
@@ -111,7 +241,7 @@ def infer_frames(
 
 
 def _telling_of_resizing(
-    finish: Finish[FrameRecord], served: Served, say: Callable[[str], None]
+    finish: Finish[FrameRecord], serving: ServingSpec, say: Callable[[str], None]
 ) -> Finish[FrameRecord]:
     """`finish`, which says once if frames are resized: cells of another size may not be found."""
     lock = threading.Lock()
@@ -120,9 +250,9 @@ def _telling_of_resizing(
     def finish_and_tell(loaded: Loaded, outputs: np.ndarray | None) -> FrameRecord:
         nonlocal told
         if loaded.frame is not None:
-            found_hw, whole = loaded.frame.shape[:2], served.frame_hw or served.image_hw
+            found_hw, whole = loaded.frame.shape[:2], serving.frame_hw or serving.image_hw
             with lock:
-                tells = not told and found_hw not in (whole, served.image_hw)
+                tells = not told and found_hw not in (whole, serving.image_hw)
                 told = told or tells
             if tells:
                 say(
@@ -143,15 +273,15 @@ def _settings(
     wanted: Wanted,
 ) -> dict[str, Any]:
     """Everything that the outputs follow from, in plain values."""
-    served = model.served
+    serving = model.serving
     return {
         "run": source.title,
         **source.identity,
         "model_name": model_name,
         "model": model.digest,
-        "class_names": list(served.class_names),
-        "image_hw": list(served.image_hw),
-        "frame_hw": None if served.frame_hw is None else list(served.frame_hw),
+        "class_names": list(serving.class_names),
+        "image_hw": list(serving.image_hw),
+        "frame_hw": None if serving.frame_hw is None else list(serving.frame_hw),
         "precision": model.precision,
         "batch_size": batch_size,
         "obj_thresh": thresholds.objectness,
@@ -241,8 +371,6 @@ def format_summary(summary: dict[str, Any], folder: Path, most_named: int = 10) 
 
 def _skipped_lines(path: Path, count: int, most: int) -> list[str]:
     """The first frames that were skipped, with the reasons."""
-    import csv
-
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row["reason"] for row, _ in zip(csv.DictReader(file), range(most), strict=False)]
     lines = ["skipped:", *(f"  {reason}" for reason in rows)]

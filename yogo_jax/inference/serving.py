@@ -1,4 +1,4 @@
-"""What is asked of a model, what it takes of a frame, and how a frame becomes that."""
+"""Options of a model, what it takes of a frame, and the part of a frame that becomes its input."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from yogo_jax.data.images import resize_image
-from yogo_jax.detector.found import Thresholds
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ _SAME_SHAPE = 0.02
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What flags say of a model; None where they say nothing.
+    """Wishes of the user for a model; None where there is none.
 
     Attributes:
       crop_height: rows to look at, up to 1 a fraction of the frame, above that px.
@@ -39,7 +39,7 @@ class ModelOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Served:
+class ServingSpec:
     """A model as its user sees it.
 
     Attributes:
@@ -61,7 +61,7 @@ class Served:
 
 
 class View(NamedTuple):
-    """What the network sees of a frame.
+    """The part of a frame that the network sees.
 
     Attributes:
       image: of the size that it takes.
@@ -72,7 +72,7 @@ class View(NamedTuple):
     window_xyxy: tuple[float, float, float, float]
 
 
-def view_of(frame: UInt8[np.ndarray, "h w c"], served: Served) -> View:
+def view_of(frame: UInt8[np.ndarray, "h w c"], serving: ServingSpec) -> View:
     """The part of a frame that the network takes, at its scale.
 
     A frame of the size that the network takes goes in as it is. Any other is resized to the whole
@@ -82,8 +82,8 @@ def view_of(frame: UInt8[np.ndarray, "h w c"], served: Served) -> View:
     Raises:
       UserError: how much of the frame is meant is not known, see `--crop-height`.
     """
-    (rows, columns), whole = served.image_hw, served.frame_hw
-    if frame.shape[:2] == served.image_hw:
+    (rows, columns), whole = serving.image_hw, serving.frame_hw
+    if frame.shape[:2] == serving.image_hw:
         return View(frame, (0.0, 0.0, 1.0, 1.0))
     if whole is None:
         height, width = frame.shape[:2]
@@ -94,7 +94,7 @@ def view_of(frame: UInt8[np.ndarray, "h w c"], served: Served) -> View:
                 f"much of a frame it is for, {middle if rows < height else ''}--crop-height 1 for "
                 "the whole frame squeezed"
             )
-        whole = served.image_hw
+        whole = serving.image_hw
     height, width = whole
     top, left = (height - rows + 1) // 2, (width - columns + 1) // 2
     image = resize_image(frame, whole)[top : top + rows, left : left + columns]
@@ -102,8 +102,8 @@ def view_of(frame: UInt8[np.ndarray, "h w c"], served: Served) -> View:
     return View(np.ascontiguousarray(image), window)
 
 
-def knows_itself(path: Path) -> UserError:
-    """Why --normalize-images is refused for models that describe themselves."""
+def normalization_is_fixed(path: Path) -> UserError:
+    """The error on --normalize-images for a model that describes itself."""
     return UserError(
         f"{path}: says itself whether its pixels are divided by 255: leave out --normalize-images "
         "and --no-normalize-images"

@@ -122,7 +122,7 @@ class VideoFrames:
         return None
 
     def _declared_seconds(self, found: int) -> float:
-        """When the video ends by what is written in the file; 0 where that is not told.
+        """The end of the video in seconds as the file declares it; 0 if it declares none.
 
         Of other formats FFmpeg estimates the duration from what is there.
         """

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from yogo_jax.counting.files import counts_header
-from yogo_jax.drawing import draw_boxes
+from yogo_jax.detector.detections import Detections
 from yogo_jax.files import reserve_space, whole_file
 from yogo_jax.inference.journal import FrameRecord
 
@@ -25,54 +26,35 @@ PICTURE_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _PNG_COMPRESSION = 1
 # A box of no size is no label; six decimals are written.
 _SMALLEST_SIDE = 1e-6
-_WHOLE_FRAME = (0.0, 0.0, 1.0, 1.0)
 
 
-def write_picture(
-    path: Path,
-    frame: UInt8[np.ndarray, "h w c"],
-    record: FrameRecord,
-    class_names: Sequence[str],
-) -> None:
-    """The whole frame with its detections; a dashed line is around the part that was looked at.
+def write_picture(path: Path, frame: UInt8[np.ndarray, "h w c"], found: Detections) -> None:
+    """Writes the whole frame with its detections, see `Detections.draw`.
 
     Args:
       path: with a suffix of `PICTURE_FORMATS`.
       frame: as it was read.
-      record: of that frame.
-      class_names: in the order of the class ids.
+      found: in that frame.
     """
-    window = None
-    if record.window_xyxy != _WHOLE_FRAME:
-        window = np.asarray([record.window_xyxy], np.float32)
-    picture = draw_boxes(
-        frame,
-        record.boxes_in_frame(),
-        record.found.class_ids,
-        class_names,
-        scores=record.found.scores,
-        label_boxes_xyxy=window,
-    )
     image_format = PICTURE_FORMATS[path.suffix]
     options = {"compress_level": _PNG_COMPRESSION} if image_format == "PNG" else {}
     with whole_file(path) as temporary:
-        picture.save(temporary, format=image_format, **options)
+        Image.fromarray(found.draw(frame)).save(temporary, format=image_format, **options)
 
 
-def write_label_file(path: Path, record: FrameRecord, *, with_confidence: bool) -> None:
-    """A YOLO label file: class id and box of each detection, best first.
+def write_label_file(path: Path, found: Detections, *, with_confidence: bool) -> None:
+    """Writes a YOLO label file: class id and box of each detection, best first.
 
     Boxes are cxcywh as fractions of the whole frame, cut at its edges as labels must be. An empty
     file is a frame without detections.
 
     Args:
       path: of the file.
-      record: of the frame.
+      found: in the frame.
       with_confidence: a last column, objectness times the probability of the class.
     """
     lines = []
-    boxes = record.boxes_in_frame().astype(np.float64).clip(0, 1)
-    found = record.found
+    boxes = found.boxes_in_image_xyxy.astype(np.float64).clip(0, 1)
     for box, class_id, score in zip(boxes, found.class_ids, found.scores, strict=True):
         (x1, y1), (x2, y2) = box[:2], box[2:]
         sizes = [max(side, _SMALLEST_SIDE) for side in (x2 - x1, y2 - y1)]
@@ -100,11 +82,11 @@ class Totals:
 
     def add(self, record: FrameRecord) -> None:
         """Counts one more record."""
-        if record.error is not None:
+        if record.detections is None:
             self.skipped += 1
             return
         self.frames += 1
-        self.by_class += _counts(record, len(self.class_names))
+        self.by_class += list(record.detections.counts().values())
 
     @property
     def boxes(self) -> int:
@@ -121,10 +103,6 @@ class Totals:
         }
 
 
-def _counts(record: FrameRecord, classes: int) -> np.ndarray:
-    return np.bincount(record.found.class_ids, minlength=classes)
-
-
 @contextmanager
 def counts_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
     """Detections of each class in each frame; of frames that were skipped the fields are empty."""
@@ -134,9 +112,8 @@ def counts_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
 
         def add(record: FrameRecord) -> None:
             counts: list[Any] = [""] * (len(class_names) + 1)
-            if record.error is None:
-                by_class = _counts(record, len(class_names))
-                counts = [*by_class.tolist(), int(by_class.sum())]
+            if record.detections is not None:
+                counts = [*record.detections.counts().values(), len(record.detections)]
             writer.writerow([record.image_id, record.name, *counts])
 
         yield add
@@ -153,8 +130,9 @@ def detections_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
         writer.writerow([*head, *probs])
 
         def add(record: FrameRecord) -> None:
-            found = record.found
-            corners_px = _boxes_px(record)
+            if (found := record.detections) is None:
+                return
+            corners_px, scores = found.boxes_xyxy_px, found.scores
             for row, class_id in enumerate(found.class_ids.tolist()):
                 writer.writerow(
                     [
@@ -164,18 +142,12 @@ def detections_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
                         str(found.objectness[row]),
                         class_id,
                         class_names[class_id],
-                        str(found.scores[row]),
+                        str(scores[row]),
                         *map(str, found.class_probs[row]),
                     ]
                 )
 
         yield add
-
-
-def _boxes_px(record: FrameRecord) -> np.ndarray:
-    """Corners in px of the frame, float32 [n 4]."""
-    rows, columns = record.frame_hw
-    return record.boxes_in_frame() * np.asarray((columns, rows, columns, rows), np.float32)
 
 
 @contextmanager
@@ -196,9 +168,9 @@ def coco_json(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
 
         def add(record: FrameRecord) -> None:
             nonlocal number, first
-            if record.error is not None:
+            if (found := record.detections) is None:
                 return
-            rows, columns = record.frame_hw
+            rows, columns = found.image_hw
             image = {
                 "id": record.image_id,
                 "file_name": record.name,
@@ -207,13 +179,10 @@ def coco_json(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
             }
             file.write(("" if first else ",") + "\n" + json.dumps(image))
             first = False
-            found = record.found
-            boxes = _boxes_px(record).astype(np.float64)
-            boxes = boxes.clip(0, np.asarray((columns, rows, columns, rows)))
-            for box, class_id, score in zip(boxes, found.class_ids, found.scores, strict=True):
+            for annotation in found.to_coco(record.image_id):
                 number += 1  # from 1 on: to some readers, 0 is no annotation
-                annotation = _annotation(number, record.image_id, box, int(class_id), float(score))
-                annotations.write(("" if number == 1 else ",") + "\n" + json.dumps(annotation))
+                text = json.dumps({"id": number, **annotation})
+                annotations.write(("" if number == 1 else ",") + "\n" + text)
 
         yield add
         file.write('\n],\n"annotations": [')
@@ -223,22 +192,6 @@ def coco_json(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
         categories = [{"id": index, "name": name} for index, name in enumerate(class_names)]
         file.write(f'\n],\n"categories": {json.dumps(categories)}\n}}\n')
     annotations_path.unlink()
-
-
-def _annotation(
-    number: int, image_id: int, box: np.ndarray, class_id: int, score: float
-) -> dict[str, Any]:
-    (x1, y1), (x2, y2) = box[:2].tolist(), box[2:].tolist()
-    width, height = x2 - x1, y2 - y1
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": class_id,
-        "bbox": [x1, y1, width, height],
-        "area": width * height,
-        "iscrowd": 0,
-        "score": score,
-    }
 
 
 @contextmanager
@@ -268,7 +221,8 @@ def scope_array(path: Path, boxes: int, classes: int, image_hw: tuple[int, int])
 
         def add(record: FrameRecord) -> None:
             nonlocal start
-            found = record.found
+            if (found := record.detections) is None:
+                return
             part = array[:, start : start + len(found.objectness)]
             part[0] = record.image_id
             part[1:5] = found.boxes_xyxy.T * np.asarray(

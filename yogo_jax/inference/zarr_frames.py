@@ -394,7 +394,7 @@ def _layout(
     chunks: tuple[int, ...],
     frame_hw: tuple[tuple[int, int], ...],
 ) -> str:
-    """Which axis counts the frames: the one beside a known size, or else the one that chunks cut.
+    """The axes of a store: the frame axis is not height or width, or else the one that chunks cut.
 
     Sizes come first: stores are also cut across their frames, for example row by row.
     """

@@ -1,35 +1,26 @@
-"""What is in a data set and what is wrong with it: everything is looked at, nothing is refused."""
+"""The audit of files, images and boxes: everything is looked at, nothing is refused."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from yogo_jax.data.definition import DatasetDefinition
-from yogo_jax.data.findings import KINDS, Finding
-from yogo_jax.data.records import Records, boxes_by_class, large_enough
+from yogo_jax.data.records import Records, boxes_by_class, without_small_boxes
 from yogo_jax.inspection.box_checks import Grid, box_findings, suspicious_boxes
 from yogo_jax.inspection.collected import LabelledImages, collect
 from yogo_jax.inspection.duplicates import duplicate_findings
+from yogo_jax.inspection.findings import KINDS, Finding, Listing
 from yogo_jax.inspection.scan import ScannedImages, scan_images
-
-
-# Of one kind of finding on boxes, groups or images so many are listed; all of them are counted.
-MOST_LISTED = 10_000
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Findings of one kind: how many there are, and those that are listed."""
-
-    count: int
-    listed: list[Finding]
+from yogo_jax.reports.tables import align
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """All that was found.
+    """The content of a data set, and all that is wrong with it.
 
     Attributes:
       definition: of the data.
@@ -38,7 +29,7 @@ class Inspection:
       scanned: every image file once: those of the splits in their order, then the unlabelled.
       grid: None if no image could be read to tell its size.
       min_box_area: least area of a box that is used, as a fraction of the image's.
-      findings: kind -> what was found, in the order of `KINDS`; kinds without any are left out.
+      findings: kind -> findings, in the order of `KINDS`; kinds without any are left out.
     """
 
     definition: DatasetDefinition
@@ -47,7 +38,7 @@ class Inspection:
     scanned: ScannedImages
     grid: Grid | None
     min_box_area: float
-    findings: dict[str, Listing]
+    findings: dict[str, Listing[Finding]]
 
     @property
     def count(self) -> int:
@@ -55,9 +46,102 @@ class Inspection:
         return sum(found.count for found in self.findings.values())
 
     @property
-    def usual_image_hw(self) -> tuple[int, int] | None:
-        """The size of most images, None if none could be read."""
-        return usual_size(self.scanned)
+    def formats(self) -> list[tuple[str, int]]:
+        """(format and pixels, such as "PNG L", number of images), the most common first."""
+        return Counter(filter(None, self.scanned.stored_as)).most_common()
+
+    @property
+    def lost_boxes(self) -> int:
+        """Boxes that lose their cell of the grid to another."""
+        return self.findings["shared_cell"].count if "shared_cell" in self.findings else 0
+
+    @property
+    def anchor(self) -> str | None:
+        """The value of `model.anchor=auto`, as text for the flag; None without training boxes."""
+        mean_wh = self.used["train"].mean_wh
+        return None if mean_wh is None else f"{mean_wh[0]:.6f},{mean_wh[1]:.6f}"
+
+    def class_rows(self) -> tuple[list[str], list[list[object]]]:
+        """Header and rows of the table of boxes by class and split, with the images below."""
+        used = self.used.values()
+        by_class = np.transpose([boxes_by_class(records) for records in used]).tolist()
+        values = {
+            **dict(zip(self.definition.class_names, by_class, strict=True)),
+            "all boxes": [len(records.class_ids) for records in used],
+            "images": [len(records) for records in used],
+            "empty frames": [int((records.box_counts == 0).sum()) for records in used],
+        }
+        rows = [[title, *counts, sum(counts)] for title, counts in values.items()]
+        return ["boxes by class", *self.used, "all"], rows
+
+    def to_text(self) -> str:
+        """The inspection for a terminal: the content, then what is wrong with it."""
+        scanned = self.scanned
+        described = ", ".join(f"{n} of {h}x{w} px" for (h, w), n in scanned.sizes[:5])
+        formats = ", ".join(f"{name} ({n})" for name, n in self.formats[:5])
+        lines = [
+            f"{len(scanned.paths)} images: {described or 'none could be read'}",
+            f"stored as: {formats or '-'}",
+            "",
+            *align(*self.class_rows()),
+            "",
+        ]
+        if not self.definition.names_split:
+            lines.append(self.definition.usual_split_line())
+        if self.grid is not None:
+            lines.append(
+                f"grid: {self.grid}; boxes that lose their cell to another: {self.lost_boxes}"
+            )
+        if self.anchor is not None:
+            lines.append(f"anchor: --config.model.anchor={self.anchor}")
+        if not self.findings:
+            lines += ["", "nothing wrong was found with files, images and boxes"]
+        for kind, found in self.findings.items():
+            lines += found.lines(KINDS[kind])
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `inspection.json`."""
+        labelled = sum(map(len, self.splits.values()))
+        return {
+            "definition": str(self.definition.path),
+            "class_names": list(self.definition.class_names),
+            "images": {
+                "labelled": labelled,
+                "unlabelled": len(self.scanned.paths) - labelled,
+                "unreadable": len(self.scanned.problems),
+                "by_size": {f"{h}x{w}": n for (h, w), n in self.scanned.sizes},
+                "by_format": dict(self.formats),
+            },
+            "splits": {name: _split_to_dict(records) for name, records in self.used.items()},
+            "min_box_area": self.min_box_area,
+            "anchor": self.anchor,
+            "grid": None if self.grid is None else self.grid._asdict(),
+            "findings": {
+                kind: {
+                    "count": found.count,
+                    "title": KINDS[kind].title,
+                    "advice": KINDS[kind].advice,
+                    "listed": [finding.to_dict() for finding in found.listed],
+                }
+                for kind, found in self.findings.items()
+            },
+        }
+
+
+def _split_to_dict(records: Records) -> dict[str, Any]:
+    counts, by_class = records.box_counts, boxes_by_class(records).tolist()
+    return {
+        "images": len(records),
+        "empty_frames": int((counts == 0).sum()),
+        "boxes": len(records.class_ids),
+        "boxes_by_class": dict(zip(records.class_names, by_class, strict=True)),
+        "boxes_per_image": {
+            "mean": float(counts.mean()) if len(counts) else None,
+            "most": int(counts.max(initial=0)),
+        },
+        "mean_box_wh": records.mean_wh,
+    }
 
 
 def inspect_data(
@@ -66,17 +150,15 @@ def inspect_data(
     min_box_area: float,
     choose_grid: Callable[[tuple[int, int] | None], Grid | None],
     workers: int,
-    on_start: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
     apply_orientation: bool = True,
 ) -> Inspection:
     """Looks at the images and labels of a definition.
 
     Args:
-      definition: where they are.
+      definition: of the data.
       min_box_area: boxes of less area (fraction of the image's) are not used.
       choose_grid: the grid, given the size of most images (None if none could be read).
       workers: threads that decode images.
-      on_start: is given the number of images, and returns what is to be called after each.
       apply_orientation: turn images as their EXIF or TIFF tag says.
 
     Raises:
@@ -84,64 +166,37 @@ def inspect_data(
     """
     data = collect(definition)
     paths = [path for split in data.splits.values() for path in split.records.image_paths]
-    paths += data.unlabelled
     scanned = scan_images(
-        paths,
-        workers=workers,
-        advance=on_start(len(paths)),
-        apply_orientation=apply_orientation,
+        [*paths, *data.unlabelled], workers=workers, apply_orientation=apply_orientation
     )
-    grid = choose_grid(usual_size(scanned))
+    grid = choose_grid(scanned.usual_hw)
     used = {
-        name: split.records.with_boxes(large_enough(split.records, min_box_area))
+        name: without_small_boxes(split.records, min_box_area)[0]
         for name, split in data.splits.items()
     }
-    collector = _Collector()
+    found: dict[str, Listing[Finding]] = {kind: Listing() for kind in KINDS}
     for finding in data.findings:
-        collector.add(finding, most=None)
-    of_images = (*_unreadable(scanned), *_oriented(scanned))
-    for finding in (*of_images, *_classes(definition.class_names, used)):
-        collector.add(finding)
-    for finding in small_classes(data.splits["train"].records, used["train"]):
-        collector.add(finding)
-    for finding in outgrown_fields(used["train"], grid):
-        collector.add(finding)
-    for finding in duplicate_findings(data.splits, scanned, workers):
-        collector.add(finding)
+        # Problems of files and rows have no limit: somebody has to mend each.
+        found[finding.kind].count += 1
+        found[finding.kind].listed.append(finding)
+    for finding in chain(
+        _unreadable(scanned),
+        _oriented(scanned),
+        _classes(definition.class_names, used),
+        _small_classes(data.splits["train"].records, used["train"]),
+        _outgrown_fields(used["train"], grid),
+        duplicate_findings(data.splits, scanned, workers),
+    ):
+        found[finding.kind].add(finding)
     for split in data.splits.values():
         for kind, rows, others in suspicious_boxes(split.records, min_box_area, grid):
-            collector.counts[kind] += len(rows)
-            room = MOST_LISTED - len(collector.listed[kind])
-            collector.listed[kind] += box_findings(kind, split, rows[:room], others[:room])
-    return Inspection(definition, data.splits, used, scanned, grid, min_box_area, collector.found())
-
-
-def usual_size(scanned: ScannedImages) -> tuple[int, int] | None:
-    """(rows, columns) of most images; None if none could be read."""
-    sizes = Counter(size for size in scanned.images_hw if size != (0, 0))
-    return max(sizes, key=lambda size: (sizes[size], size)) if sizes else None
-
-
-class _Collector:
-    """Counts findings by kind and keeps those that are listed."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.listed: dict[str, list[Finding]] = {kind: [] for kind in KINDS}
-
-    def add(self, finding: Finding, *, most: int | None = MOST_LISTED) -> None:
-        """Counts a finding, and lists it if there are fewer than `most`."""
-        self.counts[finding.kind] += 1
-        if most is None or len(self.listed[finding.kind]) < most:
-            self.listed[finding.kind].append(finding)
-
-    def found(self) -> dict[str, Listing]:
-        """Everything, in the order of `KINDS`."""
-        return {
-            kind: Listing(self.counts[kind], self.listed[kind])
-            for kind in KINDS
-            if self.counts[kind]
-        }
+            listing = found[kind]
+            listing.count += len(rows)
+            listing.listed += box_findings(
+                kind, split, rows[: listing.room], others[: listing.room]
+            )
+    found = {kind: listing for kind, listing in found.items() if listing.count}
+    return Inspection(definition, data.splits, used, scanned, grid, min_box_area, found)
 
 
 def _unreadable(scanned: ScannedImages) -> Iterator[Finding]:
@@ -176,7 +231,7 @@ def _classes(class_names: tuple[str, ...], used: dict[str, Records]) -> Iterator
             yield Finding("class_missing_from_split", f"{split}/{class_name}", message)
 
 
-def small_classes(labelled: Records, used: Records) -> Iterator[Finding]:
+def _small_classes(labelled: Records, used: Records) -> Iterator[Finding]:
     """Classes of which a training leaves out most of the boxes, as too small."""
     by_class = zip(boxes_by_class(labelled).tolist(), boxes_by_class(used).tolist(), strict=True)
     for class_name, (boxes, kept) in zip(labelled.class_names, by_class, strict=True):
@@ -185,7 +240,7 @@ def small_classes(labelled: Records, used: Records) -> Iterator[Finding]:
             yield Finding("class_of_small_boxes", class_name, message)
 
 
-def outgrown_fields(train: Records, grid: Grid | None) -> Iterator[Finding]:
+def _outgrown_fields(train: Records, grid: Grid | None) -> Iterator[Finding]:
     """Classes whose usual training box has a side that is larger than the receptive field.
 
     The size that is recommended is the largest with the shape of the images at which the usual box

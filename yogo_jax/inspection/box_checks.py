@@ -1,4 +1,4 @@
-"""What boxes alone show: which share a cell, are drawn twice, overhang an edge, are too small."""
+"""Checks of boxes: those that share a cell, are drawn twice, overhang an edge or are too small."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from yogo_jax.data.findings import Finding
 from yogo_jax.data.records import Records, large_enough
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.inspection.collected import LabelledImages
+from yogo_jax.inspection.findings import Finding
 
 
 # Two boxes of one image that overlap by more are one box drawn twice, not two cells that touch.

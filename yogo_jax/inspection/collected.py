@@ -1,25 +1,41 @@
 """All labelled images of a definition, with every problem noted: nothing stops at the first one.
 
-Training reads data by `splits.py`, which refuses it instead.
+Training reads data by `data/splits.py`, which refuses it instead.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
 from yogo_jax.data.definition import DatasetDefinition, PathPair
-from yogo_jax.data.findings import Finding
-from yogo_jax.data.label_guesses import guess_findings
-from yogo_jax.data.labels import Labels, label_lines, read_categories, read_label_files
-from yogo_jax.data.records import Records, ambiguity, list_files, no_labels, records_of
-from yogo_jax.data.splits import split_indices
+from yogo_jax.data.labels import (
+    Labels,
+    label_lines,
+    numbers_of_rows,
+    read_categories,
+    read_label_files,
+)
+from yogo_jax.data.records import (
+    LEAST_BOXES,
+    Records,
+    always_rise,
+    ambiguity,
+    boxes_look_like,
+    list_files,
+    no_labels,
+    records_of,
+)
+from yogo_jax.data.splits import images_in_two_splits, split_indices
 from yogo_jax.errors import UserError
+from yogo_jax.inspection.findings import Finding
 
 
 SPLITS = ("train", "val", "test")
+# Fractions are at most 1, and by rounding a little more; pixels are mostly far above.
+LEAST_PIXELS = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +61,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, eq=False)
 class CollectedData:
-    """What a definition leads to.
+    """Everything that a definition leads to.
 
     Attributes:
       splits: "train", "val", "test" -> the images that have a label file that can be read.
@@ -156,17 +172,60 @@ def _read_each(
         return [None]
 
 
+def guess_findings(
+    label_path: Path,
+    paths: Sequence[str],
+    labels: Sequence[Labels | None],
+    class_names: tuple[str, ...],
+    categories: Mapping[int, str] | None,
+) -> Iterator[Finding]:
+    """Guesses at the numbers of a whole set, where they are not those of label files.
+
+    Args:
+      label_path: the folder of the set, the place of the findings.
+      paths: its label files.
+      labels: what was read of each, with `problems` where rows were left out; None for nothing.
+      class_names: names of the classes.
+      categories: id -> name, if the set has such ids of its own.
+    """
+    read = [found for found in labels if found is not None]
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in read)])
+    if (what := boxes_look_like(boxes)) is not None:
+        yield Finding("other_box_form", str(label_path), f"all of its {len(boxes):,} boxes {what}")
+    bad = [path for path, found in zip(paths, labels, strict=True) if found and found.problems]
+    if not bad:
+        return
+    # Of the files with a bad row all rows, of the others those that were read.
+    # One array a file: if all are bad, they are many, and lists of Python take ten times as much.
+    of_files = (np.array(numbers_of_rows(path), np.float32).reshape(-1, 5) for path in bad)
+    rows = np.concatenate([*of_files])
+    good = [found for found in read if not found.problems]
+    total = len(rows) + sum(len(found.class_ids) for found in good)
+    in_pixels = rows[(rows[:, 1:] >= LEAST_PIXELS).any(1), 1:]
+    if len(in_pixels) >= max(LEAST_BOXES, total / 2):
+        form = "corners x1 y1 x2 y2" if always_rise(in_pixels) else "centres and sizes"
+        yield Finding(
+            "boxes_in_pixels",
+            str(label_path),
+            f"{len(in_pixels):,} of {total:,} boxes have numbers up to {in_pixels.max():g}, which "
+            f"look like {form} in pixels",
+        )
+    classes = len(class_names)
+    numbers = rows[~np.isnan(rows[:, 0]), 0]
+    from_zero = (numbers < 1).any() or any((found.class_ids == 0).any() for found in good)
+    if categories is None and not from_zero and numbers.max(initial=0) == classes:
+        yield Finding(
+            "classes_from_one",
+            str(label_path),
+            f"{int((numbers == classes).sum()):,} of {total:,} boxes are of class {classes}, "
+            f"none is of class 0: they seem to count from 1, expected 0 to {classes - 1}",
+        )
+
+
 def _note_shared_images(data: CollectedData) -> None:
-    """Notes image files that are in two splits, be it by way of a link."""
-    files = {
-        split: {
-            os.path.realpath(p) if os.path.islink(p) else p: p for p in images.records.image_paths
-        }
-        for split, images in data.splits.items()
-    }
-    for first, second in combinations(files, 2):
-        for file in sorted(files[first].keys() & files[second].keys()):
-            path, other = files[first][file], files[second][file]
+    paths_of = {split: images.records.image_paths for split, images in data.splits.items()}
+    for first, second, shared in images_in_two_splits(paths_of):
+        for _, path, other in shared:
             named = "" if path == other else f", as {other}"
             message = f"this file is in the {first} and{named} in the {second} split"
             data.findings.append(Finding("image_in_two_splits", path, message, (path,)))

@@ -1,4 +1,4 @@
-"""Where the labels of an image and a detector say different things."""
+"""Doubts: the places where the labels of an image and a detector say different things."""
 
 import functools
 from collections.abc import Callable
@@ -11,21 +11,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.detections import Detections, detect
-from yogo_jax.detector.found import Found, on_host
+from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, box_loss, class_loss, objectness_loss
+from yogo_jax.detector.nms import PaddedDetections, detect
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.detector.targets import winners_by_cell
 from yogo_jax.metrics.matching import match_boxes
 
 
 MAX_DETECTIONS = 2000
+# A detection that overlaps a label by this IoU is of the same object, even if badly placed.
+NEAR_A_LABEL = 0.3
 
 
 class LabelScores(NamedTuple):
-    """What the cells of the labels of one image say.
+    """Loss and predictions at the cells of the labels of one image.
 
     Attributes:
       terms: the weighted loss of each label's cell; their sum over the labels that own their cell
@@ -77,10 +79,10 @@ def score_labels(
 
 
 class Opinions(NamedTuple):
-    """What the detector says of a batch: of each label, and by itself."""
+    """The opinions of a detector on a batch: on each label, and its own detections."""
 
     labels: LabelScores
-    detections: Detections
+    detections: PaddedDetections
 
 
 def make_opinion_step(
@@ -101,10 +103,6 @@ def make_opinion_step(
         return Opinions(jax.vmap(score)(predictions, *labels), jax.vmap(find)(predictions))
 
     return step
-
-
-# A detection that overlaps a label by as much is of the same object, if not well placed.
-NEAR_A_LABEL = 0.3
 
 
 class Doubt(NamedTuple):
@@ -136,6 +134,7 @@ def doubts_of_image(
     boxes_cxcywh: Float[np.ndarray, "n 4"],
     class_ids: Int[np.ndarray, " n"],
     others_cxcywh: Float[np.ndarray, "m 4"],
+    spec: ModelSpec,
     *,
     min_confidence: float,
 ) -> list[Doubt]:
@@ -146,10 +145,11 @@ def doubts_of_image(
       boxes_cxcywh: the labels that a training uses.
       class_ids: their classes.
       others_cxcywh: labels that it does not use: objects all the same.
+      spec: of the detector.
       min_confidence: least probability of the class for `other_class`, and least objectness times
         probability for `no_label`.
     """
-    found = on_host(opinions.detections)
+    found = opinions.detections.to_host(spec.class_names, spec.image_hw)
     boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh)
     everything_xyxy = np.concatenate([boxes_xyxy, cxcywh_to_xyxy(others_cxcywh)])
     losses = np.sum(opinions.labels.terms, axis=0).tolist()
@@ -186,7 +186,7 @@ def doubts_of_image(
 
 
 def _without_label(
-    found: Found, labels_xyxy: Float[np.ndarray, "n 4"], min_confidence: float
+    found: Detections, labels_xyxy: Float[np.ndarray, "n 4"], min_confidence: float
 ) -> list[Doubt]:
     """Sure detections that are not near any label."""
     boxes_xyxy = found.boxes_xyxy.astype(np.float64)

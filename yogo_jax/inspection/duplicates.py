@@ -1,11 +1,11 @@
 """Images that are the same, or nearly, among many: by hashing, without comparing all pairs.
 
-Every image is reduced to 16x16 values, less what is common to all of them (vignetting, dirt on the
-optics), and hashed to the signs of its products with random directions. Two images with the
-correlation r differ in each bit with the probability arccos(r) / pi, whatever they show, where the
-bits of a difference hash would be noise on the empty ground of a microscope frame. Pairs that have
-a band of bits in common are compared, first by all bits, then by their correlation, and what is
-left by the correlation of 64x64 values read from the files again.
+Every image is reduced to 16x16 values. The mean of all images (vignetting, dirt on the optics) is
+subtracted. The hash is the signs of its products with random directions. Two images with the
+correlation r differ in each bit with the probability arccos(r) / pi, whatever they show. (The bits
+of a difference hash would be noise on the empty ground of a microscope frame.) Pairs that have a
+band of bits in common are compared by all bits, then by their correlation. The pairs that are left
+are read from the files again and compared by the correlation of 64x64 values.
 
 References:
   Charikar 2002, Similarity estimation techniques from rounding algorithms, STOC, section 3.
@@ -16,15 +16,15 @@ import functools
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt16
 
-from yogo_jax.data.findings import Finding
 from yogo_jax.data.images import decode_file
 from yogo_jax.errors import UserError
 from yogo_jax.inspection.collected import LabelledImages
+from yogo_jax.inspection.findings import Finding
 from yogo_jax.inspection.scan import ScannedImages, in_threads, reduce_pixels
 
 
@@ -47,10 +47,11 @@ MOST_FAILURES = 3
 LEAST_TO_CENTRE = 8
 AT_ONCE, PAIRS_AT_ONCE = 200_000, 16
 SEED = 0
+# In place of a split.
+UNLABELLED = "unlabelled"
 
 
-@dataclass(frozen=True)
-class DuplicateGroup:
+class DuplicateGroup(NamedTuple):
     """Images that are the same, or are linked by pairs of nearly the same.
 
     Attributes:
@@ -89,17 +90,21 @@ def near_groups(scanned: ScannedImages, *, workers: int) -> list[DuplicateGroup]
     correlate = fine_correlation
     if not scanned.apply_orientation:
         correlate = functools.partial(fine_correlation, apply_orientation=False)
-    forest = _Forest()
+    # Late: SciPy takes a while to import.
+    from scipy.cluster.hierarchy import DisjointSet
+
+    linked = DisjointSet(np.unique(chosen[pairs]).tolist())
+    links: list[tuple[int, int, float]] = []
     failures: Counter[int] = Counter()
-    # Some pairs at a time: those that were meanwhile made needless by a link, or hopeless by
-    # failures, are not read. Always as many, so that threads make no difference.
+    # Some pairs at a time, so that a link or failures may spare the reading of later ones. Always
+    # as many, so that threads make no difference.
     left = deque((a, b) for a, b in chosen[pairs].tolist())
     while left:
         some: list[tuple[int, int]] = []
         while left and len(some) < PAIRS_AT_ONCE:
             pair = left.popleft()
             hopeless = max(failures[i] for i in pair) >= MOST_FAILURES
-            if not hopeless and forest.root(pair[0]) != forest.root(pair[1]):
+            if not hopeless and not linked.connected(*pair):
                 some.append(pair)
         measured = in_threads(
             lambda pair: correlate(scanned.paths[pair[0]], scanned.paths[pair[1]], centre),
@@ -108,14 +113,32 @@ def near_groups(scanned: ScannedImages, *, workers: int) -> list[DuplicateGroup]
         )
         for (first, second), correlation in zip(some, measured, strict=True):
             if correlation >= FINE_CORRELATION:
-                forest.link(first, second, correlation)
+                linked.merge(first, second)
+                links.append((first, second, correlation))
             else:
                 failures.update((first, second))
-    return forest.groups()
+    return linked_groups(links)
+
+
+def linked_groups(links: Sequence[tuple[int, int, float]]) -> list[DuplicateGroup]:
+    """The groups that links (first index, second index, correlation) make, by their first index."""
+    from scipy.cluster.hierarchy import DisjointSet
+
+    linked = DisjointSet({index for link in links for index in link[:2]})
+    for first, second, _ in links:
+        linked.merge(first, second)
+    least: dict[int, float] = {}
+    for first, _, correlation in links:
+        root = linked[first]
+        least[root] = min(correlation, least.get(root, 1.0))
+    return sorted(
+        DuplicateGroup(tuple(sorted(group)), least[linked[min(group)]])
+        for group in linked.subsets()
+    )
 
 
 def centred(vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    """Vectors less their mean (if there are enough for one), of norm 1; zeros stay zeros."""
+    """Vectors minus their mean (if there are enough for one), of norm 1; zeros stay zeros."""
     if len(vectors) >= LEAST_TO_CENTRE:
         vectors = vectors - vectors.mean(0, keepdims=True)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -201,7 +224,7 @@ def fine_correlation(
     *,
     apply_orientation: bool = True,
 ) -> float:
-    """Correlation of the 64x64 reduced forms of two image files, each less `centre`.
+    """Correlation of the 64x64 reduced forms of two image files, each minus `centre`.
 
     It is 0 if one has gone, or has nothing that the centre does not have, too.
     """
@@ -220,44 +243,6 @@ def fine_correlation(
             return 0.0
         forms.append(rest / norm)
     return float(forms[0] @ forms[1])
-
-
-class _Forest:
-    """Groups of indices that grow by links between two of them."""
-
-    def __init__(self) -> None:
-        self._above: dict[int, int] = {}
-        self._correlation: dict[int, float] = {}
-
-    def root(self, i: int) -> int:
-        """The one that stands for the group of i."""
-        root = i
-        while (above := self._above.get(root, root)) != root:
-            root = above
-        while i != root:  # the next search is short
-            self._above[i], i = root, self._above[i]
-        return root
-
-    def link(self, a: int, b: int, correlation: float) -> None:
-        """Makes the groups of a and b one."""
-        first, second = sorted((self.root(a), self.root(b)))
-        self._above.setdefault(first, first)
-        self._above[second] = first
-        known = (self._correlation.get(root, 1.0) for root in (first, second))
-        self._correlation[first] = min(correlation, *known)
-
-    def groups(self) -> list[DuplicateGroup]:
-        """The groups, ordered by their first index."""
-        members = defaultdict(list)
-        for i in sorted(self._above):
-            members[self.root(i)].append(i)
-        return [
-            DuplicateGroup(tuple(group), self._correlation[root])
-            for root, group in sorted(members.items())
-        ]
-
-
-UNLABELLED = "unlabelled"
 
 
 def duplicate_findings(

@@ -1,12 +1,13 @@
-"""One look at every image: can it be read, how large is it, and a reduced form to compare.
+"""The scan of all images, once: their problems and sizes, and a reduced form of each to compare.
 
-Images are decoded in threads (decoders let go of Python's lock) and let go of at once: what stays
-is some 600 bytes an image.
+Images are decoded in threads, because decoders release Python's lock. Some 600 bytes an image are
+kept.
 """
 
 import functools
 import hashlib
-import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from PIL import Image
 from yogo_jax.data.headers import UPRIGHT
 from yogo_jax.data.images import decode_file
 from yogo_jax.errors import UserError
+from yogo_jax.progress import with_progress
 
 
 # Sides of the reduced forms: the coarse one is kept of every image, the fine one made again for
@@ -32,8 +34,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Look(NamedTuple):
-    """What is found of one image; `problem` is None if it could be read."""
+class ImageScan(NamedTuple):
+    """The scan of one image; `problem` is None if it could be read."""
 
     problem: str | None
     image_hw: tuple[int, int] = (0, 0)
@@ -45,7 +47,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ScannedImages:
-    """What is known of n images, in the order of their paths.
+    """The scans of n images, in the order of their paths.
 
     Attributes:
       paths: the n image files.
@@ -74,45 +76,47 @@ class ScannedImages:
         """Images that could be read and show something."""
         return (self.coarse != 0).any(axis=1)
 
+    @property
+    def sizes(self) -> list[tuple[tuple[int, int], int]]:
+        """((rows, columns), number of images), the most common first, without unreadable ones."""
+        return Counter(size for size in self.images_hw if size != (0, 0)).most_common()
+
+    @property
+    def usual_hw(self) -> tuple[int, int] | None:
+        """(rows, columns) of most images, the larger of two as common; None if none was read."""
+        return max(self.sizes, key=lambda each: (each[1], each[0]), default=(None, 0))[0]
+
 
 def scan_images(
-    paths: Sequence[str],
-    *,
-    workers: int,
-    advance: Callable[[], None] = lambda: None,
-    apply_orientation: bool = True,
+    paths: Sequence[str], *, workers: int, apply_orientation: bool = True
 ) -> ScannedImages:
-    """Looks at each image once.
+    """Scans each image once, with a sign of life on standard error.
 
     Args:
       paths: image files, labelled or not.
       workers: threads.
-      advance: called after each image.
       apply_orientation: turn images as their EXIF or TIFF tag says.
     """
-    n = len(paths)
     problems: dict[int, str] = {}
     orientations: dict[int, int] = {}
     images_hw, stored_as, digests = [], [], []
-    coarse = np.zeros((n, COARSE * COARSE), np.float16)
+    coarse = np.zeros((len(paths), COARSE * COARSE), np.float16)
     total, comparable = np.zeros(FINE * FINE), 0
-    # Equal texts are kept once, not once an image.
-    names: dict[str, str] = {}
-    look_at_each = functools.partial(look_at, apply_orientation=apply_orientation)
-    for i, look in enumerate(in_threads(look_at_each, paths, workers)):
-        if look.problem is not None:
-            problems[i] = look.problem
-        if look.orientation != UPRIGHT:
-            orientations[i] = look.orientation
-        images_hw.append(look.image_hw)
-        stored_as.append(names.setdefault(look.stored_as, look.stored_as))
-        digests.append(look.digest)
-        if look.fine is not None:
-            coarse[i] = coarsen(look.fine)
-            total += look.fine
+    scan = functools.partial(scan_image, apply_orientation=apply_orientation)
+    scans = in_threads(scan, paths, workers)
+    for i, image in enumerate(with_progress(scans, what="images", total=len(paths))):
+        if image.problem is not None:
+            problems[i] = image.problem
+        if image.orientation != UPRIGHT:
+            orientations[i] = image.orientation
+        images_hw.append(image.image_hw)
+        # Equal texts are kept once, not once an image.
+        stored_as.append(sys.intern(image.stored_as))
+        digests.append(image.digest)
+        if image.fine is not None:
+            coarse[i] = coarsen(image.fine)
+            total += image.fine
             comparable += 1
-        advance()
-    fine_mean = total / max(comparable, 1)
     return ScannedImages(
         paths=tuple(paths),
         problems=problems,
@@ -120,22 +124,22 @@ def scan_images(
         stored_as=stored_as,
         digests=digests,
         coarse=coarse,
-        fine_mean=fine_mean,
+        fine_mean=total / max(comparable, 1),
         orientations=orientations,
         apply_orientation=apply_orientation,
     )
 
 
-def look_at(path: str, *, apply_orientation: bool = True) -> Look:
-    """One image file."""
+def scan_image(path: str, *, apply_orientation: bool = True) -> ImageScan:
+    """Scans one image file."""
     try:
         decoded = decode_file(path, rgb=False, apply_orientation=apply_orientation)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()[:16]
     except (UserError, OSError) as error:  # it may also go away between decoding and hashing
-        return Look(str(error).removeprefix(f"{path}: "))
+        return ImageScan(str(error).removeprefix(f"{path}: "))
     pixels = decoded.pixels
-    return Look(
+    return ImageScan(
         problem=None,
         image_hw=(pixels.height, pixels.width),
         stored_as=decoded.stored_as,
@@ -176,8 +180,3 @@ def in_threads(work: Callable[[A], B], items: Sequence[A], workers: int) -> Iter
         while pending:
             yield pending.pop(0).result()
             pending += [pool.submit(work, item) for item in islice(left, 1)]
-
-
-def default_workers() -> int:
-    """Threads that decode if nobody says how many: one a core."""
-    return os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import heapq
 import io
 import itertools
@@ -15,35 +16,31 @@ import numpy as np
 from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import large_enough
 from yogo_jax.data.source import RecordSource, padded_box_count
-from yogo_jax.detector.found import check_numbers
+from yogo_jax.detector.detections import check_numbers
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.inspection.audit import MOST_LISTED, Inspection
+from yogo_jax.inspection.audit import Inspection
 from yogo_jax.inspection.collected import LabelledImages
 from yogo_jax.inspection.doubts import Doubt, Opinions, doubts_of_image, make_opinion_step
+from yogo_jax.inspection.findings import MOST_LISTED, Kind, Listing
+from yogo_jax.progress import with_progress
 
 
-class SuspectKind(NamedTuple):
-    """A kind of suspect: its title, and how it is ranked and what to do."""
-
-    title: str
-    advice: str
-
-
+# In the advice also the order, as suspects are ranked.
 SUSPECT_KINDS = {
-    "other_class": SuspectKind(
+    "other_class": Kind(
         "labels of another class than the detector sees",
         "The surest first. Correct the class in the label file where the detector is right.",
     ),
-    "no_label": SuspectKind(
+    "no_label": Kind(
         "detections without a label",
         "The surest first. Add a row to the label file where an object was forgotten.",
     ),
-    "not_found": SuspectKind(
+    "not_found": Kind(
         "labels that the detector does not find",
         "The least objectness first. Remove or correct a box with nothing in it.",
     ),
-    "high_loss": SuspectKind(
+    "high_loss": Kind(
         "labels ranked by their loss",
         "The largest first: class, place or size differ from what the detector expects.",
     ),
@@ -93,8 +90,12 @@ class Suspect:
         """`file:line`, or the file alone for a detection without label."""
         return self.label_file if self.line is None else f"{self.label_file}:{self.line}"
 
-    def describe(self) -> str:
-        """What label and detector say."""
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+    @property
+    def message(self) -> str:
+        """The class of the label, and what the detector sees in its place."""
         seen = f"{self.predicted} {self.probability:.2f}, objectness {self.objectness:.2f}"
         given = f"{self.given}, seen as {seen}" if self.given else f"seen as {seen}"
         return given if self.loss is None else f"{given}, loss {self.loss:.2f}"
@@ -102,20 +103,23 @@ class Suspect:
 
 @dataclasses.dataclass(frozen=True)
 class Suspects:
-    """Kind -> how many there are, and those that are listed, in the order of their rank."""
+    """Everything that a detector contradicts.
 
-    counts: dict[str, int]
-    listed: dict[str, list[Suspect]]
+    Attributes:
+      found: kind -> suspects in the order of their rank, for each of `SUSPECT_KINDS`.
+    """
+
+    found: dict[str, Listing[Suspect]]
 
     @property
     def count(self) -> int:
-        """Contradictions of all kinds; the ranking by loss holds good labels, too, and is none."""
-        return sum(n for kind, n in self.counts.items() if kind != "high_loss")
+        """Contradictions of all kinds; the ranking by loss has good labels too, and is none."""
+        return sum(found.count for kind, found in self.found.items() if kind != "high_loss")
 
     @property
     def warning(self) -> str:
-        """Why not to believe the detector; empty if it finds most of the labels."""
-        labels, lost = self.counts["high_loss"], self.counts["not_found"]
+        """The reason not to believe the detector; empty if it finds most of the labels."""
+        labels, lost = self.found["high_loss"].count, self.found["not_found"].count
         if 2 * lost <= labels:
             return ""
         return (
@@ -124,15 +128,22 @@ class Suspects:
             "because of it."
         )
 
+    def lines(self) -> list[str]:
+        """All kinds as text, with the first suspects of each."""
+        lines = [self.warning] if self.warning else []
+        for kind, found in self.found.items():
+            lines += found.lines(SUSPECT_KINDS[kind])
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             kind: {
-                "count": self.counts[kind],
+                "count": found.count,
                 "title": SUSPECT_KINDS[kind].title,
-                "listed": [dataclasses.asdict(suspect) for suspect in listed],
+                "listed": [dataclasses.asdict(suspect) for suspect in found.listed],
             }
-            for kind, listed in self.listed.items()
+            for kind, found in self.found.items()
         }
 
     def to_csv(self) -> str:
@@ -141,7 +152,7 @@ class Suspects:
         names = [field.name for field in dataclasses.fields(Suspect)]
         writer = csv.DictWriter(buffer, names, lineterminator="\n")
         writer.writeheader()
-        for suspect in itertools.chain(*self.listed.values()):
+        for suspect in itertools.chain(*(found.listed for found in self.found.values())):
             writer.writerow(dataclasses.asdict(suspect))
         return buffer.getvalue()
 
@@ -186,9 +197,8 @@ def find_suspects(
     batch_size: int,
     min_confidence: float,
     top: int,
-    on_start: Callable[[int], Callable[[], None]] = lambda _: lambda: None,
 ) -> Suspects:
-    """What a detector contradicts in the labels of all splits; unreadable images are left out.
+    """Everything that a detector contradicts in the labels of all splits, but unreadable images.
 
     Args:
       inspection: of the data, with the classes of the detector.
@@ -198,55 +208,60 @@ def find_suspects(
       batch_size: images at a time.
       min_confidence: as for `doubts_of_image`.
       top: labels to rank by their loss.
-      on_start: is given the number of images, and returns what is to be called after each.
+
+    Raises:
+      UserError: the network gives numbers that are not finite.
     """
     best = _Best({**dict.fromkeys(SUSPECT_KINDS, MOST_LISTED), "high_loss": top})
     step = jax.jit(make_opinion_step(spec, weights, objectness_threshold=0.5, iou_threshold=0.5))
-    max_boxes = padded_box_count([*inspection.used.values()], 0)
-    readable = _readable(inspection)
-    advance = on_start(sum(map(len, readable.values())))
-    for split, chosen in readable.items():
+    used_boxes = {
+        split: large_enough(images.records, inspection.min_box_area)
+        for split, images in inspection.splits.items()
+    }
+    opinions_of_all = _opinions(inspection, spec, functools.partial(step, variables), batch_size)
+    total = sum(map(len, _readable(inspection).values()))
+    for split, i, opinions in with_progress(opinions_of_all, what="labels of images", total=total):
         images, used = inspection.splits[split].records, inspection.used[split]
-        keep = large_enough(images, inspection.min_box_area)
+        check_numbers(int(opinions.detections.unusable), images.image_paths[i])
+        boxes_cxcywh, _ = images.labels_of(i)
+        keep = used_boxes[split][images.offsets[i] : images.offsets[i + 1]]
+        for doubt in doubts_of_image(
+            opinions,
+            *used.labels_of(i),
+            boxes_cxcywh[~keep],
+            spec,
+            min_confidence=min_confidence,
+        ):
+            row = None if doubt.label is None else int(np.flatnonzero(keep)[doubt.label])
+            best.add(doubt, _Place(split, i, row))
+    return _resolve(best, inspection.splits)
+
+
+def _opinions(
+    inspection: Inspection,
+    spec: ModelSpec,
+    step: Callable[[Any], Opinions],
+    batch_size: int,
+) -> Iterator[tuple[str, int, Opinions]]:
+    """Split and index of each image that can be read, and the opinions on it."""
+    max_boxes = padded_box_count([*inspection.used.values()], 0)
+    for split, chosen in _readable(inspection).items():
+        if not len(chosen):
+            continue
         source = RecordSource(
-            used.subset(chosen),
+            inspection.used[split].subset(chosen),
             image_hw=spec.image_hw,
             rgb=spec.rgb,
             max_boxes=max_boxes,
             apply_orientation=spec.apply_orientation,
         )
-        for index, opinions in _opinions(step, variables, source, batch_size):
-            i = int(chosen[index])
-            check_numbers(int(opinions.detections.unusable), images.image_paths[i])
-            rows = slice(images.offsets[i], images.offsets[i + 1])
-            small = images.boxes_cxcywh[rows][~keep[rows]]
-            for doubt in doubts_of_image(
-                opinions, *used.labels_of(i), small, min_confidence=min_confidence
-            ):
-                row = None
-                if doubt.label is not None:
-                    row = int(np.flatnonzero(keep[rows])[doubt.label])
-                best.add(doubt, _Place(split, i, row))
-            advance()
-    return _resolve(best, inspection.splits)
-
-
-def _opinions(
-    step: Callable[[Any, Any], Opinions],
-    variables: Mapping[str, Any],
-    source: RecordSource,
-    batch_size: int,
-) -> Iterator[tuple[int, Opinions]]:
-    """The index of each record, and the opinions on it."""
-    if not len(source):
-        return
-    order = EpochOrder(num_records=len(source), batch_size=batch_size, seed=None)
-    with open_batches(source, order) as batches:
-        for batch in batches:
-            outputs = jax.device_get(step(variables, jax.device_put(batch)))
-            for slot in np.flatnonzero(batch["image_valid"]).tolist():
-                one = jax.tree.map(lambda array, slot=slot: array[slot], outputs)
-                yield int(batch["record_index"][slot]), one
+        order = EpochOrder(num_records=len(source), batch_size=batch_size, seed=None)
+        with open_batches(source, order) as batches:
+            for batch in batches:
+                outputs = jax.device_get(step(jax.device_put(batch)))
+                for slot in np.flatnonzero(batch["image_valid"]).tolist():
+                    one = jax.tree.map(lambda array, slot=slot: array[slot], outputs)
+                    yield split, int(chosen[batch["record_index"][slot]]), one
 
 
 def _readable(inspection: Inspection) -> dict[str, np.ndarray]:
@@ -264,9 +279,8 @@ def _readable(inspection: Inspection) -> dict[str, np.ndarray]:
 def _resolve(best: _Best, splits: Mapping[str, LabelledImages]) -> Suspects:
     """Suspects with their places in label files, which are read again for the purpose."""
     lines: dict[tuple[str, int], list[int]] = {}
-    listed: dict[str, list[Suspect]] = {}
-    for kind in SUSPECT_KINDS:
-        listed[kind] = []
+    suspects = {kind: Listing[Suspect](best.counts[kind]) for kind in SUSPECT_KINDS}
+    for kind, found in suspects.items():
         for rank, (doubt, place) in enumerate(best.ranked(kind), start=1):
             images = splits[place.split]
             line, given = None, None
@@ -277,7 +291,7 @@ def _resolve(best: _Best, splits: Mapping[str, LabelledImages]) -> Suspects:
                 line = lines[key][place.row]
                 class_id = images.records.labels_of(place.image)[1][place.row]
                 given = images.records.class_names[class_id]
-            listed[kind].append(
+            found.listed.append(
                 Suspect(
                     kind,
                     rank,
@@ -293,4 +307,4 @@ def _resolve(best: _Best, splits: Mapping[str, LabelledImages]) -> Suspects:
                     *(round(value, 6) for value in doubt.box_cxcywh),
                 )
             )
-    return Suspects({kind: best.counts[kind] for kind in SUSPECT_KINDS}, listed)
+    return Suspects(suspects)

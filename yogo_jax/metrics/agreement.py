@@ -1,4 +1,4 @@
-"""Counts of each frame, predicted against true: how far they agree."""
+"""Agreement of the predicted with the true counts of each frame."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ NORMAL_95 = 1.959964
 
 
 class Agreement(NamedTuple):
-    """How two ways to count the same frames agree.
+    """Agreement of two ways to count the same frames.
 
     Attributes:
       bias: mean over the frames of predicted minus true.

@@ -1,7 +1,7 @@
-"""How sure the metrics of a test are: 95 % intervals from drawing its images again.
+"""95 % intervals of the metrics of a test, from drawing its images again.
 
 Images are drawn, not boxes: the cells of one frame share its focus, its stain and its patient.
-The decisions behind a metric are made once; a resample only weighs them by how often it drew their
+The decisions behind a metric are made once; a resample weighs them by how often it drew their
 image.
 """
 
@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from yogo_jax.metrics.confusion import confusion_of
+from yogo_jax.metrics.curves import rank
 from yogo_jax.metrics.evaluator import ImageResult
-from yogo_jax.metrics.ranking import Ranking, rank
+from yogo_jax.metrics.ranking import Ranking, average_precision
 
 
 RESAMPLES = 1000
@@ -24,12 +25,10 @@ MAX_WORK = 300_000_000
 MIN_RESAMPLES = 200
 # Weights of this many detections are held at once.
 CHUNK = 2_000_000
-RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 def bootstrap_intervals(
     images: Sequence[ImageResult],
-    image_hw: tuple[int, int],
     class_names: Sequence[str],
     *,
     resamples: int = RESAMPLES,
@@ -42,7 +41,6 @@ def bootstrap_intervals(
 
     Args:
       images: of an evaluation.
-      image_hw: (rows, columns) in pixels.
       class_names: names in the order of the class ids.
       resamples: how many, fewer if there are very many detections.
       seed: of the draws.
@@ -56,7 +54,7 @@ def bootstrap_intervals(
     References:
       Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 13.
     """
-    ranking = rank(images, image_hw, len(class_names))
+    ranking = rank(images, len(class_names))
     confusions = image_confusions(images, len(class_names))
     resamples = _affordable(resamples, len(ranking.scores))
     drawn: dict[str, list[np.ndarray]] = {}
@@ -111,10 +109,7 @@ def weighted_metrics(
     """
     classes = ranking.objects.shape[1]
     ap = np.stack(
-        [
-            weighted_average_precision(ranking.of_class(class_id), weights)
-            for class_id in range(classes)
-        ],
+        [average_precision(ranking.of_class(class_id), weights) for class_id in range(classes)],
         axis=1,
     )
     summed = np.tensordot(weights, confusions, axes=1)
@@ -128,57 +123,6 @@ def weighted_metrics(
         "recall_by_class": _ratio(right, true),
         "count_bias_by_class": (predicted - true) / weights.sum(1, keepdims=True),
     }
-
-
-def weighted_average_precision(
-    ranking: Ranking, weights: Int[np.ndarray, "r images"]
-) -> Float[np.ndarray, "r ious"]:
-    """COCO's AP of one class in each resample and at each IoU; NaN without a true box.
-
-    Args:
-      ranking: of one class, see `Ranking.of_class`.
-      weights: how often each image counts.
-    """
-    of_detection = weights[:, ranking.image_index]
-    seen = of_detection.cumsum(1)
-    total = weights @ ranking.objects[:, 0]
-    needed = _least_found(total)
-    ap = np.zeros((len(weights), ranking.is_true.shape[1]))
-    for level in range(ap.shape[1]):
-        # Precision only rises where a box is found, so nothing else can be the best from there on.
-        at = np.flatnonzero(ranking.is_true[:, level])
-        if len(at):
-            found = of_detection[:, at].cumsum(1)
-            precision = found / (seen[:, at] + np.spacing(1))
-            best_after = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            ap[:, level] = _at_recalls(best_after, found, needed, int(total.max()) + 1)
-    ap[total == 0] = np.nan
-    return ap
-
-
-def _at_recalls(
-    best_after: Float[np.ndarray, "r t"],
-    found: Int[np.ndarray, "r t"],
-    needed: Int[np.ndarray, "r recalls"],
-    stride: int,
-) -> Float[np.ndarray, " r"]:
-    """Mean over the recalls of the best precision from where each is reached; 0 where it is not."""
-    rows, columns = found.shape
-    # One search for all rows: each has numbers of its own, `stride` apart.
-    offsets = np.arange(rows)[:, None] * stride
-    places = np.searchsorted((found + offsets).ravel(), (needed + offsets).ravel(), side="left")
-    column = places.reshape(needed.shape) - np.arange(rows)[:, None] * columns
-    padded = np.concatenate([best_after, np.zeros((rows, 1))], axis=1)
-    return np.take_along_axis(padded, column, axis=1).mean(1)
-
-
-def _least_found(total: Int[np.ndarray, " r"]) -> Int[np.ndarray, "r recalls"]:
-    """The least number of found boxes of `total` that is each recall, as a comparison of floats."""
-    whole = np.maximum(total, 1)[:, None]
-    least = np.ceil(RECALLS * whole).astype(np.int64)
-    least -= (least - 1) / whole >= RECALLS
-    least += least / whole < RECALLS
-    return least
 
 
 def _affordable(resamples: int, detections: int) -> int:

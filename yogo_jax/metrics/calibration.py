@@ -1,33 +1,27 @@
-"""Class probabilities that are as often right as they say, and thresholds for a chosen precision.
+"""Calibration: a temperature for class probabilities, and thresholds for a chosen precision.
 
 References:
   Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599, section 4.2.
   Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2 (targets short of 1).
 """
 
-import json
 import math
-import unicodedata
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from yogo_jax.detector.found import Thresholds
-from yogo_jax.errors import UserError
-from yogo_jax.files import read_given_text
 from yogo_jax.metrics.confusion import Calibration
 from yogo_jax.metrics.evaluator import ImageResult
 
 
-# A temperature outside of these would say that the network knows nothing, or everything.
+# Limits of a temperature: outside of them the network would know nothing, or everything.
 _LEAST, _MOST = 0.05, 20.0
 
 
 class Pairs(NamedTuple):
-    """Matched boxes of an evaluation: what the network says of their class, and the true one."""
+    """Matched boxes of an evaluation: class probabilities, and the true class."""
 
     class_probs: Float[np.ndarray, "n k"]
     class_ids: Int[np.ndarray, " n"]
@@ -54,7 +48,7 @@ def matched_pairs(images: Sequence[ImageResult], num_classes: int) -> Pairs:
 def at_temperature(
     class_probs: Float[np.ndarray, "n k"], temperature: float
 ) -> Float[np.ndarray, "n k"]:
-    """The probabilities that the same logits have when they are divided by a temperature."""
+    """The probabilities of the same logits, divided by a temperature."""
     # Logits but for a constant in each row; a probability of 0 stays one.
     with np.errstate(divide="ignore"):
         scaled = np.log(class_probs.astype(np.float64)) / temperature
@@ -124,62 +118,6 @@ def threshold_at_precision(
         rights.append(right[own])
         labels += int((image.label_class_ids == class_id).sum())
     return _least_precise(np.concatenate(scores), np.concatenate(rights), labels, precision)
-
-
-def read_min_scores(
-    path: Path | None, class_names: Sequence[str], at: Thresholds, say: Callable[[str], None]
-) -> tuple[float, ...]:
-    """The thresholds of a calibration's file, in the order of the classes; empty without a file.
-
-    Of a class for which no score gives the precision every box counts.
-
-    Args:
-      path: of the file, with the scores by name under `thresholds`.
-      class_names: of the network.
-      at: the other thresholds, which must be those that the scores were measured at.
-      say: is told of such classes.
-
-    Raises:
-      UserError: the file cannot be read, has other classes, was measured at other thresholds, or a
-        score is none.
-    """
-    if path is None:
-        return ()
-    try:
-        values = json.loads(read_given_text(path))
-        given = {
-            unicodedata.normalize("NFC", name): each and float(each["score"])
-            for name, each in values["thresholds"].items()
-        }
-        measured_at = {name: float(values["measured_at"][name]) for name in ("objectness", "iou")}
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; expected a file to read") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: expected `thresholds` (class name: null or {{score: number}}) and "
-            "`measured_at` (objectness, iou), as "
-            "`python -m yogo_jax.calibrate --output` writes them"
-        ) from error
-    if sorted(given) != sorted(class_names):
-        raise UserError(
-            f"{path} has the classes {', '.join(given)}, the network {', '.join(class_names)}: "
-            "take the file of its own calibration"
-        )
-    if measured_at != {"objectness": at.objectness, "iou": at.iou}:
-        raise UserError(
-            f"{path} was measured at objectness {measured_at['objectness']:g} and IoU "
-            f"{measured_at['iou']:g}, this is {at.objectness:g} and {at.iou:g}: its precision "
-            f"would not hold. Add --obj-thresh {measured_at['objectness']:g} --iou-thresh "
-            f"{measured_at['iou']:g}"
-        )
-    for name, score in given.items():
-        if score is None:
-            say(f"{path}: no score makes {name} precise enough; all its boxes count")
-        elif not 0 <= score <= 1:
-            raise UserError(f"{path}: the score of {name} must be in [0, 1], got {score}")
-    return tuple(given[name] or 0.0 for name in class_names)
 
 
 def _least_precise(

@@ -1,4 +1,4 @@
-"""Counts of right, wrong, missed and extra detections over a data set, and how honest they are.
+"""Counts of right, wrong, missed and extra detections over a data set, and their calibration.
 
 An accumulator takes one image at a time and keeps counts only, so its size does not grow.
 """
@@ -42,7 +42,7 @@ class DetectionMetrics:
         label_boxes_xyxy: Float[np.ndarray, "m 4"],
         label_class_ids: Int[np.ndarray, " m"],
     ) -> Matches:
-        """Add one image: its kept predictions (after thresholds and NMS) and its true boxes.
+        """Adds one image: its kept predictions (after thresholds and NMS) and its true boxes.
 
         Args:
           boxes_xyxy: predicted boxes in [0, 1].
@@ -51,7 +51,7 @@ class DetectionMetrics:
           label_class_ids: index into `class_names` of each true box.
 
         Returns:
-          How predictions and true boxes were paired.
+          The pairs of predictions and true boxes.
 
         Raises:
           ValueError: `class_probs` are not probabilities of these classes, or a class id is out of
@@ -171,7 +171,7 @@ def confusion_of(
 
 
 def name_beside(class_names: Sequence[str], name: str) -> str:
-    """The name of a row or column beside those of the classes, such as a total.
+    """Returns the name for a row or column beside those of the classes, such as a total.
 
     Stars are put behind it until no class has the name.
     """
@@ -181,7 +181,7 @@ def name_beside(class_names: Sequence[str], name: str) -> str:
 
 
 def check_class_ids(class_ids: Int[np.ndarray, " n"], classes: int) -> None:
-    """Refuse ids that are not of `classes` classes: a negative one would count as another class."""
+    """Refuses ids of none of the classes: a negative one would count as another class."""
     if class_ids.size and not 0 <= class_ids.min() <= class_ids.max() < classes:
         raise ValueError(
             f"class ids must lie in [0, {classes}), got {class_ids.min()} to {class_ids.max()}"
@@ -189,7 +189,7 @@ def check_class_ids(class_ids: Int[np.ndarray, " n"], classes: int) -> None:
 
 
 def _check_probabilities(class_probs: Float[np.ndarray, "n k"], classes: int) -> None:
-    """Refuse logits, which a threshold or a calibration would silently misread."""
+    """Refuses logits, which a threshold or a calibration would silently misread."""
     if class_probs.shape[1] != classes:
         raise ValueError(f"{classes} classes, but class_probs has {class_probs.shape[1]} columns")
     # Half precision may sum a softmax to a little above 1. NaN fails the comparison, as it should.

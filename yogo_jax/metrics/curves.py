@@ -1,6 +1,7 @@
-"""Curves of an evaluation: what another threshold would have given.
+"""Curves of an evaluation: precision, recall and false alarms at every threshold.
 
-PR, ROC: Fawcett 2006, An introduction to ROC analysis, Pattern Recognition Letters 27:861-874.
+References:
+  Fawcett 2006, An introduction to ROC analysis, Pattern Recognition Letters 27:861-874.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,44 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.metrics.evaluator import ImageResult
-from yogo_jax.metrics.ranking import Ranking
+from yogo_jax.metrics.ranking import COCO_IOUS, MAX_DETECTIONS, Ranking, merge, rank_image
+
+
+def rank(
+    images: Sequence[ImageResult],
+    classes: int,
+    *,
+    ious: Sequence[float] | Float[np.ndarray, " ious"] = COCO_IOUS,
+    by_objectness: bool = False,
+    max_detections: int = MAX_DETECTIONS,
+) -> Ranking:
+    """Ranks the detections with objectness above 0.05, and decides which find a true box.
+
+    Equal scores rank in the order of the images, and in an image in the order given.
+
+    Args:
+      images: of an evaluation.
+      classes: how many there are.
+      ious: least IoU with a true box, ascending.
+      by_objectness: rank by objectness alone, which is what a user sets a threshold on, and not by
+        COCO's score.
+      max_detections: the best of an image, by COCO's score, that count.
+    """
+    ranked = []
+    for image in images:
+        found = image.ranked
+        best = np.argsort(-found.scores, kind="stable")[:max_detections]
+        ranked.append(
+            rank_image(
+                found.boxes_xyxy[best],
+                (found.objectness if by_objectness else found.scores)[best],
+                found.class_ids[best],
+                image.label_boxes_xyxy,
+                image.label_class_ids,
+                ious=ious,
+            )
+        )
+    return merge(ranked, classes)
 
 
 class PrecisionRecall(NamedTuple):
@@ -36,7 +74,7 @@ class PrecisionRecall(NamedTuple):
 
     @property
     def best(self) -> int | None:
-        """Where F1 is largest, at the highest such threshold; None without a detection."""
+        """The index of the largest F1, at the highest such threshold; None without a detection."""
         return int(self.f1.argmax()) if len(self.thresholds) else None
 
 

@@ -16,36 +16,38 @@ from yogo_jax.data.pipeline import EpochOrder, open_batches
 from yogo_jax.data.records import Records
 from yogo_jax.data.source import PackedImages, RecordSource
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
-from yogo_jax.detector.detections import Detections, detect
-from yogo_jax.detector.found import Found, Thresholds, check_numbers, not_numbers, on_host
+from yogo_jax.detector.detections import Detections, check_numbers, not_numbers
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, label_loss
+from yogo_jax.detector.nms import PaddedDetections, detect
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.metrics.confusion import DetectionMetrics
 from yogo_jax.metrics.matching import Matches
-from yogo_jax.metrics.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision
+from yogo_jax.metrics.ranking import MAX_DETECTIONS
 from yogo_jax.parallel import Devices
 
 
-# Images that a device takes at a time unless told otherwise: enough to keep it busy.
+# Images that a device takes at a time by default: enough to keep it busy.
 IMAGES_AT_A_TIME = 8
 # Boxes under this objectness do not take part in mean AP.
 MEAN_AP_OBJECTNESS = 0.05
 
 
 class BatchOutputs(NamedTuple):
-    """What the device computes of a batch for an evaluation."""
+    """The results of the device for a batch of an evaluation."""
 
     terms: LossTerms
-    detections: Detections
-    ranked: Detections
+    detections: PaddedDetections
+    ranked: PaddedDetections
     label_boxes_xyxy: jax.Array
 
 
 def make_eval_step(
     spec: ModelSpec, loss_weights: LossWeights, thresholds: Thresholds
 ) -> Callable[[Any, Any], BatchOutputs]:
-    """A pure function of (variables, batch) that gives losses and detections of each image."""
+    """Makes a pure function of (variables, batch): losses and detections of each image."""
     # One more than mean AP takes, so that it can tell and count the frames that had more.
     max_detections = min(MAX_DETECTIONS + 1, spec.grid_hw[0] * spec.grid_hw[1])
     find = functools.partial(detect, iou_threshold=thresholds.iou, max_detections=max_detections)
@@ -79,7 +81,7 @@ class Evaluator:
     """Evaluates one model, with any weights, on any records; compiles once.
 
     Every device takes `batch_size` images at a time, however many devices there are: what is
-    computed of an image does not hang on their number.
+    computed of an image does not depend on their number.
     """
 
     def __init__(
@@ -161,30 +163,30 @@ class Evaluator:
                 outputs = devices.own(self._step(variables, devices.spread(batch)))
                 for row in np.flatnonzero(batch["image_valid"]).tolist():
                     one = jax.tree.map(lambda array, row=row: array[row], outputs)
-                    measured.append(_measured(one, batch, row))
+                    measured.append(_measured(one, batch, row, spec))
         # Of each batch a process has some images in a row: sorted, they are as one reads them.
         everything = sorted(devices.gather(measured), key=lambda image: image.record)
         return _evaluation(everything, spec, records.image_paths, keep_images=keep_images)
 
 
 class _Measured(NamedTuple):
-    """What the device and the labels say of one image, on the host and without padding."""
+    """Results and labels of one image, on the host and without padding."""
 
     record: int
-    found: "Found"
-    ranked: "Found"
+    found: Detections
+    ranked: Detections
     label_boxes_xyxy: np.ndarray
     label_class_ids: np.ndarray
     loss_terms: np.ndarray
     unusable: int
 
 
-def _measured(outputs: BatchOutputs, batch: Mapping, row: int) -> _Measured:
+def _measured(outputs: BatchOutputs, batch: Mapping, row: int, spec: ModelSpec) -> _Measured:
     valid = batch["valid"][row]
     return _Measured(
         record=int(batch["record_index"][row]),
-        found=on_host(outputs.detections),
-        ranked=on_host(outputs.ranked),
+        found=outputs.detections.to_host(spec.class_names, spec.image_hw),
+        ranked=outputs.ranked.to_host(spec.class_names, spec.image_hw),
         label_boxes_xyxy=np.asarray(outputs.label_boxes_xyxy)[valid],
         label_class_ids=batch["class_ids"][row][valid],
         loss_terms=np.asarray(outputs.terms, np.float64),
@@ -197,7 +199,7 @@ def _evaluation(
 ) -> "Evaluation":
     """Metrics of all images, in their order."""
     metrics = DetectionMetrics(spec.class_names)
-    mean_ap = MeanAveragePrecision(spec.class_names, spec.image_hw)
+    mean_ap = MeanAveragePrecision(spec.class_names)
     sums = np.zeros(len(LossTerms._fields))
     images: list[ImageResult] = []
     for each in measured:
@@ -227,7 +229,7 @@ def _evaluation(
 
 
 class ImageResult(NamedTuple):
-    """What an evaluation found in one image.
+    """The result of an evaluation for one image.
 
     Attributes:
       path: of the image file.
@@ -240,8 +242,8 @@ class ImageResult(NamedTuple):
     """
 
     path: str
-    found: Found
-    ranked: Found
+    found: Detections
+    ranked: Detections
     label_boxes_xyxy: np.ndarray
     label_class_ids: np.ndarray
     matches: Matches

@@ -1,6 +1,9 @@
 """All detections of a data set, best first, and which of them find a true box, as COCO decides it.
 
-`mean_ap.py` computes AP from boxes; curves and intervals need the decisions behind it, once.
+Mean AP, its intervals and the curves are made of these decisions.
+
+References:
+  Lin et al. 2014, Microsoft COCO, arXiv:1405.0312; cocodataset.org, "Detection evaluation".
 """
 
 from collections.abc import Sequence
@@ -9,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from yogo_jax.detector.found import Found
-from yogo_jax.metrics.evaluator import ImageResult
-from yogo_jax.metrics.mean_ap import MAX_DETECTIONS
+from yogo_jax.detector.boxes import iou
 
 
 COCO_IOUS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+# Of one frame; COCO's own limit of 100 is too few for a field of cells.
+MAX_DETECTIONS = 2000
 
 
 class Ranking(NamedTuple):
@@ -48,113 +52,111 @@ class Ranking(NamedTuple):
         )
 
 
-def rank(
-    images: Sequence[ImageResult],
-    image_hw: tuple[int, int],
-    classes: int,
+class RankedImage(NamedTuple):
+    """The detections of one image that count, best first; see `Ranking`."""
+
+    class_ids: Int[np.ndarray, " d"]
+    scores: Float[np.ndarray, " d"]
+    is_true: Bool[np.ndarray, "d ious"]
+    label_class_ids: Int[np.ndarray, " m"]
+
+
+def rank_image(
+    boxes_xyxy: Float[np.ndarray, "d 4"],
+    scores: Float[np.ndarray, " d"],
+    class_ids: Int[np.ndarray, " d"],
+    label_boxes_xyxy: Float[np.ndarray, "m 4"],
+    label_class_ids: Int[np.ndarray, " m"],
     *,
     ious: Sequence[float] | Float[np.ndarray, " ious"] = COCO_IOUS,
-    by_objectness: bool = False,
-    max_detections: int = MAX_DETECTIONS,
-) -> Ranking:
-    """Ranks the detections with objectness above 0.05, and decides which find a true box.
+) -> RankedImage:
+    """Ranks the detections of one image, and decides which find a true box.
 
-    In each image the best detection chooses first: of the true boxes of its class that overlap it
-    enough and are free it takes the one of the largest IoU. Equal scores rank in the order of the
-    images, and in an image in the order given.
-
-    Args:
-      images: of an evaluation.
-      image_hw: (rows, columns) in pixels.
-      classes: how many there are.
-      ious: what counts as enough, ascending.
-      by_objectness: rank by objectness alone, which is what a user sets a threshold on, and not by
-        COCO's score.
-      max_detections: the best of an image, by COCO's score, that count.
-
-    References:
-      Lin et al. 2014, Microsoft COCO, arXiv:1405.0312; cocodataset.org, "Detection evaluation".
+    The best detection chooses first: of the true boxes of its class that overlap it enough and are
+    free it takes the one of the largest IoU, of equal ones the last.
     """
     thresholds = np.minimum(np.asarray(ious, np.float64), 1 - 1e-10)  # as COCO's code does
-    indices, class_ids, scores, decisions = [], [], [], []
-    objects = np.zeros((len(images), classes), np.int64)
-    for index, image in enumerate(images):
-        objects[index] = np.bincount(image.label_class_ids, minlength=classes)
-        detections = _best(image.ranked, by_objectness, max_detections)
-        image_scores = detections.objectness if by_objectness else detections.scores
-        indices.append(np.full(len(image_scores), index))
-        class_ids.append(detections.class_ids)
-        scores.append(image_scores)
-        decisions.append(_decide(detections, image, image_hw, thresholds))
+    order = np.argsort(-scores, kind="stable")
+    boxes, labels = boxes_xyxy[order].astype(np.float64), label_boxes_xyxy.astype(np.float64)
+    same_class = class_ids[order][:, None] == label_class_ids[None]
+    overlap = np.where(same_class, iou(boxes[:, None], labels[None]), 0.0)
+    is_true = np.zeros((len(boxes), len(thresholds)), bool)
+    free = np.ones((len(thresholds), len(labels)), bool)
+    levels = np.arange(len(thresholds))
+    # Most false alarms overlap nothing: they have nothing to choose from.
+    for row in np.flatnonzero((overlap >= thresholds[0]).any(1)):
+        offers = np.where(free & (overlap[row] >= thresholds[:, None]), overlap[row], -1.0)
+        chosen = len(labels) - 1 - offers[:, ::-1].argmax(1)
+        is_true[row] = offers[levels, chosen] >= 0
+        free[levels[is_true[row]], chosen[is_true[row]]] = False
+    return RankedImage(class_ids[order], scores[order], is_true, label_class_ids)
+
+
+def merge(images: Sequence[RankedImage], classes: int) -> Ranking:
+    """The ranking of all images."""
     if not images:
-        none = np.zeros(0)
-        nothing = np.zeros((0, len(thresholds)), bool)
-        return Ranking(none.astype(int), none.astype(int), none, nothing, objects)
-    all_scores = np.concatenate(scores)
-    order = np.argsort(-all_scores, kind="stable")
+        none, objects = np.zeros(0, np.int64), np.zeros((0, classes), np.int64)
+        return Ranking(none, none, np.zeros(0), np.zeros((0, len(COCO_IOUS)), bool), objects)
+    scores = np.concatenate([image.scores for image in images])
+    index = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])
+    order = np.argsort(-scores, kind="stable")
     return Ranking(
-        np.concatenate(indices)[order],
-        np.concatenate(class_ids)[order],
-        all_scores[order],
-        np.concatenate(decisions)[order],
-        objects,
+        index[order],
+        np.concatenate([image.class_ids for image in images])[order],
+        scores[order],
+        np.concatenate([image.is_true for image in images])[order],
+        np.array([np.bincount(image.label_class_ids, minlength=classes) for image in images]),
     )
 
 
-def _best(ranked: Found, by_objectness: bool, max_detections: int) -> Found:
-    """The detections of one image that count, best first."""
-    counting = np.argsort(-ranked.scores, kind="stable")[:max_detections]
-    if by_objectness:
-        counting = counting[np.argsort(-ranked.objectness[counting], kind="stable")]
-    return Found(*(each[counting] for each in ranked))
+def average_precision(
+    ranking: Ranking, weights: Int[np.ndarray, "r images"]
+) -> Float[np.ndarray, "r ious"]:
+    """COCO's AP of one class, for each row of weights and at each IoU; NaN without a true box.
+
+    Precision is interpolated at 101 recalls.
+
+    Args:
+      ranking: of one class, see `Ranking.of_class`.
+      weights: how often each image counts.
+    """
+    of_detection = weights[:, ranking.image_index]
+    seen = of_detection.cumsum(1)
+    total = weights @ ranking.objects[:, 0]
+    needed = _least_found(total)
+    ap = np.zeros((len(weights), ranking.is_true.shape[1]))
+    for level in range(ap.shape[1]):
+        # Precision only rises where a box is found, so nothing else can be the best from there on.
+        at = np.flatnonzero(ranking.is_true[:, level])
+        if len(at):
+            found = of_detection[:, at].cumsum(1)
+            precision = found / np.maximum(seen[:, at], 1)
+            best_after = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            ap[:, level] = _at_recalls(best_after, found, needed, int(total.max()) + 1)
+    ap[total == 0] = np.nan
+    return ap
 
 
-def _decide(
-    detections: Found,
-    image: ImageResult,
-    image_hw: tuple[int, int],
-    thresholds: Float[np.ndarray, " ious"],
-) -> Bool[np.ndarray, "d ious"]:
-    decisions = np.zeros((len(detections.objectness), len(thresholds)), bool)
-    for class_id in np.unique(image.label_class_ids):
-        rows = np.flatnonzero(detections.class_ids == class_id)
-        labels = image.label_boxes_xyxy[image.label_class_ids == class_id]
-        iou = _coco_iou(_to_px(detections.boxes_xyxy[rows], image_hw), _to_px(labels, image_hw))
-        decisions[rows] = _take_turns(iou, thresholds)
-    return decisions
+def _at_recalls(
+    best_after: Float[np.ndarray, "r t"],
+    found: Int[np.ndarray, "r t"],
+    needed: Int[np.ndarray, "r recalls"],
+    stride: int,
+) -> Float[np.ndarray, " r"]:
+    """Mean over the recalls of the best precision from where each is reached; 0 where it is not."""
+    rows, columns = found.shape
+    # One search for all rows: each has numbers of its own, `stride` apart.
+    offsets = np.arange(rows)[:, None] * stride
+    places = np.searchsorted((found + offsets).ravel(), (needed + offsets).ravel(), side="left")
+    column = places.reshape(needed.shape) - np.arange(rows)[:, None] * columns
+    padded = np.concatenate([best_after, np.zeros((rows, 1))], axis=1)
+    return np.take_along_axis(padded, column, axis=1).mean(1)
 
 
-def _take_turns(
-    iou: Float[np.ndarray, "d m"], thresholds: Float[np.ndarray, " ious"]
-) -> Bool[np.ndarray, "d ious"]:
-    """Row by row, the free column of the largest overlap that is enough; of equal ones the last."""
-    takes = np.zeros((len(iou), len(thresholds)), bool)
-    free = np.ones((len(thresholds), iou.shape[1]), bool)
-    levels = np.arange(len(thresholds))
-    # Most false alarms overlap nothing: they need no turn.
-    for row in np.flatnonzero((iou >= thresholds[0]).any(1)):
-        offers = np.where(free & (iou[row] >= thresholds[:, None]), iou[row], -1.0)
-        chosen = iou.shape[1] - 1 - offers[:, ::-1].argmax(1)
-        takes[row] = offers[levels, chosen] >= 0
-        free[levels[takes[row]], chosen[takes[row]]] = False
-    return takes
-
-
-def _to_px(
-    boxes_xyxy: Float[np.ndarray, "n 4"], image_hw: tuple[int, int]
-) -> Float[np.ndarray, "n 4"]:
-    rows, columns = image_hw
-    corners = boxes_xyxy * np.array([columns, rows, columns, rows], np.float64)
-    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-
-
-def _coco_iou(
-    first_xywh_px: Float[np.ndarray, "n 4"], second_xywh_px: Float[np.ndarray, "m 4"]
-) -> Float[np.ndarray, "n m"]:
-    """COCO's arithmetic, step by step: an overlap of exactly a threshold must fall on its side."""
-    first, second = first_xywh_px[:, None], second_xywh_px[None]
-    ends = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
-    sides = np.clip(ends - np.maximum(first[..., :2], second[..., :2]), 0.0, None)
-    overlap = sides[..., 0] * sides[..., 1]
-    union = first[..., 2] * first[..., 3] + second[..., 2] * second[..., 3] - overlap
-    return np.divide(overlap, union, out=np.zeros_like(union), where=overlap > 0)
+def _least_found(total: Int[np.ndarray, " r"]) -> Int[np.ndarray, "r recalls"]:
+    """The least number of found boxes of `total` that is each recall, as a comparison of floats."""
+    whole = np.maximum(total, 1)[:, None]
+    least = np.ceil(RECALLS * whole).astype(np.int64)
+    least -= (least - 1) / whole >= RECALLS
+    least += least / whole < RECALLS
+    return least

@@ -14,10 +14,10 @@ from yogo_jax.metrics.curves import (
     Roc,
     free_response,
     precision_recall,
+    rank,
     roc,
 )
 from yogo_jax.metrics.evaluator import ImageResult
-from yogo_jax.metrics.ranking import rank
 from yogo_jax.reports import plots
 from yogo_jax.reports.pages import Figure
 
@@ -51,12 +51,10 @@ class Curves(NamedTuple):
     rocs: dict[str, Roc | None]
 
 
-def measure_curves(
-    images: Sequence[ImageResult], image_hw: tuple[int, int], class_names: Sequence[str]
-) -> Curves:
+def measure_curves(images: Sequence[ImageResult], class_names: Sequence[str]) -> Curves:
     """Computes all curves of an evaluation, at IoU 0.5."""
-    by_score = rank(images, image_hw, len(class_names), ious=(0.5,))
-    by_objectness = rank(images, image_hw, len(class_names), ious=(0.5,), by_objectness=True)
+    by_score = rank(images, len(class_names), ious=(0.5,))
+    by_objectness = rank(images, len(class_names), ious=(0.5,), by_objectness=True)
     ids: dict[str, int | None] = {name: index for index, name in enumerate(class_names)}
     if len(class_names) > 1:
         ids[name_beside(class_names, ALL)] = None

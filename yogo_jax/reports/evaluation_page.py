@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yogo_jax.detector.found import Thresholds
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.drawing import OUTCOMES_LEGEND
 from yogo_jax.files import write_atomically, write_json
 from yogo_jax.metrics.agreement import agreement, counts_by_image
@@ -87,11 +87,11 @@ def write_results(
       UserError: an image can no longer be read.
     """
     spec, images = subject.spec, evaluation.images
-    curves = measure_curves(images, spec.image_hw, spec.class_names)
+    curves = measure_curves(images, spec.class_names)
     metrics = {
         **{key: value for key, value in evaluation.metrics.items() if key != "loss"},
         "test_loss": evaluation.metrics["loss"],
-        "intervals": bootstrap_intervals(images, spec.image_hw, spec.class_names),
+        "intervals": bootstrap_intervals(images, spec.class_names),
         **_by_class(images, curves, spec.class_names),
         "thresholds": {
             **subject.thresholds._asdict(),

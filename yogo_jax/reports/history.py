@@ -65,6 +65,40 @@ class History:
 Points = tuple[np.ndarray, np.ndarray]
 
 
+class _Plot(NamedTuple):
+    """A figure: its name, the label of its axis, its caption, and its lines by title."""
+
+    name: str
+    label: str
+    caption: str
+    lines: Sequence[tuple[str, Points]]
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads lines from histories; the axis counts epochs, or steps."""
+
+    in_epochs: bool
+
+    def steps(self, history: History, field: str) -> Points:
+        """Means over training steps."""
+        return self._on_axis(history, _means(_values(history, "train", field)))
+
+    def validations(self, history: History, field: str) -> Points:
+        """Values of the validations."""
+        return self._on_axis(history, _values(history, "validation", field))
+
+    def rates(self, history: History) -> Points:
+        """Learning rates of some steps: a mean would show rates that the run never had."""
+        points = _values(history, "train", "learning_rate")
+        return self._on_axis(history, points[:: -_window(len(points))][::-1])
+
+    def _on_axis(self, history: History, points: Float[np.ndarray, "points 2"]) -> Points:
+        unit = (history.steps_per_epoch or 1) if self.in_epochs else 1
+        return points[:, 0] / unit, points[:, 1]
+
+
 def history_figures(histories: Sequence[History]) -> list[Figure]:
     """Draws loss, mean AP and learning rate; several runs have one line each.
 
@@ -74,132 +108,62 @@ def history_figures(histories: Sequence[History]) -> list[Figure]:
     histories = [history for history in histories if history.last_step]
     if not histories:
         return []
-    in_epochs = all(history.steps_per_epoch for history in histories)
-
-    def on_axis(history: History, points: Float[np.ndarray, "points 2"]) -> Points:
-        return points[:, 0] / ((history.steps_per_epoch or 1) if in_epochs else 1), points[:, 1]
-
-    def steps(history: History, field: str) -> Points:
-        return on_axis(history, _means(_values(history, "train", field)))
-
-    def validations(history: History, field: str) -> Points:
-        return on_axis(history, _values(history, "validation", field))
-
-    def rates(history: History) -> Points:
-        """Some of the steps: a mean would show learning rates that the run never had."""
-        points = _values(history, "train", "learning_rate")
-        return on_axis(history, points[:: -_window(len(points))][::-1])
-
-    read = _Read(steps, validations, rates)
+    reader = _Reader(in_epochs=all(history.steps_per_epoch for history in histories))
     alone = len(histories) == 1
-    lines = _lines_of_one(histories[0], read) if alone else _lines_of_several(histories, read)
+    all_plots = _plots_of_one(histories[0], reader) if alone else _plots_of_runs(histories, reader)
     figures = []
-    for name, label, logarithmic, caption, named in lines:
-        drawn = [(title, points) for title, points in named if len(points[0])]
+    for each in all_plots:
+        drawn = [(title, points) for title, points in each.lines if len(points[0])]
         if drawn:
-            plot = _plot(drawn, "epoch" if in_epochs else "step", label, logarithmic)
-            figures.append(Figure(plots.draw(f"history-{name}", plot), caption))
+            axis = "epoch" if reader.in_epochs else "step"
+            plot = _plot(drawn, axis, each.label, each.logarithmic)
+            figures.append(Figure(plots.draw(f"history-{each.name}", plot), each.caption))
     return figures
 
 
-# Name of a figure, label of its axis, True for a logarithmic axis, caption, and its lines.
-_Lines = list[tuple[str, str, bool, str, list[tuple[str, Points]]]]
-
-
-class _Read(NamedTuple):
-    """Readers of a history: means over steps, validations, and learning rates."""
-
-    steps: Callable[[History, str], Points]
-    validations: Callable[[History, str], Points]
-    rates: Callable[[History], Points]
-
-
-def _lines_of_one(history: History, read: _Read) -> _Lines:
-    terms = ("objectness", "box", "classification")
+def _plots_of_one(history: History, reader: _Reader) -> list[_Plot]:
     averaged = _averaged([history])
     loss = f"Loss of the training images{averaged}."
     if history.of_kind("validation"):
         loss = f"Loss of the training images{averaged} and of the validation images."
+    loss += _tested([history], "loss")
+    mean_ap = "Mean average precision of the validation images."
+    mean_ap += _tested([history], "mAP50") + _tested([history], "mAP50_95")
+    terms = f"Weighted terms of the training loss; the loss is their sum{averaged}."
+    names = ("objectness", "box", "classification")
+    losses = [
+        ("training", reader.steps(history, "loss")),
+        ("validation", reader.validations(history, "loss")),
+    ]
+    precisions = [
+        ("mAP50", reader.validations(history, "mAP50")),
+        ("mAP50-95", reader.validations(history, "mAP50_95")),
+    ]
+    rates = [("learning rate", reader.rates(history))]
+    term_lines = [(name, reader.steps(history, name)) for name in names]
     return [
-        (
-            "loss",
-            "loss",
-            True,
-            loss + _tested([history], "loss"),
-            [
-                ("training", read.steps(history, "loss")),
-                ("validation", read.validations(history, "loss")),
-            ],
-        ),
-        (
-            "terms",
-            "term of the loss",
-            True,
-            f"Weighted terms of the training loss; the loss is their sum{averaged}.",
-            [(term, read.steps(history, term)) for term in terms],
-        ),
-        (
-            "map",
-            "mean AP",
-            False,
-            "Mean average precision of the validation images."
-            + _tested([history], "mAP50")
-            + _tested([history], "mAP50_95"),
-            [
-                ("mAP50", read.validations(history, "mAP50")),
-                ("mAP50-95", read.validations(history, "mAP50_95")),
-            ],
-        ),
-        (
-            "rate",
-            "learning rate",
-            False,
-            "Learning rate.",
-            [("learning rate", read.rates(history))],
-        ),
+        _Plot("loss", "loss", loss, losses, logarithmic=True),
+        _Plot("terms", "term of the loss", terms, term_lines, logarithmic=True),
+        _Plot("map", "mean AP", mean_ap, precisions),
+        _Plot("rate", "learning rate", "Learning rate.", rates),
     ]
 
 
-def _lines_of_several(histories: Sequence[History], read: _Read) -> _Lines:
-    def validations(field: str) -> list[tuple[str, Points]]:
-        return [(history.name, read.validations(history, field)) for history in histories]
+def _plots_of_runs(histories: Sequence[History], reader: _Reader) -> list[_Plot]:
+    def validations(name: str, label: str, caption: str, field: str) -> _Plot:
+        lines = [(history.name, reader.validations(history, field)) for history in histories]
+        caption = f"{caption} of the validation images.{_tested(histories, field)}"
+        return _Plot(name, label, caption, lines, logarithmic=field == "loss")
 
+    losses = [(history.name, reader.steps(history, "loss")) for history in histories]
+    rates = [(history.name, reader.rates(history)) for history in histories]
+    caption = f"Training loss{_averaged(histories)}."
     return [
-        (
-            "train",
-            "training loss",
-            True,
-            f"Training loss{_averaged(histories)}.",
-            [(history.name, read.steps(history, "loss")) for history in histories],
-        ),
-        (
-            "validation",
-            "validation loss",
-            True,
-            "Loss of the validation images." + _tested(histories, "loss"),
-            validations("loss"),
-        ),
-        (
-            "map",
-            "mAP50",
-            False,
-            "mAP50 of the validation images." + _tested(histories, "mAP50"),
-            validations("mAP50"),
-        ),
-        (
-            "map-all",
-            "mAP50-95",
-            False,
-            "mAP50-95 of the validation images." + _tested(histories, "mAP50_95"),
-            validations("mAP50_95"),
-        ),
-        (
-            "rate",
-            "learning rate",
-            False,
-            "Learning rate.",
-            [(history.name, read.rates(history)) for history in histories],
-        ),
+        _Plot("train", "training loss", caption, losses, logarithmic=True),
+        validations("validation", "validation loss", "Loss", "loss"),
+        validations("map", "mAP50", "mAP50", "mAP50"),
+        validations("map-all", "mAP50-95", "mAP50-95", "mAP50_95"),
+        _Plot("rate", "learning rate", "Learning rate.", rates),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.old_names import RENAMED, with_current_names
 from yogo_jax.files import read_json
 from yogo_jax.ownership import Claimed, file_system_now, read_claims
 from yogo_jax.reports.tables import align
@@ -161,7 +161,8 @@ def _importance(study: SweepStudy) -> dict[str, float] | None:
     if len(values) < MIN_TRIALS_FOR_IMPORTANCE or len(set(values)) == 1:
         return None
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
+    shares = optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
+    return {RENAMED.get(name, name): share for name, share in shares.items()}
 
 
 def format_trials(results: SweepResults) -> str:

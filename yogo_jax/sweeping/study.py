@@ -8,12 +8,10 @@ All trials are enqueued before any task works on them. So the number of a trial 
 name of its folder. Two tasks that enqueue at the same moment may make more trials than planned;
 those with the highest numbers are then never used.
 
-First come opening and joining a study, then the study itself, then its two parts of Optuna: the
-sampler, and the journal with its lock.
+First come opening and joining a study, then the study itself, then Optuna's journal and its lock.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import time
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
@@ -31,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
 from yogo_jax.checkpoint.store import committed_checkpoints
 from yogo_jax.config.fields import differences, with_fields
+from yogo_jax.config.old_names import RENAMED
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, make_folder, read_json, write_json
@@ -169,13 +168,9 @@ class SweepStudy:
                 n_startup_trials=settings.pruner.startup_trials,
                 n_warmup_steps=settings.pruner.warmup_epochs,
             )
-        options: Any = {
-            "storage": self._storage,
-            "study_name": STUDY_NAME,
-            "sampler": TrialSeededSampler(settings.seed, random_trials=settings.random_trials),
-            "pruner": pruner,
-        }
+        options: Any = {"storage": self._storage, "study_name": STUDY_NAME, "pruner": pruner}
         try:
+            # First without writing: a report may be made without the right to write.
             self.optuna = optuna.load_study(**options)
         except KeyError:
             better = optuna.study.StudyDirection
@@ -241,9 +236,13 @@ class SweepStudy:
         trial_id = self._trial_id(number)
         if self.trials()[number].state == TrialState.WAITING:
             self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        self.optuna.sampler = self._sampler(number)
         trial = optuna.Trial(self.optuna, trial_id)
+        # A sweep goes on with the old name of a field that has been renamed since it began.
+        known = {name for each in self.trials() for name in each.params}
+        old_names = {new: old for old, new in RENAMED.items() if old in known}
         for parameter in self.space.parameters:
-            name, kind = parameter.field, parameter.kind
+            name, kind = old_names.get(parameter.field, parameter.field), parameter.kind
             if kind == "choice":
                 trial.suggest_categorical(name, list(parameter.texts))
             elif isinstance(parameter.values[0], int):
@@ -251,6 +250,20 @@ class SweepStudy:
             else:
                 trial.suggest_float(name, *parameter.values, log=kind == "log")
         return trial
+
+    def _sampler(self, number: int) -> TPESampler:
+        """TPE; its draws depend on the sweep's seed, the number of the trial, and the results.
+
+        With one generator for all trials, every task of a job array would draw the same values.
+        Unfinished trials of other tasks count as bad (Optuna's "constant liar"), so that the trials
+        spread over the space.
+
+        References:
+          Bergstra, Bardenet, Bengio, Kégl 2011, Algorithms for hyper-parameter optimization, NIPS.
+        """
+        settings = self.space.settings
+        seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
+        return TPESampler(seed=seed, n_startup_trials=settings.random_trials, constant_liar=True)
 
     def complete(self, number: int, value: float) -> None:
         """Ends a trial with its objective."""
@@ -279,42 +292,6 @@ def _reason(deaths: Sequence[Claimed], step: int) -> str:
         f"its task was killed {len(deaths)} times at step {step} without a new checkpoint; did the "
         "machine run out of memory?"
     )
-
-
-class TrialSeededSampler(BaseSampler):
-    """TPE whose draws depend on a seed, the number of the trial, and the results known so far.
-
-    With one generator for all trials of a process, every task of a job array would draw the same.
-
-    References:
-      Bergstra, Bardenet, Bengio, Kégl 2011, Algorithms for hyper-parameter optimization, NIPS 24.
-    """
-
-    def __init__(self, seed: int, *, random_trials: int) -> None:
-        self._seed = seed
-        self._random_trials = random_trials
-        self._of_number = functools.lru_cache(maxsize=8)(self._make)
-
-    def _make(self, number: int) -> TPESampler:
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        # Unfinished trials of other tasks count as bad (Optuna's "constant liar"), so that the
-        # trials spread over the space.
-        return TPESampler(seed=seed, n_startup_trials=self._random_trials, constant_liar=True)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
-        """Parameters that are drawn together."""
-        return self._of_number(trial.number).infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
-        """Values of the parameters that are drawn together."""
-        return self._of_number(trial.number).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        """The value of one parameter."""
-        sampler = self._of_number(trial.number)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
 def open_journal(path: Path) -> JournalStorage:

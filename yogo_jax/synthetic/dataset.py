@@ -18,22 +18,11 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from yogo_jax import startup as cache
+from yogo_jax import startup
 from yogo_jax.errors import UserError
 from yogo_jax.synthetic.cells import CLASS_NAMES
 from yogo_jax.synthetic.frames import NATIVE_AREA, draw_frame
 
-
-__all__ = [
-    "CLASS_NAMES",
-    "SPLITS",
-    "VERSION",
-    "SyntheticSpec",
-    "default_spec",
-    "ensure_dataset",
-    "ensure_synthetic",
-    "render_frame",
-]
 
 VERSION = 1  # of the drawing; a change in what is drawn needs a new one, or caches stay in use
 SPLITS = ("train", "val", "test")
@@ -46,7 +35,7 @@ _AREA_PER_CELL = 3600  # pixels: more than one cell on so many cannot be kept ap
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticSpec:
-    """What a synthetic data set holds; equal specs give equal files.
+    """The content of a synthetic data set; equal specs give equal files.
 
     Attributes:
       image_hw: rows and columns of the frames. Only the field of view changes, not the scale.
@@ -156,7 +145,7 @@ def ensure_dataset(spec: SyntheticSpec, *, cache_folder: Path | None = None) -> 
     Raises:
       UserError: the cache folder cannot be written.
     """
-    root = cache.cache_folder() if cache_folder is None else cache_folder
+    root = startup.cache_folder() if cache_folder is None else cache_folder
     folder = root / spec.folder_name
     definition = folder / "definition.yml"
     if definition.is_file():

@@ -1,4 +1,4 @@
-"""One synthetic microscope frame: where its cells lie, and what the camera sees of them."""
+"""One synthetic microscope frame: places for its cells, and the picture that the camera takes."""
 
 import math
 from typing import NamedTuple
@@ -6,8 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
-from yogo_jax.synthetic.cells import CELL_RADIUS, CLASS_NAMES, draw_cell
-from yogo_jax.synthetic.sprites import Sprite, draw_shadow, draw_speck
+from yogo_jax.synthetic.cells import (
+    CELL_RADIUS,
+    CLASS_NAMES,
+    Sprite,
+    draw_cell,
+    draw_shadow,
+    draw_speck,
+)
 
 
 NATIVE_AREA = 772 * 1032  # pixels of the instrument's frames
@@ -125,12 +131,12 @@ def _position(
 
 
 def _is_inside(y: float, x: float, image_hw: tuple[int, int], margin: float) -> bool:
-    """Whether a centre keeps its distance to the frame's edge (outside it, if negative)."""
+    """True if a centre keeps its distance to the frame's edge (outside it, if negative)."""
     return all(margin <= at <= side - 1 - margin for at, side in zip((y, x), image_hw, strict=True))
 
 
 def _is_free(y: float, x: float, radius: float, placed: list[_Cell], closest: float) -> bool:
-    """Whether all cells are farther than `closest` times the sum of both radii."""
+    """True if all cells are farther than `closest` times the sum of both radii."""
     return all(
         math.hypot(y - cell.y, x - cell.x) >= closest * (radius + cell.radius) for cell in placed
     )
@@ -157,7 +163,7 @@ def _draw_dirt(density: Layer, rng: np.random.Generator) -> None:
 
 
 def _window(sprite: Sprite, row: int, column: int, image_hw: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where a sprite centred on a pixel meets the frame: slices of the frame, of the sprite."""
+    """The overlap of a frame and a sprite centred on a pixel: slices of both."""
     of_frame, of_sprite = [], []
     for centre, side, extent in zip((row, column), image_hw, sprite.density.shape, strict=True):
         start = centre - extent // 2
@@ -201,7 +207,7 @@ def _span(mask: Bool[np.ndarray, "p q"], axis: int, start: int) -> tuple[int, in
 def _exposed(
     background: Layer, density: Layer, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w"]:
-    """What the camera records: absorption, then noise that grows with the root of the light."""
+    """The camera's picture: absorption, then noise that grows with the root of the light."""
     image = background * np.exp(-density)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     noise *= np.float32(0.093) * np.sqrt(image)

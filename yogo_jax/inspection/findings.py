@@ -1,7 +1,12 @@
-"""What can be wrong with a data set, in words: the kinds of findings, and what to do about each."""
+"""Findings: single things that are wrong with a data set, by kinds that say what to do."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
+
+
+# Of one kind so many are listed; all of them are counted.
+MOST_LISTED = 10_000
+Item = TypeVar("Item")
 
 
 class Kind(NamedTuple):
@@ -108,7 +113,7 @@ KINDS = {
     "outgrown_field": Kind(
         "classes larger than what a cell of the network sees",
         "Train at the --config.data.image_hw that is named, or with a network that sees more "
-        "(--architecture): of what it sees a part of, it can only guess the size.",
+        "(--architecture): objects larger than the receptive field get poor boxes.",
     ),
     "overhanging_box": Kind(
         "boxes that reach over the edge of the image",
@@ -141,6 +146,9 @@ class Finding:
     boxes_cxcywh: tuple[tuple[float, ...], ...] = ()
     values: dict[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -150,3 +158,30 @@ class Finding:
             "boxes_cxcywh": [list(box) for box in self.boxes_cxcywh],
             **self.values,
         }
+
+
+@dataclass
+class Listing(Generic[Item]):
+    """Items of one kind, findings or suspects: their count, and those that are listed."""
+
+    count: int = 0
+    listed: list[Item] = field(default_factory=list)
+
+    @property
+    def room(self) -> int:
+        """Items that may still be listed."""
+        return max(MOST_LISTED - len(self.listed), 0)
+
+    def add(self, item: Item) -> None:
+        """Counts an item, and lists it if there is room."""
+        self.count += 1
+        if self.room:
+            self.listed.append(item)
+
+    def lines(self, kind: Kind, most: int = 3) -> list[str]:
+        """The kind with its count and advice as text, and the first items."""
+        lines = ["", f"{kind.title}: {self.count:,}", f"  {kind.advice}"]
+        lines += [f"  - {item}" for item in self.listed[:most]]
+        if self.count > most:
+            lines.append(f"  - and {self.count - most:,} more")
+        return lines
