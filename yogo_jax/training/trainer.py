@@ -297,8 +297,8 @@ class Trainer:
                         f"go on with --workdir {self.workdir}"
                     )
                     self.stop.raise_stopped()
-                best = store.best_step
-                if validates and best is not None and self._has_lost_patience(done, best):
+                best = store.best_step if validates else None
+                if best is not None and self._has_lost_patience(done, best):
                     self._say_stopped_early(done, best)
                     break
                 meter.skip_time()
