@@ -69,6 +69,10 @@ class Detections:
 
     Raises:
       UserError: a field has another shape or range; the message names it.
+
+    Example:
+      >>> found = yogo_jax.load("runs/first").predict("frame.png")
+      >>> found[found.scores > 0.9].counts()
     """
 
     boxes_xyxy: np.ndarray

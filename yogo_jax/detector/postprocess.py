@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.detections import WHOLE_IMAGE, Detections, check_numbers
 from yogo_jax.detector.thresholds import Thresholds
 
@@ -88,8 +89,7 @@ def select_cells(outputs: Float[np.ndarray, "outputs gh gw"], thresholds: Thresh
     # A NaN is not below a threshold: it might have been an object.
     rows = cells[:, ~(cells[_OBJECTNESS_ROW] <= thresholds.objectness)].T
     with np.errstate(over="ignore", invalid="ignore"):
-        centres, half_sizes = rows[:, :2], rows[:, 2:4] / 2
-        boxes_xyxy = np.concatenate([centres - half_sizes, centres + half_sizes], axis=1)
+        boxes_xyxy = cxcywh_to_xyxy(rows[:, :4])
         objectness, class_probs = rows[:, _OBJECTNESS_ROW], rows[:, _BOX_ROWS:]
         confidence = class_probs.max(-1, initial=-np.inf)
         scores = objectness * confidence
@@ -134,7 +134,7 @@ def _not_suppressed(
 ) -> Bool[np.ndarray, " n"]:
     """True for each box that no surviving one of the first `block` suppresses; best first."""
     better, worse = _neighbours(boxes_xyxy, block)
-    suppresses = _iou(boxes_xyxy[better], boxes_xyxy[worse]) > iou_threshold
+    suppresses = iou(boxes_xyxy[better], boxes_xyxy[worse]) > iou_threshold
     better, worse = better[suppresses], worse[suppresses]
     alive = np.ones(len(boxes_xyxy), bool)
     # What nothing better may still suppress survives, and suppresses: a few rounds settle all.
@@ -178,18 +178,3 @@ def _neighbours(
     j = order[places]
     later = j > i
     return i[later], j[later]
-
-
-def _iou(a_xyxy: Float[np.ndarray, "p 4"], b_xyxy: Float[np.ndarray, "p 4"]) -> np.ndarray:
-    """IoU of pairs of boxes, operation by operation that of `boxes.iou`."""
-    low = np.maximum(a_xyxy[:, :2], b_xyxy[:, :2])
-    high = np.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:])
-    sizes = np.maximum(high - low, 0)
-    shared = sizes[:, 0] * sizes[:, 1]
-    union = _area(a_xyxy) + _area(b_xyxy) - shared
-    return np.where(union > 0, shared / np.where(union > 0, union, 1), 0)
-
-
-def _area(boxes_xyxy: Float[np.ndarray, "p 4"]) -> np.ndarray:
-    sizes = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    return sizes[:, 0] * sizes[:, 1]

@@ -158,13 +158,15 @@ class Model(abc.ABC):
             return detections_in(loaded, outputs, self.serving, thresholds, image=image)
 
         count = len(source)
+        # JAX compiles for each size of a batch: lists of all lengths share a few.
+        size = self.batch_size_for(1 << (count - 1).bit_length())
         results = run_frames(
             source,
             self.serving,
             self.stream,
             finish,
             start=0,
-            batch_size=self.batch_size_for(count),
+            batch_size=size,
             workers=min(os.cpu_count() or 1, count),
         )
         found = list(results)
