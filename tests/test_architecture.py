@@ -39,7 +39,7 @@ def test_each_step_is_one_call_from_its_caller_and_nothing_points_back(heading):
     steps = rows(heading)
     files = {number: file for number, file, _, _ in steps}
     callers = {number: caller for number, _, _, caller in steps}
-    for number, file, _, caller in steps:
+    for _, file, _, caller in steps:
         if caller is not None:
             assert module_of(file) in imported_modules(PACKAGE / files[caller]), (file, caller)
         above = set()
