@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from yogo_jax.training.setup import prepare_spec
 
 from bridge.frames import frames_of_definition
 from bridge.quantize import quantization_strips
@@ -24,11 +23,12 @@ from yogo_jax.config.schema import from_mapping
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.images import read_image
 from yogo_jax.data.pack import find_pack, make_pack
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.pipeline import RecordSource
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
+from yogo_jax.training.model import prepare_spec
 from yogo_jax.training.resume import find_start
 
 
