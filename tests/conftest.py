@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests run little and compile much: half of their time goes if XLA does not optimize. Parity
     # and bit-for-bit continuation are tested as users compile, see the marker `optimized`.
     jax.config.update("jax_disable_most_optimizations", True)
-    # Each function is compiled once, for this process, its workers, the commands that tests start and
+    # Each function is compiled once for this process, its workers, the commands that tests start and
     # the sessions to come; `make clean` removes it.
     compilations = COMPILATIONS / f"{jax.__version__}-{cpu_fingerprint()}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilations))
