@@ -9,6 +9,7 @@ import base64
 import functools
 import io
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,11 @@ class Link:
     kind: ClassVar[str] = "link"
     text: str
     address: str
+
+
+def link_to(text: str, file: Path, folder: Path) -> Link:
+    """Returns a link to a file, for a page in `folder`."""
+    return Link(text, Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix())
 
 
 Block = Text | Table | Figure | Picture | Gallery | Code | Link
