@@ -81,4 +81,4 @@ acceptance: $(VENV)/.dev
 	$(BIN)/python -m pytest -m acceptance -s tests
 
 clean:
-	rm -rf $(VENV) .venv-newest runs/demo
+	rm -rf $(VENV) .venv-newest .compilations runs/demo

@@ -28,8 +28,7 @@ from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.checkpoint.run_data import prepare_data
 from yogo_jax.checkpoint.state import create_state
 from yogo_jax.config.schema import Config, from_mapping
-from yogo_jax.data.pipeline import EpochOrder, open_batches
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.pipeline import EpochOrder, RecordSource, open_batches
 from yogo_jax.startup import start_jax
 from yogo_jax.training.model import prepare_loss, prepare_spec
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer

@@ -14,7 +14,7 @@ from typing import Any
 
 from yogo_jax.checkpoint.run_data import evaluation_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.data.source import padded_box_count
+from yogo_jax.data.pipeline import padded_box_count
 from yogo_jax.detector.spec import served_spec
 from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError, exit_on_user_error

@@ -23,14 +23,14 @@ HEAD = """\
 ```python
 import yogo_jax
 
-model = yogo_jax.load("runs/first")            # or an .xml or .onnx, which need no JAX
+model = yogo_jax.load("runs/first")  # or an .xml or .onnx, which need no JAX
 found = model.predict("frame.png")
 found.counts()
 ```
 
 Everything below is a name of `yogo_jax`, imported when it is first used. Mistakes raise
-`yogo_jax.UserError`, a `ValueError` whose text names what was expected and what was found. A trained
-network is needed: the [tutorial](tutorial.md) makes one in two minutes.
+`yogo_jax.UserError`, a `ValueError` whose text names what was expected and what was found. A
+trained network is needed: the [tutorial](tutorial.md) makes one in two minutes.
 
 This page is made from the docstrings by `python docs/make_api.py`.
 """

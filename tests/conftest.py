@@ -13,10 +13,12 @@ from absl import flags
 from hypothesis import settings
 
 from parity import REMOSCOPE
+from runs import ROOT
 from slurm_here import Slurm, slurm_here, why_not
-from yogo_jax.startup import start_jax
+from yogo_jax.startup import cpu_fingerprint, start_jax
 
 
+COMPILATIONS = ROOT / ".compilations"
 # XLA of JAX 0.10 compiles in a quarter of the time without its newer code for fused operations.
 # Later versions have no other, and abort on the flag.
 _FEW_FUSIONS = "--xla_cpu_use_fusion_emitters=false"
@@ -37,8 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests run little and compile much: half of their time goes if XLA does not optimize. Parity
     # and bit-for-bit continuation are tested as users compile, see the marker `optimized`.
     jax.config.update("jax_disable_most_optimizations", True)
-    # One cache for this process, its workers and the commands that tests start: each function is
-    # compiled once. It goes with the session unless the caller gives a folder to keep.
+    # Each function is compiled once for this process, its workers, the commands that tests start,
+    # and the sessions to come; `make clean` removes it.
+    compilations = COMPILATIONS / f"{jax.__version__}-{cpu_fingerprint()}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilations))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    # JAX has read both already.
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # All else that commands keep goes with the session, unless the caller gives a folder.
     if "YOGO_JAX_CACHE" not in os.environ:
         os.environ["YOGO_JAX_CACHE"] = tempfile.mkdtemp(prefix="yogo_jax_tests_")
         config.add_cleanup(lambda: shutil.rmtree(os.environ["YOGO_JAX_CACHE"], ignore_errors=True))

@@ -23,7 +23,7 @@ from benchmarks.scaling import messages_of
 from runs import tiny_config
 from yogo_jax.checkpoint.run_data import prepare_data
 from yogo_jax.checkpoint.state import create_state
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.pipeline import RecordSource
 from yogo_jax.detector import cpu_conv as conv
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command

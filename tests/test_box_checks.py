@@ -5,7 +5,7 @@ import pytest
 from yogo_jax.data.records import Records
 from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.detector.targets import bin_targets
-from yogo_jax.inspection.box_checks import drawn_twice, overhanging, winners_of_cells
+from yogo_jax.inspection.audit import drawn_twice, overhanging, winners_of_cells
 
 
 def records_of_boxes(*images: list) -> Records:

@@ -13,7 +13,6 @@ from yogo_jax.counting.compensation import (
     compensate,
     compensation_csv,
     confidence_values,
-    corrector_compensate,
     fit_line,
     fit_lines,
     read_line,
@@ -126,8 +125,9 @@ def test_the_correctors_compensation_is_not_the_inverse_of_the_line():
     for reference in (0.0, 1000.0):
         counted = line.m * reference + line.b
         assert compensate(line, "counted", (counted,) * 3).estimate == pytest.approx(reference)
-        # Off by b / m - b wherever it is, 39 parasites per uL here.
-        off = corrector_compensate(line, counted) - reference
+        # The corrector's formula seems to be y / m - b. It is off by b / m - b wherever it is, 39
+        # parasites per uL here.
+        off = counted / line.m - line.b - reference
         assert off == pytest.approx(line.b / line.m - line.b)
 
 

@@ -1,4 +1,4 @@
-"""`python -m yogo_jax.counts` as users type it."""
+"""`yogo-jax counts` as users type it."""
 
 import json
 import sys

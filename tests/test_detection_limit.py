@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from count_samples import CONFUSION
-from yogo_jax.counting.estimate import Roles
+from yogo_jax.counting.estimate import Roles, detection_limit
 from yogo_jax.counting.intervals import Evidence
-from yogo_jax.counting.limits import detection_limit
 
 
 ROLES = Roles(np.array([False, True]), np.array([True, True]))
@@ -46,7 +45,7 @@ def test_currie_with_a_well_known_background():
     assert found.parasites[1] * 0.9 == pytest.approx(2.71 + 3.29 * 20, rel=0.05)
 
 
-def test_boxes_on_nothing_count_by_frames():
+def test_false_boxes_on_background_count_by_frames():
     assert limit(validated(2, extra=10), frames_ratio=0.5).false_boxes == 7
 
 

@@ -16,8 +16,7 @@ from slurm_here import SMALL
 from tiny_data import write_dataset
 from yogo_jax.checkpoint.run_data import prepare_data
 from yogo_jax.checkpoint.store import committed_checkpoints
-from yogo_jax.data.pipeline import EpochOrder, Share, open_batches
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.pipeline import EpochOrder, RecordSource, Share, open_batches
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.parallel import (

@@ -9,8 +9,7 @@ import pytest
 from tiny_data import write_dataset
 from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.data.definition import load_definition
-from yogo_jax.data.pipeline import EpochOrder
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.pipeline import EpochOrder, RecordSource
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.losses import LossTerms
 from yogo_jax.errors import UserError

@@ -25,7 +25,6 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inspect_data import main
 from yogo_jax.inspection import findings
 from yogo_jax.inspection.audit import inspect_data
-from yogo_jax.inspection.box_checks import Grid
 from yogo_jax.inspection.findings import Listing
 from yogo_jax.inspection.page import render_inspection
 from yogo_jax.inspection.suspects import SUSPECT_KINDS, Suspects, find_suspects
@@ -39,7 +38,6 @@ def look(definition, min_box_area=1e-4):
     return inspect_data(
         load_definition(definition),
         min_box_area=min_box_area,
-        choose_grid=lambda hw: Grid(GRID_HW, hw, "base_model"),
         workers=2,
     )
 
@@ -431,9 +429,7 @@ def test_refusals_with_data(tmp_path, flags, message, capsys):
 def test_of_many_findings_some_are_listed_and_all_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "MOST_LISTED", 4)
     definition = load_definition(write_dataset(tmp_path, images=4))
-    found = inspect_data(
-        definition, min_box_area=0, choose_grid=lambda _: Grid((1, 1), None, None), workers=1
-    )
+    found = inspect_data(definition, min_box_area=0, grid_hw=(1, 1), workers=1)
     listing = found.findings["shared_cell"]
     assert (listing.count, len(listing.listed)) == (20, 4)
     assert found.count == 20

@@ -10,7 +10,7 @@ from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, label_loss
 from yogo_jax.detector.nms import PaddedDetections
-from yogo_jax.inspection.doubts import LabelScores, Opinions, doubts_of_image, score_labels
+from yogo_jax.inspection.suspects import LabelScores, Opinions, doubts_of_image, score_labels
 
 
 GRID_HW, CLASSES, ROWS = (5, 7), 3, 12

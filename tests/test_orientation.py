@@ -23,7 +23,7 @@ from yogo_jax.config.schema import from_mapping
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.images import read_image
 from yogo_jax.data.pack import find_pack, make_pack
-from yogo_jax.data.source import RecordSource
+from yogo_jax.data.pipeline import RecordSource
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError

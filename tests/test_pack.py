@@ -20,7 +20,7 @@ from runs import environment
 from yogo_jax.data import pack
 from yogo_jax.data.images import read_image
 from yogo_jax.data.pack import CannotPackError, find_pack, make_pack
-from yogo_jax.data.source import PackedImages
+from yogo_jax.data.pipeline import PackedImages
 from yogo_jax.errors import UserError
 
 

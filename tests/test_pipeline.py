@@ -6,8 +6,7 @@ from PIL import Image
 
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
-from yogo_jax.data.pipeline import EpochOrder, open_batches
-from yogo_jax.data.source import RecordSource, padded_box_count
+from yogo_jax.data.pipeline import EpochOrder, RecordSource, open_batches, padded_box_count
 from yogo_jax.data.splits import load_splits
 from yogo_jax.errors import UserError
 

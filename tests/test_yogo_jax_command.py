@@ -27,6 +27,13 @@ def test_every_command_explains_itself(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: python -m {COMMANDS[name].module}")
 
 
+@pytest.mark.smoke
+def test_inspect_by_the_name_that_no_file_of_the_package_may_have():
+    done = run_command([sys.executable, "-m", "yogo_jax.inspect", "--help"])
+    assert done.returncode == 0
+    assert "What is in a data set and what is wrong with it." in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]], ids=str)
 def test_the_page_of_all_commands(arguments, capsys):
     main(arguments)

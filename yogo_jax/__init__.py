@@ -12,6 +12,9 @@ import types
 from typing import TYPE_CHECKING, Any
 
 
+# So `python -m yogo_jax.inspect` is a command, but in this folder no file hides Python's `inspect`.
+__path__.append(f"{__path__[0]}/old_names")
+
 if TYPE_CHECKING:
     from yogo_jax.config.schema import Config as Config
     from yogo_jax.detector.detections import Detections as Detections

@@ -95,7 +95,7 @@ def calibrate(
         rewrite_metadata,
     )
     from yogo_jax.data.headers import lines_on, stretch_of
-    from yogo_jax.data.source import padded_box_count
+    from yogo_jax.data.pipeline import padded_box_count
     from yogo_jax.detector.thresholds import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,

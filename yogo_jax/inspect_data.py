@@ -1,4 +1,4 @@
-"""Looks at a data set before it is trained on: what is in it and what is wrong with it.
+"""Inspects a data set before it is trained on: what is in it and what is wrong with it.
 
     yogo-jax inspect FILE.yml [--output DIR] [--checkpoint CHECKPOINT]
 
@@ -13,13 +13,19 @@ if __name__ == "__main__":
     own_this_process()
 
 import argparse
+import dataclasses
+import os
 from contextlib import nullcontext
 
 from yogo_jax.command import Parser, as_command
 from yogo_jax.errors import UserError, check_at_least, check_fractions
-from yogo_jax.files import path_flag
+from yogo_jax.files import path_flag, write_atomically, write_json
 from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
+
+
+# The size at which "synthetic" is looked at if none is given.
+NATIVE_IMAGE_HW = (772, 1032)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -102,20 +108,98 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{flags} are two ways to choose the grid: leave out either")
 
 
+def audit(args: argparse.Namespace) -> None:
+    """Prints and writes everything that is wrong with a data set.
+
+    Args:
+      args: the flags; --apply-orientation and --min-box-area are as in the checkpoint's run, and
+        else as usual, where they are not given.
+
+    Raises:
+      UserError: the definition or the checkpoint cannot be used, or there is no such architecture.
+    """
+    start_jax()
+    # Late: a mistake in a flag is told without waiting for JAX.
+    import jax
+
+    from yogo_jax.checkpoint.run_data import definition_path
+    from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+    from yogo_jax.data.definition import load_definition
+    from yogo_jax.data.headers import stretch_of
+    from yogo_jax.data.records import MIN_BOX_AREA, boxes_by_class
+    from yogo_jax.inspection.audit import inspect_data
+    from yogo_jax.inspection.page import render_inspection
+    from yogo_jax.inspection.suspects import find_suspects
+
+    architecture, image_hw = args.architecture, args.image_hw and tuple(args.image_hw)
+    min_box_area, apply_orientation = args.min_box_area, args.apply_orientation
+    metadata = None
+    if args.checkpoint is not None:
+        checkpoint = find_checkpoint(args.checkpoint)
+        metadata = read_metadata(checkpoint)
+        architecture, image_hw = metadata.model.architecture, metadata.model.image_hw
+        if min_box_area is None:
+            min_box_area = metadata.data_settings().min_box_area
+        if apply_orientation is None:
+            apply_orientation = metadata.model.apply_orientation
+    data = load_definition(definition_path(args.definition, image_hw or NATIVE_IMAGE_HW))
+    if metadata is not None and data.class_names != metadata.model.class_names:
+        raise UserError(
+            f"{data.path} has the classes {', '.join(data.class_names)}, but the checkpoint was "
+            f"trained on {', '.join(metadata.model.class_names)}: they must be the same, in the "
+            "same order"
+        )
+
+    applied = apply_orientation is not False
+    inspection = inspect_data(
+        data,
+        min_box_area=MIN_BOX_AREA if min_box_area is None else min_box_area,
+        architecture=architecture or "base_model",
+        image_hw=image_hw,
+        grid_hw=args.grid_hw and tuple(args.grid_hw),
+        workers=args.workers or os.cpu_count() or 1,
+        apply_orientation=applied,
+    )
+    print(inspection.to_text())
+    train, suspects = inspection.used["train"], None
+    if inspection.grid is not None and inspection.grid.image_hw is not None:
+        stretch = stretch_of(train.image_paths, inspection.grid.image_hw, applied)
+        if stretch is not None:
+            print(stretch)
+    last = f"\nfindings: {inspection.count:,}"
+    if metadata is not None:
+        device = jax.devices()[0]
+        print(f"\n{checkpoint} on {device.platform} ({device.device_kind})")
+        suspects = find_suspects(
+            inspection,
+            dataclasses.replace(metadata.model, apply_orientation=applied),
+            restore_variables(checkpoint, metadata.model),
+            weights=metadata.trained_loss_weights(boxes_by_class(train).tolist()),
+            batch_size=args.batch_size,
+            min_confidence=args.min_confidence,
+            top=args.top,
+        )
+        print("\n".join(suspects.lines()))
+        last += f", contradictions of the detector: {suspects.count:,}"
+    if args.output is not None:
+        values = inspection.to_dict()
+        if suspects is not None:
+            values["suspects"] = suspects.to_dict()
+            write_atomically(args.output / "suspects.csv", suspects.to_csv())
+        write_json(args.output / "inspection.json", values)
+        page = render_inspection(inspection, suspects, top=args.top, detector=str(args.checkpoint))
+        write_atomically(args.output / "inspection.html", page)
+        last += f"\nwritten {args.output / 'inspection.html'}"
+    print(last)
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
         check(args)
-        for name in ("image_hw", "grid_hw"):
-            value = getattr(args, name)
-            setattr(args, name, None if value is None else tuple(value))
         with nullcontext() if args.output is None else own_folder(args.output, "--output"):
-            start_jax()
-            # Late: a mistake in a flag is told without waiting for JAX.
-            from yogo_jax.inspection.run import audit
-
-            audit(**vars(args))
+            audit(args)
 
 
 if __name__ == "__main__":

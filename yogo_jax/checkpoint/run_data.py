@@ -17,8 +17,8 @@ from yogo_jax.checkpoint.metadata import DataSettings, Metadata
 from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
 from yogo_jax.data.headers import find_oriented, orientation_lines, stretch_of
+from yogo_jax.data.pipeline import padded_box_count
 from yogo_jax.data.records import Records, boxes_by_class, boxes_look_like
-from yogo_jax.data.source import padded_box_count
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
 from yogo_jax.errors import UserError

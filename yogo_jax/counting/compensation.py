@@ -19,8 +19,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import norm
 
+from yogo_jax.counting import thresholds
+from yogo_jax.counting.estimate import find_roles
+from yogo_jax.counting.files import counts_by_confidence, read_csv_rows, read_run_array
+from yogo_jax.counting.intervals import Interval
 from yogo_jax.errors import UserError
-from yogo_jax.files import read_given_text
+from yogo_jax.files import make_folder, read_given_text, write_atomically
+from yogo_jax.reports.tables import align, number
 
 
 LINES = ("counted", "reference")
@@ -30,6 +35,8 @@ MAX_LEVERAGE = 0.999
 COLUMNS = ("conf_val", "fit_m", "fit_b", "cov_m", "cov_b", "ratiometric_error")
 # Published files lack this column.
 OPTIONAL = "ratiometric_error"
+# Rows that are shown at the terminal.
+SHOWN_CONFIDENCES = (0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
 
 
 class Line(NamedTuple):
@@ -43,14 +50,6 @@ class Line(NamedTuple):
     variance_m: float
     variance_b: float
     ratio_spread: float
-
-
-class Compensated(NamedTuple):
-    """Parasites per uL on the scale of the reference, with confidence limits."""
-
-    estimate: float
-    lower: float
-    upper: float
 
 
 def confidence_values() -> list[float]:
@@ -130,7 +129,7 @@ def compensate(
     counted: tuple[float, float, float],
     *,
     confidence: float = 0.95,
-) -> Compensated:
+) -> Interval:
     """Converts parasites per uL to the scale of the reference.
 
     The file has no covariance of slope and intercept, so they are taken as independent. For
@@ -166,7 +165,7 @@ def compensate(
             _fieller(estimate - line.b, line.m, below + shift, slope)[0],
             _fieller(estimate - line.b, line.m, above + shift, slope)[1],
         )
-    return Compensated(*(max(float(number), 0.0) for number in (value, *limits)))
+    return Interval(*(np.asarray(max(float(each), 0.0)) for each in (value, *limits)))
 
 
 def _fieller(top: float, m: float, fixed: float, slope: float) -> tuple[float, float]:
@@ -176,15 +175,6 @@ def _fieller(top: float, m: float, fixed: float, slope: float) -> tuple[float, f
         return -np.inf, np.inf
     root = np.sqrt(max(top**2 * slope + fixed * a, 0.0))
     return (top * m - root) / a, (top * m + root) / a
-
-
-def corrector_compensate(line: Line, counted_per_ul: float) -> float:
-    """Returns `y / m - b`, the formula that the instrument's corrector seems to use.
-
-    It serves the comparison in `docs/counts.md` only: the inverse of `y = m x + b` is
-    `(y - b) / m`.
-    """
-    return counted_per_ul / line.m - line.b
 
 
 def fit_lines(
@@ -220,7 +210,7 @@ def fit_lines(
     return lines, left_out
 
 
-def describe_left_out(left_out: Mapping[float, str]) -> Sequence[str]:
+def describe_left_out(left_out: Mapping[float, str]) -> list[str]:
     """Returns a line of text for each reason, with the confidences that share it."""
     by_reason: dict[str, list[float]] = {}
     for value, reason in left_out.items():
@@ -239,7 +229,7 @@ def compensation_csv(lines: Mapping[float, Line]) -> str:
     for value, line in sorted(lines.items()):
         for spelling in spellings(value):
             # repr is the shortest text that gives exactly this float when it is read.
-            writer.writerow([repr(float(number)) for number in (spelling, *line)])
+            writer.writerow([repr(float(each)) for each in (spelling, *line)])
     return file.getvalue()
 
 
@@ -266,11 +256,11 @@ def read_line(path: Path, confidence_value: float) -> Line:
         table = {}
         for row in rows:
             value, m, b, variance_m, variance_b = (
-                _number(rows.line_num, name, row[name]) for name in required
+                _cell(rows.line_num, name, row[name]) for name in required
             )
             spread = math.nan
             if OPTIONAL in names:
-                spread = _number(rows.line_num, OPTIONAL, row[OPTIONAL])
+                spread = _cell(rows.line_num, OPTIONAL, row[OPTIONAL])
             table[value] = Line(m, b, variance_m, variance_b, spread)
     except UserError:
         raise
@@ -286,7 +276,7 @@ def read_line(path: Path, confidence_value: float) -> Line:
     return table[confidence_value]
 
 
-def _number(line: int, column: str, text: str | None) -> float:
+def _cell(line: int, column: str, text: str | None) -> float:
     try:
         return float(text or "")
     except ValueError:
@@ -301,14 +291,11 @@ def read_runs(path: Path) -> list[tuple[Path, float]]:
     Raises:
       UserError: a line is wrong; it is named.
     """
-    try:
-        rows = list(csv.reader(io.StringIO(read_given_text(path), newline="")))
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error})") from error
+    rows = read_csv_rows(path)
     if not rows or [name.strip() for name in rows[0]] != ["run", "reference_per_ul"]:
         raise UserError(f"{path}:1: expected the line run,reference_per_ul, found {rows[:1]}")
     runs = []
-    for number, row in enumerate(rows[1:], start=2):
+    for line, row in enumerate(rows[1:], start=2):
         if not row:
             continue
         try:
@@ -317,8 +304,67 @@ def read_runs(path: Path) -> list[tuple[Path, float]]:
             name, reference = "", -1.0
         if len(row) != 2 or not name or not 0 <= reference < float("inf"):
             raise UserError(
-                f"{path}:{number}: expected a .npy file and its parasites per uL, 0 or more; "
+                f"{path}:{line}: expected a .npy file and its parasites per uL, 0 or more; "
                 f"found {row}"
             )
         runs.append((path.parent / name, reference))
     return runs
+
+
+def write_compensation(
+    runs: Path,
+    *,
+    model: str,
+    output: Path,
+    kind: str,
+    heatmaps: bool,
+    line: str | None,
+    obj_thresh: float,
+    class_names: Sequence[str] | None,
+    parasite_classes: Sequence[str],
+    red_cell_classes: Sequence[str],
+    red_cells_per_ul: float,
+) -> None:
+    """Fits and writes the compensation file of the instrument: `counts compensation`.
+
+    Raises:
+      UserError: the list or a run cannot be read, or no line can be fitted at any confidence.
+    """
+    folder = make_folder(output / model, "--output")
+    references_of = read_runs(runs)
+    confidences = confidence_values()
+    per_ul = []
+    for path, _ in references_of:
+        run = read_run_array(path, class_names)
+        # Refuses an array that lacks boxes which count at some of the confidences.
+        thresholds.of_array(
+            thresholds.recorded_by_run(path, run.class_names),
+            objectness=obj_thresh,
+            min_class_confidence=min(confidences),
+        )
+        roles = find_roles(run.class_names, parasite_classes, red_cell_classes)
+        counts = counts_by_confidence(run, objectness_threshold=obj_thresh, confidences=confidences)
+        red_cells = counts[:, roles.red_cells].sum(1)
+        share = np.full(len(confidences), np.nan)
+        np.divide(counts[:, roles.parasites].sum(1), red_cells, out=share, where=red_cells > 0)
+        per_ul.append(share * red_cells_per_ul)
+    counted = dict(zip(confidences, np.stack(per_ul, axis=1), strict=True)) if per_ul else {}
+    references = np.array([reference for _, reference in references_of])
+    line = line or LINES[0]
+    fitted, left_out = fit_lines(counted, references, line)
+    left_out_lines = describe_left_out(left_out)
+    if not fitted:
+        raise UserError(f"{runs}: " + "; ".join(left_out_lines or ["no run in it"]))
+    cleaned = "with" if heatmaps else "no"
+    path = folder / f"{model}-{kind}-compensation-{cleaned}-heatmaps.csv"
+    write_atomically(path, compensation_csv(fitted))
+    equation = "counted = m * reference + b" if line == "counted" else "reference = m * counted + b"
+    shown = [value for value in SHOWN_CONFIDENCES if value in fitted] or list(fitted)[:1]
+    rows = []
+    for value in shown:
+        m, b, variance_m, variance_b, spread = fitted[value]
+        numbers = (m, variance_m**0.5, b, variance_b**0.5, spread)
+        rows.append([f"{value:g}", *map(number, numbers)])
+    header = ["confidence", "m", "+-", "b", "+-", "spread of ratio"]
+    title = f"{equation} (per uL), {len(references_of)} runs"
+    print("\n".join([title, *align(header, rows), *left_out_lines, f"written {path}"]))

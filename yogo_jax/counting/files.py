@@ -175,11 +175,20 @@ def _read_counts_json(path: Path) -> Sample:
     return Sample(tuple(names), np.asarray(counts), frames or None, note)
 
 
-def _read_csv(path: Path) -> Sample:
+def read_csv_rows(path: Path) -> list[list[str]]:
+    """Returns the fields of each line of a CSV file.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     try:
-        rows = list(csv.reader(io.StringIO(read_given_text(path), newline="")))
+        return list(csv.reader(io.StringIO(read_given_text(path), newline="")))
     except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error
+
+
+def _read_csv(path: Path) -> Sample:
+    rows = read_csv_rows(path)
     header = [unicodedata.normalize("NFC", name.strip()) for name in rows[0]] if rows else []
     columns = _class_columns(header)
     named = [header[i] for i in columns]

@@ -51,8 +51,8 @@ class Interval(NamedTuple):
     upper: Float[np.ndarray, "*b"]
 
 
-class Limits(NamedTuple):
-    """Lower and upper confidence limits, in the unit of the quantity."""
+class Ends(NamedTuple):
+    """Both limits of an interval, or their squared distances from the estimate."""
 
     lower: Float[np.ndarray, "*b"]
     upper: Float[np.ndarray, "*b"]
@@ -65,19 +65,12 @@ class _Effective(NamedTuple):
     number: Float[np.ndarray, "*b"]
 
 
-class _Spread(NamedTuple):
-    """Squared distances from the estimate down to the lower and up to the upper limit."""
-
-    lower: Float[np.ndarray, "*b"]
-    upper: Float[np.ndarray, "*b"]
-
-
 def poisson_limits(
     weights: Float[np.ndarray, "*b n"],
     counts: Float[np.ndarray, "*b n"],
     *,
     confidence: float = 0.95,
-) -> Limits:
+) -> Ends:
     """Limits of `sum_j weights_j * mean_j`, where the counts are Poisson with these means.
 
     With one count, or with equal weights, these are Garwood's exact limits: 0 and 3.69 for a count
@@ -95,7 +88,7 @@ def poisson_limits(
     """
     tail = (1.0 - confidence) / 2.0
     seen, one_more = _effective_counts(weights, counts)
-    return Limits(
+    return Ends(
         lower=seen.scale * gammaincinv(np.where(seen.number > 0, seen.number, 1.0), tail),
         upper=one_more.scale * gammaincinv(np.maximum(one_more.number, 1.0), 1.0 - tail),
     )
@@ -107,7 +100,7 @@ def binomial_limits(
     trials: Float[np.ndarray, "*b"],
     *,
     confidence: float = 0.95,
-) -> Limits:
+) -> Ends:
     """Limits of `sum_j weights_j * p_j`, where outcome j was seen `counts_j` times in the trials.
 
     With one outcome, or with equal weights, these are Clopper and Pearson's exact limits of p.
@@ -130,7 +123,7 @@ def binomial_limits(
     # leave a number just above 0.
     left = trials - second + 1.0
     upper = betaincinv(second, np.maximum(left, 1e-6), 1.0 - tail)
-    return Limits(
+    return Ends(
         lower=seen.scale * betaincinv(first, trials - first + 1.0, tail),
         upper=one_more.scale * np.where(left > 1e-6, upper, 1.0),
     )
@@ -208,7 +201,7 @@ def count_interval(
     upper = _upper_root(total, fixed.upper, share.upper)
     floor = _nothing_seen(evidence, weights, members, confidence)
     lower = _lower_root(total, fixed.lower, share.lower)
-    return _interval(np.maximum(total, 0.0), lower, np.maximum(upper, floor))
+    return Interval(np.asarray(np.maximum(total, 0.0)), lower, np.asarray(np.maximum(upper, floor)))
 
 
 def ratio_interval(
@@ -255,7 +248,7 @@ def ratio_interval(
     # No upper limit lies below the one for a sample in which no member was seen.
     weights = _weights(evidence, members.astype(float))
     floor = _nothing_seen(evidence, weights, members, confidence) / denominator
-    return _interval(estimate, lower, np.minimum(np.maximum(upper, floor), 1.0))
+    return Interval(estimate, lower, np.asarray(np.minimum(np.maximum(upper, floor), 1.0)))
 
 
 def _weights(evidence: Evidence, target: Float[np.ndarray, "*#b k"]) -> Float[np.ndarray, "*b k"]:
@@ -285,7 +278,7 @@ def _spread(
     *,
     counted: bool,
     confidence: float,
-) -> _Spread:
+) -> Ends:
     """Squared distances of `weights . (counts - extra)` from its limits.
 
     Squared distances of independent parts are added; each part has its own limits (MOVER: Zou and
@@ -315,7 +308,7 @@ def _spread(
     )
     # A row without cells is an assumption and has no noise.
     known = cells > 0
-    parts = [_Spread((noise.lower * known).sum(-1), (noise.upper * known).sum(-1))]
+    parts = [Ends((noise.lower * known).sum(-1), (noise.upper * known).sum(-1))]
     if counted:
         for factors, values in (
             (weights, evidence.counts),
@@ -323,7 +316,7 @@ def _spread(
         ):
             limits = functools.partial(poisson_limits, counts=values, confidence=confidence)
             parts.append(_both_signs(factors, values, limits))
-    return _Spread(
+    return Ends(
         np.asarray(sum(part.lower for part in parts)),
         np.asarray(sum(part.upper for part in parts)),
     )
@@ -332,8 +325,8 @@ def _spread(
 def _both_signs(
     factors: Float[np.ndarray, "*b n"],
     values: Float[np.ndarray, "*b n"],
-    limits: Callable[[Float[np.ndarray, "*b n"]], Limits],
-) -> _Spread:
+    limits: Callable[[Float[np.ndarray, "*b n"]], Ends],
+) -> Ends:
     """Squared distances of `factors . values` from its limits, for factors of both signs.
 
     Args:
@@ -344,7 +337,7 @@ def _both_signs(
     positive, negative = np.maximum(factors, 0.0), np.maximum(-factors, 0.0)
     gain, loss = limits(positive), limits(negative)
     gained, lost = (positive * values).sum(-1), (negative * values).sum(-1)
-    return _Spread(
+    return Ends(
         lower=(gained - gain.lower) ** 2 + (loss.upper - lost) ** 2,
         upper=(gain.upper - gained) ** 2 + (lost - loss.lower) ** 2,
     )
@@ -364,11 +357,6 @@ def _nothing_seen(
     heaviest = np.maximum(weights, 0.0) * members
     nothing = np.zeros_like(evidence.counts)
     return np.asarray(poisson_limits(heaviest, nothing, confidence=confidence).upper)
-
-
-def _interval(*values: np.ndarray | np.floating) -> Interval:
-    """Makes an interval of arrays, also for one sample, where NumPy gives plain numbers."""
-    return Interval(*(np.asarray(value) for value in values))
 
 
 def _upper_root(

@@ -5,6 +5,7 @@ none. It is read from the `metrics.json` of `yogo-jax evaluate`, pooled over fol
 written as the two matrices of the instrument's deskewer.
 """
 
+import io
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.counting.intervals import response
-from yogo_jax.counting.thresholds import CountedAt, flags_of, recorded_by_validation
+from yogo_jax.counting.thresholds import Recorded, flags_of, recorded_by_validation
 from yogo_jax.errors import UserError
-from yogo_jax.files import read_json
+from yogo_jax.files import make_folder, read_json, write_atomically
 from yogo_jax.metrics.confusion import BACKGROUND, name_beside
+from yogo_jax.reports.tables import align
 
 
 # Above this condition number the correction multiplies the noise of the counts too much for any
@@ -33,15 +35,15 @@ class Validation(NamedTuple):
     """Counts of one validation, or of several together.
 
     `matrix` [k, k+1]: row = true class, column = called class, last column = missed. `extra` [k]:
-    false boxes on background. `images`: number of frames. `file`: the file that was read.
+    false boxes on background. `images`: number of frames. `recorded`: the file that was read, and
+    the thresholds at which its boxes were counted.
     """
 
     class_names: tuple[str, ...]
     matrix: Float[np.ndarray, "k k_plus_1"]
     extra: Float[np.ndarray, " k"]
     images: int
-    counted_at: CountedAt = CountedAt()
-    file: Path | None = None
+    recorded: Recorded
 
     @property
     def cells(self) -> Float[np.ndarray, " k"]:
@@ -63,9 +65,10 @@ def read_validation(path: Path) -> Validation:
         matrix = np.asarray(values["confusion"]["matrix"], np.float64)
         images = int(values["images"])
     except (KeyError, TypeError, ValueError) as error:
+        found = f"{error} is missing" if isinstance(error, KeyError) else f"found: {error}"
         raise UserError(
             f"{path}: expected `confusion` (class_names, matrix) and `images`, as "
-            f"`yogo-jax evaluate` writes them to metrics.json; {_missing_or_wrong(error)}"
+            f"`yogo-jax evaluate` writes them to metrics.json; {found}"
         ) from error
     background = name_beside(names[:-1], BACKGROUND)
     if matrix.shape != (len(names), len(names)) or not names or names[-1] != background:
@@ -79,8 +82,13 @@ def read_validation(path: Path) -> Validation:
             f"{path}: the confusion matrix must hold counts (whole numbers, not shares) of 1 image "
             "or more. Write metrics.json anew with `yogo-jax evaluate`"
         )
-    counted_at = recorded_by_validation(path, values, names[:-1])
-    return Validation(names[:-1], matrix[:-1], matrix[-1, :-1], images, counted_at, path)
+    recorded = recorded_by_validation(path, values, names[:-1])
+    return Validation(names[:-1], matrix[:-1], matrix[-1, :-1], images, recorded)
+
+
+def read_pooled(paths: Sequence[Path]) -> Validation:
+    """Reads the `metrics.json` of all folds as one validation; raises as `pool` does."""
+    return pool([read_validation(path) for path in paths])
 
 
 def pool(validations: Sequence[Validation]) -> Validation:
@@ -91,25 +99,24 @@ def pool(validations: Sequence[Validation]) -> Validation:
     """
     first = validations[0]
     for other in validations[1:]:
-        if other.counted_at != first.counted_at:
+        if other.recorded.at != first.recorded.at:
+            found = " and ".join(
+                f"{flags_of(at) or 'none recorded'} ({file})"
+                for file, at in (first.recorded, other.recorded)
+            )
             raise UserError(
-                "all validations must have been made at the same thresholds, got "
-                f"{flags_of(first.counted_at) or 'none recorded'} ({first.file}) and "
-                f"{flags_of(other.counted_at) or 'none recorded'} ({other.file}): evaluate again "
-                "with the same"
+                f"all validations must have been made at the same thresholds, got {found}: "
+                "evaluate again with the same"
             )
         if other.class_names != first.class_names:
             raise UserError(
                 "all validations must have the same classes in the same order, got "
                 f"{list(first.class_names)} and {list(other.class_names)}"
             )
-    return Validation(
-        first.class_names,
-        np.sum([each.matrix for each in validations], axis=0),
-        np.sum([each.extra for each in validations], axis=0),
-        sum(each.images for each in validations),
-        first.counted_at,
-        first.file,
+    return first._replace(
+        matrix=np.sum([each.matrix for each in validations], axis=0),
+        extra=np.sum([each.extra for each in validations], axis=0),
+        images=sum(each.images for each in validations),
     )
 
 
@@ -222,10 +229,6 @@ def _singular(names: Sequence[str], matrix: Float[np.ndarray, "k k"]) -> str:
     )
 
 
-def _missing_or_wrong(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else f"found: {error}"
-
-
 def validation_summary(validation: Validation) -> dict[str, Any]:
     """Returns the size of the validation as plain values for JSON."""
     names = validation.class_names
@@ -235,3 +238,41 @@ def validation_summary(validation: Validation) -> dict[str, Any]:
         "missed": dict(zip(names, validation.matrix[:, -1].astype(int).tolist(), strict=True)),
         "extra_boxes": dict(zip(names, validation.extra.astype(int).tolist(), strict=True)),
     }
+
+
+def write_matrices(
+    validation: Sequence[Path],
+    *,
+    model: str,
+    output: Path,
+    matched_only: bool,
+    assume_right: Sequence[str],
+) -> None:
+    """Writes the two matrices of the instrument's deskewer, and prints them: `counts matrix`.
+
+    Raises:
+      UserError: a validation cannot be used, or its matrix cannot be inverted.
+    """
+    folder = make_folder(output / model, "--output")
+    validations = [read_validation(path) for path in validation]
+    pooled = pool(validations)
+    check_invertible(pooled, assume_right=assume_right)
+    mean, scatter = mean_and_inverse_scatter(
+        validations, matched_only=matched_only, assume_right=assume_right
+    )
+    source = f"{len(validations)} folds" if len(validations) > 1 else "draws of the one validation"
+    for title, array in (
+        ("P(called column | true row), mean", mean),
+        (f"\nstandard deviation of its inverse, from {source}", scatter),
+    ):
+        rows = [
+            [name, *(f"{value:.5f}" for value in row)]
+            for name, row in zip(pooled.class_names, array, strict=True)
+        ]
+        print("\n".join([title, *align(["", *pooled.class_names], rows)]))
+    for suffix, array in (("cmatrix-mean", mean), ("inv-cmatrix-std", scatter)):
+        path = folder / f"{model}-{suffix}.npy"
+        file = io.BytesIO()
+        np.save(file, array)
+        write_atomically(path, file.getvalue())
+        print(f"written {path}")

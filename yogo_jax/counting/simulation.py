@@ -4,22 +4,19 @@ Everything uncertain is drawn anew for each sample: its cells, the class that ea
 validation, and the false boxes on background of both.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from yogo_jax.counting.estimate import Roles
-from yogo_jax.counting.intervals import (
-    Evidence,
-    Interval,
-    count_interval,
-    deskew,
-    response,
-)
-from yogo_jax.counting.matrix import MAX_CONDITION, Validation
+from yogo_jax.counting.estimate import Roles, find_roles
+from yogo_jax.counting.files import INSTRUMENT_CLASSES
+from yogo_jax.counting.intervals import Evidence, Interval, count_interval, deskew, response
+from yogo_jax.counting.matrix import MAX_CONDITION, Validation, check_invertible, read_pooled
 from yogo_jax.errors import UserError
+from yogo_jax.reports.tables import align, number
 
 
 class Detector(NamedTuple):
@@ -160,7 +157,7 @@ def coverage_table(
     detector: Detector,
     roles: Roles,
     *,
-    parasites: Iterable[float],
+    parasites: Sequence[float],
     healthy: float,
     frames: int,
     samples: int,
@@ -181,25 +178,24 @@ def coverage_table(
       UserError: no validation of this size has a matrix that can be inverted.
     """
     rows, members = [], roles.parasites
-    for number in parasites:
-        truth = truth_of(number, healthy, roles, detector, frames=frames)
-        drawn = draw(detector, truth, samples=samples, seed=seed)
-        evidence = usable(drawn)
+    for true in parasites:
+        truth = truth_of(true, healthy, roles, detector, frames=frames)
+        evidence = usable(draw(detector, truth, samples=samples, seed=seed))
         ours = count_interval(evidence, members)
         rows.append(
             {
-                "parasites": number,
+                "parasites": true,
                 "refused": samples - len(evidence.counts),
                 "mean_estimate": float(deskew(evidence)[..., members].sum(-1).mean()),
                 "median_lower": float(np.median(ours.lower)),
                 "median_upper": float(np.median(ours.upper)),
-                "coverage": share_holding(ours, number),
-                "coverage_1.96_sigma": share_holding(
-                    sigma_interval(evidence, members, 1.96), number
-                ),
-                "coverage_1.69_sigma": share_holding(
-                    sigma_interval(evidence, members, 1.69), number
-                ),
+                "coverage": share_holding(ours, true),
+                **{
+                    f"coverage_{sigmas}_sigma": share_holding(
+                        sigma_interval(evidence, members, sigmas), true
+                    )
+                    for sigmas in (1.96, 1.69)
+                },
             }
         )
     return rows
@@ -208,3 +204,61 @@ def coverage_table(
 def share_holding(interval: Interval, truth: float) -> float:
     """Returns the share of intervals that hold the truth."""
     return float(((interval.lower <= truth) & (truth <= interval.upper)).mean())
+
+
+def print_coverage(
+    *,
+    validation: Sequence[Path] | None,
+    assume_right: Sequence[str],
+    validation_times: float,
+    parasites: Sequence[float],
+    cells: float,
+    frames: int,
+    samples: int,
+    seed: int,
+    parasite_classes: Sequence[str],
+    red_cell_classes: Sequence[str],
+) -> None:
+    """Simulates how often the intervals hold the truth, and prints it: `counts coverage`.
+
+    Raises:
+      UserError: the validation cannot be used.
+    """
+    names: Sequence[str] = INSTRUMENT_CLASSES
+    detector = example_detector()
+    if validation:
+        pooled = read_pooled(validation)
+        check_invertible(pooled, assume_right=assume_right)
+        names, detector = pooled.class_names, detector_like(pooled)
+    detector = with_validation_times(detector, validation_times)
+    roles = find_roles(names, parasite_classes, red_cell_classes)
+    rows = coverage_table(
+        detector,
+        roles,
+        parasites=parasites,
+        healthy=cells,
+        frames=frames,
+        samples=samples,
+        seed=seed,
+    )
+    print(
+        f"{samples} samples of {cells:g} healthy cells in {frames} frames, each "
+        f"with a validation of {detector.cells.sum():.0f} cells in {detector.images} frames; 95 % "
+        "intervals"
+    )
+    header = ["parasites", "mean estimate", "median limits", "", "coverage"]
+    table = [
+        [
+            *map(number, (row["parasites"], row["mean_estimate"])),
+            *map(number, (row["median_lower"], row["median_upper"])),
+            *(f"{100 * share:.1f} %" for name, share in row.items() if "coverage" in name),
+        ]
+        for row in rows
+    ]
+    print("\n".join(align([*header, "1.96 sigma", "1.69 sigma"], table)))
+    refused = sum(row["refused"] for row in rows)
+    if refused:
+        print(
+            f"{refused} sample(s) left out: their validation happened to have a matrix that cannot "
+            "be inverted, as is refused in earnest too"
+        )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, flag_of
 from yogo_jax.files import read_json
 
 
@@ -39,19 +39,14 @@ NAMES = {
     "min_class_confidence": "minimum class confidence",
     "min_scores": "score thresholds",
 }
-FLAGS = {
-    "objectness": "--obj-thresh",
-    "iou": "--iou-thresh",
-    "min_class_confidence": "--min-class-confidence-threshold",
-    "min_scores": "--score-thresholds",
-}
-# Names in the files of `infer`: RUN.json, and the settings in summary.json.
+# Names in the files of `infer` (RUN.json, settings in summary.json), which are those of its flags.
 _KEYS_OF_RUN = {
     "objectness": "obj_thresh",
     "iou": "iou_thresh",
     "min_class_confidence": "min_class_confidence_threshold",
     "min_scores": "score_thresholds",
 }
+FLAGS = {name: flag_of(key) for name, key in _KEYS_OF_RUN.items()}
 
 
 class Recorded(NamedTuple):
@@ -85,7 +80,9 @@ def recorded_by_run(counts: Path, class_names: Sequence[str]) -> Recorded:
     return Recorded(file, at._replace(min_scores=at.min_scores or {}) if is_array else at)
 
 
-def recorded_by_validation(file: Path, values: Any, class_names: Sequence[str]) -> CountedAt:
+def recorded_by_validation(
+    file: Path, values: Mapping[str, Any], class_names: Sequence[str]
+) -> Recorded:
     """Returns the `thresholds` of a `metrics.json`.
 
     Args:
@@ -98,9 +95,9 @@ def recorded_by_validation(file: Path, values: Any, class_names: Sequence[str]) 
     """
     thresholds = values.get("thresholds")
     if not isinstance(thresholds, dict):
-        return CountedAt()
+        return Recorded(file, CountedAt())
     at = _counted_at(file, thresholds, {name: name for name in NAMES}, class_names)
-    return at._replace(min_scores=at.min_scores or {})
+    return Recorded(file, at._replace(min_scores=at.min_scores or {}))
 
 
 def of_array(
@@ -154,13 +151,16 @@ def of_counts(recorded: Recorded, *, min_class_confidence: float | None) -> Coun
     return recorded.at._replace(min_class_confidence=min_class_confidence)
 
 
-def check_same(counts: Recorded, counted_at: CountedAt, validation: Recorded) -> None:
+def compare(counts: Recorded, counted_at: CountedAt, validation: Recorded) -> list[str]:
     """Refuses a validation at other thresholds, which describes another detector.
 
     Args:
       counts: thresholds that the run of the counts recorded.
       counted_at: thresholds at which the boxes were counted.
       validation: thresholds of the validation.
+
+    Returns:
+      A note for each side that does not record all of its thresholds.
 
     Raises:
       UserError: a threshold that both record differs; the message names values, files and the fix.
@@ -177,10 +177,6 @@ def check_same(counts: Recorded, counted_at: CountedAt, validation: Recorded) ->
             f"were made at its thresholds: evaluate again with {flags_of(counted_at)}, or infer "
             f"and count again with {flags_of(validation.at)}"
         )
-
-
-def notes_on_unknown(counts: Recorded, validation: Recorded) -> list[str]:
-    """Returns a note for each side that does not record all of its thresholds."""
     notes = []
     for one, other, whose in ((counts, validation, "validation"), (validation, counts, "counts")):
         missing = [NAMES[name] for name, value in one.at._asdict().items() if value is None]

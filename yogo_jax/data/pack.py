@@ -29,11 +29,11 @@ import simplejpeg
 
 from yogo_jax.data.images import read_image
 from yogo_jax.data.pipeline import (
+    PackedImages,
     leave_with_parent,
     signals_held_back,
     start_resource_tracker,
 )
-from yogo_jax.data.source import PackedImages
 from yogo_jax.errors import UserError
 from yogo_jax.files import reserve_space
 from yogo_jax.startup import cache_folder

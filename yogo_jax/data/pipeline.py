@@ -1,4 +1,4 @@
-"""The order of the data, and batches of it from threads or worker processes.
+"""Padded examples of records, their order, and batches of them from threads or worker processes.
 
 The order is a function of the seed and of one number, the position: the count of images that the
 run has consumed. A run continues from it with any number of workers.
@@ -8,21 +8,27 @@ them.
 """
 
 import dataclasses
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, TypedDict
 
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Bool, Float, Int, UInt8
 
-from yogo_jax.data.source import Example, RecordSource
+from yogo_jax.data.images import read_image
+from yogo_jax.data.records import Records
+from yogo_jax.errors import UserError
 
 
 # Schedulers send the first two to every process of a job, a terminal the third. Only the one that
@@ -31,6 +37,142 @@ _SIGNALS_TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Images reach this process through pipes. In shared memory, Grain's default, what a run leaves
 # behind when it ends fills a file system that containers keep small; and it is no faster.
 _THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+
+
+class Example(TypedDict):
+    """One image in arrays of fixed size; batched, every array gains a leading axis."""
+
+    image: UInt8[np.ndarray, "h w c"]
+    boxes_cxcywh: Float[np.ndarray, "n 4"]
+    class_ids: Int[np.ndarray, " n"]
+    valid: Bool[np.ndarray, " n"]
+    image_valid: Bool[np.ndarray, ""]
+    record_index: Int[np.ndarray, ""]
+
+
+def padded_box_count(records: list[Records], max_boxes: int) -> int:
+    """Rows that the boxes of every image are padded to, at least 1.
+
+    Args:
+      records: all splits of a run, so that they share one compiled step.
+      max_boxes: the asked-for number, or 0 for the most boxes of any image.
+
+    Raises:
+      UserError: an image has more boxes than `max_boxes`; none is dropped silently.
+    """
+    most = 0
+    for split in records:
+        for index, count in enumerate(split.box_counts):
+            if max_boxes and count > max_boxes:
+                raise UserError(
+                    f"config.data.max_boxes is {max_boxes}, but {split.image_paths[index]} has "
+                    f"{count} boxes: raise it, or set it to 0 for the most of any image"
+                )
+            most = max(most, int(count))
+    return max_boxes or max(most, 1)
+
+
+class PackedImages:
+    """A pack of decoded images, which each process maps into memory when it first reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @functools.cached_property
+    def array(self) -> UInt8[np.ndarray, "n h w c"]:
+        """All images, read-only."""
+        return np.load(self.path, mmap_mode="r")
+
+    @property
+    def made(self) -> bool:
+        """True once it is there."""
+        return self.path.exists()
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        return np.array(self.array[index])
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"path": self.path}  # the pixels themselves would go through a pipe
+
+
+class RecordSource:
+    """Examples by record index; reads the image file at each access, or takes it from a pack."""
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        image_hw: tuple[int, int],
+        rgb: bool,
+        max_boxes: int,
+        apply_orientation: bool = True,
+        packed: PackedImages | None = None,
+    ) -> None:
+        self._records = records
+        self._image_hw = image_hw
+        self._rgb = rgb
+        self._apply_orientation = apply_orientation
+        self._max_boxes = max_boxes
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        boxes_cxcywh, class_ids = self._records.labels_of(index)
+        example = self.padding()
+        if self._packed is not None:
+            example["image"] = self._packed[index]
+        else:
+            example["image"] = read_image(
+                self._records.image_paths[index],
+                image_hw=self._image_hw,
+                rgb=self._rgb,
+                apply_orientation=self._apply_orientation,
+            )
+        count = len(class_ids)
+        example["boxes_cxcywh"][:count] = boxes_cxcywh
+        example["class_ids"][:count] = class_ids
+        example["valid"][:count] = True
+        example["image_valid"] = np.asarray(True)
+        example["record_index"] = np.asarray(index, np.int32)
+        return example
+
+    def _row_of_all(self) -> dict[str, np.ndarray]:
+        row: Mapping[str, Any] = self.padding()
+        return {name: row[name] for name in ("image", "boxes_cxcywh", "class_ids", "valid")}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of `all`."""
+        return (len(self) + 1) * sum(array.nbytes for array in self._row_of_all().values())
+
+    def all(self) -> dict[str, np.ndarray]:
+        """All records in one array each of images, boxes, classes and `valid`.
+
+        The last row is padding.
+        """
+        everything = {
+            name: np.zeros((len(self) + 1, *row.shape), row.dtype)
+            for name, row in self._row_of_all().items()
+        }
+        for index in range(len(self)):
+            example: Mapping[str, Any] = self[index]
+            for name, array in everything.items():
+                array[index] = example[name]
+        return everything
+
+    def padding(self) -> Example:
+        """An example that stands for no image: zeros, nowhere valid."""
+        channels = 3 if self._rgb else 1
+        return Example(
+            image=np.zeros((*self._image_hw, channels), np.uint8),
+            boxes_cxcywh=np.zeros((self._max_boxes, 4), np.float32),
+            class_ids=np.zeros(self._max_boxes, np.int32),
+            valid=np.zeros(self._max_boxes, bool),
+            image_valid=np.asarray(False),
+            record_index=np.asarray(-1, np.int32),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,29 +215,29 @@ class EpochOrder:
     def record_of(self, slot: int) -> int | None:
         """The record in a slot, None for padding."""
         epoch, offset = divmod(slot, self.slots_per_epoch)
-        if offset >= self.num_records:
-            return None
-        if self.seed is None:
-            return offset
-        # One permutation over several epochs' indices: Grain reseeds it for each of them.
-        shuffled = grain.MapDataset.range(self.num_records).shuffle(self.seed)
-        return int(shuffled[epoch * self.num_records + offset]) % self.num_records
+        at_slot = self._records_at(epoch, range(offset, offset + 1))
+        return at_slot[0] if at_slot else None
 
     def records_of_epoch(self, epoch: int) -> list[int]:
         """The records in the slots of an epoch, -1 for padding."""
-        if self.seed is None:
-            records = list(range(self.num_records))
-        else:
-            shuffled = grain.MapDataset.range(self.num_records).shuffle(self.seed)
-            first = epoch * self.num_records
-            slots = range(first, first + self.num_records)
-            records = [int(shuffled[slot]) % self.num_records for slot in slots]
-        return records + [-1] * (self.slots_per_epoch - self.num_records)
+        padding = [-1] * (self.slots_per_epoch - self.num_records)
+        return self._records_at(epoch, range(self.num_records)) + padding
 
     def records_of_batch(self, step: int) -> list[int]:
         """The records of one batch, without padding; for messages."""
-        slots = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [record for slot in slots if (record := self.record_of(slot)) is not None]
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = batch * self.batch_size
+        return self._records_at(epoch, range(start, start + self.batch_size))
+
+    def _records_at(self, epoch: int, slots: range) -> list[int]:
+        """The records in some slots of an epoch, without padding."""
+        offsets = range(slots.start, min(slots.stop, self.num_records))
+        if self.seed is None:
+            return [*offsets]
+        # One permutation over several epochs' indices: Grain reseeds it for each of them.
+        shuffled = grain.MapDataset.range(self.num_records).shuffle(self.seed)
+        first = epoch * self.num_records
+        return [int(shuffled[first + offset]) % self.num_records for offset in offsets]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Labels that a detector contradicts, over a whole data set, with the place to mend each."""
+"""Labels that a detector contradicts, over a whole data set, with the place to mend each.
+
+The detector gives its opinions on every label and its own detections. Where the two say different
+things of one image is a doubt; the largest doubts of each kind become suspects.
+"""
 
 import csv
 import dataclasses
@@ -7,22 +11,29 @@ import heapq
 import io
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.pipeline import EpochOrder, RecordSource, open_batches, padded_box_count
 from yogo_jax.data.records import large_enough
-from yogo_jax.data.source import RecordSource, padded_box_count
-from yogo_jax.detector.detections import check_numbers
+from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
+from yogo_jax.detector.decode import Predictions
+from yogo_jax.detector.detections import Detections, check_numbers
+from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.detector.loss_weights import LossWeights
+from yogo_jax.detector.losses import LossTerms, box_loss, class_loss, objectness_loss
+from yogo_jax.detector.nms import PaddedDetections, detect
 from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.detector.targets import winners_by_cell
 from yogo_jax.inspection.audit import Inspection
 from yogo_jax.inspection.collected import LabelledImages
-from yogo_jax.inspection.doubts import Doubt, Opinions, doubts_of_image, make_opinion_step
 from yogo_jax.inspection.findings import MOST_LISTED, Kind, Listing
+from yogo_jax.metrics.matching import match_boxes
 from yogo_jax.progress import with_progress
 
 
@@ -45,6 +56,160 @@ SUSPECT_KINDS = {
         "The largest first: class, place or size differ from what the detector expects.",
     ),
 }
+MAX_DETECTIONS = 2000
+# A detection that overlaps a label by this IoU is of the same object, even if badly placed.
+NEAR_A_LABEL = 0.3
+OBJECTNESS_THRESHOLD = IOU_THRESHOLD = 0.5
+
+
+class LabelScores(NamedTuple):
+    """Loss and predictions at the cells of the labels of one image.
+
+    Attributes:
+      terms: the weighted loss of each label's cell; their sum over the labels that own their cell
+        is the loss of the image less that of the cells without an object.
+      objectness: of the label's cell.
+      class_probs: of the label's cell.
+      owns_cell: False for padding, and for a label whose cell a later one has.
+    """
+
+    terms: LossTerms
+    objectness: Float[Array, "*b n"]
+    class_probs: Float[Array, "*b n k"]
+    owns_cell: Bool[Array, "*b n"]
+
+
+def score_labels(
+    predictions: Predictions,
+    boxes_cxcywh: Float[Array, "n 4"],
+    class_ids: Int[Array, " n"],
+    valid: Bool[Array, " n"],
+    weights: LossWeights,
+) -> LabelScores:
+    """The loss of each label of one image at its cell, term by term as `label_loss` has it.
+
+    Args:
+      predictions: decoded predictions, classes as logits.
+      boxes_cxcywh: labels as `bin_targets` takes them.
+      class_ids: likewise.
+      valid: likewise.
+      weights: of the terms.
+    """
+    rows, columns = predictions.objectness.shape
+    cells = cells_of_boxes(boxes_cxcywh, (rows, columns))
+    winner = winners_by_cell(cells, valid, num_cells=rows * columns)
+    owns_cell = valid & (winner[cells] == jnp.arange(cells.shape[0], dtype=jnp.int32))
+
+    objectness = predictions.objectness.reshape(-1)[cells]
+    logits = predictions.class_logits.reshape(rows * columns, -1)[cells]
+    found_cxcywh = predictions.boxes_cxcywh.reshape(-1, 4)[cells]
+
+    cross_entropy = class_loss(logits, class_ids, weights)
+    box = box_loss(found_cxcywh, cxcywh_to_xyxy(boxes_cxcywh), owns_cell)
+    terms = LossTerms(
+        objectness=objectness_loss(objectness, jnp.ones_like(objectness), weights) * owns_cell,
+        box=weights.iou_weight * box,
+        classification=weights.classify_weight * cross_entropy * owns_cell,
+    )
+    return LabelScores(terms, objectness, jax.nn.softmax(logits), owns_cell)
+
+
+class Opinions(NamedTuple):
+    """The opinions of a detector on a batch: on each label, and its own detections."""
+
+    labels: LabelScores
+    detections: PaddedDetections
+
+
+class Doubt(NamedTuple):
+    """Something that labels and detector say differently of one image.
+
+    Attributes:
+      kind: "other_class", "not_found" or "no_label", or "high_loss" for a label with its loss.
+      weight: of one kind, the larger the more it should be looked at.
+      label: index of the label in its image, None for `no_label`.
+      class_id: what the detector takes it for.
+      probability: of that class, if there is an object.
+      objectness: of the detection, or of the label's cell if there is none.
+      loss: of the label's cell; None for `no_label`.
+      box_cxcywh: of the label, or of the detection for `no_label`.
+    """
+
+    kind: str
+    weight: float
+    label: int | None
+    class_id: int
+    probability: float
+    objectness: float
+    loss: float | None
+    box_cxcywh: tuple[float, ...]
+
+
+def doubts_of_image(
+    opinions: Opinions,
+    boxes_cxcywh: Float[np.ndarray, "n 4"],
+    class_ids: Int[np.ndarray, " n"],
+    others_cxcywh: Float[np.ndarray, "m 4"],
+    spec: ModelSpec,
+    *,
+    min_confidence: float,
+) -> list[Doubt]:
+    """All doubts on the labels of one image; labels that lost their cell are left alone.
+
+    Args:
+      opinions: of this image; the first n rows of its labels count.
+      boxes_cxcywh: the labels that a training uses.
+      class_ids: their classes.
+      others_cxcywh: labels that it does not use: objects all the same.
+      spec: of the detector.
+      min_confidence: least probability of the class for `other_class`, and least objectness times
+        probability for `no_label`.
+    """
+    found = opinions.detections.to_host(spec.class_names, spec.image_hw)
+    boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh)
+    losses = np.sum(opinions.labels.terms, axis=0).tolist()
+    objectness, class_probs, owns_cell = (np.asarray(array) for array in opinions.labels[1:])
+
+    def doubt(kind: str, weight: float, i: int, seen: float, probs: np.ndarray) -> Doubt:
+        box = tuple(boxes_cxcywh[i].tolist())
+        return Doubt(kind, weight, i, int(probs.argmax()), float(probs.max()), seen, losses[i], box)
+
+    doubts = []
+    matches = match_boxes(found.boxes_xyxy, boxes_xyxy)
+    for j, i in zip(matches.prediction_index.tolist(), matches.label_index.tolist(), strict=True):
+        probs = found.class_probs[j]
+        if owns_cell[i] and probs.argmax() != class_ids[i] and probs.max() >= min_confidence:
+            score, seen = float(found.scores[j]), float(found.objectness[j])
+            doubts.append(doubt("other_class", score, i, seen, probs))
+    for kind, labels in (("not_found", matches.missed), ("high_loss", np.arange(len(class_ids)))):
+        for i in labels[owns_cell[labels]].tolist():
+            seen = float(objectness[i])
+            weight = losses[i] if kind == "high_loss" else 1 - seen
+            doubts.append(doubt(kind, weight, i, seen, class_probs[i]))
+    everything_xyxy = np.concatenate([boxes_xyxy, cxcywh_to_xyxy(others_cxcywh)])
+    return doubts + _without_label(found, everything_xyxy, min_confidence)
+
+
+def _without_label(
+    found: Detections, labels_xyxy: Float[np.ndarray, "n 4"], min_confidence: float
+) -> list[Doubt]:
+    """Sure detections that are not near any label."""
+    overlap = iou(found.boxes_xyxy.astype(np.float64)[:, None], labels_xyxy[None])
+    far = overlap.max(axis=1, initial=0) < NEAR_A_LABEL
+    boxes_cxcywh = xyxy_to_cxcywh(found.boxes_xyxy)
+    return [
+        Doubt(
+            "no_label",
+            float(found.scores[j]),
+            None,
+            int(found.class_ids[j]),
+            float(found.class_probs[j].max()),
+            float(found.objectness[j]),
+            None,
+            tuple(boxes_cxcywh[j].tolist()),
+        )
+        for j in np.flatnonzero(far & (found.scores >= min_confidence)).tolist()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,35 +322,9 @@ class Suspects:
         return buffer.getvalue()
 
 
-class _Place(NamedTuple):
-    split: str
-    image: int
-    row: int | None  # of the label in its file, small and used ones counted
-
-
-class _Best:
-    """The doubts of each kind with the largest weights."""
-
-    def __init__(self, most: Mapping[str, int]) -> None:
-        self.counts: Counter[str] = Counter()
-        self._most = most
-        self._heaps: dict[str, list[tuple[float, int, Doubt, _Place]]] = {
-            kind: [] for kind in SUSPECT_KINDS
-        }
-        self._order = itertools.count(0, -1)
-
-    def add(self, doubt: Doubt, place: _Place) -> None:
-        """Counts a doubt, and keeps it if it is among the largest; of equal ones the first."""
-        self.counts[doubt.kind] += 1
-        heap = self._heaps[doubt.kind]
-        heapq.heappush(heap, (doubt.weight, next(self._order), doubt, place))
-        if len(heap) > self._most[doubt.kind]:
-            heapq.heappop(heap)
-
-    def ranked(self, kind: str) -> list[tuple[Doubt, _Place]]:
-        """Those kept of a kind, the largest first."""
-        heap = sorted(self._heaps[kind], key=lambda entry: entry[:2], reverse=True)
-        return [(doubt, place) for _, _, doubt, place in heap]
+# A doubt of the largest of its kind: weight, minus its number, the doubt, split, image, and the row
+# of the label in its file, small and used ones counted.
+_Ranked = tuple[float, int, Doubt, str, int, int | None]
 
 
 def find_suspects(
@@ -212,14 +351,31 @@ def find_suspects(
     Raises:
       UserError: the network gives numbers that are not finite.
     """
-    best = _Best({**dict.fromkeys(SUSPECT_KINDS, MOST_LISTED), "high_loss": top})
-    step = jax.jit(make_opinion_step(spec, weights, objectness_threshold=0.5, iou_threshold=0.5))
+    find = functools.partial(
+        detect,
+        objectness_threshold=OBJECTNESS_THRESHOLD,
+        iou_threshold=IOU_THRESHOLD,
+        max_detections=min(MAX_DETECTIONS, spec.grid_hw[0] * spec.grid_hw[1]),
+    )
+    score = functools.partial(score_labels, weights=weights)
+
+    @jax.jit
+    def step(variables: Any, batch: Any) -> Opinions:
+        predictions = spec.predict(variables, batch["image"])
+        labels = (batch["boxes_cxcywh"], batch["class_ids"], batch["valid"])
+        return Opinions(jax.vmap(score)(predictions, *labels), jax.vmap(find)(predictions))
+
+    counts: Counter[str] = Counter()
+    best: dict[str, list[_Ranked]] = {kind: [] for kind in SUSPECT_KINDS}
     used_boxes = {
         split: large_enough(images.records, inspection.min_box_area)
         for split, images in inspection.splits.items()
     }
-    opinions_of_all = _opinions(inspection, spec, functools.partial(step, variables), batch_size)
-    total = sum(map(len, _readable(inspection).values()))
+    readable = _readable(inspection)
+    opinions_of_all = _opinions(
+        inspection, readable, spec, functools.partial(step, variables), batch_size
+    )
+    total = sum(map(len, readable.values()))
     for split, i, opinions in with_progress(opinions_of_all, what="labels of images", total=total):
         images, used = inspection.splits[split].records, inspection.used[split]
         check_numbers(int(opinions.detections.unusable), images.image_paths[i])
@@ -232,20 +388,57 @@ def find_suspects(
             spec,
             min_confidence=min_confidence,
         ):
+            kind = doubt.kind
             row = None if doubt.label is None else int(np.flatnonzero(keep)[doubt.label])
-            best.add(doubt, _Place(split, i, row))
-    return _resolve(best, inspection.splits)
+            counts[kind] += 1
+            heapq.heappush(best[kind], (doubt.weight, -counts[kind], doubt, split, i, row))
+            if len(best[kind]) > (top if kind == "high_loss" else MOST_LISTED):
+                heapq.heappop(best[kind])
+
+    return Suspects(
+        {
+            kind: Listing(counts[kind], _with_places(best[kind], inspection.splits))
+            for kind in SUSPECT_KINDS
+        }
+    )
+
+
+def _with_places(best: Sequence[_Ranked], splits: Mapping[str, LabelledImages]) -> list[Suspect]:
+    """The doubts of one kind as suspects; label files are read again for their lines."""
+    lines_of = functools.cache(lambda split, i: splits[split].lines_of(i))
+    suspects = []
+    ranked = sorted(best, key=lambda entry: entry[:2], reverse=True)
+    for rank, (_, _, doubt, split, i, row) in enumerate(ranked, start=1):
+        images = splits[split].records
+        suspects.append(
+            Suspect(
+                doubt.kind,
+                rank,
+                split,
+                images.image_paths[i],
+                splits[split].label_paths[i],
+                None if row is None else lines_of(split, i)[row],
+                None if row is None else images.class_names[images.labels_of(i)[1][row]],
+                images.class_names[doubt.class_id],
+                round(doubt.probability, 4),
+                round(doubt.objectness, 4),
+                None if doubt.loss is None else round(doubt.loss, 4),
+                *(round(value, 6) for value in doubt.box_cxcywh),
+            )
+        )
+    return suspects
 
 
 def _opinions(
     inspection: Inspection,
+    readable: Mapping[str, np.ndarray],
     spec: ModelSpec,
     step: Callable[[Any], Opinions],
     batch_size: int,
 ) -> Iterator[tuple[str, int, Opinions]]:
-    """Split and index of each image that can be read, and the opinions on it."""
+    """Yields split and index of each image that can be read, and the opinions on it."""
     max_boxes = padded_box_count([*inspection.used.values()], 0)
-    for split, chosen in _readable(inspection).items():
+    for split, chosen in readable.items():
         if not len(chosen):
             continue
         source = RecordSource(
@@ -266,45 +459,9 @@ def _opinions(
 
 def _readable(inspection: Inspection) -> dict[str, np.ndarray]:
     """Split -> indices of its images that could be decoded."""
+    broken = np.array([*inspection.scanned.problems], int)
     readable, start = {}, 0
     for split, images in inspection.splits.items():
-        broken = [
-            i - start for i in inspection.scanned.problems if start <= i < start + len(images)
-        ]
-        readable[split] = np.setdiff1d(np.arange(len(images)), np.array(broken, int))
+        readable[split] = np.setdiff1d(np.arange(len(images)), broken - start)
         start += len(images)
     return readable
-
-
-def _resolve(best: _Best, splits: Mapping[str, LabelledImages]) -> Suspects:
-    """Suspects with their places in label files, which are read again for the purpose."""
-    lines: dict[tuple[str, int], list[int]] = {}
-    suspects = {kind: Listing[Suspect](best.counts[kind]) for kind in SUSPECT_KINDS}
-    for kind, found in suspects.items():
-        for rank, (doubt, place) in enumerate(best.ranked(kind), start=1):
-            images = splits[place.split]
-            line, given = None, None
-            if place.row is not None:
-                key = (place.split, place.image)
-                if key not in lines:
-                    lines[key] = images.lines_of(place.image)
-                line = lines[key][place.row]
-                class_id = images.records.labels_of(place.image)[1][place.row]
-                given = images.records.class_names[class_id]
-            found.listed.append(
-                Suspect(
-                    kind,
-                    rank,
-                    place.split,
-                    images.records.image_paths[place.image],
-                    images.label_paths[place.image],
-                    line,
-                    given,
-                    images.records.class_names[doubt.class_id],
-                    round(doubt.probability, 4),
-                    round(doubt.objectness, 4),
-                    None if doubt.loss is None else round(doubt.loss, 4),
-                    *(round(value, 6) for value in doubt.box_cxcywh),
-                )
-            )
-    return Suspects(suspects)

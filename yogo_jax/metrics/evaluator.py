@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.pipeline import EpochOrder, PackedImages, RecordSource, open_batches
 from yogo_jax.data.records import Records
-from yogo_jax.data.source import PackedImages, RecordSource
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
 from yogo_jax.detector.detections import Detections, check_numbers, not_numbers
 from yogo_jax.detector.loss_weights import LossWeights

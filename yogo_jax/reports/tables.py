@@ -138,6 +138,13 @@ def align(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     return [GAP.join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
+def number(value: float | None, *, digits: int = 4) -> str:
+    """Writes a number with so many digits, or as a whole number from 1000 on; None as "none"."""
+    if value is None:
+        return "none"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
 def _column(title: str, cells: Sequence[object], *, left: bool = False) -> list[str]:
     texts = [title, *map(str, cells)]
     width = max(map(len, texts))

@@ -25,9 +25,8 @@ from yogo_jax.data.pack import (
     pack_bytes,
     room_for_packs,
 )
-from yogo_jax.data.pipeline import EpochOrder, open_batches
+from yogo_jax.data.pipeline import EpochOrder, PackedImages, RecordSource, open_batches
 from yogo_jax.data.records import Records
-from yogo_jax.data.source import PackedImages, RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices

@@ -23,8 +23,7 @@ from yogo_jax.checkpoint.store import (
     restore_state,
 )
 from yogo_jax.config.schema import Config
-from yogo_jax.data.pipeline import EpochOrder
-from yogo_jax.data.source import PackedImages
+from yogo_jax.data.pipeline import EpochOrder, PackedImages
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.files import make_folder
 from yogo_jax.metrics.evaluator import IMAGES_AT_A_TIME, Evaluator

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.data.pipeline import PackedImages
 from yogo_jax.data.records import Records
-from yogo_jax.data.source import PackedImages
 from yogo_jax.detector.detections import NotNumbersError
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.detector.thresholds import Thresholds
