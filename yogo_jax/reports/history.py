@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.checkpoint.metrics_file import rank, read_metrics
-from yogo_jax.config.fields import flat
-from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.fields import flat, with_current_names
 from yogo_jax.errors import UserError
 from yogo_jax.files import read_json
 from yogo_jax.reports import plots
