@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 from yogo_jax.counting import thresholds
 from yogo_jax.counting.compensation import LINES, Line, compensate, read_line
 from yogo_jax.counting.estimate import (
-    CONFIDENCE,
     Estimate,
     Roles,
     as_plain,
@@ -20,11 +20,10 @@ from yogo_jax.counting.estimate import (
     estimate_counts,
     find_roles,
     raw_evidence,
-    rule_of_three,
     scaled,
 )
 from yogo_jax.counting.files import Sample, count_run, read_counts, read_run_array, reordered
-from yogo_jax.counting.intervals import Evidence, Interval
+from yogo_jax.counting.intervals import CONFIDENCE, Evidence, Interval
 from yogo_jax.counting.matrix import Validation, read_pooled, validation_summary
 from yogo_jax.errors import UserError
 from yogo_jax.files import make_folder, write_atomically, write_json
@@ -248,7 +247,8 @@ def _limit(
 
 
 def _nothing_counted(raw: Estimate, red_cells_per_ul: float) -> str:
-    cells = rule_of_three()
+    # The one-sided upper limit of a Poisson mean for a count of 0: 3.0 at 95 %.
+    cells = -math.log(1.0 - CONFIDENCE)
     per_ul = cells / float(raw.red_cells.estimate) * red_cells_per_ul
     return (
         f"No box was called a parasite. By the rule of three at most {cells:.1f} are expected, or "
