@@ -5,7 +5,7 @@ the assumptions and the derivation.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -198,14 +198,3 @@ def detection_limit(
         critical,
         np.where(sensitivity > 0, missing / np.maximum(sensitivity, 1e-300), np.inf),
     )
-
-
-def scaled(interval: Interval, factor: float) -> Interval:
-    """Returns the interval in another unit."""
-    return Interval(*(np.asarray(value * factor) for value in interval))
-
-
-def as_plain(interval: Interval) -> dict[str, Any]:
-    """Returns plain values for JSON; None for an infinite limit."""
-    values = {name: np.asarray(value).tolist() for name, value in interval._asdict().items()}
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}

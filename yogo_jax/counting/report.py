@@ -14,13 +14,11 @@ from yogo_jax.counting.compensation import LINES, Line, compensate, read_line
 from yogo_jax.counting.estimate import (
     Estimate,
     Roles,
-    as_plain,
     corrected_evidence,
     detection_limit,
     estimate_counts,
     find_roles,
     raw_evidence,
-    scaled,
 )
 from yogo_jax.counting.files import Sample, count_run, read_counts, read_run_array, reordered
 from yogo_jax.counting.intervals import CONFIDENCE, Evidence, Interval
@@ -208,8 +206,8 @@ def _compensate(values: dict[str, Any], line: Line, kind: str, file: str) -> Non
     counted = values["raw"]["parasites_per_ul"]
     per_ul = compensate(line, kind, (counted["estimate"], counted["lower"], counted["upper"]))
     values["compensated"] = {
-        "parasitemia_percent": as_plain(scaled(per_ul, 100.0 / values["red_cells_per_ul"])),
-        "parasites_per_ul": as_plain(per_ul),
+        "parasitemia_percent": _plain(per_ul, 100.0 / values["red_cells_per_ul"]),
+        "parasites_per_ul": _plain(per_ul),
     }
     fields = line._asdict().items()
     finite = {name: value if np.isfinite(value) else None for name, value in fields}
@@ -259,20 +257,26 @@ def _nothing_counted(raw: Estimate, red_cells_per_ul: float) -> str:
 
 def _counts(estimate: Estimate, class_names: Sequence[str]) -> dict[str, Any]:
     rows = {
-        name: as_plain(Interval(*(values[index] for values in estimate.classes)))
+        name: _plain(Interval(*(values[index] for values in estimate.classes)))
         for index, name in enumerate(class_names)
     }
     return rows | {
-        name_beside(class_names, "parasites"): as_plain(estimate.parasites),
-        name_beside(class_names, "red cells"): as_plain(estimate.red_cells),
+        name_beside(class_names, "parasites"): _plain(estimate.parasites),
+        name_beside(class_names, "red cells"): _plain(estimate.red_cells),
     }
 
 
 def _parasitemia(estimate: Estimate, red_cells_per_ul: float) -> dict[str, Any]:
     return {
-        "parasitemia_percent": as_plain(scaled(estimate.parasitemia, 100.0)),
-        "parasites_per_ul": as_plain(scaled(estimate.parasitemia, red_cells_per_ul)),
+        "parasitemia_percent": _plain(estimate.parasitemia, 100.0),
+        "parasites_per_ul": _plain(estimate.parasitemia, red_cells_per_ul),
     }
+
+
+def _plain(interval: Interval, factor: float = 1.0) -> dict[str, float | None]:
+    """The interval in another unit, for JSON; None for an infinite limit."""
+    values = {name: float(value * factor) for name, value in interval._asdict().items()}
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def _named(class_names: Sequence[str], members: np.ndarray) -> list[str]:

@@ -102,20 +102,15 @@ class LoggedRun:
     @property
     def state(self) -> str:
         """State as text: nothing logged, unfinished with its progress, trained, or finished."""
-        epochs, done = self.config["train"]["epochs"], self.epochs_done
+        epochs, steps = self.config["train"]["epochs"], self.history.steps_per_epoch
         if not self.history.last_step:
             return NOTHING_LOGGED
         if self.test is not None:
             return "finished"
-        if done is None:
+        if not steps:
             return f"unfinished: step {self.history.last_step} of epoch 1 of {epochs}"
+        done = self.history.last_step / steps
         return "trained" if done >= epochs else f"unfinished: epoch {done:.1f} of {epochs}"
-
-    @property
-    def epochs_done(self) -> float | None:
-        """Finished epochs, as a fraction; None during the first epoch."""
-        steps = self.history.steps_per_epoch
-        return self.history.last_step / steps if steps else None
 
 
 def read_run(workdir: Path, name: str) -> LoggedRun:
@@ -329,8 +324,7 @@ def _plot(lines: Sequence[tuple[str, Points]], axis: str, label: str) -> Callabl
         if "loss" in label and all((y > 0).all() for _, (_, y) in lines):
             plots.use_log_scale(axes, "y")
         plots.use_whole_numbers(axes, "x")
-        axes.set_xlabel(axis)
-        axes.set_ylabel(label)
+        axes.set(xlabel=axis, ylabel=label)
 
     return plot
 

@@ -195,8 +195,7 @@ def course_figure(results: SweepResults) -> Figure:
             x = [each.number for each in complete]
             axes.step(x, best, where="post", color=plots.SERIES[0], label="best so far")
         plots.use_whole_numbers(axes, "x")
-        axes.set_xlabel("trial")
-        axes.set_ylabel(objective)
+        axes.set(xlabel="trial", ylabel=objective)
 
     caption = (
         f"{objective} on the validation images: for complete trials at the kept checkpoint, for "
@@ -212,8 +211,7 @@ def importance_figure(importance: Mapping[str, float], complete: int) -> Figure:
 
     def plot(axes: Any) -> None:
         axes.barh(names, shares, color=plots.SERIES[2])
-        axes.set_xlabel("share of the variance")
-        axes.set_xlim(0, 1)
+        axes.set(xlabel="share of the variance", xlim=(0, 1))
         axes.grid(visible=False, axis="y")
 
     caption = (
@@ -250,9 +248,8 @@ def coordinates_figure(results: SweepResults) -> Figure:
             _label_axis(axes, place, each)
         axes.set_yticks(list(places), names)
         axes.set_xticks([])
-        axes.set_xlim(-0.08, 1.08)
         # From top to bottom.
-        axes.set_ylim(len(names) - 0.6, -0.4)
+        axes.set(xlim=(-0.08, 1.08), ylim=(len(names) - 0.6, -0.4))
         axes.spines[["left", "bottom"]].set_visible(False)
 
     caption = (
@@ -347,8 +344,8 @@ def _cost_figure(
             for each in trials:
                 place = (each.figures[key], each.value)
                 axes.annotate(str(each.number), place, xytext=(4, 4), textcoords="offset points")
-        axes.set_xlabel({"frames_per_second": "frames/s"}.get(key, key))
-        axes.set_ylabel(results.objective)
+        label = {"frames_per_second": "frames/s"}.get(key, key)
+        axes.set(xlabel=label, ylabel=results.objective)
         if len(set(costs)) > 1:
             plots.use_log_scale(axes, "x")
 
