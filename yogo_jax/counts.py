@@ -130,11 +130,7 @@ def _add_estimate(commands: argparse._SubParsersAction) -> None:
 def _add_matrix(commands: argparse._SubParsersAction) -> None:
     text = "MODEL-cmatrix-mean.npy and MODEL-inv-cmatrix-std.npy of the instrument's deskewer"
     add = commands.add_parser("matrix", help=text, description=text).add_argument
-    add(
-        "validation",
-        **VALIDATIONS,
-        help="of one validation, or of each of k folds",
-    )
+    add("validation", **VALIDATIONS, help="of one validation, or of each of k folds")
     add(
         "--matched-only",
         action="store_true",

@@ -49,7 +49,7 @@ class Line(NamedTuple):
     b: float
     variance_m: float
     variance_b: float
-    ratio_spread: float
+    ratio_spread: float = math.nan
 
 
 def confidence_values() -> list[float]:
@@ -248,13 +248,9 @@ def read_line(path: Path, confidence_value: float) -> Line:
             )
         table = {}
         for row in rows:
-            value, m, b, variance_m, variance_b = (
-                _cell(rows.line_num, name, row[name]) for name in required
-            )
-            spread = math.nan
-            if OPTIONAL in names:
-                spread = _cell(rows.line_num, OPTIONAL, row[OPTIONAL])
-            table[value] = Line(m, b, variance_m, variance_b, spread)
+            # In the order of the fields of `Line`.
+            cells = [_cell(rows.line_num, name, row[name]) for name in COLUMNS if name in names]
+            table[cells[0]] = Line(*cells[1:])
     except UserError:
         raise
     except (OSError, csv.Error, ValueError) as error:

@@ -84,11 +84,7 @@ def raw_evidence(sample: Sample) -> Evidence:
 
 
 def corrected_evidence(
-    sample: Sample,
-    validation: Validation,
-    *,
-    frames: int | None,
-    assume_right: Sequence[str] = (),
+    sample: Sample, validation: Validation, *, frames: int | None, assume_right: Sequence[str] = ()
 ) -> Evidence:
     """Joins the counts with the errors of the network that the validation measured.
 
@@ -151,11 +147,7 @@ class DetectionLimit(NamedTuple):
 
 
 def detection_limit(
-    evidence: Evidence,
-    roles: Roles,
-    *,
-    cells: float,
-    frames_ratio: float,
+    evidence: Evidence, roles: Roles, *, cells: float, frames_ratio: float
 ) -> DetectionLimit:
     """Computes Currie's critical level and detection limit with exact distributions.
 

@@ -24,6 +24,8 @@ TAIL = (1.0 - CONFIDENCE) / 2.0
 # The limits of a ratio are found by so many halvings of an interval within [0, 1].
 HALVINGS = 40
 
+_Scaled = tuple[Float[np.ndarray, "*b"], Float[np.ndarray, "*b"]]
+
 
 class Evidence(NamedTuple):
     """The counts of a sample, and the errors of the detector in the validation.
@@ -61,17 +63,7 @@ class Ends(NamedTuple):
     upper: Float[np.ndarray, "*b"]
 
 
-class _Effective(NamedTuple):
-    """A weighted sum of counts as one count: `scale * number` has its mean and its variance."""
-
-    scale: Float[np.ndarray, "*b"]
-    number: Float[np.ndarray, "*b"]
-
-
-def poisson_limits(
-    weights: Float[np.ndarray, "*b n"],
-    counts: Float[np.ndarray, "*b n"],
-) -> Ends:
+def poisson_limits(weights: Float[np.ndarray, "*b n"], counts: Float[np.ndarray, "*b n"]) -> Ends:
     """Limits of `sum_j weights_j * mean_j`, where the counts are Poisson with these means.
 
     With one count, or with equal weights, these are Garwood's exact limits: 0 and 3.69 for a count
@@ -86,10 +78,10 @@ def poisson_limits(
       Fay and Feuer 1997, Confidence intervals for directly standardized rates: a method based on
       the gamma distribution, Statistics in Medicine 16:791, section 3.
     """
-    seen, one_more = _effective_counts(weights, counts)
+    (scale, seen), (upper_scale, one_more) = _effective_counts(weights, counts)
     return Ends(
-        lower=seen.scale * gammaincinv(np.where(seen.number > 0, seen.number, 1.0), TAIL),
-        upper=one_more.scale * gammaincinv(np.maximum(one_more.number, 1.0), 1.0 - TAIL),
+        lower=scale * gammaincinv(np.where(seen > 0, seen, 1.0), TAIL),
+        upper=upper_scale * gammaincinv(np.maximum(one_more, 1.0), 1.0 - TAIL),
     )
 
 
@@ -111,23 +103,22 @@ def binomial_limits(
       Clopper and Pearson 1934, The use of confidence or fiducial limits illustrated in the case of
       the binomial, Biometrika 26:404.
     """
-    seen, one_more = _effective_counts(weights, counts)
-    first = np.where(seen.number > 0, seen.number, 1.0)
-    second = np.maximum(one_more.number, 1.0)
+    (scale, seen), (upper_scale, one_more) = _effective_counts(weights, counts)
+    first, second = np.where(seen > 0, seen, 1.0), np.maximum(one_more, 1.0)
     # If all trials have such an outcome, the second parameter is 0 and the limit is 1. Rounding may
     # leave a number just above 0.
     left = trials - second + 1.0
     upper = betaincinv(second, np.maximum(left, 1e-6), 1.0 - TAIL)
     return Ends(
-        lower=seen.scale * betaincinv(first, trials - first + 1.0, TAIL),
-        upper=one_more.scale * np.where(left > 1e-6, upper, 1.0),
+        lower=scale * betaincinv(first, trials - first + 1.0, TAIL),
+        upper=upper_scale * np.where(left > 1e-6, upper, 1.0),
     )
 
 
 def _effective_counts(
     weights: Float[np.ndarray, "*b n"], counts: Float[np.ndarray, "*b n"]
-) -> tuple[_Effective, _Effective]:
-    """Returns the sum as one count, and the same with one more count of the greatest weight.
+) -> tuple[_Scaled, _Scaled]:
+    """Returns the sum as one scaled count, and the same with one more of the greatest weight.
 
     An exact upper limit comes from the count plus one. Nobody knows which of the counts the one
     more would be; the one with the greatest weight is the safe choice.
@@ -141,11 +132,12 @@ def _effective_counts(
     )
 
 
-def _matched(mean: Float[np.ndarray, "*b"], variance: Float[np.ndarray, "*b"]) -> _Effective:
+def _matched(mean: Float[np.ndarray, "*b"], variance: Float[np.ndarray, "*b"]) -> _Scaled:
+    """Returns a scale and a count, whose product has this mean and variance."""
     some = mean > 0
-    return _Effective(
-        scale=np.divide(variance, mean, out=np.zeros_like(mean), where=some),
-        number=np.divide(mean**2, variance, out=np.zeros_like(mean), where=some),
+    return (
+        np.divide(variance, mean, out=np.zeros_like(mean), where=some),
+        np.divide(mean**2, variance, out=np.zeros_like(mean), where=some),
     )
 
 
@@ -197,9 +189,7 @@ def count_interval(evidence: Evidence, members: Bool[np.ndarray, " k"]) -> Inter
 
 
 def ratio_interval(
-    evidence: Evidence,
-    members: Bool[np.ndarray, " k"],
-    whole: Bool[np.ndarray, " k"],
+    evidence: Evidence, members: Bool[np.ndarray, " k"], whole: Bool[np.ndarray, " k"]
 ) -> Interval:
     """Estimates the ratio of true cells of some classes to those of more classes, in [0, 1].
 
@@ -283,9 +273,7 @@ def _spread(
     seen = evidence.matrix * (1.0 - np.eye(classes, classes + 1))
     shown = np.maximum(cells, 1.0)
     noise = _both_signs(
-        steps,
-        seen / shown[..., None],
-        lambda part: binomial_limits(part, seen, shown),
+        steps, seen / shown[..., None], lambda part: binomial_limits(part, seen, shown)
     )
     # A row without cells is an assumption and has no noise.
     known = cells > 0
@@ -298,8 +286,7 @@ def _spread(
             limits = functools.partial(poisson_limits, counts=values)
             parts.append(_both_signs(factors, values, limits))
     return Ends(
-        np.asarray(sum(part.lower for part in parts)),
-        np.asarray(sum(part.upper for part in parts)),
+        np.asarray(sum(part.lower for part in parts)), np.asarray(sum(part.upper for part in parts))
     )
 
 
@@ -322,9 +309,7 @@ def _both_signs(
 
 
 def _nothing_seen(
-    evidence: Evidence,
-    weights: Float[np.ndarray, "*b k"],
-    members: Bool[np.ndarray, " k"],
+    evidence: Evidence, weights: Float[np.ndarray, "*b k"], members: Bool[np.ndarray, " k"]
 ) -> Float[np.ndarray, "*b"]:
     """Upper limit of the members if no box at all had been called one of them.
 

@@ -20,16 +20,7 @@ from yogo_jax.config.old_names import with_current_names
 from yogo_jax.errors import UserError
 from yogo_jax.files import read_json
 from yogo_jax.reports import plots
-from yogo_jax.reports.pages import (
-    Block,
-    Code,
-    Figure,
-    Section,
-    Table,
-    Text,
-    link_to,
-    render_page,
-)
+from yogo_jax.reports.pages import Block, Code, Figure, Section, Table, Text, link_to, render_page
 
 
 NOTHING_LOGGED = "nothing is logged yet"
@@ -195,7 +186,10 @@ def history_figures(histories: Sequence[History]) -> list[Figure]:
     in_epochs = all(history.steps_per_epoch for history in histories)
     figures = []
     for each in _plots_of_one(histories[0]) if len(histories) == 1 else _plots_of_runs(histories):
-        lines = [(title, _points(*line, in_epochs)) for title, *line in each.lines]
+        lines = [
+            (title, _points(history, kind, field, in_epochs))
+            for title, history, kind, field in each.lines
+        ]
         drawn = [(title, points) for title, points in lines if len(points[0])]
         if drawn:
             plot = _plot(drawn, "epoch" if in_epochs else "step", each.label)
@@ -211,10 +205,7 @@ def _plots_of_one(history: History) -> list[_Plot]:
     mean_ap += _tested([history], "mAP50") + _tested([history], "mAP50_95")
     terms = f"Weighted terms of the training loss; the loss is their sum{averaged}."
     names = ("objectness", "box", "classification")
-    losses = [
-        ("training", history, "train", "loss"),
-        ("validation", history, "validation", "loss"),
-    ]
+    losses = [("training", history, "train", "loss"), ("validation", history, "validation", "loss")]
     precisions = [
         ("mAP50", history, "validation", "mAP50"),
         ("mAP50-95", history, "validation", "mAP50_95"),

@@ -10,16 +10,7 @@ import numpy as np
 
 from yogo_jax.config.fields import flat
 from yogo_jax.reports import plots
-from yogo_jax.reports.pages import (
-    Block,
-    Code,
-    Figure,
-    Section,
-    Table,
-    Text,
-    link_to,
-    render_page,
-)
+from yogo_jax.reports.pages import Block, Code, Figure, Section, Table, Text, link_to, render_page
 from yogo_jax.sweeping.results import (
     MIN_TRIALS_FOR_IMPORTANCE,
     SweepResults,
@@ -353,11 +344,7 @@ def _cost_figure(
 
 
 def pareto_front(
-    costs: Sequence[float],
-    values: Sequence[float],
-    *,
-    fewer_is_better: bool,
-    more_is_better: bool,
+    costs: Sequence[float], values: Sequence[float], *, fewer_is_better: bool, more_is_better: bool
 ) -> list[int]:
     """Returns the indices of the Pareto front, by cost: no other point is better in both.
 
