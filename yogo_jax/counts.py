@@ -301,11 +301,7 @@ def _check_estimate(given: Mapping[str, Any]) -> None:
                 "already, and there is no --compensation"
             )
     for name, needed, why in (
-        (
-            "frames",
-            "validation",
-            "subtracts false boxes on background, at the rate of a validation",
-        ),
+        ("frames", "validation", "subtracts false boxes on background at a validation's rate"),
         ("line", "compensation", "says what the line of a compensation file is"),
     ):
         if given[name] and not given[needed]:

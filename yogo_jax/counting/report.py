@@ -67,17 +67,10 @@ def write_estimate(
     sample, counted_at, recorded = _read_sample(counts, pooled, class_names, obj_thresh, confidence)
     notes = [f"{counts}: {sample.note}."] if sample.note else []
     all_frames = frames or sample.frames
-    threshold_notes = []
+    evidence = None
     if pooled:
         sample = reordered(sample, pooled.class_names)
         threshold_notes = thresholds.compare(recorded, counted_at, pooled.recorded)
-    fitted = None
-    if compensation:
-        assert confidence is not None
-        fitted = read_line(compensation, confidence)
-    roles = find_roles(sample.class_names, parasite_classes, red_cell_classes)
-    evidence = None
-    if pooled:
         evidence = corrected_evidence(sample, pooled, frames=all_frames, assume_right=assume_right)
         if all_frames is None:
             notes.append(
@@ -93,6 +86,12 @@ def write_estimate(
             notes.append(
                 f"Assumed, not validated: {', '.join(assume_right)} always found and named right."
             )
+        notes += threshold_notes
+    fitted = None
+    if compensation:
+        assert confidence is not None
+        fitted = read_line(compensation, confidence)
+    roles = find_roles(sample.class_names, parasite_classes, red_cell_classes)
     values = count_values(
         sample,
         roles,
@@ -101,7 +100,7 @@ def write_estimate(
         frames=all_frames,
         red_cells_per_ul=red_cells_per_ul,
         limit_cells=limit_cells,
-        notes=[*notes, *threshold_notes],
+        notes=notes,
     )
     if fitted:
         _compensate(values, fitted, line or LINES[0], str(compensation))
