@@ -1,6 +1,5 @@
 """The audit of files, images and boxes: everything is looked at, nothing is refused."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -73,11 +72,6 @@ class Inspection:
         return sum(found.count for found in self.findings.values())
 
     @property
-    def formats(self) -> list[tuple[str, int]]:
-        """(format and pixels, such as "PNG L", number of images), the most common first."""
-        return Counter(filter(None, self.scanned.stored_as)).most_common()
-
-    @property
     def lost_boxes(self) -> int:
         """Boxes that lose their cell of the grid to another."""
         return self.findings["shared_cell"].count if "shared_cell" in self.findings else 0
@@ -105,7 +99,7 @@ class Inspection:
         """The inspection for a terminal: the content, then what is wrong with it."""
         scanned = self.scanned
         described = ", ".join(f"{n} of {h}x{w} px" for (h, w), n in scanned.sizes[:5])
-        formats = ", ".join(f"{name} ({n})" for name, n in self.formats[:5])
+        formats = ", ".join(f"{name} ({n})" for name, n in self.scanned.formats[:5])
         lines = [
             f"{len(scanned.paths)} images: {described or 'none could be read'}",
             f"stored as: {formats or '-'}",
@@ -138,7 +132,7 @@ class Inspection:
                 "unlabelled": len(self.scanned.paths) - labelled,
                 "unreadable": len(self.scanned.problems),
                 "by_size": {f"{h}x{w}": n for (h, w), n in self.scanned.sizes},
-                "by_format": dict(self.formats),
+                "by_format": dict(self.scanned.formats),
             },
             "splits": {name: _split_to_dict(records) for name, records in self.used.items()},
             "min_box_area": self.min_box_area,
