@@ -80,8 +80,8 @@ class _Item(NamedTuple):
 
     path: str
     name: str
-    number: int = 0
-    frame: TiffFrame | None = None
+    stem: str
+    frame: TiffFrame | None
 
 
 class ImageFiles:
@@ -118,11 +118,12 @@ class ImageFiles:
         digest = hashlib.sha256()
         for path in paths:
             name = _as_text(Path(os.path.relpath(path, root)).as_posix())
+            stem = Path(name).with_suffix("").as_posix()
             stack = _stack_of(path)
-            if stack:
-                self._items += [_Item(path, name, i, frame) for i, frame in enumerate(stack)]
-            else:
-                self._items.append(_Item(path, name))
+            for i, frame in enumerate(stack):
+                self._items.append(_Item(path, f"{name}[{i}]", f"{stem}_{i:06d}", frame))
+            if not stack:
+                self._items.append(_Item(path, name, stem, None))
             size = os.path.getsize(path) if os.path.isfile(path) else -1
             digest.update(f"{name}\0{size}\0{len(stack)}\n".encode())
         self.count: int | None = len(self._items)
@@ -133,14 +134,11 @@ class ImageFiles:
 
     def name(self, index: int) -> str:
         """The file's path below the root, and the number of the frame if it has several."""
-        item = self._items[index]
-        return item.name if item.frame is None else f"{item.name}[{item.number}]"
+        return self._items[index].name
 
     def stem(self, index: int) -> str:
         """The same without the suffix."""
-        item = self._items[index]
-        stem = Path(item.name).with_suffix("").as_posix()
-        return stem if item.frame is None else f"{stem}_{item.number:06d}"
+        return self._items[index].stem
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of a file, or of one of its frames."""
@@ -220,9 +218,7 @@ class GivenImages:
         image = self._images[index]
         return image if isinstance(image, str) else f"image {index}"
 
-    def stem(self, index: int) -> str:
-        """The same."""
-        return self.name(index)
+    stem = name
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels, gray or RGB as the network takes them.

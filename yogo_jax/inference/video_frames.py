@@ -62,9 +62,7 @@ class VideoFrames:
         """The number of a frame."""
         return f"{index:06d}"
 
-    def stem(self, index: int) -> str:
-        """The number of a frame."""
-        return self.name(index)
+    stem = name
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of a frame; indices must not go back.

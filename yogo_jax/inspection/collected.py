@@ -91,7 +91,12 @@ def collect(definition: DatasetDefinition) -> CollectedData:
     for split, paths in (("val", definition.val_paths), ("test", definition.test_paths)):
         if paths:
             data.splits[split] = _load(paths, definition.class_names, data)
-    _note_shared_images(data)
+    paths_of = {split: images.records.image_paths for split, images in data.splits.items()}
+    for first, second, shared in images_in_two_splits(paths_of):
+        for _, path, other in shared:
+            named = "" if path == other else f", as {other}"
+            message = f"this file is in the {first} and{named} in the {second} split"
+            data.findings.append(Finding("image_in_two_splits", path, message, (path,)))
     if not len(data.splits["train"]):
         message = f"it holds no labelled image by {definition.path}"
         data.findings.append(Finding("empty_training_split", "train", message))
@@ -220,12 +225,3 @@ def guess_findings(
             f"{int((numbers == classes).sum()):,} of {total:,} boxes are of class {classes}, "
             f"none is of class 0: they seem to count from 1, expected 0 to {classes - 1}",
         )
-
-
-def _note_shared_images(data: CollectedData) -> None:
-    paths_of = {split: images.records.image_paths for split, images in data.splits.items()}
-    for first, second, shared in images_in_two_splits(paths_of):
-        for _, path, other in shared:
-            named = "" if path == other else f", as {other}"
-            message = f"this file is in the {first} and{named} in the {second} split"
-            data.findings.append(Finding("image_in_two_splits", path, message, (path,)))

@@ -233,11 +233,9 @@ def fine_correlation(
         except UserError:
             return 0.0
         fine = reduce_pixels(decoded.pixels)
-        rest = 0 * centre if fine is None else fine - centre
-        norm = np.linalg.norm(rest)
-        if norm < 1e-6:
+        if fine is None or np.linalg.norm(fine - centre) < 1e-6:
             return 0.0
-        forms.append(rest / norm)
+        forms.append((fine - centre) / np.linalg.norm(fine - centre))
     return float(forms[0] @ forms[1])
 
 

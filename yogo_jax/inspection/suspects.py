@@ -220,18 +220,14 @@ class Suspect:
       kind: a key of `SUSPECT_KINDS`.
       rank: from 1, within its kind.
       split: of the image.
-      image: path.
-      label_file: path.
+      image, label_file: paths.
       line: of the label in that file; None for a detection without label.
       given: class of the label; None likewise.
       predicted: class that the detector takes it for.
       probability: of that class.
       objectness: of the detection, or of the label's cell.
       loss: of the label's cell, as trained.
-      x_center: of the box, as in a label file, like the next three.
-      y_center: likewise.
-      width: likewise.
-      height: likewise.
+      x_center, y_center, width, height: of the box, as in a label file.
     """
 
     kind: str
