@@ -110,12 +110,9 @@ def make_pack(
 
     Args:
       packed: where, from `find_pack` of the same images.
-      paths: of the image files.
-      image_hw: that they are resized to.
-      rgb: three channels instead of one.
+      paths, image_hw, rgb, apply_orientation: as for `find_pack`.
       workers: processes that decode; 0 decodes in threads of this one.
       tell: called every few images.
-      apply_orientation: turn them as their EXIF or TIFF tag says.
 
     Raises:
       UserError: an image cannot be read.

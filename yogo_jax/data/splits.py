@@ -75,7 +75,7 @@ def load_splits(
     Args:
       definition: a checked definition.
       min_box_area: boxes of less area (fraction of the image's) are left out.
-      on_bad_label: "error" or "skip", as for `read_labels`.
+      on_bad_label: "error" or "skip", as for `read_label_files`.
       split_override: (train, val, test) fractions of all paths together, instead of the
         definition's splits.
       require_train: whether to refuse an empty training split; False for evaluation.
@@ -179,11 +179,7 @@ class SharedImage(NamedTuple):
 def images_in_two_splits(
     paths_of: Mapping[str, Sequence[str]],
 ) -> Iterator[tuple[str, str, list[SharedImage]]]:
-    """Pairs of splits that share image files, also by way of a link, with these files.
-
-    Args:
-      paths_of: split -> paths of its images.
-    """
+    """Pairs of splits that share image files, also by way of a link, with these files."""
     files = {
         split: {os.path.realpath(p) if os.path.islink(p) else p: p for p in paths}
         for split, paths in paths_of.items()

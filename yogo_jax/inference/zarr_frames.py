@@ -84,9 +84,6 @@ def _arrays_in(node: Any) -> Iterator[FoundArray]:
         yield from _arrays_in(group)
 
 
-LAYOUTS = ("hwn", "nhw")
-
-
 class ZarrFrames:
     """One array of gray frames in a folder or zip store.
 

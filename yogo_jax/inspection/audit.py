@@ -313,12 +313,8 @@ def suspicious_boxes(
     """Kind, rows of the boxes of that kind, and for each the box that it is in conflict with.
 
     Small boxes are not used by a training, so nothing else is said of them. Where there is no
-    conflict with another box, a box stands for itself.
-
-    Args:
-      records: of one split, with boxes of any size.
-      min_box_area: least area of a box that is used.
-      grid: without one, shared cells are not looked for.
+    conflict with another box, a box stands for itself. Without a grid, shared cells are not looked
+    for.
     """
     large = large_enough(records, min_box_area)
     small = np.flatnonzero(~large)

@@ -186,12 +186,8 @@ def guess_findings(
 ) -> Iterator[Finding]:
     """Guesses at the numbers of a whole set, where they are not those of label files.
 
-    Args:
-      label_path: the folder of the set, the place of the findings.
-      paths: its label files.
-      labels: what was read of each, with `problems` where rows were left out; None for nothing.
-      class_names: names of the classes.
-      categories: id -> name, if the set has such ids of its own.
+    `label_path` is its folder, `paths` are its label files, and `labels` what was read of each, with
+    `problems` where rows were left out, or None. With `categories` the set has ids of its own.
     """
     read = [found for found in labels if found is not None]
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in read)])

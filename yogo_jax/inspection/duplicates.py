@@ -75,9 +75,7 @@ def identical_groups(digests: Sequence[bytes]) -> list[DuplicateGroup]:
 def near_groups(scanned: ScannedImages, *, workers: int) -> list[DuplicateGroup]:
     """Groups of images that are nearly the same; of identical files only the first takes part.
 
-    Args:
-      scanned: the images.
-      workers: threads that read candidates again.
+    Candidates are read again, by as many threads as there are `workers`.
     """
     digests, comparable = scanned.digests, scanned.comparable
     first_of = {digest: i for i, digest in reversed([*enumerate(digests)])}
@@ -244,12 +242,8 @@ def duplicate_findings(
 ) -> Iterator[Finding]:
     """A finding for each group of identical and of nearly identical images.
 
-    A file that is named twice is one image; it is told apart by `image_in_two_splits`.
-
-    Args:
-      splits: name -> images, in the order that they were scanned in.
-      scanned: those, then unlabelled ones.
-      workers: threads that read candidates again.
+    A file that is named twice is one image; it is told apart by `image_in_two_splits`. Scanned are
+    the images of the splits in their order, then unlabelled ones.
     """
     split_of = [name for name, images in splits.items() for _ in range(len(images))]
     split_of += [UNLABELLED] * (len(scanned.paths) - len(split_of))

@@ -90,9 +90,7 @@ def score_labels(
 
     Args:
       predictions: decoded predictions, classes as logits.
-      boxes_cxcywh: labels as `bin_targets` takes them.
-      class_ids: likewise.
-      valid: likewise.
+      boxes_cxcywh, class_ids, valid: labels as `bin_targets` takes them.
       weights: of the terms.
     """
     rows, columns = predictions.objectness.shape
@@ -264,11 +262,7 @@ class Suspect:
 
 @dataclasses.dataclass(frozen=True)
 class Suspects:
-    """Everything that a detector contradicts.
-
-    Attributes:
-      found: kind -> suspects in the order of their rank, for each of `SUSPECT_KINDS`.
-    """
+    """Everything that a detector contradicts: of each of `SUSPECT_KINDS` suspects by their rank."""
 
     found: dict[str, Listing[Suspect]]
 

@@ -315,11 +315,7 @@ def _inside(distance: Patch) -> Patch:
 def _body(rho: Patch, distance: Patch, depth: float, *, dome: float = 0.45) -> Sprite:
     """A cell without inner structure: thinner, so lighter, at its edge; a faint halo around it.
 
-    Args:
-      rho: see `_outline`.
-      distance: pixels to the outline, negative inside.
-      depth: optical density of the middle.
-      dome: part of it that is missing at the edge.
+    `depth` is the optical density of the middle, of which the part `dome` is missing at the edge.
     """
     coverage = _inside(distance)
     thickness = 1 - np.float32(dome) * np.minimum(rho, 1) ** 5
