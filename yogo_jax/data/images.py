@@ -161,7 +161,7 @@ def _as_array(pixels: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 
 @contextmanager
 def _refusals_of(where: Path | str, path: Path | str) -> Iterator[None]:
-    """Turns all that decoders raise for damaged files, which is nearly anything, into `UserError`."""
+    """Turns what decoders raise for damaged files, which is nearly anything, into `UserError`."""
     try:
         yield
     except UserError as error:

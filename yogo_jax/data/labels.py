@@ -1,7 +1,7 @@
 """Label files: one box a row, `class x_center y_center width height`, every value checked here.
 
-`read_label_files` takes a file in one pass if all its rows are plain numbers, else row by row: then a
-first row may be a header, a class may be a name, and a bad row is named or left out.
+A file is read in one pass if all its rows are plain numbers, else row by row: then a first row may
+be a header, a class may be a name, and a bad row is named or left out.
 """
 
 import json

@@ -55,11 +55,9 @@ class FrameSource(Protocol):
 
     def name(self, index: int) -> str:
         """The name of a frame in tables."""
-        ...
 
     def stem(self, index: int) -> str:
         """A relative path without suffix, for files of one frame."""
-        ...
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of a frame.
@@ -68,11 +66,9 @@ class FrameSource(Protocol):
           FrameError: they cannot be read.
           EndOfFramesError: the source has no more frames.
         """
-        ...
 
     def close(self) -> None:
         """Closes what is open."""
-        ...
 
 
 class _Item(NamedTuple):

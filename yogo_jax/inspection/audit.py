@@ -9,7 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from yogo_jax.data.definition import DatasetDefinition
-from yogo_jax.data.records import Records, boxes_by_class, large_enough, without_small_boxes
+from yogo_jax.data.records import (
+    EDGE_ROUNDING,
+    Records,
+    boxes_by_class,
+    large_enough,
+    without_small_boxes,
+)
 from yogo_jax.detector.architectures import get_backbone
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.grid import cells_of_boxes
@@ -22,8 +28,6 @@ from yogo_jax.reports.tables import align
 
 # Two boxes of one image that overlap by more are one box drawn twice, not two cells that touch.
 DUPLICATE_IOU = 0.9
-# Labels are written with few digits: what reaches over the edge by less is no overhang.
-EDGE_TOLERANCE = 1e-3
 
 
 class Grid(NamedTuple):
@@ -388,9 +392,9 @@ def winners_of_cells(records: Records, grid_hw: tuple[int, int]) -> Int64[np.nda
 
 
 def overhanging(boxes_cxcywh: Float32[np.ndarray, "m 4"]) -> Bool[np.ndarray, " m"]:
-    """Boxes that reach over the edge by more than EDGE_TOLERANCE of the image's side."""
+    """Boxes that reach over the edge by more than EDGE_ROUNDING of the image's side."""
     boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh)
-    return np.any((boxes_xyxy < -EDGE_TOLERANCE) | (boxes_xyxy > 1 + EDGE_TOLERANCE), axis=1)
+    return np.any((boxes_xyxy < -EDGE_ROUNDING) | (boxes_xyxy > 1 + EDGE_ROUNDING), axis=1)
 
 
 def drawn_twice(records: Records) -> Int64[np.ndarray, "pairs 2"]:

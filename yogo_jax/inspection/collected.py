@@ -186,8 +186,8 @@ def guess_findings(
 ) -> Iterator[Finding]:
     """Guesses at the numbers of a whole set, where they are not those of label files.
 
-    `label_path` is its folder, `paths` are its label files, and `labels` what was read of each, with
-    `problems` where rows were left out, or None. With `categories` the set has ids of its own.
+    `label_path` is its folder, `paths` are its label files, and `labels` what was read of each (or
+    None), with `problems` where rows were left out. With `categories` the set has its own ids.
     """
     read = [found for found in labels if found is not None]
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in read)])
