@@ -90,7 +90,13 @@ def load_splits(
         definition.test_paths,
     )
     if split_override is not None:
-        fractions = _checked_override(split_override)
+        in_range = all(0 <= share <= 1 for share in split_override)
+        if len(split_override) != 3 or not in_range or abs(math.fsum(split_override) - 1) > 1e-6:
+            raise UserError(
+                f"data.split_override is {split_override}; expected three fractions (train, val, "
+                "test) in [0, 1] with a sum of 1, such as --config.data.split_override=0.8,0.1,0.1"
+            )
+        fractions = SplitFractions(*map(float, split_override))
         pool_paths, val_paths, test_paths = (*pool_paths, *val_paths, *test_paths), (), ()
 
     def load(paths: tuple[PathPair, ...]) -> tuple[Records, RecordReport]:
@@ -156,16 +162,6 @@ def split_indices(n: int, fractions: SplitFractions) -> tuple[Int64[np.ndarray, 
     ends = np.concatenate([np.minimum(ends, n), np.full(3 - last, n)])
     starts = np.concatenate([[0], ends[:-1]])
     return tuple(np.sort(order[start:end]) for start, end in zip(starts, ends, strict=True))
-
-
-def _checked_override(split_override: tuple[float, float, float]) -> SplitFractions:
-    in_range = all(0 <= share <= 1 for share in split_override)
-    if len(split_override) != 3 or not in_range or abs(math.fsum(split_override) - 1) > 1e-6:
-        raise UserError(
-            f"data.split_override is {split_override}; expected three fractions (train, val, test) "
-            "in [0, 1] with a sum of 1, such as --config.data.split_override=0.8,0.1,0.1"
-        )
-    return SplitFractions(*map(float, split_override))
 
 
 class SharedImage(NamedTuple):

@@ -103,8 +103,7 @@ class ImageFiles:
         apply_orientation: bool = True,
     ) -> None:
         self.title = title
-        self._rgb = rgb
-        self._apply_orientation = apply_orientation
+        self._as_asked = {"rgb": rgb, "apply_orientation": apply_orientation}
         paths = [*paths]
         # Files that are not stored upright.
         self.oriented = len(find_oriented(paths))
@@ -141,13 +140,9 @@ class ImageFiles:
         item = self._items[index]
         try:
             if item.frame is None:
-                return decode_image(
-                    item.path, rgb=self._rgb, apply_orientation=self._apply_orientation
-                )
+                return decode_image(item.path, **self._as_asked)
             with self._lock:
-                return self._stack(item.path).read(
-                    item.frame, rgb=self._rgb, apply_orientation=self._apply_orientation
-                )
+                return self._stack(item.path).read(item.frame, **self._as_asked)
         except UserError as error:
             raise FrameError(_as_text(str(error))) from None
         except OSError as error:

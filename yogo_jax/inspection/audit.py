@@ -179,7 +179,7 @@ def inspect_data(
     grid_hw: tuple[int, int] | None = None,
     apply_orientation: bool = True,
 ) -> Inspection:
-    """Looks at the images and labels of a definition.
+    """Inspects the images and labels of a definition.
 
     Args:
       definition: of the data.
@@ -215,8 +215,7 @@ def inspect_data(
         found[finding.kind].count += 1
         found[finding.kind].listed.append(finding)
     for finding in chain(
-        _unreadable(scanned),
-        _oriented(scanned),
+        _images(scanned),
         _classes(definition.class_names, used),
         _small_classes(data.splits["train"].records, used["train"]),
         _outgrown_fields(used["train"], grid),
@@ -234,12 +233,9 @@ def inspect_data(
     return Inspection(definition, data.splits, used, scanned, grid, min_box_area, found)
 
 
-def _unreadable(scanned: ScannedImages) -> Iterator[Finding]:
+def _images(scanned: ScannedImages) -> Iterator[Finding]:
     for i, problem in scanned.problems.items():
         yield Finding("unreadable_image", scanned.paths[i], problem)
-
-
-def _oriented(scanned: ScannedImages) -> Iterator[Finding]:
     done = "the pixels are turned by it" if scanned.apply_orientation else "it is not applied"
     for i, orientation in scanned.orientations.items():
         path = scanned.paths[i]
