@@ -161,15 +161,7 @@ def benchmark(
     precision: str = "f32",
     device: str = "CPU",
 ) -> dict[str, Any]:
-    """Figures of all models, as plain values.
-
-    Args:
-      models: .xml and .onnx files; ratios are to the first.
-      rounds: of all models in turn.
-      seconds: of one measurement.
-      frame_rate: of the paced run, frames/s.
-      precision: what OpenVINO computes in, "f32", "bf16" or "f16".
-      device: of OpenVINO.
+    """Figures of all models, as plain values; arguments are the flags.
 
     Raises:
       UserError: a value is out of range, or OpenVINO cannot run a model.

@@ -69,24 +69,15 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As of argparse; but unknown flags are refused, and that before missing ones."""
         arguments = sys.argv[1:] if args is None else list(args)
-        if self._subparsers is None:
-            for flag in self._flags_among(arguments):
-                self._check_known(flag)
-        return super().parse_known_args(arguments, namespace)
-
-    @staticmethod
-    def _flags_among(arguments: list[str]) -> list[str]:
+        known = list(self._option_string_actions)
         ahead = arguments[: arguments.index("--")] if "--" in arguments else arguments
-        return [each.partition("=")[0] for each in ahead if each.startswith("--")]
-
-    def _check_known(self, flag: str) -> None:
-        actions = self._option_string_actions
-        if flag in actions or (
-            self.allow_abbrev and any(each.startswith(flag) for each in actions)
-        ):
-            return
-        nearest = difflib.get_close_matches(flag, list(actions), n=1, cutoff=0.7)
-        self.error(f"{flag}: {f'did you mean {nearest[0]}?' if nearest else 'unknown flag'}")
+        for flag in (each.partition("=")[0] for each in ahead if each.startswith("--")):
+            is_short = self.allow_abbrev and any(each.startswith(flag) for each in known)
+            if self._subparsers is None and flag not in known and not is_short:
+                nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+                hint = f"did you mean {nearest[0]}?" if nearest else "unknown flag"
+                self.error(f"{flag}: {hint}")
+        return super().parse_known_args(arguments, namespace)
 
 
 # Flags that several commands have, in the same words.

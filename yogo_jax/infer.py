@@ -221,7 +221,7 @@ def infer(
     wanted: "Wanted",
     running: "Running",
 ) -> dict[str, Any]:
-    """Finds objects in all frames and writes what is wanted.
+    """Finds objects in all frames, writes what is wanted, and returns the summary.
 
     Args:
       path: of the model.
@@ -232,9 +232,6 @@ def infer(
       score_thresholds: the file of a calibration.
       wanted: the outputs.
       running: the way it runs.
-
-    Returns:
-      The summary, as summary.json holds it.
 
     Raises:
       UserError: model or frames cannot be used, or the folder is not free.

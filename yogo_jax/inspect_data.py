@@ -95,21 +95,7 @@ def audit(
     min_confidence: float = 0.8,
     batch_size: int = 8,
 ) -> None:
-    """Prints and writes everything that is wrong with a data set.
-
-    Args:
-      definition: a data set definition (.yml), or "synthetic".
-      output: folder for the page, its figures and the suspects; None only prints.
-      min_box_area: as `data.min_box_area`; None: that of the checkpoint's run, else the usual one.
-      workers: threads that decode images; 0: one a core.
-      top: findings of a kind on the page, and labels ranked by loss.
-      apply_orientation: turn images by their tag; None: as the checkpoint's run did, else True.
-      architecture: network of the grid on which boxes are binned.
-      image_hw: (height, width) in px that images will be trained at; None: that of most images.
-      grid_hw: the grid itself, (rows, columns).
-      checkpoint: a run's workdir or a checkpoint: a detector that looks at every label.
-      min_confidence: least probability of another class, or of an object that has no label.
-      batch_size: images that the detector takes at a time.
+    """Prints and writes everything that is wrong with a data set; arguments are the flags.
 
     Raises:
       UserError: a value is out of range, arguments contradict each other, or the definition or the

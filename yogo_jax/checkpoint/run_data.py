@@ -178,11 +178,7 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
 
 
 def check_same_classes(path: str | Path, class_names: Sequence[str], metadata: Metadata) -> None:
-    """Refuses data of other classes than a checkpoint has.
-
-    Raises:
-      UserError: naming both.
-    """
+    """Raises a `UserError` for data of other classes than a checkpoint has."""
     if tuple(class_names) != metadata.model.class_names:
         raise UserError(
             f"{path} has the classes {', '.join(class_names)}, but the checkpoint was trained on "
@@ -193,18 +189,12 @@ def check_same_classes(path: str | Path, class_names: Sequence[str], metadata: M
 def evaluation_records(
     metadata: Metadata, definition: str | None, split: str, spec: ModelSpec, say: Say
 ) -> Records:
-    """The images of one split to evaluate a checkpoint on, see `evaluation_data`.
+    """The images of one split, "train", "val" or "test", of `evaluation_data`, for the network.
 
-    Args:
-      metadata: of the checkpoint.
-      definition: a definition file, or None for the one the run was trained on.
-      split: "train", "val" or "test".
-      spec: of the network as it is served: frames get its size.
-      say: takes lines on the splits, and on frames that are stretched or turned.
+    Says also which of them are stretched or turned.
 
     Raises:
-      UserError: the data has other classes than the checkpoint, cannot be read, or the split is
-        empty.
+      UserError: as `evaluation_data`, or the split is empty.
     """
     splits = evaluation_data(metadata, definition, say)
     records: Records = getattr(splits, split)
