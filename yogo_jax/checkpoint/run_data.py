@@ -7,7 +7,7 @@ splits again for an evaluation.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import numpy as np
 from yogo_jax.checkpoint.metadata import DataSettings, Metadata
 from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
-from yogo_jax.data.headers import find_oriented, orientation_lines, stretch_of
+from yogo_jax.data.headers import find_oriented, lines_on, orientation_lines, stretch_of
 from yogo_jax.data.pipeline import padded_box_count
 from yogo_jax.data.records import Records, boxes_by_class, boxes_look_like
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
+from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
 from yogo_jax.synthetic.dataset import synthetic_dataset
@@ -172,13 +173,41 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
             dataset, split_fractions=SplitFractions(1.0, 0.0, 0.0), names_split=True
         )
         splits = _splits_of(whole, data, require_train=False)
-    if splits.train.class_names != metadata.model.class_names:
-        raise UserError(
-            f"{path} has the classes {', '.join(splits.train.class_names)}, but the "
-            f"checkpoint was trained on {', '.join(metadata.model.class_names)}: they must be the "
-            "same, in the same order"
-        )
+    check_same_classes(path, splits.train.class_names, metadata)
     return splits
+
+
+def check_same_classes(path: str | Path, class_names: Sequence[str], metadata: Metadata) -> None:
+    """Raises a `UserError` for data of other classes than a checkpoint has."""
+    if tuple(class_names) != metadata.model.class_names:
+        raise UserError(
+            f"{path} has the classes {', '.join(class_names)}, but the checkpoint was trained on "
+            f"{', '.join(metadata.model.class_names)}: they must be the same, in the same order"
+        )
+
+
+def evaluation_records(
+    metadata: Metadata, definition: str | None, split: str, spec: ModelSpec, say: Say
+) -> Records:
+    """The images of one split, "train", "val" or "test", of `evaluation_data`, for the network.
+
+    Says also which of them are stretched or turned.
+
+    Raises:
+      UserError: as `evaluation_data`, or the split is empty.
+    """
+    splits = evaluation_data(metadata, definition, say)
+    records: Records = getattr(splits, split)
+    for line in splits.lines():
+        say(line)
+    if len(records) == 0:
+        raise UserError(f"the {split} split is empty: choose another by --split")
+    turned = spec.apply_orientation
+    if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
+        say(str(stretch))
+    for line in lines_on(records.image_paths, applied=turned):
+        say(line)
+    return records
 
 
 def _was_undivided(metadata: Metadata, given: Path) -> bool:

@@ -169,14 +169,14 @@ class Running:
       resume: go on with what an earlier run left in the folder.
       strict: stop at the first frame that cannot be read.
       workers: threads that read, and as many that write.
-      bar: a moving progress bar, else plain lines.
+      bar: a moving progress bar, else plain lines; None for a bar at a terminal alone.
       say: is told what happens.
     """
 
     resume: bool = False
     strict: bool = False
     workers: int = 2
-    bar: bool = False
+    bar: bool | None = None
     say: Callable[[str], None] = print
 
 
