@@ -96,7 +96,7 @@ def calibrate(
     )
     from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.pipeline import padded_box_count
-    from yogo_jax.detector.thresholds import Thresholds
+    from yogo_jax.detector.detections import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
         at_temperature,

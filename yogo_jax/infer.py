@@ -245,7 +245,7 @@ def infer(args: argparse.Namespace) -> None:
         free.
     """
     # Imported late: a mistake in a flag is told without waiting.
-    from yogo_jax.detector.thresholds import read_min_scores
+    from yogo_jax.detector.detections import read_min_scores
     from yogo_jax.inference.models import is_exported, load_model
     from yogo_jax.inference.run import Running, format_summary, infer_frames
     from yogo_jax.inference.serving import ModelOptions
