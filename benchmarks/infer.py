@@ -44,8 +44,7 @@ from yogo_jax.inference.models import Model, load_model
 from yogo_jax.inference.run import Running, Wanted, infer_frames
 from yogo_jax.inference.serving import ModelOptions, view_of
 from yogo_jax.synthetic.cells import CLASS_NAMES
-from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS
-from yogo_jax.synthetic.frames import draw_frame
+from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS, draw_frame
 
 
 IMAGE_HW = (772, 1032)

@@ -39,8 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests run little and compile much: half of their time goes if XLA does not optimize. Parity
     # and bit-for-bit continuation are tested as users compile, see the marker `optimized`.
     jax.config.update("jax_disable_most_optimizations", True)
-    # Each function is compiled once for this process, its workers, the commands that tests start and
-    # the sessions to come; `make clean` removes it.
+    # Each function is compiled once for this process, its workers, the commands that tests start,
+    # and the sessions to come; `make clean` removes it.
     compilations = COMPILATIONS / f"{jax.__version__}-{cpu_fingerprint()}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilations))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

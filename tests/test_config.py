@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from runs import tiny_values
-from yogo_jax.config.fields import differences, fields_of, flat, with_fields
-from yogo_jax.config.old_names import RENAMED, with_current_names
+from yogo_jax.config.fields import (
+    RENAMED,
+    differences,
+    fields_of,
+    flat,
+    with_current_names,
+    with_fields,
+)
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS

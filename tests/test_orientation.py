@@ -28,6 +28,9 @@ from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
+from yogo_jax.inspection import suspects
+from yogo_jax.inspection.findings import Listing
+from yogo_jax.inspection.suspects import SUSPECT_KINDS, Suspects
 from yogo_jax.training.model import prepare_spec
 from yogo_jax.training.resume import find_start
 
@@ -212,3 +215,23 @@ def test_an_inspection_lists_the_files(apply, tmp_path, capsys):
     expected = {"64x96": 12} if apply else {"64x96": 10, "96x64": 2}
     assert found["images"]["by_size"] == expected
     assert "images with an orientation (EXIF or TIFF tag): 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("apply", [True, False, None])
+def test_a_detector_inspects_the_images_as_the_rest_of_the_inspection_does(
+    apply, tmp_path, monkeypatch
+):
+    definition = write_dataset(tmp_path / "data", images=4)
+    checkpoint = write_random_checkpoint(
+        tmp_path / "checkpoint", class_names=("healthy", "ring"), image_hw=(64, 96)
+    )
+    flag = {True: ["--apply-orientation"], False: ["--no-apply-orientation"], None: []}[apply]
+    asked = []
+
+    def find(inspection, spec, *_, **__):
+        asked.append((inspection.scanned.apply_orientation, spec.apply_orientation))
+        return Suspects({kind: Listing() for kind in SUSPECT_KINDS})
+
+    monkeypatch.setattr(suspects, "find_suspects", find)
+    inspect.main([str(definition), "--checkpoint", str(checkpoint), *flag])
+    assert asked == [(apply is not False,) * 2]

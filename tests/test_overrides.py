@@ -8,8 +8,14 @@ from runs import tiny_values
 from sweeps import space_of, sweep_values
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.command import Parser
-from yogo_jax.config.fields import differences, fields_of, with_defaults, with_fields
-from yogo_jax.config.old_names import RENAMED, with_current_names
+from yogo_jax.config.fields import (
+    RENAMED,
+    differences,
+    fields_of,
+    with_current_names,
+    with_defaults,
+    with_fields,
+)
 from yogo_jax.config.overrides import add_config_flags, overrides_in, read_values
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.detector.spec import ModelSpec

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from yogo_jax.command import Parser, as_command
-from yogo_jax.config.fields import Field, fields_of
-from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.fields import Field, fields_of, with_current_names
 from yogo_jax.config.overrides import add_config_flags, literal, overrides_in, read_values
 from yogo_jax.config.schema import Config
 from yogo_jax.errors import UserError

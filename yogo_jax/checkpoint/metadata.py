@@ -8,11 +8,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import yogo_jax
-from yogo_jax.config.fields import Rule, Section, at_least, build, checked
-from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.fields import Rule, Section, at_least, checked, with_current_names
 from yogo_jax.config.schema import LossConfig
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS, LossWeights
@@ -86,10 +85,8 @@ def _is_usable(model: ModelSpec) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Metadata(Section):
+class Metadata(Section, path="metadata"):
     """The description that every checkpoint carries."""
-
-    path: ClassVar[str] = "metadata"
 
     model: Annotated[
         ModelSpec,
@@ -197,7 +194,7 @@ class Metadata(Section):
                 f"formats up to {FORMAT_VERSION}: use the version that wrote it"
             )
         try:
-            metadata = build(cls, values)
+            metadata = checked(values, cls)
         except UserError as error:
             raise UserError(f"{folder}: its metadata cannot be used: {error}") from error
         return dataclasses.replace(metadata, config=with_current_names(metadata.config))

@@ -1,35 +1,35 @@
 """Groups of config fields: dataclasses whose fields carry their type, range and meaning.
 
-A field is written `name: Annotated[float, above(0), "One sentence."]`. A group checks the ranges of
-its fields when it is made, whoever makes it.
+A field is written `name: Annotated[float, at_least(0), "One sentence."]`. A group checks the ranges
+of its fields when it is made, whoever makes it. Fields that were once called otherwise (`RENAMED`)
+are read under their old names, too.
 """
 
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from yogo_jax.errors import UserError
 
 
-class Rule(NamedTuple):
-    """Values that a field accepts.
+# New dotted names by old ones, of files and checkpoints; a field stays in its group.
+RENAMED = {
+    "loss.usual_objects": "loss.reference_count",
+    "loss.by_fullness": "loss.reference_count_from_data",
+    "augment.closed_epochs": "augment.epochs_without_paste",
+}
 
-    Attributes:
-      expected: the rule in words, to follow "must be".
-      holds: True for a value that the field accepts.
-    """
+
+class Rule(NamedTuple):
+    """Values that a field accepts: the rule in words, to follow "must be", and as a function."""
 
     expected: str
     holds: Callable[[Any], bool]
-
-
-def above(low: float) -> Rule:
-    """Numbers greater than `low`."""
-    return Rule(f"above {low}", lambda value: value > low)
 
 
 def at_least(low: float, note: str = "") -> Rule:
@@ -47,31 +47,11 @@ def between(low: float, high: float, ends: str = "[]", *, what: str = "", note: 
       what: what the number is, as "a probability".
       note: what a special value means.
     """
-
-    def holds(value: float) -> bool:
-        return low <= value <= high and value not in outside
-
-    outside = {end for end, bracket in ((low, ends[0]), (high, ends[1])) if bracket in "()"}
-    interval = f"in {ends[0]}{low}, {high}{ends[1]}"
-    return Rule(" ".join(filter(None, (what, interval))) + (note and ", " + note), holds)
-
-
-def require(ok: bool, path: str, expected: str, found: object) -> None:
-    """Refuses the value of a field.
-
-    Args:
-      ok: False refuses it.
-      path: the field, as "config.optim.learning_rate".
-      expected: to follow "must be".
-      found: the value.
-
-    Raises:
-      UserError: it is not `ok`.
-    """
-    if not ok:
-        # Fields of a config are flags; those of a checkpoint are not.
-        flag = f": set --{path}=…" if path.startswith("config.") else ""
-        raise UserError(f"{path} must be {expected}, got {found!r}{flag}")
+    outside = [end for end, bracket in zip((low, high), ends, strict=True) if bracket in "()"]
+    return Rule(
+        f"{what and what + ' '}in {ends[0]}{low}, {high}{ends[1]}{note and ', ' + note}",
+        lambda value: low <= value <= high and value not in outside,
+    )
 
 
 class Field(NamedTuple):
@@ -113,7 +93,7 @@ def fields_of(kind: Any, prefix: str = "") -> dict[str, Field]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """A group of fields, which checks their ranges when it is made; `build` checks types as well.
+    """A group of fields, which checks their ranges when it is made; `checked` checks types as well.
 
     Raises:
       UserError: a value is out of range; the field is named.
@@ -122,30 +102,68 @@ class Section:
     # The group in messages, as "config.optim".
     path: ClassVar[str]
 
+    def __init_subclass__(cls, *, path: str, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.path = path
+
     def __post_init__(self) -> None:
         for line in dataclasses.fields(self):
-            value = getattr(self, line.name)
             for rule in Field.of(line).rules:
-                require(rule.holds(value), f"{self.path}.{line.name}", rule.expected, value)
+                self.require(rule.holds(getattr(self, line.name)), line.name, rule.expected)
+
+    def require(self, ok: bool, name: str, expected: str) -> None:
+        """Refuses the value of the field of this dotted name if it is not `ok`.
+
+        Raises:
+          UserError: the field must be what is `expected`.
+        """
+        if not ok:
+            # Fields of a config are flags; those of a checkpoint are not.
+            field, found = f"{self.path}.{name}", operator.attrgetter(name)(self)
+            flag = f": set --{field}=…" if field.startswith("config.") else ""
+            raise UserError(f"{field} must be {expected}, got {found!r}{flag}")
 
 
-AnySection = TypeVar("AnySection", bound=Section)
+def checked(value: Any, kind: Any, path: str = "") -> Any:
+    """`value` as a `kind`: whole numbers are taken for floats, lists for tuples.
 
-
-def build(kind: type[AnySection], values: Any) -> AnySection:
-    """A group from nested plain values. Whole numbers are taken for floats, lists for tuples.
-
-    Args:
-      kind: of the group.
-      values: by name; fields with a default may be left out.
+    Mappings are taken for dataclasses, whose fields are checked in turn.
 
     Raises:
-      UserError: a field is unknown, missing, of the wrong type or out of range; it is named.
+      UserError: it is of another type or not finite, or a field is unknown, missing or out of
+        range; the message begins with `path`, that of a `Section` if it is left out.
     """
-    return checked(values, kind, kind.path)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _group(value, kind, path or kind.path)
+    if origin is types.UnionType:  # with None
+        return None if value is None else checked(value, inner[0], path)
+    if origin is dict:
+        kind = dict
+    if origin is Literal:
+        if value not in inner:
+            raise UserError(f"{path} must be one of {', '.join(inner)}, got {value!r}")
+        return value
+    if kind is float and type(value) is int:
+        value = float(value)
+    if origin is tuple and isinstance(value, list | tuple):
+        if inner[-1] is not Ellipsis and len(value) != len(inner):
+            raise UserError(f"{path} must be {len(inner)} values A,B, got {value!r}")
+        return tuple(checked(each, inner[0], f"{path}[{at}]") for at, each in enumerate(value))
+    if type(value) is not kind:
+        name = str(kind) if isinstance(kind, types.GenericAlias) else kind.__name__
+        raise UserError(
+            f"{path} must be of type {name}, got {value!r} of type {type(value).__name__}"
+        )
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{path} must be a finite number, got {value}")
+    return value
 
 
-def _built(kind: Any, values: Mapping[str, Any], path: str) -> Any:
+def _group(values: Any, kind: Any, path: str) -> Any:
+    """A dataclass of checked values; those with a default may be left out."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} must be a group of fields, got {values!r}")
     lines = {line.name: line for line in dataclasses.fields(kind)}
     what, remedy = "a config", ": add them as in configs/base.py"
     if path.split(".")[0] != "config":
@@ -161,44 +179,6 @@ def _built(kind: Any, values: Mapping[str, Any], path: str) -> Any:
             for name, each in values.items()
         }
     )
-
-
-def checked(value: Any, kind: Any, path: str) -> Any:
-    """`value` as a `kind`: whole numbers are taken for floats, lists for tuples.
-
-    Mappings are taken for dataclasses, whose fields are checked in turn.
-
-    Raises:
-      UserError: it is of another type, or not finite; the message begins with `path`.
-    """
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path} must be a group of fields, got {value!r}")
-        return _built(kind, value, path)
-    if origin is types.UnionType:  # with None
-        return None if value is None else checked(value, inner[0], path)
-    if origin is dict:
-        kind = dict
-    if origin is Literal:
-        if value not in inner:
-            raise UserError(f"{path} must be one of {', '.join(inner)}, got {value!r}")
-        return value
-    if kind is float and type(value) is int:
-        value = float(value)
-    if origin is tuple and isinstance(value, list | tuple):
-        length = None if inner[-1] is Ellipsis else len(inner)
-        if length is not None and len(value) != length:
-            raise UserError(f"{path} must be {length} values A,B, got {value!r}")
-        return tuple(checked(each, inner[0], f"{path}[{at}]") for at, each in enumerate(value))
-    if type(value) is not kind:
-        name = str(kind) if isinstance(kind, types.GenericAlias) else kind.__name__
-        raise UserError(
-            f"{path} must be of type {name}, got {value!r} of type {type(value).__name__}"
-        )
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"{path} must be a finite number, got {value}")
-    return value
 
 
 def hint_for(name: str, known: Iterable[str]) -> str:
@@ -257,3 +237,24 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "config"
         for name in sorted(left.keys() | right.keys())
         if left.get(name) != right.get(name)
     ]
+
+
+def with_current_names(
+    values: Mapping[str, Any], say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """A copy of the values of a config, with today's names of fields.
+
+    Args:
+      values: nested, or by dotted name. A value under an old name goes before one under the new.
+      say: takes one line for each old name that is used.
+    """
+    result = with_fields(values, {})
+    for old, new in RENAMED.items():
+        group, _, old_name = old.rpartition(".")
+        inner = result.get(group), old_name, new.rpartition(".")[2]
+        for place, old_key, new_key in ((result, old, new), inner):
+            if isinstance(place, dict) and old_key in place:
+                place[new_key] = place.pop(old_key)
+                if say is not None:
+                    say(f"config.{old} is now called config.{new}; the old name is still read")
+    return result

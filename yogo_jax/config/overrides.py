@@ -10,8 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yogo_jax.config.fields import Field, fields_of, flat, hint_for, with_fields
-from yogo_jax.config.old_names import RENAMED, with_current_names
+from yogo_jax.config.fields import (
+    RENAMED,
+    Field,
+    fields_of,
+    flat,
+    hint_for,
+    with_current_names,
+    with_fields,
+)
 from yogo_jax.config.schema import Config
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path

@@ -1,10 +1,8 @@
 """The config of a run: every field with its type, its range and its meaning.
 
 `configs/*.py` hold values, `yogo-jax train --help` lists the fields. A `ConfigDict` passes
-`from_mapping` once, at the entry point; everything behind it sees these dataclasses.
-
-A field that came later has a default, with which nothing changes: runs and config files from before
-go on as they were.
+`from_mapping` once, at the entry point; everything behind it sees these dataclasses. A field that
+came later has a default that changes nothing: earlier runs and config files go on as they were.
 """
 
 import dataclasses
@@ -12,20 +10,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from yogo_jax.config.fields import Rule, Section, above, at_least, between, build, require
-from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.fields import Rule, Section, at_least, between, checked, with_current_names
 from yogo_jax.detector.architectures import get_backbone
-from yogo_jax.detector.loss_weights import LossWeights
+from yogo_jax.detector.loss_weights import LossWeights, balanced_class_weights
 
 
 Probability = Annotated[float, between(0, 1, what="a probability")]
 Fraction = Annotated[float, between(0, 1, what="a fraction")]
-Positive = Annotated[float, above(0)]
+Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
 NotNegative = Annotated[float, at_least(0)]
+BelowOne = Annotated[float, between(0, 1, "[)")]
 OffOrMore = Annotated[float, at_least(0, "0 is off")]
 Count = Annotated[int, at_least(1)]
+CountOrOff = Annotated[int, at_least(0, "0 is off")]
 Seed = Annotated[int, Rule("in [0, 2^32)", lambda seed: 0 <= seed < 2**32)]
 
 # The definition whose frames are generated, at the size of the run.
@@ -33,16 +32,13 @@ SYNTHETIC = "synthetic"
 
 
 def _is_split(fractions: Sequence[float]) -> bool:
-    in_range = all(0 <= each <= 1 for each in fractions)
     sums = len(fractions) == 3 and math.isclose(sum(fractions), 1, abs_tol=1e-6)
-    return not fractions or (in_range and sums)
+    return not fractions or (sums and all(0 <= each <= 1 for each in fractions))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Section):
+class DataConfig(Section, path="config.data"):
     """The images of a run, and their way to the device."""
-
-    path: ClassVar[str] = "config.data"
 
     definition: Annotated[
         str,
@@ -67,20 +63,16 @@ class DataConfig(Section):
     ]
     cache: Annotated[
         Literal["none", "disk", "device", "auto"],
-        'Where decoded images are kept. "none": images are decoded each time. "disk": one file in '
-        'the cache folder, mapped into memory. "device": the training images also in the memory of '
-        'every device, and several steps run in one call. "auto": "device" on an accelerator if '
-        'they take at most 0.4 of its memory, else "disk" if they take at most half of the free '
-        "space.",
+        'Where decoded images are kept. "none": nowhere. "disk": one file in the cache folder, mapped '
+        'into memory. "device": training images also in the memory of every device; several steps '
+        'run in one call. "auto": "device" on an accelerator if they take at most 0.4 of its memory, '
+        'else "disk" if they take at most half of the free space.',
     ]
     max_boxes: Annotated[
-        int,
-        at_least(0, "0 is automatic"),
-        "Padded number of boxes of an image; 0: the most of any.",
+        int, at_least(0, "0 is automatic"), "Padded number of boxes per image; 0: the most of any."
     ]
     min_box_area: Annotated[
-        float,
-        between(0, 1, "[)"),
+        BelowOne,
         "Boxes smaller than this fraction of the image are left out everywhere, and counted. A run "
         "without any training box does not start.",
     ]
@@ -89,8 +81,7 @@ class DataConfig(Section):
         '"error" stops at a label that breaks the rules, "skip" leaves it out and counts it.',
     ]
     apply_orientation: Annotated[
-        bool,
-        "Turn images as their EXIF or TIFF tag says, as viewers do; False takes pixels as stored.",
+        bool, "Turn images as their EXIF or TIFF tag says, as viewers do; False: pixels as stored."
     ] = True
 
 
@@ -107,10 +98,8 @@ def _is_anchor(text: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(Section):
+class ModelConfig(Section, path="config.model"):
     """The network."""
-
-    path: ClassVar[str] = "config.model"
 
     name: Annotated[
         str,
@@ -134,27 +123,20 @@ class ModelConfig(Section):
         'What initial weights keep the variance of: "fan_out" of gradients, "fan_in" of features.',
     ] = "fan_out"
     objectness_prior: Annotated[
-        float,
-        between(0, 1, "[)"),
-        "Objectness of every cell at the start; 0 draws the head like all other layers.",
+        BelowOne, "Objectness of every cell at the start; 0 draws the head like all other layers."
     ] = 0.0
 
-    def anchor_wh(self) -> tuple[float, float]:
-        """(w, h) of the prior as fractions of the image.
-
-        Raises:
-          UserError: it is "auto", which only the training boxes tell.
-        """
-        numbers = _anchor_numbers(self.anchor)
-        require(len(numbers) == 2, f"{self.path}.anchor", "two numbers W,H", self.anchor)
-        return numbers[0], numbers[1]
+    def anchor_wh(self) -> tuple[float, float] | None:
+        """(w, h) of the prior as fractions of the image; None: the mean of the training boxes."""
+        if self.anchor == "auto":
+            return None
+        width, height = _anchor_numbers(self.anchor)
+        return width, height
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig(Section, LossWeights):
+class LossConfig(Section, LossWeights, path="config.loss"):
     """Weights of the loss; those of the classes may follow from the data."""
-
-    path: ClassVar[str] = "config.loss"
 
     no_object_weight: Annotated[
         NotNegative, "Weight of cells without an object, against 1 for cells with one."
@@ -162,11 +144,10 @@ class LossConfig(Section, LossWeights):
     iou_weight: Annotated[NotNegative, "Weight of the box term."]
     classify_weight: Annotated[NotNegative, "Weight of the class term."]
     label_smoothing: Annotated[
-        float, between(0, 1, "[)"), "Share of the class target that is spread over all classes."
+        BelowOne, "Share of the class target that is spread over all classes."
     ]
     objectness: Annotated[
-        Literal["squared", "cross_entropy"],
-        'Form of the objectness term: "squared" error or "cross_entropy".',
+        Literal["squared", "cross_entropy"], "Form of the error of the objectness term."
     ] = "squared"
     neighbour_weight: Annotated[
         NotNegative, "Factor on no_object_weight for the 8 cells around one with an object."
@@ -188,8 +169,7 @@ class LossConfig(Section, LossWeights):
         "Weight of each class in the class term; empty: 1 for all.",
     ] = ()
     class_weight_power: Annotated[
-        OffOrMore,
-        "Class weights from the training labels: the inverse of each class's share to this power.",
+        OffOrMore, "Class weights: inverse of each class's share of training boxes, to this power."
     ] = 0.0
     imitation: Annotated[
         float,
@@ -199,61 +179,43 @@ class LossConfig(Section, LossWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
+        self.require(
             not (self.reference_count and self.reference_count_from_data),
-            "config.loss.reference_count_from_data",
+            "reference_count_from_data",
             "False where loss.reference_count says the number",
-            self.reference_count_from_data,
         )
-        require(
+        self.require(
             not (self.class_weights and self.class_weight_power),
-            "config.loss.class_weight_power",
+            "class_weight_power",
             "0 where loss.class_weights says each",
-            self.class_weight_power,
         )
 
     def for_data(self, boxes_by_class: Sequence[int], images: int) -> LossWeights:
-        """The weights of a training, given how many boxes it has of each class.
-
-        A class with the n-th part of the boxes has the weight n^class_weight_power, times a factor
-        that makes the mean over all boxes 1. Classes without a box count as if they had one.
-
-        Args:
-          boxes_by_class: number of boxes in the training images, by class.
-          images: number of training images.
+        """The weights of a training, given how many boxes of each class and images it has.
 
         Raises:
           UserError: there are not as many `class_weights` as classes.
         """
-        require(
+        self.require(
             len(self.class_weights) in (0, len(boxes_by_class)),
-            "config.loss.class_weights",
+            "class_weights",
             f"empty or of {len(boxes_by_class)} numbers, one for each class",
-            self.class_weights,
         )
-        class_weights = self.class_weights
+        weights = self
         if self.class_weight_power:
-            seen = [max(count, 1) for count in boxes_by_class]
-            raw = [count**-self.class_weight_power for count in seen]
-            mean = sum(count * weight for count, weight in zip(seen, raw, strict=True)) / sum(seen)
-            class_weights = tuple(weight / mean for weight in raw)
-        reference = self.reference_count
+            balanced = balanced_class_weights(boxes_by_class, self.class_weight_power)
+            weights = dataclasses.replace(weights, class_weights=balanced, class_weight_power=0.0)
         if self.reference_count_from_data:
-            reference = sum(boxes_by_class) / images
-        return dataclasses.replace(
-            self,
-            class_weights=class_weights,
-            class_weight_power=0.0,
-            reference_count=reference,
-            reference_count_from_data=False,
-        )
+            mean = sum(boxes_by_class) / images
+            weights = dataclasses.replace(
+                weights, reference_count=mean, reference_count_from_data=False
+            )
+        return weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig(Section):
+class OptimConfig(Section, path="config.optim"):
     """AdamW and its learning rate schedule, see `training/optimizer.py`."""
-
-    path: ClassVar[str] = "config.optim"
 
     learning_rate: Annotated[Positive, "Learning rate of AdamW, at its highest."]
     lr_decay_factor: Annotated[
@@ -264,8 +226,7 @@ class OptimConfig(Section):
         Positive, "Gradients are clamped to [-clip_value, clip_value], element by element."
     ]
     warmup_epochs: Annotated[
-        OffOrMore,
-        "Epochs in which the learning rate rises from 0; the cosine takes the other epochs.",
+        OffOrMore, "Epochs in which the learning rate rises from 0; the cosine takes the others."
     ] = 0.0
     clip_norm: Annotated[
         OffOrMore, "After clip_value, all gradients together are scaled down to at most this norm."
@@ -283,10 +244,8 @@ class OptimConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(Section):
+class TrainConfig(Section, path="config.train"):
     """Length of the run, its batches, and its start."""
-
-    path: ClassVar[str] = "config.train"
 
     epochs: Annotated[Count, "Passes over the training images."]
     batch_size: Annotated[Count, "Images per step; the last step of an epoch is padded."]
@@ -300,9 +259,7 @@ class TrainConfig(Section):
         "After this time the command saves and stops; the same command continues. It counts from "
         "the start of the command: allow longer than start-up plus one validation.",
     ]
-    from_pretrained: Annotated[
-        str, "A run or checkpoint that gives the initial weights; empty: random weights."
-    ]
+    from_pretrained: Annotated[str, "Run or checkpoint of the initial weights; empty: random."]
     resume: Annotated[
         str,
         Rule("'auto', 'never' or a checkpoint", bool),
@@ -317,25 +274,15 @@ class TrainConfig(Section):
         "The metric of the validation that chooses the checkpoint for test and export: the lowest "
         '"loss", or the highest "mAP50" or "mAP50_95", which need boxes in the validation split.',
     ] = "loss"
-    patience: Annotated[
-        int,
-        at_least(0, "0 is off"),
-        "Training ends if the best validation was this number of epochs ago.",
-    ] = 0
+    patience: Annotated[CountOrOff, "Training ends this many epochs after its best validation."] = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig(Section):
-    """Random changes of the training images, on the device, see `training/augment/`."""
+class AugmentConfig(Section, path="config.augment"):
+    """Random changes of each training image on its own, on the device: `training/augment/`."""
 
-    path: ClassVar[str] = "config.augment"
-
-    horizontal_flip: Annotated[
-        Probability, "Probability of exchanging left and right, for each image on its own."
-    ]
-    vertical_flip: Annotated[
-        Probability, "Probability of exchanging top and bottom, for each image on its own."
-    ]
+    horizontal_flip: Annotated[Probability, "Probability of exchanging left and right."]
+    vertical_flip: Annotated[Probability, "Probability of exchanging top and bottom."]
     quarter_turns: Annotated[
         Probability, "Probability of a turn by 90 degrees; for square images only."
     ] = 0.0
@@ -344,9 +291,7 @@ class AugmentConfig(Section):
         Rule("two factors LOW,HIGH above 0", lambda factors: 0 < factors[0] <= factors[1]),
         "Range LOW,HIGH of the factor by which images are scaled about their middle.",
     ] = (1.0, 1.0)
-    translation: Annotated[
-        Fraction, "Largest shift along each axis, as a fraction of the image."
-    ] = 0.0
+    translation: Annotated[Fraction, "Largest shift on each axis, as a share of the image."] = 0.0
     vertical_crop: Annotated[
         float,
         between(0, 1, "(]", note="1 is whole images"),
@@ -358,7 +303,7 @@ class AugmentConfig(Section):
     ] = 0.0
     contrast: Annotated[
         OffOrMore,
-        "The distance of pixels to their mean is multiplied or divided by up to 1 + contrast.",
+        "Distances of pixels to their mean are scaled by up to 1 + contrast, or its inverse.",
     ] = 0.0
     gamma: Annotated[
         OffOrMore, "The exponent of the light is multiplied or divided by up to 1 + gamma."
@@ -368,15 +313,11 @@ class AugmentConfig(Section):
     ] = 0.0
     # The kernel of the blur reaches three pixels.
     blur: Annotated[
-        float,
-        between(0, 1.5),
-        "Largest standard deviation of a Gaussian blur, in px.",
+        float, between(0, 1.5), "Largest standard deviation of a Gaussian blur, in px."
     ] = 0.0
     noise: Annotated[Fraction, "Largest standard deviation of noise, as a share of 255."] = 0.0
     cutout: Annotated[Probability, "Probability of a hole in the image."] = 0.0
-    epochs_without_paste: Annotated[
-        int, at_least(0, "0 is off"), "Number of last epochs without holes and pasted cells."
-    ] = 0
+    epochs_without_paste: Annotated[CountOrOff, "Last epochs without holes and pasted cells."] = 0
     thumbnails: Annotated[
         Probability, "Probability that thumbnails of the definition are pasted into an image."
     ] = 0.0
@@ -387,32 +328,10 @@ class AugmentConfig(Section):
         Probability, "Share of these images with the pasted cells on a plain ground, and no others."
     ] = 0.0
 
-    @property
-    def moves(self) -> bool:
-        """True if images are scaled or shifted."""
-        return self.zoom != (1.0, 1.0) or self.translation > 0
-
-    @property
-    def relights(self) -> bool:
-        """True if brightness, contrast, gamma or colour of images change."""
-        return any((self.brightness, self.contrast, self.gamma, self.colour))
-
-    @property
-    def composes(self) -> bool:
-        """True if images get pasted cells or holes."""
-        return any((self.cutout, self.thumbnails))
-
-    @property
-    def keeps_values(self) -> bool:
-        """True if pixels at most change places."""
-        return not (self.moves or self.relights or self.composes or self.blur or self.noise)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrackConfig(Section):
+class TrackConfig(Section, path="config.track"):
     """Weights & Biases, besides the workdir."""
-
-    path: ClassVar[str] = "config.track"
 
     wandb_mode: Annotated[
         Literal["disabled", "auto", "online", "offline"],
@@ -426,10 +345,25 @@ class TrackConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Section):
-    """One run."""
+class Config(Section, path="config"):
+    """All settings of one run: its data, network, loss, optimizer, length, augmentation, tracking.
 
-    path: ClassVar[str] = "config"
+    `Config.from_file` reads one, `dataclasses.replace` changes one; values are checked either way.
+    `yogo-jax train --help` lists every field with its unit and range.
+
+    Attributes:
+      seed: of initial weights, order of the data, dropout and augmentation.
+      data: images of the run, their size in px, and their way to the device.
+      model: architecture of the network, and the size of its prior box.
+      loss: weights of the terms of the loss.
+      optim: AdamW and its learning rate schedule.
+      train: epochs, batch size, validation, start and end of the run.
+      augment: random changes of the training images.
+      track: Weights & Biases.
+
+    Raises:
+      UserError: a value is out of range, or two fields contradict each other; the field is named.
+    """
 
     seed: Annotated[
         Seed,
@@ -449,28 +383,25 @@ class Config(Section):
         backbone = get_backbone(self.model.name)
         backbone.grid_hw((height, width))
         backbone.grid_hw((round(self.augment.vertical_crop * height), width))
-        require(
+        self.require(
             bool(self.train.teacher) == (self.loss.imitation > 0),
-            "config.train.teacher",
+            "train.teacher",
             "set where loss.imitation is above 0, and only there",
-            self.train.teacher,
         )
-        require(
+        self.require(
             bool(self.train.from_pretrained) or not self.optim.freeze,
-            "config.optim.freeze",
+            "optim.freeze",
             "empty unless train.from_pretrained says whose weights stay",
-            self.optim.freeze,
         )
-        require(
+        self.require(
             height == width or not self.augment.quarter_turns,
-            "config.augment.quarter_turns",
+            "augment.quarter_turns",
             f"0 unless data.image_hw is a square, which {height}x{width} is not",
-            self.augment.quarter_turns,
         )
 
     @classmethod
     def from_file(cls, name: str | Path, **overrides: Any) -> "Config":
-        """The config of a file, with some fields set to other values.
+        """Returns the config of a file, with some fields set to other values.
 
         Args:
           name: a Python file with `get_config()`, or the name of a config of the package ("base",
@@ -496,4 +427,4 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     Raises:
       UserError: a field is unknown, missing, of the wrong type or out of range; it is named.
     """
-    return build(Config, with_current_names(values))
+    return checked(with_current_names(values), Config)

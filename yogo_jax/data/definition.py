@@ -3,14 +3,15 @@
 A set is a folder of images with its folder of labels (`image_path`, `label_path`), or another
 definition (`defn_path`). Relative paths start at the folder of the file they stand in.
 
-From the bottom up: `_Section` is a mapping that knows its line, so every error names file, line and
-key. `_Gatherer` collects the sets of a tree of definitions. `load_definition` gives the result.
+`_Section` is a mapping that knows its line, so every error names file, line and key. `_Gatherer`
+collects the sets of a tree of definitions.
 """
 
+import functools
 import math
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import combinations
@@ -199,12 +200,8 @@ class _Section:
         return texts
 
 
-def _read_yaml(path: Path) -> _Section:
-    """The top-level mapping of a YAML file.
-
-    Raises:
-      UserError: naming the file (and line) if it cannot be read or is not a mapping.
-    """
+def _read_definition(path: Path) -> _Section:
+    """The top-level mapping of a definition file, its keys and class names checked."""
     try:
         path = given_path(str(path)).resolve()
         values = YAML(typ="rt", pure=True).load(read_given_text(path))
@@ -222,7 +219,15 @@ def _read_yaml(path: Path) -> _Section:
         raise UserError(f"{path}: not readable as YAML: {error}; mend or quote it") from None
     if not isinstance(values, CommentedMap):
         raise UserError(f"{path}: is {_shown(values)}; expected a mapping, `key: value` lines")
-    return _Section(path, "", values)
+    top = _Section(path, "", values)
+    top.check_keys(TOP_KEYS, SYNONYMS)
+    if "class_names" not in top.values:
+        raise top.error("", "has no class_names; add the list of the classes' names")
+    top.names("class_names")
+    for key in SINGLE_SET_KEYS & top.values.keys():
+        if "dataset_paths" in top.values:
+            raise top.error(key, "stands beside dataset_paths; move the set in there")
+    return top
 
 
 def _shown(value: Any) -> str:
@@ -232,46 +237,23 @@ def _shown(value: Any) -> str:
     return "empty" if value is None else repr(value)
 
 
-class _Files:
-    """Definition files, each read and checked once."""
-
-    def __init__(self) -> None:
-        self._read: dict[Path, _Section] = {}
-
-    def read(self, path: Path) -> _Section:
-        """The top level of one file, its keys and class names checked."""
-        if path not in self._read:
-            top = _read_yaml(path)
-            top.check_keys(TOP_KEYS, SYNONYMS)
-            if "class_names" not in top.values:
-                raise top.error("", "has no class_names; add the list of the classes' names")
-            top.names("class_names")
-            for key in SINGLE_SET_KEYS & top.values.keys():
-                if "dataset_paths" in top.values:
-                    raise top.error(key, "stands beside dataset_paths; move the set in there")
-            self._read[path] = top
-        return self._read[path]
-
-
 @dataclass
 class _Gatherer:
     """Collects the sets under one key of the outermost file from the tree of definitions.
 
     Attributes:
+      top: the outermost file.
+      read: reads a definition file, each once.
       sets: resolved image and label folder -> the pair, and where it was named.
       reached: (definition, key it was named under) -> where it was named.
       walked: (definition, key) whose sets have been collected.
     """
 
     top: _Section
-    files: _Files
+    read: Callable[[Path], _Section]
     sets: dict[tuple[Path, Path], tuple[PathPair, str]] = field(default_factory=dict)
     reached: dict[tuple[Path, str], str] = field(default_factory=dict)
     walked: set[tuple[Path, str]] = field(default_factory=set)
-
-    def pairs(self) -> tuple[PathPair, ...]:
-        """The sets found, in the order of the files."""
-        return tuple(pair for pair, _ in self.sets.values())
 
     def gather(self, file: _Section, keys: list[str], above: tuple[Path, ...]) -> None:
         """Collects the sets under `keys` of one file; `above` leads to it from the outermost."""
@@ -320,7 +302,7 @@ class _Gatherer:
             place = self.reached[path, key]
             raise found.error("defn_path", f"{path} is named at {place} already; keep one of them")
         self.reached[path, key] = found.place("defn_path")
-        nested = self.files.read(path)
+        nested = self.read(path)
         self._check_classes(nested, "class_names", named_at=found.place("defn_path"))
         self.gather(nested, below, chain)
 
@@ -372,8 +354,8 @@ def load_definition(path: Path | str) -> DatasetDefinition:
     Raises:
       UserError: naming file, line and key of anything that cannot be used.
     """
-    files = _Files()
-    top = files.read(Path(path))
+    read = functools.cache(_read_definition)
+    top = read(Path(path))
     keys = [key for key in PATH_KEYS if key in top.values]
     if SINGLE_SET_KEYS & top.values.keys():
         keys.insert(0, "dataset_paths")
@@ -383,20 +365,17 @@ def load_definition(path: Path | str) -> DatasetDefinition:
     pool_keys = ["dataset_paths"]
     if "val_paths" not in keys:
         pool_keys += [key for key in ("val_paths", "test_paths") if key not in keys]
-    gathered = {key: _Gatherer(top, files) for key in PATH_KEYS}
+    gathered = {key: _Gatherer(top, read) for key in PATH_KEYS}
     for key in keys:
         gathered[key].gather(top, pool_keys if key == "dataset_paths" else [key], ())
         if not gathered[key].sets:
             raise top.error(key, f"leads to no data; expected definitions that have {key}")
     _refuse_overlap(gathered)
 
-    dataset_paths, val_paths, test_paths = (gathered[key].pairs() for key in PATH_KEYS)
     return DatasetDefinition(
         path=top.file,
         class_names=top.names("class_names"),
-        dataset_paths=dataset_paths,
-        val_paths=val_paths,
-        test_paths=test_paths,
+        **{key: tuple(pair for pair, _ in gathered[key].sets.values()) for key in PATH_KEYS},
         split_fractions=_read_fractions(top),
         thumbnail_augmentation=_read_thumbnails(top),
         names_split=bool(SPLITTING_KEYS & top.values.keys()),

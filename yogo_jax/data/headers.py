@@ -120,12 +120,10 @@ def orientation_lines(count: int, *, applied: bool) -> list[str]:
     if not count:
         return []
     images = "1 image has" if count == 1 else f"{count} images have"
+    done = " that is not applied (data.apply_orientation is False)"
     if applied:
-        return [f"{images} an orientation (EXIF or TIFF tag), by which the pixels are turned"]
-    return [
-        f"{images} an orientation (EXIF or TIFF tag) that is not applied "
-        "(data.apply_orientation is False)"
-    ]
+        done = ", by which the pixels are turned"
+    return [f"{images} an orientation (EXIF or TIFF tag){done}"]
 
 
 def lines_on(paths: Sequence[str], *, applied: bool) -> list[str]:

@@ -9,6 +9,7 @@ that leaves valid data (some single bytes of a JPEG, any byte of uncompressed pi
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -82,22 +83,14 @@ class DecodedImage(NamedTuple):
 
 def decode_file(path: Path | str, *, rgb: bool, apply_orientation: bool = True) -> DecodedImage:
     """As `decode_image`, with what the file says of itself."""
-    decoded = None
-    try:
-        # Given the path, Pillow maps some TIFF files, and wrongly if their tag says rotated.
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            frames = _frames_of(path, image)
-            problem = _stack_problem(frames)
-            if problem is None:
-                image.seek(frames[0].page)
-                problem = _depth_problem(image)
-            if problem is None:
-                decoded = _decode(image, file, rgb, apply_orientation)
-    except Exception as error:  # decoders raise nearly anything for damaged files
-        raise UserError(f"{path}: {_reason(path, error)}") from None
-    if decoded is None:
-        raise UserError(f"{path}: {problem}")
-    return decoded
+    # Given the path, Pillow maps some TIFF files, and wrongly if their tag says rotated.
+    with (
+        _refusals_of(path, path),
+        open(path, "rb") as file,
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        image.seek(_only_frame(path, image).page)
+        return _decode(image, file, rgb, apply_orientation)
 
 
 def resize_image(
@@ -141,20 +134,11 @@ class TiffStack:
         Raises:
           UserError: it cannot be decoded, or is not of 8 bits a channel.
         """
-        where = f"{self._path}, page {frame.page}"
         if frame.problem is not None:
             raise UserError(f"{self._path}: {frame.problem}")
-        decoded = None
-        try:
+        with _refusals_of(f"{self._path}, page {frame.page}", self._path):
             image = self._at(frame)
-            problem = _depth_problem(image)
-            if problem is None:
-                decoded = _decode(image, self._file, rgb, apply_orientation)
-        except Exception as error:
-            raise UserError(f"{where}: {_reason(self._path, error)}") from None
-        if decoded is None:
-            raise UserError(f"{where}: {problem}")
-        return _as_array(decoded.pixels)
+            return _as_array(_decode(image, self._file, rgb, apply_orientation).pixels)
 
     def _at(self, frame: TiffFrame) -> Image.Image:
         """The opened file, as if it held this frame alone."""
@@ -180,45 +164,60 @@ def _as_array(pixels: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def _frames_of(path: Path | str, image: Image.Image) -> list[TiffFrame]:
-    """The frames of a file that could be opened."""
+@contextmanager
+def _refusals_of(where: Path | str, path: Path | str) -> Iterator[None]:
+    """Turns all that decoders raise for damaged files, which is nearly anything, into `UserError`.
+
+    Args:
+      where: what the message names.
+      path: of the file.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:
+        raise UserError(f"{where}: {_reason(path, error)}") from None
+
+
+def _only_frame(path: Path | str, image: Image.Image) -> TiffFrame:
+    """The one frame of an opened file; a stack is refused."""
     if image.format == "TIFF":
-        return tiff_frames(path)
-    # MPO is a JPEG photograph with previews after it.
-    count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    return [TiffFrame(index) for index in range(count)]
-
-
-def _stack_problem(frames: list[TiffFrame]) -> str | None:
-    """The reason why the frames of a file are not one image, or None."""
+        frames = tiff_frames(path)
+    else:
+        # MPO is a JPEG photograph with previews after it.
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        frames = [TiffFrame(index) for index in range(count)]
     problem = next((frame.problem for frame in frames if frame.problem is not None), None)
     if problem is None and len(frames) > 1:
-        return (
+        problem = (
             f"a stack of {len(frames)} images; expected one image a file; save the pages separately"
         )
-    return problem
+    if problem is not None:
+        raise UserError(problem)
+    return frames[0]
 
 
-def _depth_problem(image: Image.Image) -> str | None:
-    """The reason why an opened image is not one of 8 bits a channel, or None."""
+def _check_depth(image: Image.Image) -> None:
+    """Refuses an opened image that is not one of 8 bits a channel."""
     # Pillow opens 16-bit colour as 8-bit RGB; only the raw mode of its tiles tells.
-    raw_modes = [part for tile in getattr(image, "tile", []) for part in _texts(tile[3])]
-    if image.mode in {"I", "F"} or any(";16" in mode for mode in (image.mode, *raw_modes)):
-        return (
+    modes = [image.mode]
+    for tile in getattr(image, "tile", []):
+        modes += tile[3] if isinstance(tile[3], tuple) else [tile[3]]
+    if image.mode in {"I", "F"} or any(";16" in str(mode) for mode in modes):
+        raise UserError(
             f"16-bit, 32-bit or float pixels (mode {image.mode}); expected 8 bits a channel; scale "
             "the values to 0..255 and save as 8 bit"
         )
     if _SIGNED in _tag_values(image, _SAMPLE_FORMAT):
-        return "signed pixels, -128 to 127; expected 0 to 255; add 128 and save as unsigned 8 bit"
-    return None
-
-
-def _texts(arguments: object) -> list[str]:
-    parts = arguments if isinstance(arguments, tuple) else (arguments,)
-    return [part for part in parts if isinstance(part, str)]
+        raise UserError(
+            "signed pixels, -128 to 127; expected 0 to 255; add 128 and save as unsigned 8 bit"
+        )
 
 
 def _decode(image: Image.Image, file: BinaryIO, rgb: bool, apply_orientation: bool) -> DecodedImage:
+    """The pixels of an opened image, turned or not, as RGB or gray."""
+    _check_depth(image)
     stored_as = f"{image.format} {image.mode}"
     orientation = orientation_of(image, file)
     pixels = _strictly_decoded(image, file, rgb)
@@ -235,11 +234,7 @@ def _decode(image: Image.Image, file: BinaryIO, rgb: bool, apply_orientation: bo
 
 
 def _strictly_decoded(image: Image.Image, file: BinaryIO, rgb: bool) -> Image.Image:
-    """All pixels of an opened image.
-
-    Raises:
-      ValueError: its data is damaged.
-    """
+    """All pixels of an opened image; ValueError if its data is damaged."""
     if image.format in {"JPEG", "MPO"}:
         file.seek(0)
         data = file.read()
@@ -255,11 +250,7 @@ def _strictly_decoded(image: Image.Image, file: BinaryIO, rgb: bool) -> Image.Im
 
 
 def _decode_jpeg(data: bytes, colours: str) -> UInt8[np.ndarray, "h w c"]:
-    """Pixels of an intact JPEG as "RGB", or as its luma ("GRAY").
-
-    Raises:
-      ValueError: the data is damaged, in the words of the decoder.
-    """
+    """Pixels of a JPEG as "RGB", or as its luma ("GRAY"); ValueError if it is damaged."""
     try:
         return simplejpeg.decode_jpeg(data, colours, strict=True)
     except ValueError as error:
@@ -287,15 +278,7 @@ def _with_plain_header(data: bytes) -> bytes:
 
 
 def _check_tiff_page(image: Image.Image, file: BinaryIO) -> None:
-    """Refuses a page of a TIFF file whose compressed data is damaged, where that can be told.
-
-    Args:
-      image: the opened file, at this page.
-      file: that it was opened from; its position stays.
-
-    Raises:
-      ValueError: the data is damaged.
-    """
+    """Raises ValueError if the compressed data of the page is damaged, where that can be told."""
     (compression,) = _tag_values(image, _COMPRESSION) or (None,)
     if compression in _DEFLATE:
         for piece in _pieces(image, file):

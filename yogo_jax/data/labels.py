@@ -39,20 +39,28 @@ _CLASS_NAMES = {
     *("class", "classid", "classindex", "classname", "classlabel", "cls", "clsid"),
     *("label", "labelid", "labelname", "category", "categoryid", "categoryname"),
 }
-_CENTRE_NAMES = (
-    {"x", "xc", "cx", "xcenter", "xcentre", "centerx", "centrex"},
-    {"y", "yc", "cy", "ycenter", "ycentre", "centery", "centrey"},
-    {"w", "width", "boxwidth", "bboxwidth"},
-    {"h", "height", "boxheight", "bboxheight"},
+_FORMS = (
+    {
+        "x_center": {"x", "xc", "cx", "xcenter", "xcentre", "centerx", "centrex"},
+        "y_center": {"y", "yc", "cy", "ycenter", "ycentre", "centery", "centrey"},
+        "width": {"w", "width", "boxwidth", "bboxwidth"},
+        "height": {"h", "height", "boxheight", "bboxheight"},
+    },
+    {
+        "xmin": {"xmin", "minx", "x1", "left", "xtl", "tlx"},
+        "ymin": {"ymin", "miny", "y1", "top", "ytl", "tly"},
+        "xmax": {"xmax", "maxx", "x2", "right", "xbr", "brx"},
+        "ymax": {"ymax", "maxy", "y2", "bottom", "ybr", "bry"},
+    },
+    {"xmin": {"x0"}, "ymin": {"y0"}, "xmax": {"x1"}, "ymax": {"y1"}},
 )
-_CORNER_NAMES = (
-    {"xmin", "minx", "x1", "left", "xtl", "tlx"},
-    {"ymin", "miny", "y1", "top", "ytl", "tly"},
-    {"xmax", "maxx", "x2", "right", "xbr", "brx"},
-    {"ymax", "maxy", "y2", "bottom", "ybr", "bry"},
-)
-_CORNERS_FROM_0 = ({"x0"}, {"y0"}, {"x1"}, {"y1"})
-_FORMS = ((CENTRE, _CENTRE_NAMES), (CORNERS, _CORNER_NAMES), (CORNERS, _CORNERS_FROM_0))
+# Of each form, the column that a name stands for.
+_COLUMN_OF = [
+    {name: column for column, names in form.items() for name in names}
+    | dict.fromkeys(_CLASS_NAMES, "class")
+    for form in _FORMS
+]
+_KNOWN_NAMES = _CLASS_NAMES.union(*_COLUMN_OF)
 _MOST_WORDS = 3
 _SIGNS = re.compile(r"[\W_]+")
 
@@ -423,10 +431,7 @@ def _columns_of(fields: list[str]) -> Columns | None:
     """The columns that the first row of a file names; None if it is no header but a box.
 
     A first row of two fields or more without any number is a header. A name of several words may be
-    several fields.
-
-    Raises:
-      UserError: without the file: its columns are not known.
+    several fields. An error names no file, as it does not know it.
     """
     if len(fields) < 2 or any(_number(field) is not None for field in fields):
         return None
@@ -436,11 +441,12 @@ def _columns_of(fields: list[str]) -> Columns | None:
 @lru_cache
 def _columns_named(fields: tuple[str, ...]) -> Columns:
     names = _joined(fields)
-    if len(names) == 5 and len(set(names)) == 5:
-        for columns, spellings in _FORMS:
-            found = _in_form(names, columns, spellings)
-            if found is not None:
-                return found
+    for form, column_of in zip(_FORMS, _COLUMN_OF, strict=True):
+        columns = tuple(column_of.get(name, "") for name in names)
+        if len(set(names)) == 5 and sorted(columns) == sorted(("class", *form)):
+            numbers = [column for column in columns if column != "class"]
+            order = tuple(numbers.index(column) for column in form)
+            return Columns(columns, columns.index("class"), order, "xmin" in form)
     raise UserError(
         f"the header names the columns {' '.join(fields)}; expected, in any order, class "
         f"{' '.join(CENTRE)} or class {' '.join(CORNERS)}, all fractions of the image's size; "
@@ -452,27 +458,12 @@ def _joined(fields: tuple[str, ...]) -> list[str]:
     """Names in lower case without signs; fields that are words of one known name are one."""
     # A sign alone, such as # before a header, is no name.
     words = [word for field in fields if (word := _SIGNS.sub("", field.lower()))]
-    known = _CLASS_NAMES.union(*(each for _, spellings in _FORMS for each in spellings))
     names: list[str] = []
     start = 0
     while start < len(words):
         ends = range(min(start + _MOST_WORDS, len(words)), start, -1)
-        end = next((end for end in ends if "".join(words[start:end]) in known), start + 1)
+        joins = (end for end in ends if "".join(words[start:end]) in _KNOWN_NAMES)
+        end = next(joins, start + 1)
         names.append("".join(words[start:end]))
         start = end
     return names
-
-
-def _in_form(
-    names: Sequence[str], columns: tuple[str, ...], spellings: tuple[set[str], ...]
-) -> Columns | None:
-    """The columns if the names are a class and these four, in any order."""
-    plain = []
-    for name in names:
-        by_column = zip(("class", *columns), (_CLASS_NAMES, *spellings), strict=True)
-        plain += [column for column, spelled in by_column if name in spelled]
-    if sorted(plain) != sorted(("class", *columns)):
-        return None
-    numbers = [name for name in plain if name != "class"]
-    order = tuple(numbers.index(column) for column in columns)
-    return Columns(tuple(plain), plain.index("class"), order, columns is CORNERS)

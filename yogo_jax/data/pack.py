@@ -35,7 +35,7 @@ from yogo_jax.data.pipeline import (
     start_resource_tracker,
 )
 from yogo_jax.errors import UserError
-from yogo_jax.files import reserve_space
+from yogo_jax.files import reserve_space, write_atomically
 from yogo_jax.startup import cache_folder
 
 
@@ -251,12 +251,8 @@ def _content_key(
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         for digest in pool.map(_digest, paths):
             contents.update(digest)
-    key = contents.hexdigest()
-    known.parent.mkdir(parents=True, exist_ok=True)
-    temporary = known.with_name(f"{known.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(key, encoding="utf-8")
-    temporary.replace(known)
-    return key
+    write_atomically(known, contents.hexdigest())
+    return contents.hexdigest()
 
 
 def _digest(path: str) -> bytes:

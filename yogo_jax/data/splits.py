@@ -115,19 +115,29 @@ def load_splits(
         used.append(kept)
     train, val, test = used
 
-    _refuse_shared_images({"train": train, "val": val, "test": test})
+    paths_of = {"train": train.image_paths, "val": val.image_paths, "test": test.image_paths}
+    for first, second, shared in images_in_two_splits(paths_of):
+        raise UserError(
+            f"{shared[0].file}: this image ({len(shared)} in all) is in the {first} and in the "
+            f"{second} split; expected each image in one split; name its folder, or the "
+            "links to it, in one set only"
+        )
     if require_train and not len(train):
         found = f"{len(pool)} images, fractions {fractions.train:g}, {fractions.val:g}, "
         raise UserError(
             f"{definition.path}: the training split is empty ({found}{fractions.test:g}); expected "
             "at least 1 image; add data under dataset_paths or raise the train fraction"
         )
+    small_train = SmallBoxes(
+        boxes_by_class(labelled_train) - boxes_by_class(train),
+        float(labelled_train.box_areas.max(initial=0)),
+    )
     return Splits(
         train,
         val,
         test,
         report,
-        _small_boxes(labelled_train, train),
+        small_train,
         definition,
         split_is_usual=split_override is None and not definition.names_split,
     )
@@ -148,11 +158,6 @@ def split_indices(n: int, fractions: SplitFractions) -> tuple[Int64[np.ndarray, 
     return tuple(np.sort(order[start:end]) for start, end in zip(starts, ends, strict=True))
 
 
-def _small_boxes(labelled: Records, used: Records) -> SmallBoxes:
-    left_out = boxes_by_class(labelled) - boxes_by_class(used)
-    return SmallBoxes(left_out, float(labelled.box_areas.max(initial=0)))
-
-
 def _checked_override(split_override: tuple[float, float, float]) -> SplitFractions:
     in_range = all(0 <= share <= 1 for share in split_override)
     if len(split_override) != 3 or not in_range or abs(math.fsum(split_override) - 1) > 1e-6:
@@ -161,16 +166,6 @@ def _checked_override(split_override: tuple[float, float, float]) -> SplitFracti
             "in [0, 1] with a sum of 1, such as --config.data.split_override=0.8,0.1,0.1"
         )
     return SplitFractions(*map(float, split_override))
-
-
-def _refuse_shared_images(splits: dict[str, Records]) -> None:
-    paths_of = {name: records.image_paths for name, records in splits.items()}
-    for first, second, shared in images_in_two_splits(paths_of):
-        raise UserError(
-            f"{shared[0].file}: this image ({len(shared)} in all) is in the {first} and in the "
-            f"{second} split; expected each image in one split; name its folder, or the "
-            "links to it, in one set only"
-        )
 
 
 class SharedImage(NamedTuple):

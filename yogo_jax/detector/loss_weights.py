@@ -1,6 +1,7 @@
 """Weights of the terms of the loss, as configs and checkpoints hold them; without importing JAX."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 
@@ -39,3 +40,15 @@ class LossWeights:
 ORIGINAL_WEIGHTS = LossWeights(
     no_object_weight=0.5, iou_weight=5.0, classify_weight=1.0, label_smoothing=0.01
 )
+
+
+def balanced_class_weights(boxes_by_class: Sequence[int], power: float) -> tuple[float, ...]:
+    """Weights of the classes that make up for their different numbers of boxes.
+
+    A class with the n-th part of the boxes has the weight n^power, times a factor that makes the
+    mean over all boxes 1. Classes without a box count as if they had one.
+    """
+    seen = [max(count, 1) for count in boxes_by_class]
+    raw = [count**-power for count in seen]
+    mean = sum(count * weight for count, weight in zip(seen, raw, strict=True)) / sum(seen)
+    return tuple(weight / mean for weight in raw)

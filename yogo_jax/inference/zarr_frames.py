@@ -6,7 +6,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,10 +70,14 @@ class OpenedStore:
     def _only_array(self, within: str) -> FoundArray:
         container = self._container
         try:
-            self._files = _files_of_zip(container) if container.is_file() else None
+            self._files: set[str] | None = None
+            if container.is_file():
+                with zipfile.ZipFile(container) as file:  # BadZipFile: it is none, or was cut short
+                    self._files = set(file.namelist())
             open_store = zarr.storage.LocalStore if self._files is None else zarr.storage.ZipStore
             self._store = open_store(container, read_only=True)
-            found = [each for top in self._tops(within) for each in self._arrays_below(top)]
+            nodes = [zarr.open(self._store, path=top, mode="r") for top in self._tops(within)]
+            found = [each for node in nodes for each in _arrays_in(node)]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"--zarr {self._path}: expected a zarr store, a folder or a zip ({error})"
@@ -98,12 +102,11 @@ class OpenedStore:
             return [within]
         if self._files is None:
             return sorted(_stores_below(self._container))
-        folders = {name.rpartition("/")[0] for name in self._files if _name(name) in _MARKERS}
-        folders = {each for each in folders if each.count("/") < _DEEPEST}
-        return sorted(each for each in folders if not _has_parent(each, folders))
-
-    def _arrays_below(self, path: str) -> Iterator[FoundArray]:
-        yield from _arrays_in(zarr.open(self._store, path=path, mode="r"))
+        files = map(PurePosixPath, self._files)
+        folders = {file.parent for file in files if file.name in _MARKERS}
+        folders = {each for each in folders if len(each.parts) <= _DEEPEST}
+        topmost = (each for each in folders if folders.isdisjoint(each.parents))
+        return sorted("" if each == PurePosixPath() else str(each) for each in topmost)
 
     def written(self) -> Bool[np.ndarray, "..."]:
         """For each chunk (or shard of chunks) of the array, in its grid, whether it is there."""
@@ -134,11 +137,6 @@ def _container(path: Path) -> tuple[Path | None, str]:
     return None, ""
 
 
-def _files_of_zip(path: Path) -> set[str]:
-    with zipfile.ZipFile(path) as file:  # BadZipFile: it is none, or was cut short
-        return set(file.namelist())
-
-
 def _stores_below(folder: Path) -> Iterator[str]:
     """Paths in a folder of the stores in it; itself, if it is one."""
     for parent, folders, names in os.walk(folder):
@@ -154,16 +152,6 @@ def _files_below(folder: Path, prefix: str) -> Iterator[str]:
     for parent, _, names in os.walk(folder):
         below = Path(parent).relative_to(folder).as_posix()
         yield from (prefix + (name if below == "." else f"{below}/{name}") for name in names)
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
-def _has_parent(folder: str, folders: set[str]) -> bool:
-    return any(
-        other != folder and folder.startswith(f"{other}/" if other else "") for other in folders
-    )
 
 
 def _arrays_in(node: Any) -> Iterator[FoundArray]:

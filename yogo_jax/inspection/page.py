@@ -293,11 +293,11 @@ def _per_image(used: Mapping[str, Records]) -> Figure:
     most = max(int(records.box_counts.max()) for records in used.values())
 
     def plot(axes: Any) -> None:
-        edges = _whole_edges(most)
+        # Bins that hold equally many whole numbers each.
+        step = math.ceil((most + 1) / 40)
+        edges = np.arange(0, most + step + 1, step) - 0.5
         for index, (split, records) in enumerate(used.items()):
-            heights, _ = np.histogram(records.box_counts, edges)
-            style = series_style(index)
-            axes.stairs(heights / len(records), edges, label=split, **_stairs(style))
+            _draw_histogram(axes, index, records.box_counts, edges, split, shares=True)
         use_whole_numbers(axes, "x")
         axes.set_xlabel("boxes on an image")
         axes.set_ylabel("share of the images")
@@ -313,13 +313,7 @@ def _sizes_of_boxes(by_class: Mapping[str, np.ndarray], image_hw: tuple[int, int
         edges = np.linspace(0, max(values.max() for values in sides.values()) * 1.02, 41)
         for index, name in enumerate(by_class):
             if name in sides:
-                heights, _ = np.histogram(sides[name], edges)
-                axes.stairs(
-                    heights / heights.sum(),
-                    edges,
-                    label=shortened(name),
-                    **_stairs(series_style(index)),
-                )
+                _draw_histogram(axes, index, sides[name], edges, shortened(name), shares=True)
         axes.set_xlabel(f"side of a square of the same area,\n{unit}")
         axes.set_ylabel("share of the boxes")
 
@@ -338,13 +332,11 @@ def _sides(
     def plot(axes: Any) -> None:
         edges = np.linspace(0, sides.max() * 1.02, 41)
         for index, name in enumerate(("width", "height")):
-            style = series_style(index)
-            heights, _ = np.histogram(sides[:, index], edges)
-            axes.stairs(heights, edges, label=name, **_stairs(style))
+            _draw_histogram(axes, index, sides[:, index], edges, name, shares=False)
             if mean_wh is not None:
                 axes.axvline(
                     mean_wh[index] * scale[0, index],
-                    color=style["color"],
+                    color=series_style(index)["color"],
                     linestyle=":",
                     label=f"anchor's {name}",
                 )
@@ -396,11 +388,17 @@ def _scale(image_hw: tuple[int, int] | None) -> tuple[Float[np.ndarray, "1 2"], 
     return np.array([[float(width), float(height)]]), f"px of {height}x{width}"
 
 
-def _whole_edges(most: int) -> Float[np.ndarray, " edges"]:
-    """Edges of bins that hold equally many whole numbers each, from 0 to `most`."""
-    step = max(1, math.ceil((most + 1) / 40))
-    return np.arange(0, most + step + 1, step) - 0.5
-
-
-def _stairs(style: Mapping[str, Any]) -> dict[str, Any]:
-    return {"edgecolor": style["color"], "linestyle": style["linestyle"], "linewidth": 1.6}
+def _draw_histogram(
+    axes: Any, index: int, values: np.ndarray, edges: np.ndarray, label: str, *, shares: bool
+) -> None:
+    """Draws numbers of values in bins, or shares of all of them, in the colour of a series."""
+    heights, _ = np.histogram(values, edges)
+    style = series_style(index)
+    axes.stairs(
+        heights / len(values) if shares else heights,
+        edges,
+        label=label,
+        edgecolor=style["color"],
+        linestyle=style["linestyle"],
+        linewidth=1.6,
+    )

@@ -90,10 +90,7 @@ def precision_recall_figure(
     def plot(axes: Any) -> None:
         for name, curve in drawn.items():
             points = np.stack([curve.recall, curve.precision], axis=1)
-            axes.plot(*_thin(points).T, label=plots.shortened(name), **styles[name])
-            best = curve.best
-            if best is not None:
-                axes.plot(curve.recall[best], curve.precision[best], "o", **_dot(styles[name]))
+            _draw_line(axes, plots.shortened(name), styles[name], points, curve.best)
             counted = [metrics[key].get(name) for key in ("recall_by_class", "precision_by_class")]
             if None not in counted:
                 axes.plot(*counted, "x", markersize=8, color=styles[name]["color"])
@@ -114,11 +111,8 @@ def f1_figure(
 
     def plot(axes: Any) -> None:
         for name, curve in drawn.items():
-            points = _thin(np.stack([curve.thresholds, curve.f1], axis=1))
-            axes.plot(*points.T, label=plots.shortened(name), **styles[name])
-            best = curve.best
-            if best is not None:
-                axes.plot(curve.thresholds[best], curve.f1[best], "o", **_dot(styles[name]))
+            points = np.stack([curve.thresholds, curve.f1], axis=1)
+            _draw_line(axes, plots.shortened(name), styles[name], points, curve.best)
         axes.axvline(objectness_threshold, color=plots.INK_SOFT, linestyle=":", linewidth=1.4)
         _unit_axes(axes, "threshold on objectness", "F1")
 
@@ -138,8 +132,8 @@ def roc_figure(curves: Curves, styles: Mapping[str, Any]) -> Figure | None:
         for name, curve in drawn.items():
             points = np.stack([curve.false_positive_rate, curve.true_positive_rate], axis=1)
             label = f"{plots.shortened(name)} {curve.area:.3f}"
-            axes.plot(*_thin(points).T, label=label, **styles[name])
-            axes.plot(*curve.chosen, "o", **_dot(styles[name]))
+            _draw_line(axes, label, styles[name], points)
+            _draw_dot(axes, styles[name], curve.chosen)
         _unit_axes(axes, "false positive rate", "true positive rate")
 
     caption = (
@@ -161,8 +155,8 @@ def free_response_figure(curves: Curves, styles: Mapping[str, Any]) -> Figure | 
         least = alarms[alarms > 0].min(initial=1.0) / 2
         for name, curve in drawn.items():
             x = np.maximum(curve.false_per_frame, least)
-            points = _thin(np.stack([x, curve.sensitivity], axis=1))
-            axes.plot(*points.T, label=plots.shortened(name), **styles[name])
+            points = np.stack([x, curve.sensitivity], axis=1)
+            _draw_line(axes, plots.shortened(name), styles[name], points)
         plots.use_log_scale(axes, "x")
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("false alarms per frame")
@@ -192,8 +186,20 @@ def _thin(points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "q 2"]:
     return points[np.minimum(kept, len(points) - 1)]
 
 
-def _dot(style: Mapping[str, Any]) -> dict[str, Any]:
-    return {"color": style["color"], "markersize": 7, "markeredgecolor": plots.GROUND}
+def _draw_line(
+    axes: Any,
+    label: str,
+    style: Mapping[str, Any],
+    points: Float[np.ndarray, "p 2"],
+    dot: int | None = None,
+) -> None:
+    axes.plot(*_thin(points).T, label=label, **style)
+    if dot is not None:
+        _draw_dot(axes, style, points[dot])
+
+
+def _draw_dot(axes: Any, style: Mapping[str, Any], point: Any) -> None:
+    axes.plot(*point, "o", color=style["color"], markersize=7, markeredgecolor=plots.GROUND)
 
 
 def _unit_axes(axes: Any, x: str, y: str) -> None:
@@ -269,10 +275,7 @@ def reliability_figure(calibration: Calibration) -> Figure | None:
         axes.plot([0, 1], [0, 1], color=plots.INK_SOFT, linestyle=":", linewidth=1.2)
         axes.vlines(confidence, confidence, accuracy, color=plots.SERIES[1], linewidth=1.6)
         axes.scatter(confidence, accuracy, s=areas, color=plots.SERIES[2], zorder=3)
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("probability of the named class")
-        axes.set_ylabel("share named right")
+        _unit_axes(axes, "probability of the named class", "share named right")
 
     caption = (
         f"Reliability of the class probability over {pairs.sum():,} matched boxes, in "

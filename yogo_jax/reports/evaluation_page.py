@@ -120,20 +120,14 @@ def _by_class(
     best: dict[str, Mapping[str, float] | None] = {}
     areas: dict[str, float | None] = {}
     for index, name in enumerate(class_names):
-        sums = {
-            "true": int(true[:, index].sum()),
-            "predicted": int(predicted[:, index].sum()),
-        }
+        sums = {"true": int(true[:, index].sum()), "predicted": int(predicted[:, index].sum())}
         agreed = agreement(predicted[:, index], true[:, index])
         counts[name] = {**sums, **agreed._asdict()}
         curve, roc = curves.by_objectness[name], curves.rocs[name]
         at = None if curve is None else curve.best
         best[name] = None
         if curve is not None and at is not None:
-            best[name] = {
-                "f1": float(curve.f1[at]),
-                "objectness": float(curve.thresholds[at]),
-            }
+            best[name] = {"f1": float(curve.f1[at]), "objectness": float(curve.thresholds[at])}
         areas[name] = None if roc is None else roc.area
     return {"counts_by_class": counts, "best_f1_by_class": best, "roc_area_by_class": areas}
 
@@ -155,15 +149,17 @@ def evaluation_page(
     names = subject.spec.class_names
     predicted, true = counts_by_image(images, len(names))
     styles = drawn_classes(names, true.sum(0))
+    worst = worst_pictures(images, subject.spec, WORST_FRAMES)
+    history = subject.history
     sections = [
         _summary(metrics),
         _classes(metrics, true.sum(0).tolist()),
         _curves(metrics, curves, styles, subject),
         _confusion(metrics),
-        _calibration(images),
+        Section("calibration", "Calibration", [_reliability(images)]),
         _counts(predicted, true, metrics, styles, subject),
-        _worst(images, subject),
-        _training(subject.history),
+        Section("worst", "Frames of the largest loss", [Text(OUTCOMES_LEGEND), *worst]),
+        Section("training", "Training", [] if history is None else history_figures([history])),
         _config(subject),
     ]
     return render_page(subject.title, subject.subtitle, [each for each in sections if each.blocks])
@@ -265,12 +261,9 @@ def _confusion(metrics: Mapping[str, Any]) -> Section:
     return Section("confusion", "Confusion", [confusion_figure(names, matrix), table])
 
 
-def _calibration(images: Sequence[ImageResult]) -> Section:
+def _reliability(images: Sequence[ImageResult]) -> Block:
     figure = reliability_figure(calibration_of(images))
-    if figure is None:
-        nothing = Text("No detection matches a true box, so there is nothing to calibrate.")
-        return Section("calibration", "Calibration", [nothing])
-    return Section("calibration", "Calibration", [figure])
+    return figure or Text("No detection matches a true box, so there is nothing to calibrate.")
 
 
 def _counts(
@@ -307,21 +300,10 @@ def _counts(
     return Section("counts", "Counts in a frame", blocks)
 
 
-def _worst(images: Sequence[ImageResult], subject: Subject) -> Section:
-    pictures = worst_pictures(images, subject.spec, WORST_FRAMES)
-    return Section("worst", "Frames of the largest loss", [Text(OUTCOMES_LEGEND), *pictures])
-
-
-def _training(history: History | None) -> Section:
-    figures = [] if history is None else history_figures([history])
-    return Section("training", "Training", figures)
-
-
 def _config(subject: Subject) -> Section:
-    thresholds = json.dumps(subject.thresholds._asdict(), indent=2)
     blocks: list[Block] = [
         Code("Model", json.dumps(subject.spec.to_dict(), indent=2)),
-        Code("Thresholds", thresholds),
+        Code("Thresholds", json.dumps(subject.thresholds._asdict(), indent=2)),
     ]
     if subject.config:
         blocks.append(Code("Config of the run", json.dumps(dict(subject.config), indent=2)))

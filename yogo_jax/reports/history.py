@@ -1,22 +1,42 @@
-"""Training curves of one run or of several, from the records of `metrics.jsonl`."""
+"""The logs of runs, also while they train: read from their workdirs, drawn, and shown on a page.
 
+First stand the log and the workdir of a run, then the training curves of one run or of several,
+then the page of `yogo-jax report`.
+"""
+
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from yogo_jax.checkpoint.metrics_file import rank
+from yogo_jax.checkpoint.metrics_file import rank, read_metrics
+from yogo_jax.config.fields import flat, with_current_names
+from yogo_jax.errors import UserError
+from yogo_jax.files import read_json
 from yogo_jax.reports import plots
-from yogo_jax.reports.pages import Figure
+from yogo_jax.reports.pages import (
+    Block,
+    Code,
+    Figure,
+    Section,
+    Table,
+    Text,
+    link_to,
+    render_page,
+)
 
 
-Records = Sequence[Mapping[str, Any]]
+NOTHING_LOGGED = "nothing is logged yet"
 # A line of steps has at most so many points; with more steps each point is a mean.
 MAX_POINTS = 200
 MAX_MARKED_POINTS = 30
+
+Points = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -30,7 +50,7 @@ class History:
     """
 
     name: str
-    records: Records
+    records: Sequence[Mapping[str, Any]]
     keep_best: str = "loss"
 
     def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
@@ -62,41 +82,109 @@ class History:
         )
 
 
-Points = tuple[np.ndarray, np.ndarray]
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run as its workdir records it.
+
+    Attributes:
+      workdir: the folder.
+      config: fields of the config.
+      history: the log.
+      test: test metrics; None before the test, and while the run continues after a test.
+    """
+
+    workdir: Path
+    config: Mapping[str, Any]
+    history: History
+    test: Mapping[str, Any] | None
+
+    @property
+    def state(self) -> str:
+        """State as text: nothing logged, unfinished with its progress, trained, or finished."""
+        epochs, done = self.config["train"]["epochs"], self.epochs_done
+        if not self.history.last_step:
+            return NOTHING_LOGGED
+        if self.test is not None:
+            return "finished"
+        if done is None:
+            return f"unfinished: step {self.history.last_step} of epoch 1 of {epochs}"
+        return "trained" if done >= epochs else f"unfinished: epoch {done:.1f} of {epochs}"
+
+    @property
+    def epochs_done(self) -> float | None:
+        """Finished epochs, as a fraction; None during the first epoch."""
+        steps = self.history.steps_per_epoch
+        return self.history.last_step / steps if steps else None
+
+
+def read_run(workdir: Path, name: str) -> LoggedRun:
+    """Reads the workdir of a run; a line of the log that is just being written is left out.
+
+    Args:
+      workdir: workdir of the run.
+      name: name under which the run is shown.
+
+    Raises:
+      UserError: the folder is no workdir, or one of its files is damaged.
+    """
+    if not (workdir / "config.json").is_file():
+        found = "no config.json in it" if workdir.is_dir() else "no such folder"
+        raise UserError(f"{workdir}: expected the workdir of a run, found {found}")
+    config = _read_fields(workdir / "config.json", ("train",))
+    if not isinstance(config["train"], dict) or "epochs" not in config["train"]:
+        raise UserError(f"{workdir / 'config.json'}: expected train.epochs; is it of a run?")
+    records = read_metrics(workdir / "metrics.jsonl")
+    keep_best = config["train"].get("keep_best", "loss")
+    history = History(name, [each for each in records if _is_record(each)], keep_best)
+    if len(history.records) < len(records):
+        raise UserError(
+            f"{workdir / 'metrics.jsonl'}: expected objects with 'kind', 'step' and 'epoch', found "
+            "others: is it of this version?"
+        )
+    test_file = workdir / "test" / "metrics.json"
+    test = _read_fields(test_file, ("mAP50", "test_loss")) if test_file.exists() else None
+    # A run that continues removes the test from its log: the file is of an earlier checkpoint.
+    return LoggedRun(workdir, config, history, test if history.of_kind("test") else None)
+
+
+def _is_record(record: object) -> bool:
+    if not isinstance(record, Mapping) or not {"kind", "step"} <= record.keys():
+        return False
+    return record["kind"] in ("start", "test") or {"epoch", "loss"} <= record.keys()
+
+
+def _read_fields(path: Path, fields: Sequence[str]) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict) or not set(fields) <= values.keys():
+        raise UserError(f"{path}: expected an object with {', '.join(fields)}; is it of a run?")
+    return values
+
+
+def names_of(workdirs: Sequence[Path]) -> list[str]:
+    """Returns names for runs: the names of their folders, or the paths if two names are equal."""
+    names = [workdir.resolve().name for workdir in workdirs]
+    shared = {name for name in names if names.count(name) > 1}
+    return [
+        str(workdir) if name in shared else name
+        for name, workdir in zip(names, workdirs, strict=True)
+    ]
+
+
+def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Returns the fields in which configs differ, with each value; None for a missing field."""
+    all_fields = [flat(with_current_names(config)) for config in configs]
+    names = list(dict.fromkeys(name for each in all_fields for name in each))
+    rows = [(name, [each.get(name) for each in all_fields]) for name in names]
+    return [(name, values) for name, values in rows if any(each != values[0] for each in values)]
 
 
 class _Plot(NamedTuple):
-    """A figure: its name, the label of its axis, its caption, and its lines by title."""
+    """A figure of the page; each line is a title, a history, and the kind and field of records."""
 
     name: str
     label: str
     caption: str
-    lines: Sequence[tuple[str, Points]]
-    logarithmic: bool = False
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads lines from histories; the axis counts epochs, or steps."""
-
-    in_epochs: bool
-
-    def steps(self, history: History, field: str) -> Points:
-        """Means over training steps."""
-        return self._on_axis(history, _means(_values(history, "train", field)))
-
-    def validations(self, history: History, field: str) -> Points:
-        """Values of the validations."""
-        return self._on_axis(history, _values(history, "validation", field))
-
-    def rates(self, history: History) -> Points:
-        """Learning rates of some steps: a mean would show rates that the run never had."""
-        points = _values(history, "train", "learning_rate")
-        return self._on_axis(history, points[:: -_window(len(points))][::-1])
-
-    def _on_axis(self, history: History, points: Float[np.ndarray, "points 2"]) -> Points:
-        unit = (history.steps_per_epoch or 1) if self.in_epochs else 1
-        return points[:, 0] / unit, points[:, 1]
+    lines: Sequence[tuple[str, History, str, str]]
 
 
 def history_figures(histories: Sequence[History]) -> list[Figure]:
@@ -108,62 +196,59 @@ def history_figures(histories: Sequence[History]) -> list[Figure]:
     histories = [history for history in histories if history.last_step]
     if not histories:
         return []
-    reader = _Reader(in_epochs=all(history.steps_per_epoch for history in histories))
-    alone = len(histories) == 1
-    all_plots = _plots_of_one(histories[0], reader) if alone else _plots_of_runs(histories, reader)
+    in_epochs = all(history.steps_per_epoch for history in histories)
     figures = []
-    for each in all_plots:
-        drawn = [(title, points) for title, points in each.lines if len(points[0])]
+    for each in _plots_of_one(histories[0]) if len(histories) == 1 else _plots_of_runs(histories):
+        lines = [(title, _points(*line, in_epochs)) for title, *line in each.lines]
+        drawn = [(title, points) for title, points in lines if len(points[0])]
         if drawn:
-            axis = "epoch" if reader.in_epochs else "step"
-            plot = _plot(drawn, axis, each.label, each.logarithmic)
+            plot = _plot(drawn, "epoch" if in_epochs else "step", each.label)
             figures.append(Figure(plots.draw(f"history-{each.name}", plot), each.caption))
     return figures
 
 
-def _plots_of_one(history: History, reader: _Reader) -> list[_Plot]:
+def _plots_of_one(history: History) -> list[_Plot]:
     averaged = _averaged([history])
-    loss = f"Loss of the training images{averaged}."
-    if history.of_kind("validation"):
-        loss = f"Loss of the training images{averaged} and of the validation images."
-    loss += _tested([history], "loss")
+    validations = " and of the validation images" if history.of_kind("validation") else ""
+    loss = f"Loss of the training images{averaged}{validations}.{_tested([history], 'loss')}"
     mean_ap = "Mean average precision of the validation images."
     mean_ap += _tested([history], "mAP50") + _tested([history], "mAP50_95")
     terms = f"Weighted terms of the training loss; the loss is their sum{averaged}."
     names = ("objectness", "box", "classification")
     losses = [
-        ("training", reader.steps(history, "loss")),
-        ("validation", reader.validations(history, "loss")),
+        ("training", history, "train", "loss"),
+        ("validation", history, "validation", "loss"),
     ]
     precisions = [
-        ("mAP50", reader.validations(history, "mAP50")),
-        ("mAP50-95", reader.validations(history, "mAP50_95")),
+        ("mAP50", history, "validation", "mAP50"),
+        ("mAP50-95", history, "validation", "mAP50_95"),
     ]
-    rates = [("learning rate", reader.rates(history))]
-    term_lines = [(name, reader.steps(history, name)) for name in names]
+    rates = [("learning rate", history, "train", "learning_rate")]
     return [
-        _Plot("loss", "loss", loss, losses, logarithmic=True),
-        _Plot("terms", "term of the loss", terms, term_lines, logarithmic=True),
+        _Plot("loss", "loss", loss, losses),
+        _Plot(
+            "terms", "term of the loss", terms, [(name, history, "train", name) for name in names]
+        ),
         _Plot("map", "mean AP", mean_ap, precisions),
         _Plot("rate", "learning rate", "Learning rate.", rates),
     ]
 
 
-def _plots_of_runs(histories: Sequence[History], reader: _Reader) -> list[_Plot]:
-    def validations(name: str, label: str, caption: str, field: str) -> _Plot:
-        lines = [(history.name, reader.validations(history, field)) for history in histories]
-        caption = f"{caption} of the validation images.{_tested(histories, field)}"
-        return _Plot(name, label, caption, lines, logarithmic=field == "loss")
+def _plots_of_runs(histories: Sequence[History]) -> list[_Plot]:
+    def plot(name: str, label: str, caption: str, kind: str, field: str) -> _Plot:
+        return _Plot(name, label, caption, [(each.name, each, kind, field) for each in histories])
 
-    losses = [(history.name, reader.steps(history, "loss")) for history in histories]
-    rates = [(history.name, reader.rates(history)) for history in histories]
-    caption = f"Training loss{_averaged(histories)}."
+    def validations(name: str, label: str, caption: str, field: str) -> _Plot:
+        caption = f"{caption} of the validation images.{_tested(histories, field)}"
+        return plot(name, label, caption, "validation", field)
+
+    loss = f"Training loss{_averaged(histories)}."
     return [
-        _Plot("train", "training loss", caption, losses, logarithmic=True),
+        plot("train", "training loss", loss, "train", "loss"),
         validations("validation", "validation loss", "Loss", "loss"),
         validations("map", "mAP50", "mAP50", "mAP50"),
         validations("map-all", "mAP50-95", "mAP50-95", "mAP50_95"),
-        _Plot("rate", "learning rate", "Learning rate.", rates),
+        plot("rate", "learning rate", "Learning rate.", "train", "learning_rate"),
     ]
 
 
@@ -188,6 +273,18 @@ def _tested(histories: Sequence[History], keep_best: str) -> str:
     names = ", ".join(each.name for each in those)
     whose = "" if len(those) == len(histories) else f" of {names}"
     return f" The checkpoint with the {which}{whose} is tested."
+
+
+def _points(history: History, kind: str, field: str, in_epochs: bool) -> Points:
+    """A line on the axis of the page: means over training steps, or values of validations."""
+    points = _values(history, kind, field)
+    if field == "learning_rate":
+        # A mean would show rates that the run never had.
+        points = points[:: -_window(len(points))][::-1]
+    elif kind == "train":
+        points = _means(points)
+    unit = (history.steps_per_epoch or 1) if in_epochs else 1
+    return points[:, 0] / unit, points[:, 1]
 
 
 def _values(history: History, kind: str, field: str) -> Float[np.ndarray, "points 2"]:
@@ -215,9 +312,7 @@ def _means(points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "means 2"
     return np.array([points[start : start + size].mean(0) for start in starts])
 
 
-def _plot(
-    lines: Sequence[tuple[str, Points]], axis: str, label: str, logarithmic: bool
-) -> Callable[[Any], None]:
+def _plot(lines: Sequence[tuple[str, Points]], axis: str, label: str) -> Callable[[Any], None]:
     def plot(axes: Any) -> None:
         for index, (name, (x, y)) in enumerate(lines):
             marked = len(x) <= MAX_MARKED_POINTS
@@ -230,10 +325,100 @@ def _plot(
                 **plots.series_style(index),
             )
         # A loss falls by orders of magnitude. A logarithmic axis has no 0.
-        if logarithmic and all((y > 0).all() for _, (_, y) in lines):
+        if "loss" in label and all((y > 0).all() for _, (_, y) in lines):
             plots.use_log_scale(axes, "y")
         plots.use_whole_numbers(axes, "x")
         axes.set_xlabel(axis)
         axes.set_ylabel(label)
 
     return plot
+
+
+def runs_page(runs: Sequence[LoggedRun], folder: Path) -> str:
+    """Returns the page as HTML for a file in `folder`; its links are relative to this folder."""
+    names = [run.history.name for run in runs]
+    links: list[Block] = []
+    for run in runs:
+        page = run.workdir / "test" / "report.html"
+        if run.test is not None and page.exists():
+            links.append(link_to(f"Report of the test of {run.history.name}", page, folder))
+    training: list[Block] = []
+    silent = [run.history.name for run in runs if not run.history.last_step]
+    if silent:
+        training.append(Text(f"Nothing is logged yet, so no line is drawn: {', '.join(silent)}."))
+    training += history_figures([run.history for run in runs])
+    sections = [
+        Section("runs", "Runs", [_metrics_table(runs), *links]),
+        Section("training", "Training", training),
+    ]
+    tests = _test_table(runs)
+    if tests is not None:
+        sections.append(Section("test", "Test", [tests]))
+    if len(runs) > 1:
+        different = [
+            [name, *(None if value is None else json.dumps(value) for value in values)]
+            for name, values in differing_fields([run.config for run in runs])
+        ]
+        caption = "Fields of the configs that are not the same in all runs."
+        if not different:
+            caption = "The configs of these runs are the same."
+        table = Table(["field", *names], different, caption)
+        sections.append(Section("differences", "Differences", [table]))
+    configs = [
+        Code(f"Config of {run.history.name}", json.dumps(run.config, indent=2)) for run in runs
+    ]
+    sections.append(Section("config", "Config", configs))
+    if len(runs) > 1:
+        return render_page(f"{len(runs)} runs", ", ".join(names), sections)
+    return render_page(f"Run {names[0]}", runs[0].state, sections)
+
+
+def _metrics_table(runs: Sequence[LoggedRun]) -> Table:
+    header = ["run", "state", "steps", "loss of the best", "at step", "its mAP50"]
+    header += ["last loss", "last mAP50", "test mAP50"]
+    rows: list[list[object]] = []
+    for run in runs:
+        best = run.history.best or {}
+        last = (run.history.of_kind("validation") or [{}])[-1]
+        rows.append(
+            [
+                run.history.name,
+                run.state,
+                run.history.last_step,
+                *(best.get(key) for key in ("loss", "step", "mAP50")),
+                *(last.get(key) for key in ("loss", "mAP50")),
+                None if run.test is None else run.test["mAP50"],
+            ]
+        )
+    caption = (
+        "Losses and mAP50 of the validation images; best: by train.keep_best, which is tested."
+    )
+    return Table(header, rows, caption)
+
+
+def _test_table(runs: Sequence[LoggedRun]) -> Table | None:
+    """Test metrics, a column for each run that has some."""
+    tested = [(run.history.name, run.test) for run in runs if run.test is not None]
+    if not tested:
+        return None
+    rows: list[list[object]] = []
+    totals = (
+        ("mAP50", "mAP50"),
+        ("mAP50-95", "mAP50_95"),
+        ("test loss", "test_loss"),
+        ("calibration error", "calibration_error"),
+        ("images", "images"),
+        ("true boxes", "objects"),
+    )
+    for title, key in totals:
+        rows.append([title, *(test.get(key) for _, test in tested)])
+    for title, key in (
+        ("AP50", "AP50_by_class"),
+        ("precision", "precision_by_class"),
+        ("recall", "recall_by_class"),
+    ):
+        by_class = [test.get(key, {}) for _, test in tested]
+        for name in dict.fromkeys(name for each in by_class for name in each):
+            rows.append([f"{title} of {name}", *(each.get(name) for each in by_class)])
+    header = ["metric", *(name for name, _ in tested)]
+    return Table(header, rows, "Metrics of the best checkpoints on the test images.")

@@ -9,6 +9,8 @@ import base64
 import functools
 import io
 import itertools
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +67,13 @@ class Figure:
     @property
     def size(self) -> tuple[float, float]:
         """Width and height, in units of the drawing."""
-        return plots.size_of(self.svg)
+        _, _, width, height = map(float, self.svg.split('viewBox="', 1)[1].split('"', 1)[0].split())
+        return width, height
 
     @property
     def least_width_px(self) -> int:
-        """Least width in px at which its text can be read."""
-        return plots.least_width_px(self.svg)
+        """Least width at which all of its text has LEAST_TEXT_PX or more."""
+        return math.ceil(self.size[0] * plots.LEAST_TEXT_PX / plots.FONT_SIZE)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,11 @@ class Link:
     kind: ClassVar[str] = "link"
     text: str
     address: str
+
+
+def link_to(text: str, file: Path, folder: Path) -> Link:
+    """Returns a link to a file, for a page in `folder`."""
+    return Link(text, Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix())
 
 
 Block = Text | Table | Figure | Picture | Gallery | Code | Link

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from yogo_jax.data.images import read_image
@@ -40,12 +41,7 @@ def write_pictures(
     """
     for name, image in zip(picture_names(images, count), images[:count], strict=True):
         picture = draw_boxes(
-            read_image(
-                image.path,
-                image_hw=spec.image_hw,
-                rgb=spec.rgb,
-                apply_orientation=spec.apply_orientation,
-            ),
+            _pixels(image, spec),
             image.found.boxes_xyxy,
             image.found.class_ids,
             spec.class_names,
@@ -56,6 +52,12 @@ def write_pictures(
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / name) as temporary:
             picture.save(temporary, format="PNG")
+
+
+def _pixels(image: ImageResult, spec: ModelSpec) -> UInt8[np.ndarray, "h w c"]:
+    return read_image(
+        image.path, image_hw=spec.image_hw, rgb=spec.rgb, apply_orientation=spec.apply_orientation
+    )
 
 
 def picture_names(images: Sequence[ImageResult], count: int) -> list[str]:
@@ -102,12 +104,7 @@ def worst_pictures(images: Sequence[ImageResult], spec: ModelSpec, count: int) -
 def _picture(image: ImageResult, spec: ModelSpec) -> Picture:
     matches = image.matches
     drawn = draw_outcomes(
-        read_image(
-            image.path,
-            image_hw=spec.image_hw,
-            rgb=spec.rgb,
-            apply_orientation=spec.apply_orientation,
-        ),
+        _pixels(image, spec),
         image.found.boxes_xyxy,
         image.found.class_ids,
         image.found.scores,

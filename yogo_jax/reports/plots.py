@@ -26,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # In inches of 72 units. A page shows a figure as wide as its column; on a phone of 360 px a unit is
 # a little more than 1 px.
 WIDTH, HEIGHT, WIDE = 4.0, 3.1, 9.6
-# Size of all text in units. A page shows no text smaller than LEAST_TEXT_PX (`least_width_px`).
+# Size of all text in units. A page shows no text smaller than LEAST_TEXT_PX.
 FONT_SIZE = 10.5
 LEAST_TEXT_PX = 11
 LABEL_LENGTH = 24
@@ -90,17 +90,6 @@ def draw(
             _put_legend_below(figure, axes)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return markupsafe.Markup(_for_page(buffer.getvalue()))
-
-
-def size_of(svg: str) -> tuple[float, float]:
-    """Returns width and height of a drawing in its own units."""
-    _, _, width, height = map(float, svg.split('viewBox="', 1)[1].split('"', 1)[0].split())
-    return width, height
-
-
-def least_width_px(svg: str) -> int:
-    """Returns the least width at which all text of a drawing has LEAST_TEXT_PX or more."""
-    return math.ceil(size_of(svg)[0] * LEAST_TEXT_PX / FONT_SIZE)
 
 
 def series_style(index: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from yogo_jax.config.old_names import RENAMED, with_current_names
+from yogo_jax.config.fields import RENAMED, with_current_names
 from yogo_jax.files import read_json
 from yogo_jax.ownership import Claimed, file_system_now, read_claims
 from yogo_jax.reports.tables import align

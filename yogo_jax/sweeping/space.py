@@ -5,18 +5,17 @@ import itertools
 import math
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from yogo_jax.config.fields import (
     Section,
     at_least,
-    build,
     checked,
     fields_of,
     hint_for,
+    with_current_names,
     with_fields,
 )
-from yogo_jax.config.old_names import with_current_names
 from yogo_jax.config.schema import SYNTHETIC, Config, Seed, from_mapping
 from yogo_jax.errors import UserError
 
@@ -39,10 +38,8 @@ FIXED = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrunerConfig(Section):
+class PrunerConfig(Section, path="config.sweep.pruner"):
     """The rule by which a trial is given up early."""
-
-    path: ClassVar[str] = "config.sweep.pruner"
 
     name: Annotated[
         Literal["median", "none"],
@@ -54,10 +51,8 @@ class PrunerConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepConfig(Section):
+class SweepConfig(Section, path="config.sweep"):
     """The group `sweep` of a config, beside its space."""
-
-    path: ClassVar[str] = "config.sweep"
 
     trials: Annotated[int, at_least(1), "Trials to finish; pruned and failed ones count."]
     objective: Annotated[
@@ -168,8 +163,8 @@ def read_space(values: Mapping[str, Any]) -> SearchSpace:
         raise UserError(
             "this config has no search space: expected config.sweep.space as in configs/sweep.py"
         )
-    settings: SweepConfig = build(
-        SweepConfig, {name: each for name, each in group.items() if name != "space"}
+    settings: SweepConfig = checked(
+        {name: each for name, each in group.items() if name != "space"}, SweepConfig
     )
     parameters = tuple(
         _parameter(field, spec)

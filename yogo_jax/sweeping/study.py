@@ -28,8 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
 from yogo_jax.checkpoint.store import committed_checkpoints
-from yogo_jax.config.fields import differences, with_fields
-from yogo_jax.config.old_names import RENAMED
+from yogo_jax.config.fields import RENAMED, differences, with_fields
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, make_folder, read_json, write_json

@@ -19,12 +19,11 @@ from yogo_jax.files import given_path
 
 def prepare_spec(config: Config, train: Records) -> ModelSpec:
     """The model of a run."""
-    auto = config.model.anchor == "auto"
     return ModelSpec(
         architecture=config.model.name,
         class_names=train.class_names,
         image_hw=config.data.image_hw,
-        anchor_wh=mean_anchor(train) if auto else config.model.anchor_wh(),
+        anchor_wh=config.model.anchor_wh() or mean_anchor(train),
         rgb=config.data.rgb,
         normalize_images=config.data.normalize_images,
         apply_orientation=config.data.apply_orientation,

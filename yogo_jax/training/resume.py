@@ -19,8 +19,7 @@ from yogo_jax.checkpoint.store import (
     read_metadata,
     restore_variables,
 )
-from yogo_jax.config.fields import differences, with_defaults
-from yogo_jax.config.old_names import with_current_names
+from yogo_jax.config.fields import differences, with_current_names, with_defaults
 from yogo_jax.config.schema import Config
 from yogo_jax.detector.network import Initialization
 from yogo_jax.detector.spec import ModelSpec

@@ -114,12 +114,16 @@ def augment_image(
     image, boxes = random_flips(keys["flip"], image, boxes, horizontal=flips[0], vertical=flips[1])
     if augment.quarter_turns:
         image, boxes = quarter_turns(keys["turn"], image, boxes, probability=augment.quarter_turns)
-    if not augment.keeps_values:
+    moves = augment.zoom != (1.0, 1.0) or augment.translation > 0
+    relights = augment.brightness or augment.contrast or augment.gamma or augment.colour
+    pastes = augment.cutout or augment.thumbnails
+    # Without any of them pixels at most change places.
+    if moves or relights or pastes or augment.blur or augment.noise:
         image = image.astype(jnp.float32)
-    cuts = augment.moves or augment.vertical_crop < 1
+    cuts = moves or augment.vertical_crop < 1
     if cuts or augment.cutout:
         view = whole_view()
-        if augment.moves:
+        if moves:
             image, boxes, view = zoom_and_shift(
                 keys["move"],
                 image,
@@ -137,7 +141,7 @@ def augment_image(
         cut, valid = cut_boxes(boxes, valid, view)
         # A hole alone leaves boxes as they are.
         boxes = cut if cuts else boxes
-    if augment.relights:
+    if relights:
         image = relight(
             keys["relight"],
             image,
