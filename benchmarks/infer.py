@@ -36,9 +36,9 @@ from PIL import Image
 
 from bridge import to_openvino
 from bridge.converted import write_converted
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.inference.frame_sources import open_images
 from yogo_jax.inference.models import Model, load_model
 from yogo_jax.inference.run import Running, Wanted, infer_frames

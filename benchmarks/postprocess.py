@@ -23,11 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
-from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.detections import Detections, Thresholds
 from yogo_jax.detector.nms import PaddedDetections, select
 from yogo_jax.detector.postprocess import detections_of, select_cells
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.thresholds import Thresholds
 
 
 SPEC = ModelSpec(
@@ -167,8 +166,7 @@ def _select(rows: jax.Array) -> PaddedDetections:
         cxcywh_to_xyxy(rows[:, :4]),
         rows[:, 4],
         rows[:, 5:],
-        objectness_threshold=OBJECTNESS,
-        iou_threshold=IOU,
+        Thresholds(objectness=OBJECTNESS, iou=IOU),
         max_detections=len(rows),
     )
 

@@ -15,11 +15,11 @@ from typing import Any
 from yogo_jax.checkpoint.run_data import evaluation_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.data.pipeline import padded_box_count
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import served_spec
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.metrics.confusion import match_boxes
 from yogo_jax.metrics.evaluator import Evaluator, ImageResult
-from yogo_jax.metrics.matching import match_boxes
 
 
 def count(image: ImageResult, left_out: int) -> tuple[int, int, int]:

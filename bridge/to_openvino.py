@@ -266,7 +266,7 @@ def _write_models(
 def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
     """The description that the models carry: texts, and JSON of all else."""
     from yogo_jax.checkpoint.metadata import git_revision
-    from yogo_jax.detector.thresholds import Thresholds
+    from yogo_jax.detector.detections import Thresholds
 
     thresholds = Thresholds()
     values = {

@@ -20,9 +20,9 @@ from jaxtyping import Float, UInt8
 from bridge.frames import Strips
 from bridge.runtime import OnnxModel, OpenVinoModel
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.postprocess import detections_of, select_cells
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.metrics.evaluator import MEAN_AP_OBJECTNESS
 from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.losses import LossTerms
-from yogo_jax.metrics.confusion import DetectionMetrics
+from yogo_jax.metrics.confusion import DetectionMetrics, match_boxes
 from yogo_jax.metrics.evaluator import Evaluation, ImageResult
-from yogo_jax.metrics.matching import match_boxes
 from yogo_jax.metrics.mean_ap import MeanAveragePrecision
 
 

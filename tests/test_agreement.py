@@ -9,8 +9,8 @@ from sklearn.calibration import calibration_curve
 
 from evaluations import image_result, random_images
 from reference_curves import matched_pairs
-from yogo_jax.metrics.agreement import agreement, counts_by_image
 from yogo_jax.metrics.confusion import CALIBRATION_BINS, DetectionMetrics
+from yogo_jax.metrics.intervals import agreement, counts_by_image
 from yogo_jax.reports.evaluation_figures import calibration_of
 
 

@@ -5,14 +5,14 @@ import pytest
 
 from evaluations import evaluation_of, image_result, random_images
 from reference_curves import true_and_false
-from yogo_jax.metrics.bootstrap import (
+from yogo_jax.metrics.curves import rank
+from yogo_jax.metrics.intervals import (
     bootstrap_intervals,
     image_confusions,
     interval,
     weighted_metrics,
 )
-from yogo_jax.metrics.curves import rank
-from yogo_jax.metrics.ranking import COCO_IOUS
+from yogo_jax.metrics.mean_ap import COCO_IOUS
 
 
 NAMES = ("healthy", "ring", "wbc")
@@ -106,7 +106,7 @@ def test_chunks_and_seeds(monkeypatch):
     first = bootstrap_intervals(images, NAMES, resamples=50)
     assert first == bootstrap_intervals(images, NAMES, resamples=50)
     assert first != bootstrap_intervals(images, NAMES, resamples=50, seed=1)
-    monkeypatch.setattr("yogo_jax.metrics.bootstrap.CHUNK", 500)
+    monkeypatch.setattr("yogo_jax.metrics.intervals.CHUNK", 500)
     chunked = bootstrap_intervals(images, NAMES, resamples=50)
     assert chunked["mAP50"] == pytest.approx(first["mAP50"], abs=1e-12)
     assert chunked["resamples"] == 50
@@ -114,8 +114,8 @@ def test_chunks_and_seeds(monkeypatch):
 
 def test_very_many_detections_take_fewer_resamples(monkeypatch):
     images = random_images(1, classes=3)
-    monkeypatch.setattr("yogo_jax.metrics.bootstrap.MAX_WORK", 0)
-    monkeypatch.setattr("yogo_jax.metrics.bootstrap.MIN_RESAMPLES", 20)
+    monkeypatch.setattr("yogo_jax.metrics.intervals.MAX_WORK", 0)
+    monkeypatch.setattr("yogo_jax.metrics.intervals.MIN_RESAMPLES", 20)
     assert bootstrap_intervals(images, NAMES)["resamples"] == 20
 
 

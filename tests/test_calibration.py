@@ -18,8 +18,7 @@ from yogo_jax import calibrate, infer
 from yogo_jax.checkpoint.run_data import evaluation_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone
-from yogo_jax.detector.detections import Detections
-from yogo_jax.detector.thresholds import Thresholds, read_min_scores
+from yogo_jax.detector.detections import Detections, Thresholds, read_min_scores
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.metrics.calibration import (
@@ -30,8 +29,8 @@ from yogo_jax.metrics.calibration import (
     matched_pairs,
     threshold_at_precision,
 )
+from yogo_jax.metrics.confusion import Matches
 from yogo_jax.metrics.evaluator import ImageResult
-from yogo_jax.metrics.matching import Matches
 from yogo_jax.training.trainer import train_and_evaluate
 
 

@@ -17,11 +17,10 @@ from reference import bin_targets, ciou_loss
 from yogo_jax.data.definition import PathPair
 from yogo_jax.data.records import read_records
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.detections import NotNumbersError
+from yogo_jax.detector.detections import NotNumbersError, Thresholds
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.nms import detect
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.drawing import draw_boxes
 from yogo_jax.metrics.evaluator import Evaluator
 from yogo_jax.reports.pictures import write_pictures
@@ -300,7 +299,7 @@ def test_a_frame_with_a_value_that_is_no_number_is_refused_by_name(tmp_path, cas
         evaluator_of(4, None).run(table, records)
     # The other boxes of the frame are found all the same.
     one = jax.tree.map(lambda each: each[1], Predictions(**table))
-    found = detect(one, objectness_threshold=0.05, iou_threshold=0.5, max_detections=16)
+    found = detect(one, Thresholds(objectness=0.05), max_detections=16)
     np.testing.assert_allclose(found.to_host(NAMES, (32, 32)).boxes_xyxy, [A], atol=1e-6)
     assert found.unusable == 1
 

@@ -23,9 +23,9 @@ from mounts import mounted
 from parity import RECORDED_NAMES, REMOSCOPE, load, parity_file
 from yogo_jax.checkpoint.store import read_metadata, restore_variables
 from yogo_jax.detector.architectures import BACKBONES
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.postprocess import select_cells
 from yogo_jax.detector.spec import served_spec
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
 
 

@@ -95,10 +95,10 @@ def test_the_record_of_a_checkpoint_goes_into_what_is_exported(checkpoint, tmp_p
     metadata = read_metadata(own)
     values = {**make_spec("quarter_filters").to_dict(), "apply_orientation": False}
     rewrite_metadata(own, type(metadata).from_dict({**metadata.to_dict(), "model": values}, own))
-    assert load_model(checkpoint, ModelOptions()).served.apply_orientation
+    assert load_model(checkpoint, ModelOptions()).serving.apply_orientation
     export_unverified(own, tmp_path / "exported")
     for path in (own, *(tmp_path / "exported" / name for name in ("model.xml", "model.onnx"))):
-        assert not load_model(path, ModelOptions()).served.apply_orientation
+        assert not load_model(path, ModelOptions()).serving.apply_orientation
 
 
 def test_the_flag_is_of_images(checkpoint, tmp_path, capsys):

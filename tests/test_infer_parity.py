@@ -9,9 +9,8 @@ import pytest
 from inferences import detections, export_unverified, largest_differences, run_infer
 from parity import REMOSCOPE, data_set, load
 from runs import run_command
-from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.detections import Detections, Thresholds
 from yogo_jax.detector.postprocess import detections_of
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.inference.journal import FrameRecord
 from yogo_jax.inference.writers import scope_array
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import iou as plain_iou
-from yogo_jax.metrics import matching
-from yogo_jax.metrics.matching import match_boxes
+from yogo_jax.metrics import confusion
+from yogo_jax.metrics.confusion import match_boxes
 
 
 def boxes(*rows):
@@ -127,7 +127,7 @@ def test_neighbours_alone_give_the_pairing_of_all(seed, min_iou, monkeypatch):
         np.concatenate([each, each + rng.uniform(-0.01, 0.2, each.shape)], 1) for each in corners
     )
     expected = match_boxes(predictions, labels, min_iou=min_iou)
-    monkeypatch.setattr(matching, "_MOST_PAIRS_AT_ONCE", 0)
+    monkeypatch.setattr(confusion, "_MOST_PAIRS_AT_ONCE", 0)
     found = match_boxes(predictions, labels, min_iou=min_iou)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -137,6 +137,6 @@ def test_neighbours_alone_give_the_pairing_of_all(seed, min_iou, monkeypatch):
 def test_neighbours_of_few_boxes(labels, monkeypatch):
     predictions, labels = boxes(UNIT, HALF, DOT), boxes(*labels)
     expected = match_boxes(predictions, labels)
-    monkeypatch.setattr(matching, "_MOST_PAIRS_AT_ONCE", 0)
+    monkeypatch.setattr(confusion, "_MOST_PAIRS_AT_ONCE", 0)
     for ours, theirs in zip(match_boxes(predictions, labels), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -11,8 +11,8 @@ import pytest
 from bridge import to_openvino
 from oracles.make_environments import RELEASES, is_made, python_of
 from parity import REMOSCOPE
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.postprocess import select_cells
-from yogo_jax.detector.thresholds import Thresholds
 
 
 ORACLES = Path(__file__).parent / "oracles"

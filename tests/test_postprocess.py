@@ -10,10 +10,9 @@ import pytest
 import reference
 from yogo_jax.detector import postprocess
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
-from yogo_jax.detector.detections import NotNumbersError
+from yogo_jax.detector.detections import NotNumbersError, Thresholds
 from yogo_jax.detector.nms import select
 from yogo_jax.detector.postprocess import detections_of, nms, select_cells
-from yogo_jax.detector.thresholds import Thresholds
 
 
 NAMES = ("healthy", "ring", "misc")
@@ -25,10 +24,7 @@ def _on_device(cells, thresholds):
         cxcywh_to_xyxy(cells[:, :4]),
         cells[:, 4],
         cells[:, 5:],
-        objectness_threshold=thresholds.objectness,
-        iou_threshold=thresholds.iou,
-        min_class_confidence=thresholds.min_class_confidence,
-        min_scores=thresholds.min_scores,
+        thresholds,
         max_detections=len(cells),
     )
 

@@ -17,8 +17,8 @@ from yogo_jax.checkpoint.store import restore_variables
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.postprocess import select_cells
-from yogo_jax.detector.thresholds import Thresholds
 
 
 DEFINITION = """\

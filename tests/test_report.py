@@ -14,8 +14,8 @@ from runs import run_command, tiny_config
 from tiny_data import write_dataset
 from yogo_jax import report
 from yogo_jax.checkpoint.metrics_file import read_metrics
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.reports import history
 from yogo_jax.reports.evaluation_page import Subject, write_results

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yogo_jax.data.images import resize_image
-from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.detections import Detections, Thresholds
 from yogo_jax.detector.grid import whole_frame_hw
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.inference.serving import ServingSpec, view_of
 

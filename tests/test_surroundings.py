@@ -198,7 +198,7 @@ def test_a_path_that_the_locale_cannot_write_is_named(tmp_path):
 
 
 def test_a_file_of_thresholds_in_another_encoding_is_refused(tmp_path):
-    from yogo_jax.detector.thresholds import Thresholds, read_min_scores
+    from yogo_jax.detector.detections import Thresholds, read_min_scores
     from yogo_jax.errors import UserError
 
     path = tmp_path / "thresholds.json"

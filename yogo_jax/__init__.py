@@ -18,7 +18,7 @@ __path__.append(f"{__path__[0]}/old_names")
 if TYPE_CHECKING:
     from yogo_jax.config.schema import Config as Config
     from yogo_jax.detector.detections import Detections as Detections
-    from yogo_jax.detector.thresholds import Thresholds as Thresholds
+    from yogo_jax.detector.detections import Thresholds as Thresholds
     from yogo_jax.errors import UserError as UserError
     from yogo_jax.evaluate import evaluate as evaluate
     from yogo_jax.inference.models import Model as Model
@@ -33,7 +33,7 @@ _MODULES = {
     "Detections": "yogo_jax.detector.detections",
     "Model": "yogo_jax.inference.models",
     "Run": "yogo_jax.train",
-    "Thresholds": "yogo_jax.detector.thresholds",
+    "Thresholds": "yogo_jax.detector.detections",
     "UserError": "yogo_jax.errors",
     "evaluate": "yogo_jax.evaluate",
     "load": "yogo_jax.inference.models",

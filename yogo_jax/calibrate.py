@@ -92,7 +92,7 @@ def calibrate(
         rewrite_metadata,
     )
     from yogo_jax.data.pipeline import padded_box_count
-    from yogo_jax.detector.thresholds import Thresholds
+    from yogo_jax.detector.detections import Thresholds
     from yogo_jax.metrics.calibration import (
         Pairs,
         at_temperature,

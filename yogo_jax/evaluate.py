@@ -110,8 +110,8 @@ def evaluate(
     from yogo_jax.checkpoint.run_data import evaluation_records
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.data.pipeline import padded_box_count
+    from yogo_jax.detector.detections import Thresholds, read_min_scores
     from yogo_jax.detector.spec import served_spec
-    from yogo_jax.detector.thresholds import Thresholds, read_min_scores
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.parallel import Devices
     from yogo_jax.progress import said_while

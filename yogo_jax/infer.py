@@ -236,7 +236,8 @@ def infer(
     Raises:
       UserError: model or frames cannot be used, or the folder is not free.
     """
-    from yogo_jax.detector.thresholds import read_min_scores
+    # Imported late: a mistake in a flag is told without waiting.
+    from yogo_jax.detector.detections import read_min_scores
     from yogo_jax.inference.models import is_exported, load_model
     from yogo_jax.inference.run import infer_frames
 

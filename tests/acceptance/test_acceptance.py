@@ -51,8 +51,8 @@ from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.detector.boxes import iou
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.postprocess import select_cells
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.inference.journal import JOURNAL_NAME
 from yogo_jax.inspection.duplicates import candidate_pairs, centred
 from yogo_jax.metrics.mean_ap import MeanAveragePrecision

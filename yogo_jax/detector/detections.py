@@ -1,11 +1,14 @@
-"""The detections of one image, as NumPy arrays: what every other part and the user gets."""
+"""The detections of one image, as NumPy arrays, and the thresholds that they passed."""
 
 import base64
 import dataclasses
 import html
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+import json
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -13,6 +16,7 @@ from PIL import Image
 
 from yogo_jax.drawing import as_frame, draw_boxes
 from yogo_jax.errors import UserError
+from yogo_jax.files import read_given_text
 
 
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
@@ -48,6 +52,22 @@ def not_numbers(image: str, found: str) -> NotNumbersError:
         "range: compute in f32. If it is so in f32, too, the weights are damaged: use another "
         "checkpoint"
     )
+
+
+class Thresholds(NamedTuple):
+    """The thresholds that a box passes to count as a detection.
+
+    Attributes:
+      objectness: a box lies above it.
+      iou: of the NMS.
+      min_class_confidence: probability that the most probable class exceeds, if it is above 0.
+      min_scores: least score, objectness times that probability, by class; empty is none.
+    """
+
+    objectness: float = 0.5
+    iou: float = 0.5
+    min_class_confidence: float = 0.0
+    min_scores: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -275,3 +295,59 @@ class Detections:
         table = "".join(f"<tr>{row}</tr>" for row in (head, *rows))
         left = len(self) - len(best)
         return f"{caption}<table>{table}</table>" + (f"<p>and {left} more</p>" if left else "")
+
+
+def read_min_scores(
+    path: Path | None, class_names: Sequence[str], at: Thresholds, say: Callable[[str], None]
+) -> tuple[float, ...]:
+    """The thresholds of a calibration's file, in the order of the classes; empty without a file.
+
+    Of a class for which no score gives the precision every box counts.
+
+    Args:
+      path: of the file, with the scores by name under `thresholds`.
+      class_names: of the network.
+      at: the other thresholds, which must be those that the scores were measured at.
+      say: is told of such classes.
+
+    Raises:
+      UserError: the file cannot be read, has other classes, was measured at other thresholds, or a
+        score is none.
+    """
+    if path is None:
+        return ()
+    try:
+        values = json.loads(read_given_text(path))
+        given = {
+            unicodedata.normalize("NFC", name): each and float(each["score"])
+            for name, each in values["thresholds"].items()
+        }
+        measured_at = {name: float(values["measured_at"][name]) for name in ("objectness", "iou")}
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; expected a file to read") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: expected `thresholds` (class name: null or {{score: number}}) and "
+            "`measured_at` (objectness, iou), as "
+            "`python -m yogo_jax.calibrate --output` writes them"
+        ) from error
+    if sorted(given) != sorted(class_names):
+        raise UserError(
+            f"{path} has the classes {', '.join(given)}, the network {', '.join(class_names)}: "
+            "take the file of its own calibration"
+        )
+    if measured_at != {"objectness": at.objectness, "iou": at.iou}:
+        raise UserError(
+            f"{path} was measured at objectness {measured_at['objectness']:g} and IoU "
+            f"{measured_at['iou']:g}, this is {at.objectness:g} and {at.iou:g}: its precision "
+            f"would not hold. Add --obj-thresh {measured_at['objectness']:g} --iou-thresh "
+            f"{measured_at['iou']:g}"
+        )
+    for name, score in given.items():
+        if score is None:
+            say(f"{path}: no score makes {name} precise enough; all its boxes count")
+        elif not 0 <= score <= 1:
+            raise UserError(f"{path}: the score of {name} must be in [0, 1], got {score}")
+    return tuple(given[name] or 0.0 for name in class_names)

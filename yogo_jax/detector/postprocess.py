@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
-from yogo_jax.detector.detections import WHOLE_IMAGE, Detections, check_numbers
-from yogo_jax.detector.thresholds import Thresholds
+from yogo_jax.detector.detections import WHOLE_IMAGE, Detections, Thresholds, check_numbers
 
 
 # Rows of the outputs before the class probabilities, and the one of the objectness.
@@ -27,14 +26,7 @@ _MOST_BINS = 1 << 20
 
 
 class Selected(NamedTuple):
-    """The boxes that are left of the cells of one image, best first.
-
-    Attributes:
-      boxes_xyxy: corners as fractions of what the network saw, [n 4].
-      objectness: of each, [n].
-      class_probs: of each, [n k].
-      unusable: cells that were left out because a value of theirs is NaN or infinite.
-    """
+    """The boxes that are left of the cells of one image, best first; see `nms.PaddedDetections`."""
 
     boxes_xyxy: Float[np.ndarray, "n 4"]
     objectness: Float[np.ndarray, " n"]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.grid import whole_frame_hw
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.inference.models import Model
 from yogo_jax.inference.serving import (

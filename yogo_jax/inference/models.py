@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from yogo_jax.detector.detections import Detections
-from yogo_jax.detector.thresholds import Thresholds
+from yogo_jax.detector.detections import Detections, Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
 from yogo_jax.inference.frame_sources import FrameError, GivenImages, ImageLike

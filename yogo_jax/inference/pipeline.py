@@ -14,9 +14,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from yogo_jax.detector.detections import Detections
+from yogo_jax.detector.detections import Detections, Thresholds
 from yogo_jax.detector.postprocess import detections_of
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.inference.frame_sources import EndOfFramesError, FrameError, FrameSource
 from yogo_jax.inference.serving import ServingSpec, View, view_of

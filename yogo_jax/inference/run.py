@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from yogo_jax.detector.thresholds import Thresholds
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.files import make_folder, write_json
 from yogo_jax.inference.frame_sources import FrameSource, check_distinct_stems

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from yogo_jax.data.images import resize_image
-from yogo_jax.detector.thresholds import Thresholds
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.errors import UserError
 
 

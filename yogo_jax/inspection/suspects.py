@@ -23,7 +23,7 @@ from yogo_jax.data.pipeline import EpochOrder, RecordSource, open_batches, padde
 from yogo_jax.data.records import large_enough
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.detections import Detections, check_numbers
+from yogo_jax.detector.detections import Detections, Thresholds, check_numbers
 from yogo_jax.detector.grid import cells_of_boxes
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, box_loss, class_loss, objectness_loss
@@ -33,7 +33,7 @@ from yogo_jax.detector.targets import winners_by_cell
 from yogo_jax.inspection.audit import Inspection
 from yogo_jax.inspection.collected import LabelledImages
 from yogo_jax.inspection.findings import MOST_LISTED, Kind, Listing
-from yogo_jax.metrics.matching import match_boxes
+from yogo_jax.metrics.confusion import match_boxes
 from yogo_jax.progress import with_progress
 
 
@@ -59,7 +59,6 @@ SUSPECT_KINDS = {
 MAX_DETECTIONS = 2000
 # A detection that overlaps a label by this IoU is of the same object, even if badly placed.
 NEAR_A_LABEL = 0.3
-OBJECTNESS_THRESHOLD = IOU_THRESHOLD = 0.5
 
 
 class LabelScores(NamedTuple):
@@ -343,8 +342,7 @@ def find_suspects(
     """
     find = functools.partial(
         detect,
-        objectness_threshold=OBJECTNESS_THRESHOLD,
-        iou_threshold=IOU_THRESHOLD,
+        thresholds=Thresholds(),
         max_detections=min(MAX_DETECTIONS, spec.grid_hw[0] * spec.grid_hw[1]),
     )
     score = functools.partial(score_labels, weights=weights)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.metrics.evaluator import ImageResult
-from yogo_jax.metrics.ranking import COCO_IOUS, MAX_DETECTIONS, Ranking, merge, rank_image
+from yogo_jax.metrics.mean_ap import COCO_IOUS, MAX_DETECTIONS, Ranking, merge, rank_image
 
 
 def rank(

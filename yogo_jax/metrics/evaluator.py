@@ -15,16 +15,13 @@ import numpy as np
 from yogo_jax.data.pipeline import EpochOrder, PackedImages, RecordSource, open_batches
 from yogo_jax.data.records import Records
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
-from yogo_jax.detector.detections import Detections, check_numbers, not_numbers
+from yogo_jax.detector.detections import Detections, Thresholds, check_numbers, not_numbers
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, label_loss
 from yogo_jax.detector.nms import PaddedDetections, detect
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.thresholds import Thresholds
-from yogo_jax.metrics.confusion import DetectionMetrics
-from yogo_jax.metrics.matching import Matches
-from yogo_jax.metrics.mean_ap import MeanAveragePrecision
-from yogo_jax.metrics.ranking import MAX_DETECTIONS
+from yogo_jax.metrics.confusion import DetectionMetrics, Matches
+from yogo_jax.metrics.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
 from yogo_jax.parallel import Devices
 
 
@@ -49,14 +46,11 @@ def make_eval_step(
     """Makes a pure function of (variables, batch): losses and detections of each image."""
     # One more than mean AP takes, so that it can tell and count the frames that had more.
     max_detections = min(MAX_DETECTIONS + 1, spec.grid_hw[0] * spec.grid_hw[1])
-    find = functools.partial(detect, iou_threshold=thresholds.iou, max_detections=max_detections)
-    keep = functools.partial(
-        find,
-        objectness_threshold=thresholds.objectness,
-        min_class_confidence=thresholds.min_class_confidence,
-        min_scores=thresholds.min_scores,
+    find = functools.partial(detect, max_detections=max_detections)
+    keep = functools.partial(find, thresholds=thresholds)
+    rank = functools.partial(
+        find, thresholds=Thresholds(objectness=MEAN_AP_OBJECTNESS, iou=thresholds.iou)
     )
-    rank = functools.partial(find, objectness_threshold=MEAN_AP_OBJECTNESS)
     image_loss = functools.partial(label_loss, weights=loss_weights)
 
     def eval_step(variables: Any, batch: Any) -> BatchOutputs:

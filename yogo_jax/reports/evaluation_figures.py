@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from yogo_jax.metrics.agreement import Agreement
 from yogo_jax.metrics.confusion import CALIBRATION_BINS, Calibration, name_beside
 from yogo_jax.metrics.curves import (
     FreeResponse,
@@ -18,6 +17,7 @@ from yogo_jax.metrics.curves import (
     roc,
 )
 from yogo_jax.metrics.evaluator import ImageResult
+from yogo_jax.metrics.intervals import Agreement
 from yogo_jax.reports import plots
 from yogo_jax.reports.pages import Figure
 

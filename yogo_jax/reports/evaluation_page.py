@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.drawing import OUTCOMES_LEGEND
 from yogo_jax.files import write_atomically, write_json
-from yogo_jax.metrics.agreement import agreement, counts_by_image
-from yogo_jax.metrics.bootstrap import bootstrap_intervals
 from yogo_jax.metrics.evaluator import Evaluation, ImageResult
+from yogo_jax.metrics.intervals import agreement, bootstrap_intervals, counts_by_image
 from yogo_jax.reports.evaluation_figures import (
     MAX_CLASSES,
     Curves,

@@ -10,9 +10,8 @@ from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.data.pipeline import PackedImages
 from yogo_jax.data.records import Records
-from yogo_jax.detector.detections import NotNumbersError
+from yogo_jax.detector.detections import NotNumbersError, Thresholds
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.detector.thresholds import Thresholds
 from yogo_jax.metrics.evaluator import Evaluation, Evaluator
 from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
 from yogo_jax.training.tracking import NotFiniteError, Tracker

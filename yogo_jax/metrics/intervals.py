@@ -1,12 +1,13 @@
-"""95 % intervals of the metrics of a test, from drawing its images again.
+"""95 % intervals of the metrics of a test, and limits of agreement of its counts.
 
-Images are drawn, not boxes: the cells of one frame share its focus, its stain and its patient.
-The decisions behind a metric are made once; a resample weighs them by how often it drew their
-image.
+Images are drawn again for an interval, not boxes: the cells of one frame share its focus, its stain
+and its patient. The decisions behind a metric are made once; a resample weighs them by how often it
+drew their image.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from yogo_jax.metrics.confusion import confusion_of
 from yogo_jax.metrics.curves import rank
 from yogo_jax.metrics.evaluator import ImageResult
-from yogo_jax.metrics.ranking import Ranking, average_precision
+from yogo_jax.metrics.mean_ap import Ranking, average_precision
 
 
 RESAMPLES = 1000
@@ -25,6 +26,8 @@ MAX_WORK = 300_000_000
 MIN_RESAMPLES = 200
 # Weights of this many detections are held at once.
 CHUNK = 2_000_000
+# Of a normal distribution, 95 % lie within so many standard deviations of the mean.
+NORMAL_95 = 1.959964
 
 
 def bootstrap_intervals(
@@ -149,3 +152,45 @@ def _mean_of_known(values: Float[np.ndarray, "r k"]) -> Float[np.ndarray, " r"]:
     count = known.sum(1)
     total = np.where(known, values, 0.0).sum(1)
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+
+class Agreement(NamedTuple):
+    """Agreement of two ways to count the same frames.
+
+    Attributes:
+      bias: mean over the frames of predicted minus true.
+      lower: lower limit of agreement: bias - 1.96 standard deviations of the differences; None of
+        fewer than two frames.
+      upper: the upper limit.
+    """
+
+    bias: float
+    lower: float | None
+    upper: float | None
+
+
+def counts_by_image(
+    images: Sequence[ImageResult], classes: int
+) -> tuple[Int[np.ndarray, "images k"], Int[np.ndarray, "images k"]]:
+    """(predicted, true) boxes of each class in each image; predicted ones above the thresholds."""
+    predicted = np.zeros((len(images), classes), np.int64)
+    true = np.zeros_like(predicted)
+    for index, image in enumerate(images):
+        predicted[index] = np.bincount(image.found.class_ids, minlength=classes)
+        true[index] = np.bincount(image.label_class_ids, minlength=classes)
+    return predicted, true
+
+
+def agreement(predicted: Int[np.ndarray, " images"], true: Int[np.ndarray, " images"]) -> Agreement:
+    """Bias and 95 % limits of agreement of the counts of at least one frame.
+
+    References:
+      Bland and Altman 1986, Statistical methods for assessing agreement between two methods of
+      clinical measurement, Lancet 327:307-310.
+    """
+    differences = (predicted - true).astype(np.float64)
+    bias = float(differences.mean())
+    if len(differences) < 2:
+        return Agreement(bias, None, None)
+    spread = NORMAL_95 * math.sqrt(differences.var(ddof=1))
+    return Agreement(bias, bias - spread, bias + spread)
