@@ -326,7 +326,7 @@ class TrainConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Section):
-    """Random changes of the training images, on the device, see `training/augment/`."""
+    """Random changes of the training images, on the device, see `training/augment.py`."""
 
     path: ClassVar[str] = "config.augment"
 
