@@ -130,7 +130,7 @@ def step_of(spec):
             "image_valid": ((), bool),
         }
         return {
-            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=Devices().by_image)
             for name, (shape, dtype) in shapes.items()
         }
 
@@ -157,8 +157,11 @@ def fitted(compiled, monkeypatch, room, before=None):
     """Bytes of the step that was chosen, whether it computes features twice, and what was said."""
     lines = []
     monkeypatch.setattr(compilation, "bytes_for_step", lambda devices: room)
+    make, state, shapes_of = compiled[0]
     step, rematerialized = compile_train_step(
-        *compiled[0],
+        make,
+        state,
+        shapes_of(BATCH),
         Devices(),
         batch_size=BATCH,
         image_hw=SPEC.image_hw,

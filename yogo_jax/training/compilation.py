@@ -74,10 +74,9 @@ def jit_train_step(steps: Steps, devices: Devices, shardings: Any = None) -> Any
 def compile_train_step(
     make_steps: Callable[[bool], Steps],
     state: TrainState,
-    shapes: Callable[[int], Any],
+    inputs: Any,
     devices: Devices,
     *,
-    shardings: Any = None,
     batch_size: int,
     image_hw: tuple[int, int],
     rematerialized: bool | None,
@@ -90,9 +89,8 @@ def compile_train_step(
     Args:
       make_steps: the pure function, by whether it is rematerialised.
       state: of the run.
-      shapes: of the inputs, by the images in a batch.
+      inputs: of a call, or their shapes with their places; those by image are spread.
       devices: of the run; all of its processes come to the same decision.
-      shardings: of the inputs; None is a spread batch.
       batch_size: images in a batch.
       image_hw: their height and width in px.
       rematerialized: whether the run was so until now, which it then stays, so that its numbers do
@@ -107,11 +105,17 @@ def compile_train_step(
       TooLittleMemoryError: it does not fit either way; names a batch and an image size that do.
     """
     requests = jax.ShapeDtypeStruct((devices.count, 2), bool)
+    shardings = jax.tree.map(lambda array: array.sharding, inputs)
 
     def compiled(images: int, *, rematerialize: bool) -> jax.stages.Compiled:
+        def shape(array: Any) -> jax.ShapeDtypeStruct:
+            rows = (images,) if array.sharding == devices.by_image else array.shape[:1]
+            return jax.ShapeDtypeStruct((*rows, *array.shape[1:]), array.dtype)
+
         step = jit_train_step(make_steps(rematerialize), devices, shardings)
         options = CPU_OPTIONS if rematerialize and devices.on_cpu else None
-        return step.lower(state, shapes(images), requests).compile(compiler_options=options)
+        lowered = step.lower(state, jax.tree.map(shape, inputs), requests)
+        return lowered.compile(compiler_options=options)
 
     text = "memory: the step takes"
     if not rematerialized:
@@ -161,15 +165,7 @@ def bytes_needed(compiled: Any) -> int:
 def _largest_batch(
     batch_size: int, step: int, room: int, needed: int, needed_by: Callable[[int], int]
 ) -> int:
-    """The largest batch that fits, to a few images; 0 if there is none.
-
-    Args:
-      batch_size: that does not fit.
-      step: batches are multiples of it.
-      room: bytes that a step may take.
-      needed: bytes that the batch takes.
-      needed_by: compiles a batch.
-    """
+    """The largest multiple of `step` images that fits, to a few images; 0 if there is none."""
     images = batch_size
     while images > 0 and needed > room:
         # Memory grows about as the batch.
