@@ -109,13 +109,7 @@ def _oriented(splits: Splits) -> list[tuple[str, int]]:
 def _fingerprint(
     splits: Splits, turned: list[tuple[str, int]], thumbnails: Thumbnails | None = None
 ) -> str:
-    """SHA-256 (hex) of the data of a run.
-
-    Args:
-      splits: its records.
-      turned: names and orientations of the images that are turned.
-      thumbnails: that are pasted, if any are.
-    """
+    """SHA-256 (hex) of the data of a run; `turned` names the images that are turned."""
     # Images of validation and test are read late, after hours perhaps: a broken one must be open to
     # mending without barring the run from going on.
     prints = [splits.train.fingerprint()]
@@ -258,13 +252,17 @@ def prepare_data(
       is to be said of it.
 
     Raises:
-      UserError: the definition, a label, a thumbnail or an image file does not fit, or as
-        `check_training_data`.
+      UserError: the definition, a label, a thumbnail or an image file does not fit; no training
+        box is used, `train.keep_best` has nothing to go by, or `data.image_hw` looks like width,
+        height.
     """
     definition = load_definition(definition_path(data.definition, data.image_hw))
     splits = _splits_of(definition, data, require_train=True)
     thumbnails, lines = _load_thumbnails(definition, splits.train, data, augment)
-    doubts = check_training_data(splits, data, train, pasted=thumbnails is not None)
+    doubts = _check_boxes(splits, data.min_box_area, pasted=thumbnails is not None)
+    doubts += _check_image_hw(splits.train, data)
+    if train is not None:
+        doubts += _check_validation(splits, train)
     oriented = _oriented(splits)
     turned = orientation_lines(len(oriented), applied=data.apply_orientation)
     return RunData(
@@ -312,32 +310,8 @@ def _load_thumbnails(
     return thumbnails, [line]
 
 
-def check_training_data(
-    splits: Splits, data: DataConfig, train: TrainConfig | None, *, pasted: bool
-) -> list[str]:
-    """Refuses data that nothing, or another thing, would be learnt from.
-
-    Args:
-      splits: as they are read.
-      data: how they are read.
-      train: how the best checkpoint is chosen; None where none is.
-      pasted: whether thumbnails are pasted into training images.
-
-    Returns:
-      Lines on what is doubtful.
-
-    Raises:
-      UserError: no training box is used, `train.keep_best` has nothing to go by, or
-        `data.image_hw` looks like width, height.
-    """
-    lines = _check_boxes(splits, data.min_box_area, pasted=pasted)
-    lines += _check_image_hw(splits.train, data)
-    if train is not None:
-        lines += _check_validation(splits, train)
-    return lines
-
-
 def _check_boxes(splits: Splits, min_box_area: float, *, pasted: bool) -> list[str]:
+    """Refuses data without a box to learn from; gives lines on boxes that are doubtful."""
     used, small = boxes_by_class(splits.train), splits.small_train
     left_out = small.by_class.sum()
     path = splits.definition.path
@@ -366,6 +340,7 @@ def _check_boxes(splits: Splits, min_box_area: float, *, pasted: bool) -> list[s
 
 
 def _check_validation(splits: Splits, train: TrainConfig) -> list[str]:
+    """Refuses a choice of the best checkpoint that has nothing to go by."""
     val = splits.val
     if train.keep_best != "loss" and not len(val.class_ids):
         found = f"{len(val)} images without a box" if len(val) else "no image"
@@ -381,6 +356,7 @@ def _check_validation(splits: Splits, train: TrainConfig) -> list[str]:
 
 
 def _check_image_hw(train: Records, data: DataConfig) -> list[str]:
+    """Refuses a size that looks like width, height; gives a line on images that are stretched."""
     stretch = stretch_of(train.image_paths, data.image_hw, data.apply_orientation)
     if stretch is None:
         return []

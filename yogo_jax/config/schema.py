@@ -279,7 +279,7 @@ class TrainConfig(Section, path="config.train"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Section, path="config.augment"):
-    """Random changes of each training image on its own, on the device: `training/augment/`."""
+    """Random changes of each training image on its own, on the device: `training/augment.py`."""
 
     horizontal_flip: Annotated[Probability, "Probability of exchanging left and right."]
     vertical_flip: Annotated[Probability, "Probability of exchanging top and bottom."]
