@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -198,7 +199,9 @@ def test_the_command_keeps_the_temperature(workdir, tmp_path, monkeypatch, capsy
         np.testing.assert_array_equal(a, b)
     assert "calibration error" in capsys.readouterr().out
     # Once more there is nothing left to change.
-    calibrate.main([str(workdir)])
+    calibrate.main([str(workdir), "--quiet"])
+    quiet = capsys.readouterr().out
+    assert re.match(r"\d+ matched boxes of \d+ images \(val split\)\n", quiet)
     again = read_metadata(find_checkpoint(workdir)).model.class_temperature
     assert again == pytest.approx(after.model.class_temperature, rel=1e-2)
 

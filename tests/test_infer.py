@@ -434,6 +434,21 @@ def test_nothing_asked_for_is_counting(models, frames, tmp_path, capsys):
     ]
 
 
+def test_quiet_prints_the_summary_alone(models, frames, tmp_path, capsys):
+    base = (models["ir"], "--images", frames, "--use-tqdm", "--output")
+    run_infer(*base, tmp_path / "told")
+    told = capsys.readouterr()
+    run_infer(*base, tmp_path / "quiet", "--quiet")
+    quiet = capsys.readouterr()
+    assert "frames" in told.err
+    assert quiet.err == ""
+    assert "counting, as with --count" in told.out
+    first, *_, last = quiet.out.splitlines()
+    assert f"\n{first}\n" in told.out
+    assert first.endswith(" boxes")
+    assert last.startswith(f"written to {tmp_path / 'quiet'}: counts.csv")
+
+
 def test_no_boxes_at_all(models, frames, tmp_path):
     run_infer(
         models["ir"], "--images", frames, "--output", tmp_path / "out", "--obj-thresh", 1,

@@ -458,6 +458,15 @@ def test_classes_that_outgrow_the_receptive_field(tmp_path, capsys):
     assert "larger than what a cell" not in capsys.readouterr().out
 
 
+def test_quiet_prints_the_result_alone(planted, capsys, monkeypatch):
+    monkeypatch.setattr("yogo_jax.progress.SECONDS_BETWEEN_LINES", -1.0)
+    main([str(planted[0])])
+    told = capsys.readouterr()
+    main([str(planted[0]), "-q"])
+    assert "images/s" in told.err
+    assert capsys.readouterr() == (told.out, "")
+
+
 def test_the_grid_by_flags(tmp_path, capsys):
     definition = write_dataset(tmp_path, images=4)
     main([str(definition), "--grid-hw", "1", "1"])

@@ -3,7 +3,7 @@ import sys
 import time
 
 from yogo_jax import progress
-from yogo_jax.progress import Heartbeat, with_progress
+from yogo_jax.progress import Heartbeat, with_progress, without_progress
 
 
 class Terminal(io.StringIO):
@@ -31,6 +31,14 @@ def test_lines_where_there_is_no_terminal(monkeypatch):
     lines = shown(monkeypatch, io.StringIO(), total=9, done=6).splitlines()
     assert [line.split(",")[0] for line in lines] == [f"{n} of 9 images" for n in (7, 8, 9)]
     assert shown(monkeypatch, io.StringIO()).startswith("1 images, ")
+
+
+def test_nothing_where_progress_is_not_wanted(monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+    with without_progress():
+        assert shown(monkeypatch, io.StringIO()) == ""
+        assert shown(monkeypatch, Terminal(), bar=True) == ""
+    assert shown(monkeypatch, io.StringIO()) != ""
 
 
 def wait_for(lines, count):

@@ -14,10 +14,6 @@ from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.errors import UserError
 
 
-# The size at which "synthetic" is looked at.
-NATIVE_IMAGE_HW = (772, 1032)
-
-
 def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
     """The mean size of the training boxes, how they scatter, and the flag that uses it.
 
@@ -31,7 +27,7 @@ def describe(definition: str, *, min_box_area: float, on_bad_label: str) -> str:
     from yogo_jax.data.records import mean_anchor
     from yogo_jax.data.splits import load_splits
 
-    path = definition_path(definition, NATIVE_IMAGE_HW)
+    path = definition_path(definition)
     splits = load_splits(
         load_definition(path), min_box_area=min_box_area, on_bad_label=on_bad_label
     )

@@ -27,10 +27,6 @@ from yogo_jax.progress import without_progress
 from yogo_jax.startup import start_jax
 
 
-# The size at which "synthetic" is looked at if none is given.
-NATIVE_IMAGE_HW = (772, 1032)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = Parser(
@@ -139,7 +135,7 @@ def audit(
                 min_box_area = metadata.data_settings().min_box_area
             if apply_orientation is None:
                 apply_orientation = metadata.model.apply_orientation
-        data = load_definition(definition_path(definition, size or NATIVE_IMAGE_HW))
+        data = load_definition(definition_path(definition, size))
         if metadata is not None:
             check_same_classes(data.path, data.class_names, metadata)
 

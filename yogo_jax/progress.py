@@ -138,11 +138,6 @@ def said_while(text: str, *, silent: bool = False) -> Iterator[None]:
       text: what is being done.
       silent: says nothing, as all but one of several processes.
     """
-
-    def say(line: str) -> None:
-        if not silent:
-            print(line, flush=True)
-
-    with Heartbeat(say) as heartbeat:
+    with Heartbeat(lambda line: None if silent else print(line, flush=True)) as heartbeat:
         heartbeat.doing(text)
         yield

@@ -32,14 +32,19 @@ Say = Callable[[str], None]
 # Fields that hold a path, and the values of these that are none.
 PATHS_OF_TRAIN = ("from_pretrained", "teacher", "resume")
 NO_PATHS = {("resume", "auto"), ("resume", "never")}
+# The size at which "synthetic" is looked at if none is given.
+NATIVE_IMAGE_HW = (772, 1032)
 # Share of the images that must be nearer to the turned size for it to be a mistake.
 TURNED = 0.9
 
 
-def definition_path(definition: str, image_hw: tuple[int, int]) -> Path:
-    """The absolute path of a definition file; the synthetic one is written first if need be."""
+def definition_path(definition: str, image_hw: tuple[int, int] | None = None) -> Path:
+    """The absolute path of a definition file; the synthetic one is written first if need be.
+
+    Its frames are of `image_hw`, (height, width) in px; None is that of the instrument's camera.
+    """
     if definition == SYNTHETIC:
-        return synthetic_dataset(image_hw).resolve()
+        return synthetic_dataset(image_hw or NATIVE_IMAGE_HW).resolve()
     return given_path(definition).resolve()
 
 
