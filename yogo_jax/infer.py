@@ -18,16 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yogo_jax.command import Parser, as_command
-from yogo_jax.errors import EXIT_TO_BE_CONTINUED, UserError
+from yogo_jax.errors import (
+    EXIT_TO_BE_CONTINUED,
+    UserError,
+    check_at_least,
+    check_fractions,
+    flag_of,
+)
 from yogo_jax.files import path_flag, path_text_flag
 from yogo_jax.ownership import own_folder
-from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
     from yogo_jax.inference.frame_sources import FrameSource
+    from yogo_jax.inference.pipeline import ServingSpec
     from yogo_jax.inference.run import Wanted
-    from yogo_jax.inference.serving import ServingSpec
 
 
 INTERRUPTED = (
@@ -212,14 +217,12 @@ def check(args: argparse.Namespace) -> None:
     Raises:
       UserError: naming the flag, its range and what was given.
     """
-    for name in ("obj_thresh", "iou_thresh", "min_class_confidence_threshold"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"--{name.replace('_', '-')} must be in [0, 1], got {value}")
-    for name in ("batch_size", "workers"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+    check_fractions(
+        obj_thresh=args.obj_thresh,
+        iou_thresh=args.iou_thresh,
+        min_class_confidence_threshold=args.min_class_confidence_threshold,
+    )
+    check_at_least(1, batch_size=args.batch_size, workers=args.workers)
     if args.crop_height is not None and not 0 < args.crop_height < float("inf"):
         raise UserError(f"--crop-height must be more than 0, got {args.crop_height:g}")
     for flag, needed in (
@@ -228,8 +231,8 @@ def check(args: argparse.Namespace) -> None:
         ("zarr_layout", "zarr"),
     ):
         if getattr(args, flag) and not getattr(args, needed):
-            flag, needed = (name.replace("_", "-") for name in (flag, needed))
-            raise UserError(f"--{flag} is of --{needed}, which was not given: give both or neither")
+            flag, needed = flag_of(flag), flag_of(needed)
+            raise UserError(f"{flag} is of {needed}, which was not given: give both or neither")
     if args.apply_orientation is not None and args.images is None:
         raise UserError("--apply-orientation is of --images, which was not given: leave it out")
     is_onnx = args.model.suffix.lower() == ".onnx"
@@ -246,12 +249,9 @@ def infer(args: argparse.Namespace) -> None:
     """
     # Imported late: a mistake in a flag is told without waiting.
     from yogo_jax.detector.detections import read_min_scores
-    from yogo_jax.inference.models import is_exported, load_model
-    from yogo_jax.inference.run import Running, format_summary, infer_frames
-    from yogo_jax.inference.serving import ModelOptions
+    from yogo_jax.inference.models import ModelOptions, load_model
+    from yogo_jax.inference.run import format_summary, infer_frames
 
-    if not is_exported(args.model):
-        start_jax()
     parts = [part for each in args.class_names or () for part in each.split(",")]
     names = [unicodedata.normalize("NFC", name) for part in parts if (name := part.strip())]
     options = ModelOptions(
@@ -276,7 +276,6 @@ def infer(args: argparse.Namespace) -> None:
         min_scores=read_min_scores(args.score_thresholds, names_of_model, thresholds, print)
     )
     source = open_source(args, model.serving)
-    cores = os.cpu_count() or 1
     try:
         summary = infer_frames(
             model,
@@ -285,12 +284,10 @@ def infer(args: argparse.Namespace) -> None:
             model_name=_model_name(args.model),
             thresholds=thresholds,
             wanted=wanted_outputs(args),
-            running=Running(
-                resume=args.resume,
-                strict=args.strict,
-                workers=args.workers or cores,
-                bar=sys.stderr.isatty() if args.use_tqdm is None else args.use_tqdm,
-            ),
+            resume=args.resume,
+            strict=args.strict,
+            workers=args.workers or os.cpu_count() or 1,
+            bar=sys.stderr.isatty() if args.use_tqdm is None else args.use_tqdm,
         )
     finally:
         source.close()

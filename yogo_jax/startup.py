@@ -121,12 +121,13 @@ def cpu_fingerprint() -> str:
 def use_compilation_cache() -> None:
     """Keeps compilations between processes, so that a second start does not compile again.
 
-    They lie in the user's cache folder, apart for each kind of CPU. JAX's own
-    `JAX_COMPILATION_CACHE_DIR` goes before; `YOGO_JAX_CACHE` moves the folder.
+    They lie in the user's cache folder, apart for each kind of CPU. `YOGO_JAX_CACHE` moves them. A
+    folder that the user has given JAX (`JAX_COMPILATION_CACHE_DIR` or `jax.config`) goes before.
     """
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    own = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if own or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = cache_folder() / "compilations" / f"{jax.__version__}-{cpu_fingerprint()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
