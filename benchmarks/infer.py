@@ -42,7 +42,7 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inference.frame_sources import open_images
 from yogo_jax.inference.models import Model, ModelOptions, load_model
 from yogo_jax.inference.pipeline import view_of
-from yogo_jax.inference.run import Wanted, infer_frames
+from yogo_jax.inference.run import Running, Wanted, infer_frames
 from yogo_jax.synthetic.cells import CLASS_NAMES
 from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS, draw_frame
 
@@ -146,8 +146,7 @@ def infer_cost(
             model_name="benchmark",
             thresholds=Thresholds(objectness=threshold),
             wanted=Wanted(counts=True, csv=True),
-            workers=workers,
-            say=lambda _: None,
+            running=Running(workers=workers, say=lambda _: None),
         )
     return cost(), summary["total"]
 

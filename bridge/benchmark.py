@@ -12,16 +12,15 @@ if __name__ == "__main__":
     own_this_process()
 
 import argparse
-import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from yogo_jax.command import Parser, as_command
-from yogo_jax.errors import UserError
+from yogo_jax.errors import UserError, check_at_least
 from yogo_jax.files import path_flag
 
 
@@ -50,25 +49,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", default="CPU", help="of OpenVINO; default: %(default)s")
     add("--output", type=path_flag, metavar="FILE.json", help="where to write the figures as well")
     return parser
-
-
-def check(args: argparse.Namespace) -> None:
-    """Refuses values out of range and files that are none.
-
-    Raises:
-      UserError: naming the flag or the file.
-    """
-    for name, least in (("rounds", 1), ("seconds", 0.01), ("frame_rate", 0.1)):
-        # Written so that NaN is refused.
-        if not least <= getattr(args, name) < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be {least:g} or more")
-    for path in args.models:
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"{path}: expected a model as .xml or .onnx")
-        if not path.is_file():
-            raise UserError(f"{path}: does not exist")
-    if args.output is not None and not args.output.parent.is_dir():
-        raise UserError(f"--output {args.output}: {args.output.parent} is no folder")
 
 
 class InstrumentModel:
@@ -172,29 +152,45 @@ def measure_paced(
     return dropped, latencies
 
 
-def benchmark(args: argparse.Namespace) -> dict[str, Any]:
-    """Figures of all models, as plain values.
+def benchmark(
+    models: Sequence[Path],
+    *,
+    rounds: int = 7,
+    seconds: float = 2.0,
+    frame_rate: float = 30.0,
+    precision: str = "f32",
+    device: str = "CPU",
+) -> dict[str, Any]:
+    """Figures of all models, as plain values; arguments are the flags.
 
     Raises:
-      UserError: OpenVINO cannot run a model.
+      UserError: a value is out of range, or OpenVINO cannot run a model.
     """
-    options = {"precision": args.precision, "device": args.device}
-    names = [str(path) for path in args.models]
-    fast = [InstrumentModel(path, hint="THROUGHPUT", **options) for path in args.models]
-    prompt = [InstrumentModel(path, hint="LATENCY", **options) for path in args.models]
+    check_at_least(1, rounds=rounds)
+    check_at_least(0.01, seconds=seconds)
+    check_at_least(0.1, frame_rate=frame_rate)
+    for path in models:
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"{path}: expected a model as .xml or .onnx")
+        if not path.is_file():
+            raise UserError(f"{path}: does not exist")
+    options = {"precision": precision, "device": device}
+    names = [str(path) for path in models]
+    fast = [InstrumentModel(path, hint="THROUGHPUT", **options) for path in models]
+    prompt = [InstrumentModel(path, hint="LATENCY", **options) for path in models]
     frames = [random_frames(model) for model in fast]
     for model, images in zip([*fast, *prompt], [*frames, *frames], strict=True):
         measure_throughput(model, images, WARM_UP_SECONDS)
     rates: list[list[float]] = [[] for _ in names]
     latencies: list[list[float]] = [[] for _ in names]
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         for index, images in enumerate(frames):
-            rates[index].append(measure_throughput(fast[index], images, args.seconds))
+            rates[index].append(measure_throughput(fast[index], images, seconds))
         for index, images in enumerate(frames):
-            latencies[index] += measure_latency(prompt[index], images, args.seconds)
+            latencies[index] += measure_latency(prompt[index], images, seconds)
     rows = []
     for index, name in enumerate(names):
-        dropped, paced = measure_paced(fast[index], frames[index], PACED_SECONDS, args.frame_rate)
+        dropped, paced = measure_paced(fast[index], frames[index], PACED_SECONDS, frame_rate)
         ratios = [own / first for own, first in zip(rates[index], rates[0], strict=True)]
         rows.append(
             {
@@ -210,7 +206,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
                 "runtime_nodes": len(fast[index].compiled.get_runtime_model().get_ops()),
             }
         )
-    return {"rounds": args.rounds, "frame_rate": args.frame_rate, **options, "models": rows}
+    return {"rounds": rounds, "frame_rate": frame_rate, **options, "models": rows}
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float | None]:
@@ -250,8 +246,16 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        check(args)
-        figures = benchmark(args)
+        if args.output is not None and not args.output.parent.is_dir():
+            raise UserError(f"--output {args.output}: {args.output.parent} is no folder")
+        figures = benchmark(
+            args.models,
+            rounds=args.rounds,
+            seconds=args.seconds,
+            frame_rate=args.frame_rate,
+            precision=args.precision,
+            device=args.device,
+        )
         print(format_benchmark(figures))
         if args.output is not None:
             from yogo_jax.files import write_json

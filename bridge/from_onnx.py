@@ -12,6 +12,7 @@ if __name__ == "__main__":
     own_this_process()
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,8 +175,8 @@ def _check_same_outputs(
         )
 
 
-def from_onnx(args: argparse.Namespace) -> None:
-    """Reads the file and writes the checkpoint.
+def from_onnx(path: Path, output: Path, class_names: str | None = None) -> None:
+    """Reads a file and writes the checkpoint `output`; names of the classes as A,B,C.
 
     Raises:
       UserError: the file cannot be used, or the output is in use.
@@ -186,25 +187,25 @@ def from_onnx(args: argparse.Namespace) -> None:
     from bridge.converted import describe, naming, split_names, write_converted
     from yogo_jax.files import check_free
 
-    check_free(args.output, "--output")
+    check_free(output, "--output")
     try:
-        model = onnx.load(args.onnx, format="protobuf")
+        model = onnx.load(path, format="protobuf")
         onnx.checker.check_model(model)
     except OSError as error:
-        raise UserError(f"{args.onnx}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (DecodeError, onnx.checker.ValidationError) as error:
-        raise UserError(f"{args.onnx}: is no valid ONNX model ({error})") from None
-    with naming(args.onnx):
-        spec, variables = convert(model, class_names=split_names(args.class_names))
-    write_converted(args.output, spec, variables, source=args.onnx.name)
-    print(f"{args.output}: {describe(spec)}")
+        raise UserError(f"{path}: is no valid ONNX model ({error})") from None
+    with naming(path):
+        spec, variables = convert(model, class_names=split_names(class_names))
+    write_converted(output, spec, variables, source=path.name)
+    print(f"{output}: {describe(spec)}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        from_onnx(args)
+        from_onnx(args.onnx, args.output, args.class_names)
 
 
 if __name__ == "__main__":

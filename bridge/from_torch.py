@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,8 +152,15 @@ def _scalar(weights: Mapping[str, Any], name: str, default: float | None = None)
     return float(_buffer(weights, name, 1)[0])
 
 
-def from_torch(args: argparse.Namespace) -> None:
-    """Reads the file and writes the checkpoint.
+def from_torch(
+    pth: Path,
+    output: Path,
+    *,
+    class_names: str | None = None,
+    architecture: str | None = None,
+    normalize_images: bool = False,
+) -> None:
+    """Reads a file and writes the checkpoint `output`; the rest as `convert`, names as A,B,C.
 
     Raises:
       UserError: the file cannot be used, or the output is in use.
@@ -161,31 +169,30 @@ def from_torch(args: argparse.Namespace) -> None:
     from bridge.torch_archive import read_torch_archive
     from yogo_jax.files import check_free
 
-    check_free(args.output, "--output")
-    saved = read_torch_archive(args.pth)
-    with naming(args.pth):
+    check_free(output, "--output")
+    saved = read_torch_archive(pth)
+    with naming(pth):
         spec, variables = convert(
             saved,
-            class_names=split_names(args.class_names),
-            architecture=args.architecture or "",
-            normalize_images=args.normalize_images,
+            class_names=split_names(class_names),
+            architecture=architecture or "",
+            normalize_images=normalize_images,
         )
     write_converted(
-        args.output,
+        output,
         spec,
         variables,
-        source=args.pth.name,
+        source=pth.name,
         step=int(saved.get("step") or 0),
         epoch=int(saved.get("epoch") or 0),
     )
-    print(f"{args.output}: {describe(spec)}")
+    print(f"{output}: {describe(spec)}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
-        args = make_parser().parse_args(argv)
-        from_torch(args)
+        from_torch(**vars(make_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

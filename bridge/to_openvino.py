@@ -13,15 +13,14 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bridge import DEFAULT_OPSET
-from yogo_jax.command import Parser, as_command
-from yogo_jax.errors import UserError
+from yogo_jax.command import Parser, add_shared, as_command
+from yogo_jax.errors import UserError, check_at_least, check_fractions, check_positive
 from yogo_jax.files import path_flag
 from yogo_jax.ownership import own_folder
 from yogo_jax.startup import start_jax
@@ -40,9 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Exports a checkpoint to ONNX and OpenVINO IR, and verifies what it wrote.",
     )
     add = parser.add_argument
-    add(
-        "checkpoint", type=path_flag, help="a run's workdir (its best checkpoint) or one checkpoint"
-    )
+    add_shared(parser, "checkpoint")
     add("--output", type=path_flag, required=True, help="folder for model.* and verification.json")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
@@ -51,11 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="rows of the images served: up to 1 a fraction of the trained height, above that px",
     )
-    size.add_argument(
+    add_shared(
+        size,
         "--image-hw",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
         help="rows and columns of the images served, at the scale of those trained on",
     )
     add("--batch", type=int, default=1, help="images of one call; default: %(default)s")
@@ -210,18 +205,15 @@ def check(
     Raises:
       UserError: naming the flag, its range and what was given.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch must be 1 or more, got {batch_size}")
-    if crop_height is not None and not 0 < crop_height < math.inf:
-        raise UserError(f"--crop-height must be more than 0, got {crop_height:g}")
+    check_at_least(1, batch=batch_size)
+    check_positive(crop_height=crop_height)
+    check_fractions(max_map_loss=max_map_loss)
     if image_hw and min(image_hw) < 1:
         raise UserError(f"--image-hw must be positive, got {list(image_hw)}")
     if target not in TARGETS:
         raise UserError(f"--target must be one of {', '.join(TARGETS)}, got {target!r}")
     if not DEFAULT_OPSET <= opset <= MAX_OPSET:
         raise UserError(f"--opset must be in {DEFAULT_OPSET} … {MAX_OPSET}, got {opset}")
-    if max_map_loss is not None and not 0 <= max_map_loss <= 1:
-        raise UserError(f"--max-map-loss must be in [0, 1], got {max_map_loss:g}")
     if max_map_loss is not None and int8 is None:
         raise UserError("--max-map-loss is of --int8, which was not given: give both or neither")
     if int8 is not None and target == "ncs2":

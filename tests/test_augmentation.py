@@ -10,17 +10,20 @@ import pytest
 from configs import base
 from yogo_jax.config.schema import AugmentConfig
 from yogo_jax.data.thumbnails import Thumbnails
-from yogo_jax.training.augment.apply import augment_batch
-from yogo_jax.training.augment.geometry import (
+from yogo_jax.training.augment import (
     MIN_VISIBLE,
+    add_noise,
+    augment_batch,
+    blur,
     cut_boxes,
+    cutout,
     quarter_turns,
     random_strip,
+    relight,
     whole_view,
     zoom_and_shift,
 )
-from yogo_jax.training.augment.pasting import DeviceThumbnails, cutout, on_device
-from yogo_jax.training.augment.photometry import add_noise, blur, relight
+from yogo_jax.training.pasting import DeviceThumbnails, on_device
 
 
 HEIGHT, WIDTH = 60, 80

@@ -45,9 +45,8 @@ def test_ratios_are_of_the_same_round(exported, monkeypatch):
     monkeypatch.setattr(benchmark, "measure_throughput", measure)
     monkeypatch.setattr(benchmark, "WARM_UP_SECONDS", 0.01)
     monkeypatch.setattr(benchmark, "PACED_SECONDS", 0.1)
-    models = [str(exported / "model.xml"), str(exported / "model.onnx")]
-    args = benchmark.make_parser().parse_args([*models, "--rounds", "3", "--seconds", "0.02"])
-    first, second = benchmark.benchmark(args)["models"]
+    models = [exported / "model.xml", exported / "model.onnx"]
+    first, second = benchmark.benchmark(models, rounds=3, seconds=0.02)["models"]
     assert (first["frames_per_second"], second["frames_per_second"]) == (100.0, 50.0)
     assert second["ratio"] == 0.5
     assert (second["ratio_lowest"], second["ratio_highest"]) == (0.4, 0.6)

@@ -19,9 +19,9 @@ from yogo_jax.counting.simulation import (
     coverage_table,
     draw,
     example_detector,
+    expected_cells,
     share_holding,
     sigma_interval,
-    truth_of,
     with_validation_times,
 )
 
@@ -97,8 +97,8 @@ def test_nothing_counted_is_two_sided_where_the_rule_of_three_is_not():
 
 
 def test_one_sample_is_as_one_of_many():
-    truth = truth_of(20, 20_000, ROLES, example_detector(), frames=400)
-    many = draw(example_detector(), truth, samples=5, seed=3)
+    cells = expected_cells(20, 20_000, ROLES, example_detector())
+    many = draw(example_detector(), cells, frames=400, samples=5, seed=3)
     for interval in (
         lambda evidence: count_interval(evidence, PARASITES),
         lambda evidence: ratio_interval(evidence, PARASITES, ROLES.red_cells),
@@ -188,18 +188,18 @@ def test_95_percent_intervals_hold_the_truth_in_95_percent(healthy, times):
 @pytest.mark.parametrize("parasites", [0, 5, 50, 5000])
 def test_intervals_of_parasitemia_hold_the_truth(parasites):
     detector = example_detector()
-    truth = truth_of(parasites, 20_000, ROLES, detector, frames=400)
-    evidence = draw(detector, truth, samples=200, seed=1)
+    cells = expected_cells(parasites, 20_000, ROLES, detector)
+    evidence = draw(detector, cells, frames=400, samples=200, seed=1)
     found = ratio_interval(evidence, PARASITES, ROLES.red_cells)
     # 200 samples: 3 standard errors are 4.6 %.
-    held = share_holding(found, parasites / truth.cells[ROLES.red_cells].sum())
+    held = share_holding(found, parasites / cells[ROLES.red_cells].sum())
     assert held >= 0.95 - 0.046
 
 
 def test_the_width_of_a_large_count_is_that_of_its_scatter():
     detector = example_detector()
-    truth = truth_of(5000, 20_000, ROLES, detector, frames=400)
-    evidence = draw(detector, truth, samples=4000, seed=2)
+    cells = expected_cells(5000, 20_000, ROLES, detector)
+    evidence = draw(detector, cells, frames=400, samples=4000, seed=2)
     scatter = deskew(evidence)[:, PARASITES].sum(1).std()
     found = count_interval(evidence, PARASITES)
     assert np.median(found.upper - found.lower) == pytest.approx(2 * 1.96 * scatter, rel=0.04)

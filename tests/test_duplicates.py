@@ -239,11 +239,12 @@ def test_images_that_are_alike_in_vain_are_not_read_for_ever(tmp_path, monkeypat
     paths = save(tmp_path, {f"{i:02}.png": np.roll(frame, i % 2, 1) for i in range(7)})
     scanned = scan_images(paths, workers=1)
     # Of identical files only the first takes part, so these are told to differ.
-    scanned = dataclasses.replace(scanned, digests=[bytes([i]) for i in range(7)])
+    images = [image._replace(digest=bytes([i])) for i, image in enumerate(scanned.images)]
+    scanned = dataclasses.replace(scanned, images=images)
     read = []
     monkeypatch.setattr(duplicates, "PAIRS_AT_ONCE", 1)
     monkeypatch.setattr(
-        duplicates, "fine_correlation", lambda first, second, _: read.append(first) or 0.5
+        duplicates, "fine_correlation", lambda first, *_, **__: read.append(first) or 0.5
     )
     assert near_groups(scanned, workers=1) == []
     assert 6 <= len(read) <= 4 * duplicates.MOST_FAILURES
@@ -291,7 +292,7 @@ def test_scan_keeps_the_order_and_tells_how_far_it_is(tmp_path, monkeypatch, cap
     scanned = scan_images(paths, workers=3)
     assert isinstance(scanned, ScannedImages)
     assert scanned.paths == tuple(paths)
-    assert scanned.images_hw == [(60 + i, IMAGE_HW[1]) for i in range(9)]
+    assert [each.image_hw for each in scanned.images] == [(60 + i, IMAGE_HW[1]) for i in range(9)]
     assert "9 of 9 images" in capsys.readouterr().err
     assert scan_images([], workers=2).coarse.shape == (0, 256)
 

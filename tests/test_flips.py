@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from yogo_jax.training.augment.geometry import random_flips
+from yogo_jax.training.augment import random_flips
 
 
 IMAGE = jnp.arange(4 * 6 * 1, dtype=jnp.uint8).reshape(4, 6, 1)

@@ -31,7 +31,7 @@ from runs import run_command
 from test_frame_sources import save_stack, save_video, save_zarr
 from yogo_jax.checkpoint.store import read_metadata, restore_variables
 from yogo_jax.data.images import read_image
-from yogo_jax.data.labels import read_labels
+from yogo_jax.data.labels import read_label_files
 from yogo_jax.detector.spec import served_spec
 
 
@@ -471,7 +471,7 @@ def test_predictions_are_read_as_labels(models, frames, tmp_path):
         "--obj-thresh", THRESHOLD,
     )  # fmt: skip
     for path in (tmp_path / "out" / "labels").iterdir():
-        labels = read_labels(path, CLASS_NAMES, None, on_bad_label="error")
+        (labels,) = read_label_files([path], CLASS_NAMES, None, on_bad_label="error")
         assert len(labels.class_ids) == len(path.read_text().splitlines())
 
 

@@ -13,7 +13,6 @@ from yogo_jax.data.labels import (
     numbers_of_rows,
     read_categories,
     read_label_files,
-    read_labels,
 )
 from yogo_jax.errors import UserError
 
@@ -22,6 +21,11 @@ NAMES = ("healthy", "ring", "white cell")
 CATEGORIES = {1: "ring", 2: "healthy", 7: "dust"}
 ROW = "1 0.5 0.25 0.125 0.0625"
 BOX = [0.5, 0.25, 0.125, 0.0625]
+
+
+def read_labels(path, names, categories, *, on_bad_label):
+    (labels,) = read_label_files([path], names, categories, on_bad_label=on_bad_label)
+    return labels
 
 
 def read(tmp_path, content, *, categories=None, on_bad_label="error", name="a.txt"):

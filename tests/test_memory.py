@@ -19,15 +19,16 @@ from yogo_jax.config.schema import AugmentConfig, LossConfig
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices
-from yogo_jax.training import compilation, memory
+from yogo_jax.training import compilation
 from yogo_jax.training.compilation import (
     CPU_OPTIONS,
     TooLittleMemoryError,
     bytes_needed,
     compile_train_step,
+    free_in_cgroups,
+    free_on_host,
     jit_train_step,
 )
-from yogo_jax.training.memory import free_in_cgroups, free_on_host
 from yogo_jax.training.step import make_train_step
 from yogo_jax.training.trainer import train_and_evaluate
 
@@ -74,7 +75,7 @@ def test_no_cgroup_with_a_limit(tmp_path, own):
 @pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
 def test_limits_of_the_process_count(name):
     script = (
-        "import resource; from yogo_jax.training.memory import free_on_host; "
+        "import resource; from yogo_jax.training.compilation import free_on_host; "
         f"resource.setrlimit(resource.{name}, (8 << 30,) * 2); print(free_on_host())"
     )
     result = subprocess.run(
@@ -129,7 +130,7 @@ def step_of(spec):
             "image_valid": ((), bool),
         }
         return {
-            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=Devices().by_image)
             for name, (shape, dtype) in shapes.items()
         }
 
@@ -156,8 +157,11 @@ def fitted(compiled, monkeypatch, room, before=None):
     """Bytes of the step that was chosen, whether it computes features twice, and what was said."""
     lines = []
     monkeypatch.setattr(compilation, "bytes_for_step", lambda devices: room)
+    make, state, shapes_of = compiled[0]
     step, rematerialized = compile_train_step(
-        *compiled[0],
+        make,
+        state,
+        shapes_of(BATCH),
         Devices(),
         batch_size=BATCH,
         image_hw=SPEC.image_hw,
@@ -219,7 +223,7 @@ def test_memory_for_no_image_at_all(compiled, monkeypatch):
 
 def test_a_run_without_enough_memory_is_refused_before_its_first_step(tmp_path, monkeypatch):
     definition = write_dataset(tmp_path / "data", images=8)
-    monkeypatch.setattr(memory, "free_bytes", lambda devices: 2**20)
+    monkeypatch.setattr(compilation, "free_bytes", lambda devices: 2**20)
     with pytest.raises(TooLittleMemoryError, match=r"takes .* MiB of memory"):
         train_and_evaluate(tiny_config(definition), tmp_path / "run")
     monkeypatch.undo()

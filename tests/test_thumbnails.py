@@ -16,8 +16,8 @@ from yogo_jax.checkpoint.run_data import prepare_data
 from yogo_jax.config.schema import AugmentConfig
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
 from yogo_jax.errors import UserError
-from yogo_jax.training.augment.apply import augment_batch
-from yogo_jax.training.augment.pasting import FEATHER_PX, on_device, paste
+from yogo_jax.training.augment import augment_batch
+from yogo_jax.training.pasting import FEATHER_PX, on_device, paste
 
 
 FRAME_HW = (60, 80)

@@ -13,13 +13,9 @@ from yogo_jax.errors import UserError
 
 
 class Command(NamedTuple):
-    """One sub-command.
+    """One sub-command: a title in the help, the module whose `main` it is, and what it is for.
 
-    Attributes:
-      group: title that it stands under in the help.
-      module: whose `main` it is. Those of `bridge` need packages that the others do without, and
-        are imported when they are called.
-      summary: what it is for.
+    Modules of `bridge` need packages that the others do without, and are imported when called.
     """
 
     group: str
@@ -93,14 +89,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_completion(arguments: list[str]) -> None:
-    if len(arguments) != 1 or arguments[0] not in SHELLS:
-        raise UserError(f"completion: expected one of {', '.join(SHELLS)}, got {arguments}")
-    import shtab
-
-    print(shtab.complete(make_parser(), shell=arguments[0]))
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -115,7 +103,11 @@ def main(argv: list[str] | None = None) -> None:
             return
         name, *rest = arguments
         if name == "completion":
-            _print_completion(rest)
+            if len(rest) != 1 or rest[0] not in SHELLS:
+                raise UserError(f"completion: expected one of {', '.join(SHELLS)}, got {rest}")
+            import shtab
+
+            print(shtab.complete(make_parser(), shell=rest[0]))
             return
         if name not in COMMANDS:
             nearest = difflib.get_close_matches(name, COMMANDS, n=1)

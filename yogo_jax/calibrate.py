@@ -18,7 +18,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from yogo_jax.command import Parser, as_command
+from yogo_jax.command import Parser, add_quiet, add_shared, as_command, quietly
 from yogo_jax.errors import UserError, check_at_least
 from yogo_jax.files import path_flag, write_json
 from yogo_jax.startup import start_jax
@@ -36,10 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
         "that it was not trained on, and keeps it in the checkpoint.",
     )
     add = parser.add_argument
-    add(
-        "checkpoint", type=path_flag, help="a run's workdir (its best checkpoint) or one checkpoint"
-    )
-    add("--definition", metavar="FILE.yml", help="labelled frames; default: those of the run")
+    add_shared(parser, "checkpoint", "--definition")
     add(
         "--split",
         choices=("val", "test"),
@@ -53,8 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="of the thresholds that are printed; default: %(default)s",
     )
     add("--output", type=path_flag, metavar="FILE.json", help="where to write the figures as well")
-    add("--batch-size", type=int, default=8, help="images of a step; default: %(default)s")
-    add("--workers", type=int, default=0, help="processes that read images; default: %(default)s")
+    add_shared(parser, "--batch-size", "--workers")
+    add_quiet(parser)
     return parser
 
 
@@ -87,14 +84,13 @@ def calibrate(
     check_at_least(0, workers=workers)
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.checkpoint.run_data import evaluation_data
+    from yogo_jax.checkpoint.run_data import evaluation_records
     from yogo_jax.checkpoint.store import (
         find_checkpoint,
         read_metadata,
         restore_variables,
         rewrite_metadata,
     )
-    from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.pipeline import padded_box_count
     from yogo_jax.detector.detections import Thresholds
     from yogo_jax.metrics.calibration import (
@@ -110,31 +106,21 @@ def calibrate(
 
     folder = find_checkpoint(checkpoint)
     metadata = read_metadata(folder)
-    splits = evaluation_data(metadata, definition, print)
-    records = getattr(splits, split)
-    for line in splits.lines():
-        print(line)
     model = metadata.model
-    stretch = stretch_of(records.image_paths, model.image_hw, model.apply_orientation)
-    if stretch is not None:
-        print(stretch)
-    for line in lines_on(records.image_paths, applied=model.apply_orientation):
-        print(line)
-    if len(records) == 0:
-        raise UserError(f"the {split} split is empty: choose another by --split")
+    records = evaluation_records(metadata, definition, split, model, print)
     at = Thresholds()
     evaluator = Evaluator(
-        metadata.model,
+        model,
         loss_weights=metadata.loss_weights(),
         batch_size=batch_size,
         max_boxes=padded_box_count([records], 0),
         workers=workers,
         thresholds=at,
     )
-    variables = restore_variables(folder, metadata.model)
+    variables = restore_variables(folder, model)
     with said_while(f"evaluating {len(records)} images"):
         images = evaluator.run(variables, records, keep_images=True).images
-    names = metadata.model.class_names
+    names = model.class_names
     if len(names) < 2:
         raise UserError(f"{folder} knows one class only, of which it is always sure")
     pairs = matched_pairs(images, len(names))
@@ -146,9 +132,7 @@ def calibrate(
     # On top of the one that the checkpoint has, if it was calibrated before.
     change = fit_temperature(pairs)
     after = Pairs(at_temperature(pairs.class_probs, change), pairs.class_ids)
-    spec = dataclasses.replace(
-        metadata.model, class_temperature=metadata.model.class_temperature * change
-    )
+    spec = dataclasses.replace(model, class_temperature=model.class_temperature * change)
     thresholds = {
         name: threshold_at_precision(images, class_id, change, precision)
         for class_id, name in enumerate(names)
@@ -200,14 +184,15 @@ def main(argv: list[str] | None = None) -> None:
         args = make_parser().parse_args(argv)
         if args.output is not None and not args.output.absolute().parent.is_dir():
             raise UserError(f"--output {args.output}: {args.output.parent} is no folder")
-        figures = calibrate(
-            args.checkpoint,
-            args.definition,
-            args.split,
-            precision=args.precision,
-            batch_size=args.batch_size,
-            workers=args.workers,
-        )
+        with quietly(args.quiet):
+            figures = calibrate(
+                args.checkpoint,
+                args.definition,
+                args.split,
+                precision=args.precision,
+                batch_size=args.batch_size,
+                workers=args.workers,
+            )
         print(format_calibration(figures))
         if args.output is not None:
             try:

@@ -21,6 +21,8 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
 from yogo_jax.errors import EXIT_USER_ERROR, exit_on_user_error
+from yogo_jax.files import path_flag
+from yogo_jax.progress import without_progress
 from yogo_jax.startup import spare_libraries_the_home
 
 
@@ -67,27 +69,76 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As of argparse; but unknown flags are refused, and that before missing ones."""
         arguments = sys.argv[1:] if args is None else list(args)
-        if self._subparsers is None:
-            for flag in self._flags_among(arguments):
-                self._check_known(flag)
+        known = list(self._option_string_actions)
+        ahead = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        for flag in (each.partition("=")[0] for each in ahead if each.startswith("--")):
+            is_short = self.allow_abbrev and any(each.startswith(flag) for each in known)
+            if self._subparsers is None and flag not in known and not is_short:
+                nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+                hint = f"did you mean {nearest[0]}?" if nearest else "unknown flag"
+                self.error(f"{flag}: {hint}")
         return super().parse_known_args(arguments, namespace)
 
-    @staticmethod
-    def _flags_among(arguments: list[str]) -> list[str]:
-        ahead = arguments[: arguments.index("--")] if "--" in arguments else arguments
-        return [each.partition("=")[0] for each in ahead if each.startswith("--")]
 
-    def _check_known(self, flag: str) -> None:
-        actions = self._option_string_actions
-        if flag in actions or (
-            self.allow_abbrev and any(each.startswith(flag) for each in actions)
-        ):
-            return
-        nearest = difflib.get_close_matches(flag, list(actions), n=1, cutoff=0.7)
-        self.error(f"{flag}: {f'did you mean {nearest[0]}?' if nearest else 'unknown flag'}")
+# Flags that several commands have, in the same words.
+SHARED_FLAGS: dict[str, dict[str, Any]] = {
+    "checkpoint": {
+        "type": path_flag,
+        "help": "a run's workdir (its best checkpoint) or a checkpoint folder",
+    },
+    "--definition": {"metavar": "FILE.yml", "help": "labelled frames; default: those of the run"},
+    "--image-hw": {"type": int, "nargs": 2, "metavar": ("H", "W")},
+    "--apply-orientation": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "turn images as their EXIF or TIFF tag says, as viewers do; default: as those that "
+        "the model was trained on, else yes",
+    },
+    "--batch-size": {
+        "type": int,
+        "default": 8,
+        "help": "images a device takes at a time; default: %(default)s",
+    },
+    "--workers": {
+        "type": int,
+        "default": 0,
+        "help": "processes that read images; default: threads",
+    },
+}
 
 
-def add_quiet(parser: argparse.ArgumentParser) -> None:
+def add_shared(group: argparse._ActionsContainer, *flags: str, **changes: Any) -> None:
+    """Adds flags of `SHARED_FLAGS`, of whose options the command may change some."""
+    for flag in flags:
+        group.add_argument(flag, **(SHARED_FLAGS[flag] | changes))
+
+
+def add_thresholds(group: argparse._ActionsContainer, *, of_model: bool = False) -> None:
+    """Adds the thresholds that a box must pass; those `of_model` hold where no flag is given."""
+    whose = "what the model says, mostly " if of_model else ""
+    for name, usual, text in (
+        ("obj-thresh", 0.5, "objectness above which a box counts"),
+        ("iou-thresh", 0.5, "IoU above which a worse box is suppressed"),
+        (
+            "min-class-confidence-threshold",
+            0.0,
+            "probability that the best class of a box must exceed, if above 0",
+        ),
+    ):
+        group.add_argument(
+            f"--{name}",
+            type=float,
+            default=None if of_model else usual,
+            help=f"{text}; default: {whose}{usual:g}",
+        )
+    group.add_argument(
+        "--score-thresholds",
+        type=path_flag,
+        metavar="FILE.json",
+        help="least scores by class, as `yogo_jax.calibrate --output` writes them",
+    )
+
+
+def add_quiet(parser: argparse._ActionsContainer) -> None:
     """Adds `-q`, for commands that print their progress."""
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print results and errors, no progress"
@@ -96,11 +147,15 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def quietly(quiet: bool) -> Iterator[None]:
-    """Drops what the block prints on standard output, if `quiet`."""
+    """Drops what the block prints on standard output, and its progress, if `quiet`."""
     if not quiet:
         yield
         return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        without_progress(),
+    ):
         yield
 
 

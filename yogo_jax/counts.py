@@ -28,6 +28,15 @@ RED_CELLS_PER_UL = 5e6
 
 Add = Callable[..., Any]
 
+
+def _class_name(text: str) -> str:
+    # In the form of Unicode that class names are read in: the same text has several.
+    return unicodedata.normalize("NFC", text)
+
+
+CLASSES: dict[str, Any] = {"type": _class_name, "nargs": "+", "metavar": "CLASS"}
+VALIDATIONS: dict[str, Any] = {"type": path_flag, "nargs": "+", "metavar": "METRICS.json"}
+
 EXAMPLES = """\
 examples:
   what is in one run, as counted (boxes of `infer --save-npy`, or counts of `infer --count`):
@@ -75,9 +84,7 @@ def _add_estimate(commands: argparse._SubParsersAction) -> None:
     )
     add(
         "--validation",
-        type=path_flag,
-        nargs="+",
-        metavar="METRICS.json",
+        **VALIDATIONS,
         help="metrics.json of the same network, of one validation or of several folds: corrects "
         "the counts; must have been made at the same thresholds",
     )
@@ -123,13 +130,7 @@ def _add_estimate(commands: argparse._SubParsersAction) -> None:
 def _add_matrix(commands: argparse._SubParsersAction) -> None:
     text = "MODEL-cmatrix-mean.npy and MODEL-inv-cmatrix-std.npy of the instrument's deskewer"
     add = commands.add_parser("matrix", help=text, description=text).add_argument
-    add(
-        "validation",
-        type=path_flag,
-        nargs="+",
-        metavar="METRICS.json",
-        help="of one validation, or of each of k folds",
-    )
+    add("validation", **VALIDATIONS, help="of one validation, or of each of k folds")
     add(
         "--matched-only",
         action="store_true",
@@ -177,9 +178,7 @@ def _add_coverage(commands: argparse._SubParsersAction) -> None:
     add = commands.add_parser("coverage", help=text, description=text).add_argument
     add(
         "--validation",
-        type=path_flag,
-        nargs="+",
-        metavar="METRICS.json",
+        **VALIDATIONS,
         help="taken as the truth about the network; default: a made-up network of seven classes",
     )
     _add_assume_right(add)
@@ -198,18 +197,11 @@ def _add_coverage(commands: argparse._SubParsersAction) -> None:
     _add_roles(add)
 
 
-def _class_name(text: str) -> str:
-    # In the form of Unicode that class names are read in: the same text has several.
-    return unicodedata.normalize("NFC", text)
-
-
 def _add_assume_right(add: Add) -> None:
     add(
         "--assume-right",
-        type=_class_name,
-        nargs="+",
+        **CLASSES,
         default=[],
-        metavar="CLASS",
         help="classes without a true cell in the validation, taken as always found and named right",
     )
 
@@ -227,18 +219,14 @@ def _add_line(add: Add) -> None:
 def _add_roles(add: Add) -> None:
     add(
         "--parasite-classes",
-        type=_class_name,
-        nargs="+",
+        **CLASSES,
         default=list(PARASITE_CLASSES),
-        metavar="CLASS",
         help=f"default: {' '.join(PARASITE_CLASSES)} (not gametocytes, as the instrument counts)",
     )
     add(
         "--red-cell-classes",
-        type=_class_name,
-        nargs="+",
+        **CLASSES,
         default=list(RED_CELL_CLASSES),
-        metavar="CLASS",
         help=f"the denominator of a parasitemia; default: {' '.join(RED_CELL_CLASSES)}",
     )
 
@@ -246,9 +234,7 @@ def _add_roles(add: Add) -> None:
 def _add_classes(add: Add) -> None:
     add(
         "--class-names",
-        type=_class_name,
-        nargs="+",
-        metavar="CLASS",
+        **CLASSES,
         help="classes of the array, in order; default: those of RUN.json beside it, of the "
         "validation, or the instrument's seven",
     )
@@ -315,11 +301,7 @@ def _check_estimate(given: Mapping[str, Any]) -> None:
                 "already, and there is no --compensation"
             )
     for name, needed, why in (
-        (
-            "frames",
-            "validation",
-            "subtracts false boxes on background, at the rate of a validation",
-        ),
+        ("frames", "validation", "subtracts false boxes on background at a validation's rate"),
         ("line", "compensation", "says what the line of a compensation file is"),
     ):
         if given[name] and not given[needed]:

@@ -1,6 +1,6 @@
 """Pictures of detections: class-coloured boxes on a frame, with the true boxes if known."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -105,7 +105,7 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 # Frames with a longer side under this many pixels are drawn at twice their size.
 SMALL_FRAME_PX = 640
 FONT_PX = 11
-DASH_PX = 4
+DASH_PX = 4  # of the thin line in two colours, seen on bright and on dark ground
 # What became of a box, told apart by line and by colour: (colour, width, length of a dash or None).
 FOUND, MISNAMED, MISSED, EXTRA = (
     (PALETTE[0], 2, None),
@@ -159,7 +159,7 @@ def draw_boxes(
         if label_class_ids is not None:
             label_colours = _colours(label_class_ids)
         for box, colour in zip(labels_px, label_colours, strict=True):
-            _draw_dashed(drawing, box, colour)
+            _draw_line(drawing, box, (colour, 1, DASH_PX), gap=BLACK)
     # Text comes last, and that of the first prediction, the best one, at the very last: where
     # cells overlap it is what must stay readable.
     for i in reversed(range(len(boxes_px))):
@@ -220,7 +220,7 @@ def draw_outcomes(
     for box, line, _ in outcomes:
         _draw_line(drawing, box, line)
     for j in sorted(found_labels):
-        _draw_dashed(drawing, labels_px[j], WHITE)
+        _draw_line(drawing, labels_px[j], (WHITE, 1, DASH_PX), gap=BLACK)
     font = ImageFont.load_default(FONT_PX)
     for box, (colour, _, _), text in outcomes:
         if text:
@@ -254,39 +254,30 @@ def _to_pixels(
 _Line = tuple[tuple[int, int, int], int, int | None]
 
 
-def _draw_line(drawing: ImageDraw.ImageDraw, box: tuple[int, int, int, int], line: _Line) -> None:
-    """The outline of a box, whole or in dashes with gaps of the same length, inside its corners."""
+def _draw_line(
+    drawing: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    line: _Line,
+    *,
+    gap: tuple[int, int, int] | None = None,
+) -> None:
+    """The outline of a box inside its corners, whole or in dashes; `gap` colours those between."""
     colour, width, dash_px = line
     if dash_px is None:
         drawing.rectangle(box, outline=colour, width=width)
         return
     x1, y1, x2, y2 = box
-    thick = width - 1
-    for start, end in list(_dashes(x1, x2, dash_px))[::2]:
-        drawing.rectangle((start, y1, end, min(y1 + thick, y2)), fill=colour)
-        drawing.rectangle((start, max(y2 - thick, y1), end, y2), fill=colour)
-    for start, end in list(_dashes(y1, y2, dash_px))[::2]:
-        drawing.rectangle((x1, start, min(x1 + thick, x2), end), fill=colour)
-        drawing.rectangle((max(x2 - thick, x1), start, x2, end), fill=colour)
-
-
-def _draw_dashed(
-    drawing: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: tuple[int, int, int]
-) -> None:
-    """A thin line of dashes in the colour and in black, seen on bright and on dark ground."""
-    x1, y1, x2, y2 = box
-    for i, (start, end) in enumerate(_dashes(x1, x2)):
-        for y in (y1, y2):
-            drawing.line((start, y, end, y), fill=(colour, BLACK)[i % 2])
-    for i, (start, end) in enumerate(_dashes(y1, y2)):
-        for x in (x1, x2):
-            drawing.line((x, start, x, end), fill=(colour, BLACK)[i % 2])
-
-
-def _dashes(first: int, last: int, length: int = DASH_PX) -> Iterator[tuple[int, int]]:
-    """First and last pixel of each dash on a line."""
-    for start in range(first, last + 1, length):
-        yield start, min(start + length - 1, last)
+    thick, colours = width - 1, (colour, gap)
+    for i, start in enumerate(range(x1, x2 + 1, dash_px)):
+        end = min(start + dash_px - 1, x2)
+        if (fill := colours[i % 2]) is not None:
+            drawing.rectangle((start, y1, end, min(y1 + thick, y2)), fill=fill)
+            drawing.rectangle((start, max(y2 - thick, y1), end, y2), fill=fill)
+    for i, start in enumerate(range(y1, y2 + 1, dash_px)):
+        end = min(start + dash_px - 1, y2)
+        if (fill := colours[i % 2]) is not None:
+            drawing.rectangle((x1, start, min(x1 + thick, x2), end), fill=fill)
+            drawing.rectangle((max(x2 - thick, x1), start, x2, end), fill=fill)
 
 
 def _draw_text(

@@ -1,5 +1,6 @@
 """The exception that means a mistake of the user, and the exit statuses of commands."""
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,14 +42,25 @@ def check_fractions(**given: float | None) -> None:
 
 
 def check_at_least(least: float, **given: float | None) -> None:
-    """Refuses numbers that are too small, by the names of their flags; None is not given.
+    """Refuses numbers that are too small or not finite, by the names of their flags.
 
     Raises:
       UserError: naming the flag and what was given.
     """
     for name, value in given.items():
-        if value is not None and value < least:
-            raise UserError(f"{flag_of(name)} must be {least} or more, got {value}")
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"{flag_of(name)} must be {least:g} or more, got {value}")
+
+
+def check_positive(**given: float | None) -> None:
+    """Refuses numbers that are not above 0 or not finite, by the names of their flags.
+
+    Raises:
+      UserError: naming the flag and what was given.
+    """
+    for name, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{flag_of(name)} must be more than 0, got {value:g}")
 
 
 def flag_of(name: str) -> str:

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yogo_jax.command import Parser, add_quiet, as_command
+from yogo_jax.command import Parser, add_quiet, add_shared, add_thresholds, as_command
 from yogo_jax.errors import UserError, check_at_least, check_fractions
 from yogo_jax.files import given_path, path_flag
 from yogo_jax.ownership import own_folder
@@ -39,49 +39,18 @@ def make_parser() -> argparse.ArgumentParser:
         description="COCO mean AP and counting metrics of a checkpoint on one split of a data set.",
     )
     add = parser.add_argument
-    add(
-        "checkpoint",
-        type=path_flag,
-        help="a run's workdir (its best checkpoint) or a checkpoint folder",
-    )
-    add("--definition", help="data set definition (.yml); default: the one it was trained on")
+    add_shared(parser, "checkpoint", "--definition")
     add("--output", type=path_flag, required=True, help="folder for what it writes")
     add("--split", choices=SPLITS, default="test", help="default: %(default)s")
-    add(
+    add_shared(
+        parser,
         "--image-hw",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
         help="size of the frames, at the scale of those trained on, so that cells keep their size "
         "in px; default: the size trained on, to which frames are resized",
     )
-    add(
-        "--batch-size",
-        type=int,
-        default=8,
-        help="images a device takes at a time; default: %(default)s",
-    )
-    add("--workers", type=int, default=0, help="processes that read images; default: threads")
-    add(
-        "--apply-orientation",
-        action=argparse.BooleanOptionalAction,
-        help="turn images as their EXIF or TIFF tag says, as viewers do; default: as the run did",
-    )
+    add_shared(parser, "--batch-size", "--workers", "--apply-orientation")
     add("--pictures", type=int, default=8, help="frames to draw; default: %(default)s")
-    add("--obj-thresh", type=float, default=0.5, help="objectness above which a box counts")
-    add("--iou-thresh", type=float, default=0.5, help="IoU above which a worse box is suppressed")
-    add(
-        "--min-class-confidence-threshold",
-        type=float,
-        default=0.0,
-        help="probability that the best class of a box must exceed, if above 0",
-    )
-    add(
-        "--score-thresholds",
-        type=path_flag,
-        metavar="FILE.json",
-        help="least scores by class, as `yogo_jax.calibrate --output` writes them",
-    )
+    add_thresholds(parser)
     add_quiet(parser)
     return parser
 
@@ -138,9 +107,8 @@ def evaluate(
         raise UserError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}")
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
-    from yogo_jax.checkpoint.run_data import evaluation_data
+    from yogo_jax.checkpoint.run_data import evaluation_records
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
-    from yogo_jax.data.headers import lines_on, stretch_of
     from yogo_jax.data.pipeline import padded_box_count
     from yogo_jax.detector.detections import Thresholds, read_min_scores
     from yogo_jax.detector.spec import served_spec
@@ -150,29 +118,19 @@ def evaluate(
     from yogo_jax.reports.evaluation_page import Subject, write_results
 
     silent = say is None
-    tell = say or _ignore
+    tell = say or (lambda _: None)
     folder = None if output is None else given_path(str(output))
     with nullcontext() if folder is None else own_folder(folder, "--output"):
         checkpoint = find_checkpoint(given_path(str(getattr(model, "path", model))))
         metadata = read_metadata(checkpoint)
         given = None if definition is None else str(definition)
-        with said_while("reading the data set", silent=silent):
-            splits = evaluation_data(metadata, given, tell)
-        records = getattr(splits, split)
-        for line in splits.lines():
-            tell(line)
-        if len(records) == 0:
-            raise UserError(f"the {split} split is empty: choose another by --split")
         spec = served_spec(
             metadata.model, image_hw=(image_hw[0], image_hw[1]) if image_hw else None
         )
         if apply_orientation is not None:
             spec = dataclasses.replace(spec, apply_orientation=apply_orientation)
-        turned = spec.apply_orientation
-        if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
-            tell(str(stretch))
-        for line in lines_on(records.image_paths, applied=turned):
-            tell(line)
+        with said_while("reading the data set", silent=silent):
+            records = evaluation_records(metadata, given, split, spec, tell)
         devices = Devices()
         tell(f"{checkpoint} on {devices}")
         thresholds = Thresholds(objectness, iou, min_class_confidence)
@@ -210,10 +168,6 @@ def evaluate(
                 step=metadata.step,
                 pictures=pictures,
             )
-
-
-def _ignore(line: str) -> None:
-    del line
 
 
 def _history_of(checkpoint: Path, keep_best: str) -> "History | None":

@@ -11,18 +11,22 @@ if __name__ == "__main__":
     own_this_process()
 
 import argparse
+import functools
 import os
 import sys
 import unicodedata
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from yogo_jax.command import Parser, as_command
+from yogo_jax.command import Parser, add_quiet, add_shared, add_thresholds, as_command, quietly
 from yogo_jax.errors import (
     EXIT_TO_BE_CONTINUED,
     UserError,
     check_at_least,
     check_fractions,
+    check_positive,
     flag_of,
 )
 from yogo_jax.files import path_flag, path_text_flag
@@ -31,8 +35,9 @@ from yogo_jax.ownership import own_folder
 
 if TYPE_CHECKING:
     from yogo_jax.inference.frame_sources import FrameSource
+    from yogo_jax.inference.models import ModelOptions
     from yogo_jax.inference.pipeline import ServingSpec
-    from yogo_jax.inference.run import Wanted
+    from yogo_jax.inference.run import Running, Wanted
 
 
 INTERRUPTED = (
@@ -65,15 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_model_flags(parser.add_argument_group("model"))
-    _add_frame_flags(parser.add_argument_group("frames (one of these)"))
-    _add_output_flags(parser.add_argument_group("outputs (any of them together)"))
-    _add_detection_flags(parser.add_argument_group("detection"))
-    _add_running_flags(parser.add_argument_group("running"))
-    return parser
 
-
-def _add_model_flags(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("model")
     add = group.add_argument
     add(
         "model",
@@ -109,8 +107,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
         "--half", action="store_true", help="bf16 or f16, whichever this device computes in"
     )
 
-
-def _add_frame_flags(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("frames (one of these)")
     sources = group.add_mutually_exclusive_group(required=True)
     sources.add_argument(
         "--images",
@@ -128,12 +125,7 @@ def _add_frame_flags(group: argparse._ArgumentGroup) -> None:
         help="a zarr store, a folder or a zip, as the instrument writes it",
     )
     sources.add_argument("--video", type=path_flag, metavar="FILE", help="a video")
-    group.add_argument(
-        "--apply-orientation",
-        action=argparse.BooleanOptionalAction,
-        help="turn images as their EXIF or TIFF tag says, as viewers do; default: as the images "
-        "that the model was trained on, else yes",
-    )
+    add_shared(group, "--apply-orientation")
     group.add_argument(
         "--zarr-layout",
         choices=("hwn", "nhw"),
@@ -141,9 +133,7 @@ def _add_frame_flags(group: argparse._ArgumentGroup) -> None:
         "chunks say",
     )
 
-
-def _add_output_flags(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add = parser.add_argument_group("outputs (any of them together)").add_argument
     add(
         "--output",
         "--output-dir",
@@ -173,31 +163,14 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
         help="counts.csv, counts.json: boxes of each class, by frame and in all; the default",
     )
 
+    add_thresholds(parser.add_argument_group("detection"), of_model=True)
 
-def _add_detection_flags(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("running")
     add = group.add_argument
-    default = "; default: what the model says, mostly"
-    add("--obj-thresh", type=float, help=f"objectness above which a box counts{default} 0.5")
-    add("--iou-thresh", type=float, help=f"IoU above which a worse box is dropped{default} 0.5")
-    add(
-        "--min-class-confidence-threshold",
-        type=float,
-        help=f"probability that the best class of a box must exceed, if above 0{default} 0",
-    )
-    add(
-        "--score-thresholds",
-        type=path_flag,
-        metavar="FILE.json",
-        help="least scores by class, as `yogo_jax.calibrate --output` writes them",
-    )
-
-
-def _add_running_flags(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
+    add_shared(
+        group,
         "--batch-size",
-        type=int,
-        metavar="N",
+        default=None,
         help="frames that are with the network at a time; default: 64 of a checkpoint, but 1 on a "
         "CPU; for an .xml what OpenVINO asks for",
     )
@@ -209,146 +182,124 @@ def _add_running_flags(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         help="a progress bar instead of lines; default: at a terminal",
     )
+    add_quiet(group)
+    return parser
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuses values out of range, and flags that would do nothing.
+def check(given: Mapping[str, Any]) -> None:
+    """Refuses values of flags out of range, and flags that would do nothing.
 
     Raises:
       UserError: naming the flag, its range and what was given.
     """
-    check_fractions(
-        obj_thresh=args.obj_thresh,
-        iou_thresh=args.iou_thresh,
-        min_class_confidence_threshold=args.min_class_confidence_threshold,
-    )
-    check_at_least(1, batch_size=args.batch_size, workers=args.workers)
-    if args.crop_height is not None and not 0 < args.crop_height < float("inf"):
-        raise UserError(f"--crop-height must be more than 0, got {args.crop_height:g}")
-    for flag, needed in (
+    thresholds = ("obj_thresh", "iou_thresh", "min_class_confidence_threshold")
+    check_fractions(**{name: given[name] for name in thresholds})
+    check_at_least(1, batch_size=given["batch_size"], workers=given["workers"])
+    check_positive(crop_height=given["crop_height"])
+    for name, needed in (
         ("output_img_filetype", "draw_boxes"),
         ("with_confidence", "save_preds"),
         ("zarr_layout", "zarr"),
     ):
-        if getattr(args, flag) and not getattr(args, needed):
-            flag, needed = flag_of(flag), flag_of(needed)
-            raise UserError(f"{flag} is of {needed}, which was not given: give both or neither")
-    if args.apply_orientation is not None and args.images is None:
+        if given[name] and not given[needed]:
+            flag, other = flag_of(name), flag_of(needed)
+            raise UserError(f"{flag} is of {other}, which was not given: give both or neither")
+    if given["apply_orientation"] is not None and given["images"] is None:
         raise UserError("--apply-orientation is of --images, which was not given: leave it out")
-    is_onnx = args.model.suffix.lower() == ".onnx"
-    if is_onnx and args.batch_size is not None:
+    if given["model"].suffix.lower() == ".onnx" and given["batch_size"] is not None:
         raise UserError("--batch-size: an .onnx fixes it itself; leave it out")
 
 
-def infer(args: argparse.Namespace) -> None:
-    """Finds objects in all frames and writes what was asked for; prints a summary.
+def infer(
+    path: Path,
+    open_source: "Callable[[ServingSpec], FrameSource]",
+    output: Path,
+    *,
+    options: "ModelOptions",
+    thresholds: Mapping[str, float | None],
+    score_thresholds: Path | None,
+    wanted: "Wanted",
+    running: "Running",
+) -> dict[str, Any]:
+    """Finds objects in all frames, writes what is wanted, and returns the summary.
+
+    Args:
+      path: of the model.
+      open_source: opens the frames, for what the model takes.
+      output: folder for all outputs.
+      options: of the model.
+      thresholds: fields of `Thresholds`; None for those of the model.
+      score_thresholds: the file of a calibration.
+      wanted: the outputs.
+      running: the way it runs.
 
     Raises:
-      UserError: model or frames cannot be used, none of them can be read, or the folder is not
-        free.
+      UserError: model or frames cannot be used, or the folder is not free.
     """
     # Imported late: a mistake in a flag is told without waiting.
     from yogo_jax.detector.detections import read_min_scores
-    from yogo_jax.inference.models import ModelOptions, load_model
-    from yogo_jax.inference.run import format_summary, infer_frames
+    from yogo_jax.inference.models import load_model
+    from yogo_jax.inference.run import infer_frames
 
-    parts = [part for each in args.class_names or () for part in each.split(",")]
-    names = [unicodedata.normalize("NFC", name) for part in parts if (name := part.strip())]
-    options = ModelOptions(
-        crop_height=args.crop_height,
-        class_names=tuple(names),
-        normalize_images=args.normalize_images,
-        batch_size=args.batch_size,
-        precision="half" if args.half else args.precision,
-    )
-    model = load_model(args.model, options)
+    model = load_model(path, options)
     print(model.describe())
-    given = {
-        "objectness": args.obj_thresh,
-        "iou": args.iou_thresh,
-        "min_class_confidence": args.min_class_confidence_threshold,
-    }
-    thresholds = model.serving.thresholds._replace(
-        **{name: value for name, value in given.items() if value is not None}
-    )
-    names_of_model = model.serving.class_names
-    thresholds = thresholds._replace(
-        min_scores=read_min_scores(args.score_thresholds, names_of_model, thresholds, print)
-    )
-    source = open_source(args, model.serving)
-    try:
-        summary = infer_frames(
+    serving = model.serving
+    given: dict[str, Any] = {name: each for name, each in thresholds.items() if each is not None}
+    at = serving.thresholds._replace(**given)
+    min_scores = read_min_scores(score_thresholds, serving.class_names, at, print)
+    with closing(open_source(serving)) as source:
+        return infer_frames(
             model,
             source,
-            args.output,
-            model_name=_model_name(args.model),
-            thresholds=thresholds,
-            wanted=wanted_outputs(args),
-            resume=args.resume,
-            strict=args.strict,
-            workers=args.workers or os.cpu_count() or 1,
-            bar=sys.stderr.isatty() if args.use_tqdm is None else args.use_tqdm,
-        )
-    finally:
-        source.close()
-    print(format_summary(summary, args.output))
-    if summary["skipped"] > 0 == summary["frames"]:
-        raise UserError(
-            f"none of the {summary['skipped']} frames could be read: the reasons are above, and in "
-            f"{args.output / 'skipped.csv'}"
+            output,
+            model_name=_model_name(path),
+            thresholds=at._replace(min_scores=min_scores),
+            wanted=wanted,
+            running=running,
         )
 
 
-def open_source(args: argparse.Namespace, serving: "ServingSpec") -> "FrameSource":
-    """The frames that the flags mean.
+def open_frames(
+    serving: "ServingSpec",
+    *,
+    images: str | None,
+    zarr: Path | None,
+    video: Path | None,
+    apply_orientation: bool | None,
+    zarr_layout: str | None,
+    output: Path,
+) -> "FrameSource":
+    """The frames of the one source that is given, for what a model takes.
 
     Raises:
       UserError: there are none, or they cannot be opened.
     """
-    if args.images is not None:
+    if images is not None:
         from yogo_jax.inference.frame_sources import open_images
 
-        if args.images == "-" and hasattr(sys.stdin, "reconfigure"):
+        if images == "-" and hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes
-        # A pattern may match the pictures of the run that is gone on with.
-        own = args.output / "pictures"
-        given = args.apply_orientation
+        as_trained = serving.apply_orientation
         return open_images(
-            args.images,
+            images,
             rgb=serving.rgb,
-            apply_orientation=serving.apply_orientation if given is None else given,
+            apply_orientation=as_trained if apply_orientation is None else apply_orientation,
             lines=sys.stdin,
-            leave_out=own,
+            # A pattern may match the pictures of the run that is gone on with.
+            leave_out=output / "pictures",
         )
-    if args.zarr is not None:
+    if zarr is not None:
         from yogo_jax.inference.zarr_frames import ZarrFrames
 
         sizes = (serving.image_hw, *([serving.frame_hw] if serving.frame_hw else []))
-        store = ZarrFrames(args.zarr, rgb=serving.rgb, layout=args.zarr_layout, frame_hw=sizes)
+        store = ZarrFrames(zarr, rgb=serving.rgb, layout=zarr_layout, frame_hw=sizes)
         more = f"; {store.unwritten} more were never written" if store.unwritten else ""
-        print(f"{args.zarr}: {store.count} frames, axes {store.layout}{more}")
+        print(f"{zarr}: {store.count} frames, axes {store.layout}{more}")
         return store
     from yogo_jax.inference.video_frames import VideoFrames
 
-    return VideoFrames(args.video, rgb=serving.rgb)
-
-
-def wanted_outputs(args: argparse.Namespace) -> "Wanted":
-    """The outputs that the flags ask for; counts, if none."""
-    from yogo_jax.inference.run import Wanted
-
-    asked = (args.draw_boxes, args.save_preds, args.save_npy, args.csv, args.coco, args.count)
-    if not any(asked):
-        print("no output was asked for: counting, as with --count")
-    return Wanted(
-        pictures=(args.output_img_filetype or ".png") if args.draw_boxes else None,
-        labels=args.save_preds,
-        with_confidence=args.with_confidence,
-        array=args.save_npy,
-        csv=args.csv,
-        coco=args.coco,
-        counts=args.count or not any(asked),
-    )
+    assert video is not None
+    return VideoFrames(video, rgb=serving.rgb)
 
 
 def _model_name(path: Path) -> str:
@@ -363,9 +314,66 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command(interrupted=INTERRUPTED, status=EXIT_TO_BE_CONTINUED):
         args = make_parser().parse_args(argv)
-        check(args)
-        with own_folder(args.output, "--output"):
-            infer(args)
+        check(vars(args))
+        # Imported late: a mistake in a flag is told without waiting.
+        from yogo_jax.inference.models import ModelOptions
+        from yogo_jax.inference.run import Running, Wanted, format_summary
+
+        open_source = functools.partial(
+            open_frames,
+            images=args.images,
+            zarr=args.zarr,
+            video=args.video,
+            apply_orientation=args.apply_orientation,
+            zarr_layout=args.zarr_layout,
+            output=args.output,
+        )
+        names = [name.strip() for each in args.class_names or () for name in each.split(",")]
+        options = ModelOptions(
+            crop_height=args.crop_height,
+            class_names=tuple(unicodedata.normalize("NFC", name) for name in names if name),
+            normalize_images=args.normalize_images,
+            batch_size=args.batch_size,
+            precision="half" if args.half else args.precision,
+        )
+        wanted = Wanted(
+            pictures=(args.output_img_filetype or ".png") if args.draw_boxes else None,
+            labels=args.save_preds,
+            with_confidence=args.with_confidence,
+            array=args.save_npy,
+            csv=args.csv,
+            coco=args.coco,
+            counts=args.count,
+        )
+        with own_folder(args.output, "--output"), quietly(args.quiet):
+            if wanted == Wanted():
+                wanted = Wanted(counts=True)
+                print("no output was asked for: counting, as with --count")
+            summary = infer(
+                args.model,
+                open_source,
+                args.output,
+                options=options,
+                thresholds={
+                    "objectness": args.obj_thresh,
+                    "iou": args.iou_thresh,
+                    "min_class_confidence": args.min_class_confidence_threshold,
+                },
+                score_thresholds=args.score_thresholds,
+                wanted=wanted,
+                running=Running(
+                    resume=args.resume,
+                    strict=args.strict,
+                    workers=args.workers or os.cpu_count() or 1,
+                    bar=args.use_tqdm,
+                ),
+            )
+        print(format_summary(summary, args.output))
+        if summary["skipped"] > 0 == summary["frames"]:
+            raise UserError(
+                f"none of the {summary['skipped']} frames could be read: the reasons are above, "
+                f"and in {args.output / 'skipped.csv'}"
+            )
 
 
 if __name__ == "__main__":

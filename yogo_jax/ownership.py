@@ -223,13 +223,8 @@ def try_to_claim(
 ) -> Claim | None:
     """Takes a folder that nobody works in; None if somebody does, or was faster.
 
-    Args:
-      folder: as that of a trial.
-      step: of its newest checkpoint, noted in the claim.
-      now: from `file_system_now`, read before.
-      stale_after: seconds without renewal after which a claim counts as that of a dead process.
-      on_lost: called in a thread, with a message, should another take the folder over.
-      name: of the folder of claims in it.
+    The claim notes `step`, that of the trial's newest checkpoint; `now`, from `file_system_now`,
+    must be read before. `on_lost` is called in a thread should another take the folder over.
     """
     claims = read_claims(folder, name)
     if claims and not claims[-1].is_stale(now, stale_after):

@@ -111,11 +111,6 @@ class Devices:
             return flag
         return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
-    def differing(self, values: Mapping[str, str]) -> list[str]:
-        """Names of the values that are not the same in all processes; all of them have to ask."""
-        everywhere = self.gather([dict(values)])
-        return [name for name in values if len({each[name] for each in everywhere}) > 1]
-
     def wait(self, name: str) -> None:
         """Returns when all processes are here."""
         if self.share.count > 1:
@@ -227,7 +222,8 @@ def check_same_everywhere(devices: Devices, values: Mapping[str, Any]) -> None:
       UserError: naming what differs.
     """
     texts = {name: str(value) for name, value in values.items()}
-    if different := devices.differing(texts):
+    everywhere = devices.gather([texts])
+    if different := [name for name in texts if len({each[name] for each in everywhere}) > 1]:
         own = ", ".join(f"{name} {texts[name][:80]}" for name in different)
         raise UserError(
             f"the processes of this run differ in {' and '.join(different)} (here: {own}): give "

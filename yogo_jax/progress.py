@@ -13,6 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
+# Whether `with_progress` tells anything.
+_is_shown = True
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Within the block, `with_progress` tells nothing."""
+    global _is_shown
+    before, _is_shown = _is_shown, False
+    try:
+        yield
+    finally:
+        _is_shown = before
 
 
 class Rate:
@@ -48,8 +61,8 @@ def with_progress(
       bar: a moving bar, else a line from time to time; None for a bar at a terminal alone.
     """
     rate = Rate() if rate is None else rate
-    if bar is None:
-        bar = sys.stderr.isatty()
+    shown = _is_shown
+    bar = shown and (sys.stderr.isatty() if bar is None else bar)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -63,7 +76,7 @@ def with_progress(
         for item in items:
             rate.frames += 1
             progress.update(task, advance=1, rate=rate.per_second)
-            if not bar and time.perf_counter() - said > SECONDS_BETWEEN_LINES:
+            if shown and not bar and time.perf_counter() - said > SECONDS_BETWEEN_LINES:
                 said = time.perf_counter()
                 of_all = "" if total is None else f" of {total}"
                 print(

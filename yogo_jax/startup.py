@@ -32,7 +32,9 @@ def cache_folder() -> Path:
     if own := os.environ.get("YOGO_JAX_CACHE"):
         return given_path(own).resolve()
     try:
-        wanted = _wanted()
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # The XDG standard has relative paths ignored.
+        wanted = (base if base.is_absolute() else Path.home() / ".cache") / "yogo_jax"
         wanted.mkdir(parents=True, exist_ok=True)
         if os.access(wanted, os.W_OK | os.X_OK):
             return wanted
@@ -49,12 +51,6 @@ def cache_folder() -> Path:
             file=sys.stderr,
         )
     return folder
-
-
-def _wanted() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG standard has relative paths ignored.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "yogo_jax"
 
 
 def _temporary_folder() -> Path:
@@ -99,13 +95,22 @@ def spare_libraries_the_home() -> None:
 def start_jax() -> None:
     """Imports JAX and sets it up; to be called before other modules import it.
 
-    Compilations are kept, and what libraries say of their progress is left out: warnings of JAX
-    remain, of Orbax and Grain errors alone.
+    Compilations are kept in the cache folder, apart for each kind of CPU, or in the folder that the
+    user has given JAX, by `JAX_COMPILATION_CACHE_DIR` or `jax.config`. What libraries say of their
+    progress is left out: warnings of JAX remain, of Orbax and Grain errors alone.
     """
     # Orbax and Grain report every file at lower levels.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    use_compilation_cache()
+    import jax
+
+    own = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if own or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    # A second start does not compile again.
+    folder = cache_folder() / "compilations" / f"{jax.__version__}-{cpu_fingerprint()}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def cpu_fingerprint() -> str:
@@ -116,19 +121,3 @@ def cpu_fingerprint() -> str:
         lines = info.read_text(encoding="utf-8").splitlines()
         described += sorted({line for line in lines if line.startswith(("model name", "flags"))})
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
-
-
-def use_compilation_cache() -> None:
-    """Keeps compilations between processes, so that a second start does not compile again.
-
-    They lie in the user's cache folder, apart for each kind of CPU. `YOGO_JAX_CACHE` moves them. A
-    folder that the user has given JAX (`JAX_COMPILATION_CACHE_DIR` or `jax.config`) goes before.
-    """
-    import jax
-
-    own = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if own or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = cache_folder() / "compilations" / f"{jax.__version__}-{cpu_fingerprint()}"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,7 +1,7 @@
 """Searches for good settings, with any number of tasks side by side, and shows what was found.
 
-    python -m yogo_jax.sweep --config configs/sweep.py --study DIR [--config.FIELD=VALUE ...]
-    python -m yogo_jax.sweep report DIR
+    yogo-jax sweep --config configs/sweep.py --study DIR [--config.FIELD=VALUE ...]
+    yogo-jax sweep report DIR
 
 Each task of the first command trains one trial after the other until the sweep has as many as
 planned, and takes up those whose task has died. The second writes DIR/report.html at any time.

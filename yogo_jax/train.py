@@ -66,20 +66,13 @@ class Run(NamedTuple):
         return importlib.import_module("yogo_jax").load(self.workdir)
 
 
-def train(
-    config: Config | str | Path,
-    workdir: str | Path,
-    *,
-    stop: Stop | None = None,
-    is_new: bool = False,
-) -> Run:
+def train(config: Config | str | Path, workdir: str | Path, *, stop: Stop | None = None) -> Run:
     """Trains, or continues what the workdir holds, and tests the best checkpoint.
 
     Args:
       config: the run, or the file or name of a config.
       workdir: folder for config.json, checkpoints/, metrics.jsonl, train.log and test/.
       stop: asks the run to stop early; it saves first.
-      is_new: the workdir was made just now, for this run.
 
     Returns:
       The run.
@@ -89,18 +82,22 @@ def train(
         loss is no longer finite.
       Stopped: it was asked to stop; the same call continues.
     """
+    checked = config if isinstance(config, Config) else Config.from_file(config)
+    return _train_in(given_path(str(workdir)), checked, stop)
+
+
+def _train_in(folder: Path, config: Config, stop: Stop | None, *, is_new: bool = False) -> Run:
+    """`train`; a folder that was made just now, `is_new`, is removed if it stays empty."""
     start_jax()
     import jax
 
     from yogo_jax.checkpoint.store import find_checkpoint
     from yogo_jax.training.trainer import train_and_evaluate
 
-    checked = config if isinstance(config, Config) else Config.from_file(config)
-    folder = given_path(str(workdir))
     # Of several processes the first one writes.
     first = jax.process_index() == 0
     with own_folder(folder, "--workdir", is_new=is_new) if first else nullcontext():
-        metrics = train_and_evaluate(checked, folder, stop=stop)
+        metrics = train_and_evaluate(config, folder, stop=stop)
     return Run(folder, metrics, find_checkpoint(folder))
 
 
@@ -161,6 +158,7 @@ def train_as_process(
         # Imported late: a mistake in a flag is told without waiting for JAX.
         from yogo_jax.parallel import (
             Coordinates,
+            Devices,
             are_several,
             join_processes,
             leave_at_once_on_error,
@@ -179,18 +177,13 @@ def train_as_process(
     # One of several processes must not leave by itself: the others would wait for it.
     deferred = stop.defer_stop() if several else nullcontext()
     with deferred, leave_at_once_on_error(Stopped), exit_on_user_error():
-        folder = workdir or _new_workdir(name)
-        return train(config, folder, stop=stop, is_new=workdir is None)
-
-
-def _new_workdir(name: str) -> Path:
-    """A new folder below runs/, the same in all processes of a run."""
-    from yogo_jax.parallel import Devices
-
-    devices = Devices()
-    default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    made = [make_new_folder(default)] if devices.first else []
-    return devices.gather(made)[0]
+        if workdir is not None:
+            return _train_in(workdir, config, stop)
+        # A new folder below runs/, the same in all processes of the run.
+        devices = Devices()
+        default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        made = [make_new_folder(default)] if devices.first else []
+        return _train_in(devices.gather(made)[0], config, stop, is_new=True)
 
 
 def main(argv: list[str] | None = None) -> None:

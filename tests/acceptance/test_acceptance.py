@@ -43,8 +43,8 @@ from yogo_jax.counting.intervals import count_interval, ratio_interval
 from yogo_jax.counting.simulation import (
     draw,
     example_detector,
+    expected_cells,
     share_holding,
-    truth_of,
     with_validation_times,
 )
 from yogo_jax.data.definition import load_definition
@@ -251,9 +251,9 @@ def test_intervals_of_counts_hold_the_truth():
     for times, healthy in ((1, 20_000), (1, 100_000), (0.3, 20_000), (20, 20_000)):
         validated = with_validation_times(detector, times)
         for number in (0, 5, 50, 5000):
-            truth = truth_of(number, healthy, roles, validated, frames=400)
-            evidence = draw(validated, truth, samples=2000, seed=0)
-            share = number / truth.cells[roles.red_cells].sum()
+            cells = expected_cells(number, healthy, roles, validated)
+            evidence = draw(validated, cells, frames=400, samples=2000, seed=0)
+            share = number / cells[roles.red_cells].sum()
             counts = share_holding(count_interval(evidence, parasites), number)
             ratios = share_holding(ratio_interval(evidence, parasites, roles.red_cells), share)
             cells = f"{validated.cells.sum():>10.0f}{healthy:>15}{number:>11}"

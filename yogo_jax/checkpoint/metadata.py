@@ -68,16 +68,6 @@ class DataSettings:
     min_box_area: float = MIN_BOX_AREA
     on_bad_label: str = "error"
 
-    @classmethod
-    def from_fields(cls, values: Mapping[str, Any]) -> "DataSettings":
-        """Settings from plain values; unknown fields are left out.
-
-        Raises:
-          UserError: a value is of the wrong type.
-        """
-        known = {field.name for field in dataclasses.fields(cls)} & values.keys()
-        return checked({name: values[name] for name in known}, cls, "config.data")
-
 
 def _is_usable(model: ModelSpec) -> bool:
     sizes = (*model.image_hw, *model.anchor_wh, *model.size_multiplier_wh, model.class_temperature)
@@ -142,8 +132,14 @@ class Metadata(Section, path="metadata"):
         return self.config.get("train", {}).get("keep_best", "loss")
 
     def data_settings(self) -> DataSettings:
-        """The settings that the run read its data by; defaults for fields of later versions."""
-        return DataSettings.from_fields(self.config.get("data", {}))
+        """The settings that the run read its data by; defaults for fields of later versions.
+
+        Raises:
+          UserError: a value is of the wrong type.
+        """
+        recorded = self.config.get("data", {})
+        known = {field.name for field in dataclasses.fields(DataSettings)} & recorded.keys()
+        return checked({name: recorded[name] for name in known}, DataSettings, "config.data")
 
     def loss_weights(self) -> LossWeights:
         """Weights of the run's loss in evaluations.

@@ -7,7 +7,7 @@ splits again for an evaluation.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import numpy as np
 from yogo_jax.checkpoint.metadata import DataSettings, Metadata
 from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
-from yogo_jax.data.headers import find_oriented, orientation_lines, stretch_of
+from yogo_jax.data.headers import find_oriented, lines_on, orientation_lines, stretch_of
 from yogo_jax.data.pipeline import padded_box_count
 from yogo_jax.data.records import Records, boxes_by_class, boxes_look_like
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
+from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
 from yogo_jax.synthetic.dataset import synthetic_dataset
@@ -108,13 +109,7 @@ def _oriented(splits: Splits) -> list[tuple[str, int]]:
 def _fingerprint(
     splits: Splits, turned: list[tuple[str, int]], thumbnails: Thumbnails | None = None
 ) -> str:
-    """SHA-256 (hex) of the data of a run.
-
-    Args:
-      splits: its records.
-      turned: names and orientations of the images that are turned.
-      thumbnails: that are pasted, if any are.
-    """
+    """SHA-256 (hex) of the data of a run; `turned` names the images that are turned."""
     # Images of validation and test are read late, after hours perhaps: a broken one must be open to
     # mending without barring the run from going on.
     prints = [splits.train.fingerprint()]
@@ -172,13 +167,41 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
             dataset, split_fractions=SplitFractions(1.0, 0.0, 0.0), names_split=True
         )
         splits = _splits_of(whole, data, require_train=False)
-    if splits.train.class_names != metadata.model.class_names:
-        raise UserError(
-            f"{path} has the classes {', '.join(splits.train.class_names)}, but the "
-            f"checkpoint was trained on {', '.join(metadata.model.class_names)}: they must be the "
-            "same, in the same order"
-        )
+    check_same_classes(path, splits.train.class_names, metadata)
     return splits
+
+
+def check_same_classes(path: str | Path, class_names: Sequence[str], metadata: Metadata) -> None:
+    """Raises a `UserError` for data of other classes than a checkpoint has."""
+    if tuple(class_names) != metadata.model.class_names:
+        raise UserError(
+            f"{path} has the classes {', '.join(class_names)}, but the checkpoint was trained on "
+            f"{', '.join(metadata.model.class_names)}: they must be the same, in the same order"
+        )
+
+
+def evaluation_records(
+    metadata: Metadata, definition: str | None, split: str, spec: ModelSpec, say: Say
+) -> Records:
+    """The images of one split, "train", "val" or "test", of `evaluation_data`, for the network.
+
+    Says also which of them are stretched or turned.
+
+    Raises:
+      UserError: as `evaluation_data`, or the split is empty.
+    """
+    splits = evaluation_data(metadata, definition, say)
+    records: Records = getattr(splits, split)
+    for line in splits.lines():
+        say(line)
+    if len(records) == 0:
+        raise UserError(f"the {split} split is empty: choose another by --split")
+    turned = spec.apply_orientation
+    if (stretch := stretch_of(records.image_paths, spec.image_hw, turned)) is not None:
+        say(str(stretch))
+    for line in lines_on(records.image_paths, applied=turned):
+        say(line)
+    return records
 
 
 def _was_undivided(metadata: Metadata, given: Path) -> bool:
@@ -229,13 +252,17 @@ def prepare_data(
       is to be said of it.
 
     Raises:
-      UserError: the definition, a label, a thumbnail or an image file does not fit, or as
-        `check_training_data`.
+      UserError: the definition, a label, a thumbnail or an image file does not fit; no training
+        box is used, `train.keep_best` has nothing to go by, or `data.image_hw` looks like width,
+        height.
     """
     definition = load_definition(definition_path(data.definition, data.image_hw))
     splits = _splits_of(definition, data, require_train=True)
     thumbnails, lines = _load_thumbnails(definition, splits.train, data, augment)
-    doubts = check_training_data(splits, data, train, pasted=thumbnails is not None)
+    doubts = _check_boxes(splits, data.min_box_area, pasted=thumbnails is not None)
+    doubts += _check_image_hw(splits.train, data)
+    if train is not None:
+        doubts += _check_validation(splits, train)
     oriented = _oriented(splits)
     turned = orientation_lines(len(oriented), applied=data.apply_orientation)
     return RunData(
@@ -283,32 +310,8 @@ def _load_thumbnails(
     return thumbnails, [line]
 
 
-def check_training_data(
-    splits: Splits, data: DataConfig, train: TrainConfig | None, *, pasted: bool
-) -> list[str]:
-    """Refuses data that nothing, or another thing, would be learnt from.
-
-    Args:
-      splits: as they are read.
-      data: how they are read.
-      train: how the best checkpoint is chosen; None where none is.
-      pasted: whether thumbnails are pasted into training images.
-
-    Returns:
-      Lines on what is doubtful.
-
-    Raises:
-      UserError: no training box is used, `train.keep_best` has nothing to go by, or
-        `data.image_hw` looks like width, height.
-    """
-    lines = _check_boxes(splits, data.min_box_area, pasted=pasted)
-    lines += _check_image_hw(splits.train, data)
-    if train is not None:
-        lines += _check_validation(splits, train)
-    return lines
-
-
 def _check_boxes(splits: Splits, min_box_area: float, *, pasted: bool) -> list[str]:
+    """Refuses data without a box to learn from; gives lines on boxes that are doubtful."""
     used, small = boxes_by_class(splits.train), splits.small_train
     left_out = small.by_class.sum()
     path = splits.definition.path
@@ -337,6 +340,7 @@ def _check_boxes(splits: Splits, min_box_area: float, *, pasted: bool) -> list[s
 
 
 def _check_validation(splits: Splits, train: TrainConfig) -> list[str]:
+    """Refuses a choice of the best checkpoint that has nothing to go by."""
     val = splits.val
     if train.keep_best != "loss" and not len(val.class_ids):
         found = f"{len(val)} images without a box" if len(val) else "no image"
@@ -352,6 +356,7 @@ def _check_validation(splits: Splits, train: TrainConfig) -> list[str]:
 
 
 def _check_image_hw(train: Records, data: DataConfig) -> list[str]:
+    """Refuses a size that looks like width, height; gives a line on images that are stretched."""
     stretch = stretch_of(train.image_paths, data.image_hw, data.apply_orientation)
     if stretch is None:
         return []

@@ -135,7 +135,7 @@ def checked(value: Any, kind: Any, path: str = "") -> Any:
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _group(value, kind, path or kind.path)
+        return _group(value, kind, path)
     if origin is types.UnionType:  # with None
         return None if value is None else checked(value, inner[0], path)
     if origin is dict:
@@ -162,6 +162,7 @@ def checked(value: Any, kind: Any, path: str = "") -> Any:
 
 def _group(values: Any, kind: Any, path: str) -> Any:
     """A dataclass of checked values; those with a default may be left out."""
+    path = path or kind.path
     if not isinstance(values, Mapping):
         raise UserError(f"{path} must be a group of fields, got {values!r}")
     lines = {line.name: line for line in dataclasses.fields(kind)}

@@ -39,14 +39,10 @@ def known_configs() -> list[str]:
 
 
 def find_config(given: str, example: str = EXAMPLE) -> str:
-    """The file that `--config` means, as text.
+    """The file that `--config` means, as text; behind a colon may stand an argument of it.
 
     A file of the user goes first. Where there is none, `base`, `base.py` and `configs/base.py` are
     the package's, from any folder; any other path, as `./base.py`, is the user's alone.
-
-    Args:
-      given: a path, or a name; behind a colon may stand an argument of its `get_config`.
-      example: a file that can be read, for messages.
 
     Raises:
       UserError: there is no such file; the message lists the names that are known.
@@ -114,11 +110,7 @@ def read_values(
 
 
 def _config_of(path: Path, arguments: list[str], example: str) -> "ConfigDict":
-    """The result of `get_config` of a file.
-
-    Raises:
-      UserError: the file cannot be read, or is no config.
-    """
+    """The result of `get_config` of a file; a `UserError` if it cannot be read or is none."""
     from ml_collections import ConfigDict
 
     spec = importlib.util.spec_from_file_location("yogo_jax_config", path)
@@ -155,7 +147,7 @@ def add_config_flags(
             type=functools.partial(_value_flag, field.kind),
             default=argparse.SUPPRESS,
             metavar=_metavar(field.kind),
-            help=describe(field) if field.meaning else argparse.SUPPRESS,
+            help=_help(field) if field.meaning else argparse.SUPPRESS,
             **options,
         )
         if field.kind is bool:
@@ -177,8 +169,7 @@ def overrides_in(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def describe(field: Field) -> str:
-    """The meaning of a field and its range, as argparse takes it."""
+def _help(field: Field) -> str:
     ranges = [f"Must be {rule.expected}." for rule in field.rules]
     return " ".join([field.meaning, *ranges]).replace("%", "%%")
 
@@ -192,9 +183,9 @@ def _metavar(kind: Any) -> str:
 
 
 def _value_flag(kind: Any, text: str) -> Any:
-    """`parsed` for argparse."""
+    """The value that a text means to a field; ranges are not checked."""
     try:
-        return parsed(kind, text)
+        return _parsed(kind, text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected {_in_words(kind)}, got {text!r}") from None
 
@@ -206,20 +197,12 @@ def _in_words(kind: Any) -> str:
     return words.get(kind, "text")
 
 
-def parsed(kind: Any, text: str) -> Any:
-    """The value that a text of the command line means; ranges are not checked.
-
-    Args:
-      kind: of the field. Of a tuple, values stand between commas, with or without brackets.
-      text: the value.
-
-    Raises:
-      ValueError: it is none of that kind.
-    """
+def _parsed(kind: Any, text: str) -> Any:
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
+        # With or without brackets.
         parts = text.strip().strip("()[]").split(",")
-        return tuple(parsed(inner, part.strip(" \"'")) for part in parts if part.strip())
+        return tuple(_parsed(inner, part.strip(" \"'")) for part in parts if part.strip())
     if kind is bool:
         known = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
         if text.lower() not in known:

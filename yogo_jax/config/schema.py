@@ -63,10 +63,10 @@ class DataConfig(Section, path="config.data"):
     ]
     cache: Annotated[
         Literal["none", "disk", "device", "auto"],
-        'Where decoded images are kept. "none": nowhere. "disk": one file in the cache folder, mapped '
-        'into memory. "device": training images also in the memory of every device; several steps '
-        'run in one call. "auto": "device" on an accelerator if they take at most 0.4 of its memory, '
-        'else "disk" if they take at most half of the free space.',
+        'Where decoded images are kept. "none": nowhere. "disk": one file in the cache folder, '
+        'mapped into memory. "device": training images also in the memory of every device; several '
+        'steps run in one call. "auto": "device" on an accelerator if they take at most 0.4 of its '
+        'memory, else "disk" if they take at most half of the free space.',
     ]
     max_boxes: Annotated[
         int, at_least(0, "0 is automatic"), "Padded number of boxes per image; 0: the most of any."
@@ -279,7 +279,7 @@ class TrainConfig(Section, path="config.train"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Section, path="config.augment"):
-    """Random changes of each training image on its own, on the device: `training/augment/`."""
+    """Random changes of each training image on its own, on the device: `training/augment.py`."""
 
     horizontal_flip: Annotated[Probability, "Probability of exchanging left and right."]
     vertical_flip: Annotated[Probability, "Probability of exchanging top and bottom."]

@@ -22,7 +22,7 @@ from scipy.stats import norm
 from yogo_jax.counting import thresholds
 from yogo_jax.counting.estimate import find_roles
 from yogo_jax.counting.files import counts_by_confidence, read_csv_rows, read_run_array
-from yogo_jax.counting.intervals import Interval
+from yogo_jax.counting.intervals import CONFIDENCE, Interval
 from yogo_jax.errors import UserError
 from yogo_jax.files import make_folder, read_given_text, write_atomically
 from yogo_jax.reports.tables import align, number
@@ -49,7 +49,7 @@ class Line(NamedTuple):
     b: float
     variance_m: float
     variance_b: float
-    ratio_spread: float
+    ratio_spread: float = math.nan
 
 
 def confidence_values() -> list[float]:
@@ -123,13 +123,7 @@ def fit_line(
     return Line(m, b, float(covariance[0, 0]), float(covariance[1, 1]), spread)
 
 
-def compensate(
-    line: Line,
-    kind: str,
-    counted: tuple[float, float, float],
-    *,
-    confidence: float = 0.95,
-) -> Interval:
+def compensate(line: Line, kind: str, counted: tuple[float, float, float]) -> Interval:
     """Converts parasites per uL to the scale of the reference.
 
     The file has no covariance of slope and intercept, so they are taken as independent. For
@@ -140,14 +134,13 @@ def compensate(
       line: the line for the class confidence of the counts.
       kind: one of `LINES`.
       counted: estimate, lower and upper limit of the parasites per uL as counted.
-      confidence: confidence level of these limits.
 
     Raises:
       UserError: the line does not rise, so a count says nothing about the reference.
     """
     if not line.m > 0:
         raise UserError(f"compensation: the slope of the line must be above 0, got {line.m:g}")
-    quantile = float(norm.ppf((1.0 + confidence) / 2.0))
+    quantile = float(norm.ppf((1.0 + CONFIDENCE) / 2.0))
     estimate, lower, upper = counted
     below, above = (estimate - lower) ** 2, (upper - estimate) ** 2
     slope, shift = quantile**2 * line.variance_m, quantile**2 * line.variance_b
@@ -255,13 +248,9 @@ def read_line(path: Path, confidence_value: float) -> Line:
             )
         table = {}
         for row in rows:
-            value, m, b, variance_m, variance_b = (
-                _cell(rows.line_num, name, row[name]) for name in required
-            )
-            spread = math.nan
-            if OPTIONAL in names:
-                spread = _cell(rows.line_num, OPTIONAL, row[OPTIONAL])
-            table[value] = Line(m, b, variance_m, variance_b, spread)
+            # In the order of the fields of `Line`.
+            cells = [_cell(rows.line_num, name, row[name]) for name in COLUMNS if name in names]
+            table[cells[0]] = Line(*cells[1:])
     except UserError:
         raise
     except (OSError, csv.Error, ValueError) as error:

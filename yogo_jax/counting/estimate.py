@@ -5,7 +5,7 @@ the assumptions and the derivation.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from scipy.stats import nbinom
 
 from yogo_jax.counting.files import Sample
 from yogo_jax.counting.intervals import (
+    CONFIDENCE,
     Evidence,
     Interval,
     count_interval,
@@ -23,9 +24,6 @@ from yogo_jax.counting.intervals import (
 )
 from yogo_jax.counting.matrix import Validation, check_invertible
 from yogo_jax.errors import UserError
-
-
-CONFIDENCE = 0.95
 
 
 class Roles(NamedTuple):
@@ -86,11 +84,7 @@ def raw_evidence(sample: Sample) -> Evidence:
 
 
 def corrected_evidence(
-    sample: Sample,
-    validation: Validation,
-    *,
-    frames: int | None,
-    assume_right: Sequence[str] = (),
+    sample: Sample, validation: Validation, *, frames: int | None, assume_right: Sequence[str] = ()
 ) -> Evidence:
     """Joins the counts with the errors of the network that the validation measured.
 
@@ -123,18 +117,13 @@ def estimate_counts(evidence: Evidence, roles: Roles) -> Estimate:
             "no red cell was counted, so there is no parasitemia: check the thresholds and the "
             "classes of --red-cell-classes"
         )
-    each = [
-        count_interval(evidence, member, confidence=CONFIDENCE)
-        for member in np.eye(len(evidence.counts), dtype=bool)
-    ]
+    each = [count_interval(evidence, member) for member in np.eye(len(evidence.counts), dtype=bool)]
     return Estimate(
         classes=Interval(*(np.stack(values) for values in zip(*each, strict=True))),
         linear=deskew(evidence),
-        parasites=count_interval(evidence, roles.parasites, confidence=CONFIDENCE),
-        red_cells=count_interval(evidence, roles.red_cells, confidence=CONFIDENCE),
-        parasitemia=ratio_interval(
-            evidence, roles.parasites, roles.red_cells, confidence=CONFIDENCE
-        ),
+        parasites=count_interval(evidence, roles.parasites),
+        red_cells=count_interval(evidence, roles.red_cells),
+        parasitemia=ratio_interval(evidence, roles.parasites, roles.red_cells),
     )
 
 
@@ -158,17 +147,12 @@ class DetectionLimit(NamedTuple):
 
 
 def detection_limit(
-    evidence: Evidence,
-    roles: Roles,
-    *,
-    cells: float,
-    frames_ratio: float,
-    error: float = 0.05,
+    evidence: Evidence, roles: Roles, *, cells: float, frames_ratio: float
 ) -> DetectionLimit:
     """Computes Currie's critical level and detection limit with exact distributions.
 
     The critical level allows for an uncertain rate of false boxes: if both validation and sample
-    are drawn again and again from blood without parasites, at most `error` are called positive.
+    are drawn again and again from blood without parasites, at most 5 % are called positive.
     The limit of detection takes rates and sensitivities as they were measured.
 
     Args:
@@ -176,7 +160,6 @@ def detection_limit(
       roles: classes of parasites and of red cells.
       cells: red cells of the sample.
       frames_ratio: frames that hold so many cells, per frame of the validation; 0 if not known.
-      error: share of false alarms, and share of misses at the limit of detection.
 
     References:
       Currie 1968, Limits for qualitative detection and quantitative determination, Analytical
@@ -196,9 +179,9 @@ def detection_limit(
     if heaviest:
         mean, variance = false_boxes + heaviest, weights**2 @ counts + heaviest**2
         scale = variance / mean
-        # P(count > c) <= error for a Poisson count whose mean has the upper gamma distribution.
-        critical = int(nbinom.ppf(1.0 - error, mean / scale, 1.0 / (1.0 + scale))) + 1
-    needed = float(gammaincinv(critical, 1.0 - error))
+        # P(count > c) <= 5 % for a Poisson count whose mean has the upper gamma distribution.
+        critical = int(nbinom.ppf(CONFIDENCE, mean / scale, 1.0 / (1.0 + scale))) + 1
+    needed = float(gammaincinv(critical, CONFIDENCE))
     sensitivity = np.where(parasites, shares[:, parasites].sum(1), 0.0)
     missing = max(needed - false_boxes, 0.0)
     return DetectionLimit(
@@ -207,19 +190,3 @@ def detection_limit(
         critical,
         np.where(sensitivity > 0, missing / np.maximum(sensitivity, 1e-300), np.inf),
     )
-
-
-def rule_of_three(confidence: float = CONFIDENCE) -> float:
-    """Returns the one-sided upper limit of a Poisson mean for a count of 0: 3.0 at 95 %."""
-    return float(-np.log(1.0 - confidence))
-
-
-def scaled(interval: Interval, factor: float) -> Interval:
-    """Returns the interval in another unit."""
-    return Interval(*(np.asarray(value * factor) for value in interval))
-
-
-def as_plain(interval: Interval) -> dict[str, Any]:
-    """Returns plain values for JSON; None for an infinite limit."""
-    values = {name: np.asarray(value).tolist() for name, value in interval._asdict().items()}
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}

@@ -47,7 +47,6 @@ class Sample(NamedTuple):
 class RunArray(NamedTuple):
     """The instrument's `15 x N` array of a run."""
 
-    path: Path
     class_names: tuple[str, ...]
     array: Float[np.ndarray, "rows n"]
 
@@ -88,7 +87,7 @@ def read_run_array(
             "them in order by --class-names"
         )
     _check_probabilities(path, array)
-    return RunArray(path, names, array)
+    return RunArray(names, array)
 
 
 def count_run(run: RunArray, *, objectness_threshold: float, min_class_confidence: float) -> Sample:

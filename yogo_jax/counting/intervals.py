@@ -18,8 +18,13 @@ from jaxtyping import Bool, Float
 from scipy.special import betaincinv, gammaincinv
 
 
+# Of two-sided limits: half of the rest lies beyond each of them.
+CONFIDENCE = 0.95
+TAIL = (1.0 - CONFIDENCE) / 2.0
 # The limits of a ratio are found by so many halvings of an interval within [0, 1].
 HALVINGS = 40
+
+_Scaled = tuple[Float[np.ndarray, "*b"], Float[np.ndarray, "*b"]]
 
 
 class Evidence(NamedTuple):
@@ -58,19 +63,7 @@ class Ends(NamedTuple):
     upper: Float[np.ndarray, "*b"]
 
 
-class _Effective(NamedTuple):
-    """A weighted sum of counts as one count: `scale * number` has its mean and its variance."""
-
-    scale: Float[np.ndarray, "*b"]
-    number: Float[np.ndarray, "*b"]
-
-
-def poisson_limits(
-    weights: Float[np.ndarray, "*b n"],
-    counts: Float[np.ndarray, "*b n"],
-    *,
-    confidence: float = 0.95,
-) -> Ends:
+def poisson_limits(weights: Float[np.ndarray, "*b n"], counts: Float[np.ndarray, "*b n"]) -> Ends:
     """Limits of `sum_j weights_j * mean_j`, where the counts are Poisson with these means.
 
     With one count, or with equal weights, these are Garwood's exact limits: 0 and 3.69 for a count
@@ -79,18 +72,16 @@ def poisson_limits(
     Args:
       weights: 0 or more.
       counts: the numbers that were counted.
-      confidence: two-sided; half of the rest lies beyond each limit.
 
     References:
       Garwood 1936, Fiducial limits for the Poisson distribution, Biometrika 28:437.
       Fay and Feuer 1997, Confidence intervals for directly standardized rates: a method based on
       the gamma distribution, Statistics in Medicine 16:791, section 3.
     """
-    tail = (1.0 - confidence) / 2.0
-    seen, one_more = _effective_counts(weights, counts)
+    (scale, seen), (upper_scale, one_more) = _effective_counts(weights, counts)
     return Ends(
-        lower=seen.scale * gammaincinv(np.where(seen.number > 0, seen.number, 1.0), tail),
-        upper=one_more.scale * gammaincinv(np.maximum(one_more.number, 1.0), 1.0 - tail),
+        lower=scale * gammaincinv(np.where(seen > 0, seen, 1.0), TAIL),
+        upper=upper_scale * gammaincinv(np.maximum(one_more, 1.0), 1.0 - TAIL),
     )
 
 
@@ -98,8 +89,6 @@ def binomial_limits(
     weights: Float[np.ndarray, "*b n"],
     counts: Float[np.ndarray, "*b n"],
     trials: Float[np.ndarray, "*b"],
-    *,
-    confidence: float = 0.95,
 ) -> Ends:
     """Limits of `sum_j weights_j * p_j`, where outcome j was seen `counts_j` times in the trials.
 
@@ -109,30 +98,27 @@ def binomial_limits(
       weights: 0 or more.
       counts: counts of outcomes that exclude each other; their sum is at most `trials`.
       trials: at least 1.
-      confidence: two-sided.
 
     References:
       Clopper and Pearson 1934, The use of confidence or fiducial limits illustrated in the case of
       the binomial, Biometrika 26:404.
     """
-    tail = (1.0 - confidence) / 2.0
-    seen, one_more = _effective_counts(weights, counts)
-    first = np.where(seen.number > 0, seen.number, 1.0)
-    second = np.maximum(one_more.number, 1.0)
+    (scale, seen), (upper_scale, one_more) = _effective_counts(weights, counts)
+    first, second = np.where(seen > 0, seen, 1.0), np.maximum(one_more, 1.0)
     # If all trials have such an outcome, the second parameter is 0 and the limit is 1. Rounding may
     # leave a number just above 0.
     left = trials - second + 1.0
-    upper = betaincinv(second, np.maximum(left, 1e-6), 1.0 - tail)
+    upper = betaincinv(second, np.maximum(left, 1e-6), 1.0 - TAIL)
     return Ends(
-        lower=seen.scale * betaincinv(first, trials - first + 1.0, tail),
-        upper=one_more.scale * np.where(left > 1e-6, upper, 1.0),
+        lower=scale * betaincinv(first, trials - first + 1.0, TAIL),
+        upper=upper_scale * np.where(left > 1e-6, upper, 1.0),
     )
 
 
 def _effective_counts(
     weights: Float[np.ndarray, "*b n"], counts: Float[np.ndarray, "*b n"]
-) -> tuple[_Effective, _Effective]:
-    """Returns the sum as one count, and the same with one more count of the greatest weight.
+) -> tuple[_Scaled, _Scaled]:
+    """Returns the sum as one scaled count, and the same with one more of the greatest weight.
 
     An exact upper limit comes from the count plus one. Nobody knows which of the counts the one
     more would be; the one with the greatest weight is the safe choice.
@@ -146,11 +132,12 @@ def _effective_counts(
     )
 
 
-def _matched(mean: Float[np.ndarray, "*b"], variance: Float[np.ndarray, "*b"]) -> _Effective:
+def _matched(mean: Float[np.ndarray, "*b"], variance: Float[np.ndarray, "*b"]) -> _Scaled:
+    """Returns a scale and a count, whose product has this mean and variance."""
     some = mean > 0
-    return _Effective(
-        scale=np.divide(variance, mean, out=np.zeros_like(mean), where=some),
-        number=np.divide(mean**2, variance, out=np.zeros_like(mean), where=some),
+    return (
+        np.divide(variance, mean, out=np.zeros_like(mean), where=some),
+        np.divide(mean**2, variance, out=np.zeros_like(mean), where=some),
     )
 
 
@@ -175,15 +162,12 @@ def deskew(evidence: Evidence) -> Float[np.ndarray, "*b k"]:
     return np.linalg.solve(np.swapaxes(response(evidence.matrix), -1, -2), net[..., None])[..., 0]
 
 
-def count_interval(
-    evidence: Evidence, members: Bool[np.ndarray, " k"], *, confidence: float = 0.95
-) -> Interval:
+def count_interval(evidence: Evidence, members: Bool[np.ndarray, " k"]) -> Interval:
     """Estimates the expected number of true cells of some classes together in such a sample.
 
     Args:
       evidence: one sample or many.
       members: mask of the classes that are counted.
-      confidence: two-sided.
 
     Returns:
       Numbers of cells, 0 or more. The upper limit is infinite if the validation cannot tell the
@@ -194,22 +178,18 @@ def count_interval(
     total = np.asarray(true[..., members].sum(-1))
     mix = _mix(evidence, true, members)
     others = np.where(members, 0.0, np.maximum(true, 0.0))
-    fixed = _spread(evidence, weights, others, counted=True, confidence=confidence)
+    fixed = _spread(evidence, weights, others, counted=True)
     # The spread from the members' own rows grows with the count. So the limit is the solution of
     # |limit - total|^2 = fixed + limit^2 * share, after Fieller.
-    share = _spread(evidence, weights, mix, counted=False, confidence=confidence)
+    share = _spread(evidence, weights, mix, counted=False)
     upper = _upper_root(total, fixed.upper, share.upper)
-    floor = _nothing_seen(evidence, weights, members, confidence)
+    floor = _nothing_seen(evidence, weights, members)
     lower = _lower_root(total, fixed.lower, share.lower)
     return Interval(np.asarray(np.maximum(total, 0.0)), lower, np.asarray(np.maximum(upper, floor)))
 
 
 def ratio_interval(
-    evidence: Evidence,
-    members: Bool[np.ndarray, " k"],
-    whole: Bool[np.ndarray, " k"],
-    *,
-    confidence: float = 0.95,
+    evidence: Evidence, members: Bool[np.ndarray, " k"], whole: Bool[np.ndarray, " k"]
 ) -> Interval:
     """Estimates the ratio of true cells of some classes to those of more classes, in [0, 1].
 
@@ -220,7 +200,6 @@ def ratio_interval(
       evidence: samples in which the estimate of the whole is above 0.
       members: mask of the classes of the numerator; each is one of `whole`.
       whole: mask of the classes of the denominator.
-      confidence: two-sided.
 
     References:
       Fieller 1954, Some problems in interval estimation, J. R. Statist. Soc. B 16:175.
@@ -236,7 +215,7 @@ def ratio_interval(
         weights = _weights(evidence, members - share[..., None] * whole)
         cells = share / np.maximum(1.0 - share, 1e-12) * rest_of_whole
         rows = rest + cells[..., None] * mix
-        spread = _spread(evidence, weights, rows, counted=True, confidence=confidence)
+        spread = _spread(evidence, weights, rows, counted=True)
         distance = np.sqrt(getattr(spread, side))
         gap = total - share * denominator
         return np.asarray(gap + distance if side == "upper" else gap - distance)
@@ -247,7 +226,7 @@ def ratio_interval(
     upper = _falling_root(lambda share: excess(share, "upper"), ends[1], ends[2])
     # No upper limit lies below the one for a sample in which no member was seen.
     weights = _weights(evidence, members.astype(float))
-    floor = _nothing_seen(evidence, weights, members, confidence) / denominator
+    floor = _nothing_seen(evidence, weights, members) / denominator
     return Interval(estimate, lower, np.asarray(np.minimum(np.maximum(upper, floor), 1.0)))
 
 
@@ -277,21 +256,13 @@ def _spread(
     rows: Float[np.ndarray, "*b k"],
     *,
     counted: bool,
-    confidence: float,
 ) -> Ends:
     """Squared distances of `weights . (counts - extra)` from its limits.
 
     Squared distances of independent parts are added; each part has its own limits (MOVER: Zou and
     Donner 2008, Construction of confidence limits about effect measures: a general approach,
-    Statistics in Medicine 27:1693).
-
-    Args:
-      evidence: the sample and the validation.
-      weights: weight of each called class.
-      rows: true cells of each class, whose share of errors is uncertain.
-      counted: True includes the Poisson noise of counts and of extra boxes; False takes the noise
-        of the rows alone.
-      confidence: two-sided.
+    Statistics in Medicine 27:1693). One part is the share of errors on `rows`, true cells of each
+    class. If `counted`, the Poisson noise of counts and of extra boxes is added.
     """
     classes = weights.shape[-1]
     cells = evidence.cells
@@ -302,9 +273,7 @@ def _spread(
     seen = evidence.matrix * (1.0 - np.eye(classes, classes + 1))
     shown = np.maximum(cells, 1.0)
     noise = _both_signs(
-        steps,
-        seen / shown[..., None],
-        lambda part: binomial_limits(part, seen, shown, confidence=confidence),
+        steps, seen / shown[..., None], lambda part: binomial_limits(part, seen, shown)
     )
     # A row without cells is an assumption and has no noise.
     known = cells > 0
@@ -314,11 +283,10 @@ def _spread(
             (weights, evidence.counts),
             (-evidence.frames_ratio * weights, evidence.extra),
         ):
-            limits = functools.partial(poisson_limits, counts=values, confidence=confidence)
+            limits = functools.partial(poisson_limits, counts=values)
             parts.append(_both_signs(factors, values, limits))
     return Ends(
-        np.asarray(sum(part.lower for part in parts)),
-        np.asarray(sum(part.upper for part in parts)),
+        np.asarray(sum(part.lower for part in parts)), np.asarray(sum(part.upper for part in parts))
     )
 
 
@@ -329,10 +297,7 @@ def _both_signs(
 ) -> Ends:
     """Squared distances of `factors . values` from its limits, for factors of both signs.
 
-    Args:
-      factors: positive or negative.
-      values: estimates that the factors multiply.
-      limits: returns the limits of `part . values` for a part that is 0 or more.
+    `limits` returns the limits of `part . values` for a part that is 0 or more.
     """
     positive, negative = np.maximum(factors, 0.0), np.maximum(-factors, 0.0)
     gain, loss = limits(positive), limits(negative)
@@ -344,10 +309,7 @@ def _both_signs(
 
 
 def _nothing_seen(
-    evidence: Evidence,
-    weights: Float[np.ndarray, "*b k"],
-    members: Bool[np.ndarray, " k"],
-    confidence: float,
+    evidence: Evidence, weights: Float[np.ndarray, "*b k"], members: Bool[np.ndarray, " k"]
 ) -> Float[np.ndarray, "*b"]:
     """Upper limit of the members if no box at all had been called one of them.
 
@@ -356,7 +318,7 @@ def _nothing_seen(
     """
     heaviest = np.maximum(weights, 0.0) * members
     nothing = np.zeros_like(evidence.counts)
-    return np.asarray(poisson_limits(heaviest, nothing, confidence=confidence).upper)
+    return np.asarray(poisson_limits(heaviest, nothing).upper)
 
 
 def _upper_root(

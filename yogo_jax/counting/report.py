@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,16 @@ import numpy as np
 from yogo_jax.counting import thresholds
 from yogo_jax.counting.compensation import LINES, Line, compensate, read_line
 from yogo_jax.counting.estimate import (
-    CONFIDENCE,
     Estimate,
     Roles,
-    as_plain,
     corrected_evidence,
     detection_limit,
     estimate_counts,
     find_roles,
     raw_evidence,
-    rule_of_three,
-    scaled,
 )
 from yogo_jax.counting.files import Sample, count_run, read_counts, read_run_array, reordered
-from yogo_jax.counting.intervals import Evidence, Interval
+from yogo_jax.counting.intervals import CONFIDENCE, Evidence, Interval
 from yogo_jax.counting.matrix import Validation, read_pooled, validation_summary
 from yogo_jax.errors import UserError
 from yogo_jax.files import make_folder, write_atomically, write_json
@@ -70,17 +67,10 @@ def write_estimate(
     sample, counted_at, recorded = _read_sample(counts, pooled, class_names, obj_thresh, confidence)
     notes = [f"{counts}: {sample.note}."] if sample.note else []
     all_frames = frames or sample.frames
-    threshold_notes = []
+    evidence = None
     if pooled:
         sample = reordered(sample, pooled.class_names)
         threshold_notes = thresholds.compare(recorded, counted_at, pooled.recorded)
-    fitted = None
-    if compensation:
-        assert confidence is not None
-        fitted = read_line(compensation, confidence)
-    roles = find_roles(sample.class_names, parasite_classes, red_cell_classes)
-    evidence = None
-    if pooled:
         evidence = corrected_evidence(sample, pooled, frames=all_frames, assume_right=assume_right)
         if all_frames is None:
             notes.append(
@@ -96,6 +86,12 @@ def write_estimate(
             notes.append(
                 f"Assumed, not validated: {', '.join(assume_right)} always found and named right."
             )
+        notes += threshold_notes
+    fitted = None
+    if compensation:
+        assert confidence is not None
+        fitted = read_line(compensation, confidence)
+    roles = find_roles(sample.class_names, parasite_classes, red_cell_classes)
     values = count_values(
         sample,
         roles,
@@ -104,7 +100,7 @@ def write_estimate(
         frames=all_frames,
         red_cells_per_ul=red_cells_per_ul,
         limit_cells=limit_cells,
-        notes=[*notes, *threshold_notes],
+        notes=notes,
     )
     if fitted:
         _compensate(values, fitted, line or LINES[0], str(compensation))
@@ -209,8 +205,8 @@ def _compensate(values: dict[str, Any], line: Line, kind: str, file: str) -> Non
     counted = values["raw"]["parasites_per_ul"]
     per_ul = compensate(line, kind, (counted["estimate"], counted["lower"], counted["upper"]))
     values["compensated"] = {
-        "parasitemia_percent": as_plain(scaled(per_ul, 100.0 / values["red_cells_per_ul"])),
-        "parasites_per_ul": as_plain(per_ul),
+        "parasitemia_percent": _plain(per_ul, 100.0 / values["red_cells_per_ul"]),
+        "parasites_per_ul": _plain(per_ul),
     }
     fields = line._asdict().items()
     finite = {name: value if np.isfinite(value) else None for name, value in fields}
@@ -248,7 +244,8 @@ def _limit(
 
 
 def _nothing_counted(raw: Estimate, red_cells_per_ul: float) -> str:
-    cells = rule_of_three()
+    # The one-sided upper limit of a Poisson mean for a count of 0: 3.0 at 95 %.
+    cells = -math.log(1.0 - CONFIDENCE)
     per_ul = cells / float(raw.red_cells.estimate) * red_cells_per_ul
     return (
         f"No box was called a parasite. By the rule of three at most {cells:.1f} are expected, or "
@@ -259,20 +256,26 @@ def _nothing_counted(raw: Estimate, red_cells_per_ul: float) -> str:
 
 def _counts(estimate: Estimate, class_names: Sequence[str]) -> dict[str, Any]:
     rows = {
-        name: as_plain(Interval(*(values[index] for values in estimate.classes)))
+        name: _plain(Interval(*(values[index] for values in estimate.classes)))
         for index, name in enumerate(class_names)
     }
     return rows | {
-        name_beside(class_names, "parasites"): as_plain(estimate.parasites),
-        name_beside(class_names, "red cells"): as_plain(estimate.red_cells),
+        name_beside(class_names, "parasites"): _plain(estimate.parasites),
+        name_beside(class_names, "red cells"): _plain(estimate.red_cells),
     }
 
 
 def _parasitemia(estimate: Estimate, red_cells_per_ul: float) -> dict[str, Any]:
     return {
-        "parasitemia_percent": as_plain(scaled(estimate.parasitemia, 100.0)),
-        "parasites_per_ul": as_plain(scaled(estimate.parasitemia, red_cells_per_ul)),
+        "parasitemia_percent": _plain(estimate.parasitemia, 100.0),
+        "parasites_per_ul": _plain(estimate.parasitemia, red_cells_per_ul),
     }
+
+
+def _plain(interval: Interval, factor: float = 1.0) -> dict[str, float | None]:
+    """The interval in another unit, for JSON; None for an infinite limit."""
+    values = {name: float(value * factor) for name, value in interval._asdict().items()}
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def _named(class_names: Sequence[str], members: np.ndarray) -> list[str]:

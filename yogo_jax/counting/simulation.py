@@ -33,13 +33,6 @@ class Detector(NamedTuple):
     images: int
 
 
-class Truth(NamedTuple):
-    """Expected cells of each class in a sample, and its frames."""
-
-    cells: Float[np.ndarray, " k"]
-    frames: int
-
-
 def example_detector() -> Detector:
     """Returns a plausible network of the instrument's seven classes; its numbers are made up."""
     called = np.array(
@@ -81,23 +74,25 @@ def with_validation_times(detector: Detector, times: float) -> Detector:
     )
 
 
-def draw(detector: Detector, truth: Truth, *, samples: int, seed: int) -> Evidence:
-    """Draws samples of the same blood, each with a validation of its own."""
+def draw(
+    detector: Detector, cells: Float[np.ndarray, " k"], *, frames: int, samples: int, seed: int
+) -> Evidence:
+    """Draws samples with these expected cells, each with a validation of its own."""
     generator = np.random.default_rng(seed)
-    classes = len(truth.cells)
-    present = generator.poisson(truth.cells, (samples, classes))
-    counts = generator.poisson(detector.extra * truth.frames, (samples, classes))
+    classes = len(cells)
+    present = generator.poisson(cells, (samples, classes))
+    counts = generator.poisson(detector.extra * frames, (samples, classes))
     for index, calls in enumerate(detector.calls):
         counts = counts + generator.multinomial(present[:, index], calls)[:, :classes]
     matrix = [
-        generator.multinomial(int(cells), calls, samples)
-        for cells, calls in zip(detector.cells, detector.calls, strict=True)
+        generator.multinomial(int(shown), calls, samples)
+        for shown, calls in zip(detector.cells, detector.calls, strict=True)
     ]
     return Evidence(
         counts.astype(np.float64),
         np.stack(matrix, axis=1).astype(np.float64),
         generator.poisson(detector.extra * detector.images, (samples, classes)).astype(np.float64),
-        truth.frames / detector.images,
+        frames / detector.images,
     )
 
 
@@ -139,10 +134,10 @@ def sigma_interval(evidence: Evidence, members: Bool[np.ndarray, " k"], sigmas: 
     return Interval(total, np.maximum(total - width, 0.0), total + width)
 
 
-def truth_of(
-    parasites: float, healthy: float, roles: Roles, detector: Detector, *, frames: int
-) -> Truth:
-    """Returns a sample with the given numbers of parasites and healthy red cells.
+def expected_cells(
+    parasites: float, healthy: float, roles: Roles, detector: Detector
+) -> Float[np.ndarray, " k"]:
+    """Returns cells by class of a sample with these numbers of parasites and healthy red cells.
 
     The mix of parasite classes is that of the validation. So is the number of other cells per
     healthy cell.
@@ -150,7 +145,7 @@ def truth_of(
     members = roles.parasites
     others = detector.cells * healthy / detector.cells[roles.red_cells & ~members].sum()
     mix = np.maximum(detector.cells, 1e-9) * members
-    return Truth(np.where(members, parasites * mix / mix.sum(), others), frames)
+    return np.where(members, parasites * mix / mix.sum(), others)
 
 
 def coverage_table(
@@ -179,8 +174,8 @@ def coverage_table(
     """
     rows, members = [], roles.parasites
     for true in parasites:
-        truth = truth_of(true, healthy, roles, detector, frames=frames)
-        evidence = usable(draw(detector, truth, samples=samples, seed=seed))
+        present = expected_cells(true, healthy, roles, detector)
+        evidence = usable(draw(detector, present, frames=frames, samples=samples, seed=seed))
         ours = count_interval(evidence, members)
         rows.append(
             {

@@ -105,16 +105,10 @@ class DatasetDefinition:
 
 @dataclass(frozen=True, eq=False)
 class _Section:
-    """A mapping of a YAML file.
+    """A mapping of a YAML file, not checked yet."""
 
-    Attributes:
-      file: resolved path of the file; relative paths in it start at its folder.
-      name: dotted key of the mapping, "" for the top level.
-      values: what the mapping holds, not checked yet.
-    """
-
-    file: Path
-    name: str
+    file: Path  # resolved; relative paths in it start at its folder
+    name: str  # dotted key of the mapping, "" for the top level
     values: CommentedMap
 
     def place(self, key: Any = "") -> str:
@@ -141,12 +135,7 @@ class _Section:
         return _Section(self.file, f"{self.name}.{key}".lstrip("."), value)
 
     def check_keys(self, known: tuple[str, ...], synonyms: dict[str, str]) -> None:
-        """Refuses a key that is not known, with the nearest that is.
-
-        Args:
-          known: all keys that may stand here.
-          synonyms: unknown key -> the known one it most likely means, where spelling does not tell.
-        """
+        """Refuses a key that is not known, with the one that it most likely means."""
         for key in self.values:
             if key in known or unicodedata.normalize("NFC", str(key)) in known:
                 continue
@@ -239,20 +228,15 @@ def _shown(value: Any) -> str:
 
 @dataclass
 class _Gatherer:
-    """Collects the sets under one key of the outermost file from the tree of definitions.
-
-    Attributes:
-      top: the outermost file.
-      read: reads a definition file, each once.
-      sets: resolved image and label folder -> the pair, and where it was named.
-      reached: (definition, key it was named under) -> where it was named.
-      walked: (definition, key) whose sets have been collected.
-    """
+    """Collects the sets under one key of the outermost file from the tree of definitions."""
 
     top: _Section
     read: Callable[[Path], _Section]
+    # Resolved image and label folder -> the pair, and where it was named.
     sets: dict[tuple[Path, Path], tuple[PathPair, str]] = field(default_factory=dict)
+    # (definition, key it was named under) -> where it was named.
     reached: dict[tuple[Path, str], str] = field(default_factory=dict)
+    # (definition, key) whose sets have been collected.
     walked: set[tuple[Path, str]] = field(default_factory=set)
 
     def gather(self, file: _Section, keys: list[str], above: tuple[Path, ...]) -> None:

@@ -107,12 +107,9 @@ def find_oriented(paths: Sequence[str]) -> dict[int, int]:
     """Index -> orientation, of those images that are not stored upright."""
     slices = (paths[start : start + _SLICE] for start in range(0, len(paths), _SLICE))
     with ThreadPoolExecutor(_READERS) as pool:
-        values = itertools.chain.from_iterable(pool.map(_read_orientations, slices))
+        read = pool.map(lambda some: [read_orientation(path) for path in some], slices)
+        values = itertools.chain.from_iterable(read)
         return {index: value for index, value in enumerate(values) if value != UPRIGHT}
-
-
-def _read_orientations(paths: Sequence[str]) -> list[int]:
-    return [read_orientation(path) for path in paths]
 
 
 def orientation_lines(count: int, *, applied: bool) -> list[str]:

@@ -124,12 +124,7 @@ class TiffStack:
     def read(
         self, frame: TiffFrame, *, rgb: bool, apply_orientation: bool = True
     ) -> UInt8[np.ndarray, "h w c"]:
-        """One frame, as `decode_image` reads a file.
-
-        Args:
-          frame: one of `tiff_frames` of this file.
-          rgb: three channels instead of one.
-          apply_orientation: see `decode_image`.
+        """One of `tiff_frames` of this file, as `decode_image` reads a file.
 
         Raises:
           UserError: it cannot be decoded, or is not of 8 bits a channel.
@@ -166,12 +161,7 @@ def _as_array(pixels: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 
 @contextmanager
 def _refusals_of(where: Path | str, path: Path | str) -> Iterator[None]:
-    """Turns all that decoders raise for damaged files, which is nearly anything, into `UserError`.
-
-    Args:
-      where: what the message names.
-      path: of the file.
-    """
+    """Turns what decoders raise for damaged files, which is nearly anything, into `UserError`."""
     try:
         yield
     except UserError as error:

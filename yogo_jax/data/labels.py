@@ -1,7 +1,7 @@
 """Label files: one box a row, `class x_center y_center width height`, every value checked here.
 
-`read_labels` takes a file in one pass if all its rows are plain numbers, else row by row: then a
-first row may be a header, a class may be a name, and a bad row is named or left out.
+A file is read in one pass if all its rows are plain numbers, else row by row: then a first row may
+be a header, a class may be a name, and a bad row is named or left out.
 """
 
 import json
@@ -135,14 +135,14 @@ class _Classes:
         return f"class is {label}; expected an id of notes.json: {ids}; correct it or notes.json"
 
 
-def read_labels(
-    path: Path | str,
+def read_label_files(
+    paths: Sequence[Path | str],
     class_names: tuple[str, ...],
     categories: Mapping[int, str] | None,
     *,
     on_bad_label: str,
-) -> Labels:
-    """The boxes of one label file, relative to image width and height.
+) -> list[Labels]:
+    """The boxes of each label file, relative to image width and height.
 
     Fields are separated by blanks, tabs or commas, line by line. A first row without any number is
     a header: columns are then read by name, in any order, and corners become centres and sizes. The
@@ -151,7 +151,7 @@ def read_labels(
     image.
 
     Args:
-      path: the file; an empty one has no boxes.
+      paths: of the files; an empty one has no boxes.
       class_names: names of the classes, in order of their index.
       categories: id -> name, as `read_categories` returns it.
       on_bad_label: "error" to raise at the first bad row, "skip" to leave bad rows out and return
@@ -160,17 +160,6 @@ def read_labels(
     Raises:
       UserError: `file:line: …` at a bad row or an unknown header, or if the file is no text.
     """
-    return read_label_files([path], class_names, categories, on_bad_label=on_bad_label)[0]
-
-
-def read_label_files(
-    paths: Sequence[Path | str],
-    class_names: tuple[str, ...],
-    categories: Mapping[int, str] | None,
-    *,
-    on_bad_label: str,
-) -> list[Labels]:
-    """`read_labels` of each path."""
     if on_bad_label not in ON_BAD_LABEL:
         raise UserError(
             f"data.on_bad_label is {on_bad_label!r}; expected one of {', '.join(ON_BAD_LABEL)}"
@@ -189,10 +178,10 @@ def read_label_files(
 def label_lines(
     path: Path | str, class_names: tuple[str, ...], categories: Mapping[int, str] | None
 ) -> list[int]:
-    """Line numbers, from 1, of the boxes that `read_labels` finds in a file, in their order.
+    """Line numbers, from 1, of the boxes that `read_label_files` finds in a file, in their order.
 
     Raises:
-      UserError: as `read_labels` with on_bad_label="skip".
+      UserError: as `read_label_files` with on_bad_label="skip".
     """
     rows = _parsed_rows(path, _read_bytes(path), _Classes(class_names, categories))
     return [line for line, row in rows if not isinstance(row, _BadRowError)]

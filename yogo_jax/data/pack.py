@@ -110,12 +110,9 @@ def make_pack(
 
     Args:
       packed: where, from `find_pack` of the same images.
-      paths: of the image files.
-      image_hw: that they are resized to.
-      rgb: three channels instead of one.
+      paths, image_hw, rgb, apply_orientation: as for `find_pack`.
       workers: processes that decode; 0 decodes in threads of this one.
       tell: called every few images.
-      apply_orientation: turn them as their EXIF or TIFF tag says.
 
     Raises:
       UserError: an image cannot be read.
@@ -125,7 +122,8 @@ def make_pack(
     with _as_cannot_pack(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w", encoding="utf-8")
-    with lock, _only_one(lock, folder, functools.partial(tell, 0, len(paths))):
+    with lock:
+        _wait_for_own(lock, folder, functools.partial(tell, 0, len(paths)))
         if not packed.made:
             decode = functools.partial(
                 read_image, image_hw=image_hw, rgb=rgb, apply_orientation=apply_orientation
@@ -147,24 +145,21 @@ def _as_cannot_pack(folder: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _only_one(lock: TextIO, folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it, however that ends.
+def _wait_for_own(lock: TextIO, folder: Path, waiting: Callable[[], None]) -> None:
+    """Takes the lock, which goes with the process that holds it, however that ends.
 
     On a file system without locks several may pack the same, each in a file of its own.
     """
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
         except BlockingIOError:
             waiting()
             time.sleep(0.2)
-            continue
         except OSError:
-            break
-        _remove_left_by_kills(folder)
-        break
-    yield
+            return
+    _remove_left_by_kills(folder)
 
 
 def _remove_left_by_kills(folder: Path) -> None:
@@ -181,8 +176,7 @@ def _build(path: Path, shape: tuple[int, ...], fill: Callable[[Path], None]) -> 
     partial = path.with_name(f"{socket.gethostname()}-{secrets.token_hex(4)}.partial")
     try:
         with _as_cannot_pack(path.parent):
-            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-            del array
+            np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             reserve_space(partial)
         fill(partial)
         with _as_cannot_pack(path.parent):

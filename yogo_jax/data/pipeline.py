@@ -111,7 +111,9 @@ class RecordSource:
         self._records = records
         self._image_hw = image_hw
         self._rgb = rgb
-        self._apply_orientation = apply_orientation
+        self._read = functools.partial(
+            read_image, image_hw=image_hw, rgb=rgb, apply_orientation=apply_orientation
+        )
         self._max_boxes = max_boxes
         self._packed = packed
 
@@ -124,12 +126,7 @@ class RecordSource:
         if self._packed is not None:
             example["image"] = self._packed[index]
         else:
-            example["image"] = read_image(
-                self._records.image_paths[index],
-                image_hw=self._image_hw,
-                rgb=self._rgb,
-                apply_orientation=self._apply_orientation,
-            )
+            example["image"] = self._read(self._records.image_paths[index])
         count = len(class_ids)
         example["boxes_cxcywh"][:count] = boxes_cxcywh
         example["class_ids"][:count] = class_ids

@@ -173,7 +173,7 @@ def read_records(
     Args:
       path_pairs: the sets; every label file needs its image, an image may lack a label file.
       class_names: names of the classes, in order of their index.
-      on_bad_label: "error" or "skip", as for `read_labels`.
+      on_bad_label: "error" or "skip", as for `read_label_files`.
 
     Returns:
       The records with boxes of any size, and a report on files and rows alone.

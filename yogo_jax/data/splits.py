@@ -75,7 +75,7 @@ def load_splits(
     Args:
       definition: a checked definition.
       min_box_area: boxes of less area (fraction of the image's) are left out.
-      on_bad_label: "error" or "skip", as for `read_labels`.
+      on_bad_label: "error" or "skip", as for `read_label_files`.
       split_override: (train, val, test) fractions of all paths together, instead of the
         definition's splits.
       require_train: whether to refuse an empty training split; False for evaluation.
@@ -90,7 +90,13 @@ def load_splits(
         definition.test_paths,
     )
     if split_override is not None:
-        fractions = _checked_override(split_override)
+        in_range = all(0 <= share <= 1 for share in split_override)
+        if len(split_override) != 3 or not in_range or abs(math.fsum(split_override) - 1) > 1e-6:
+            raise UserError(
+                f"data.split_override is {split_override}; expected three fractions (train, val, "
+                "test) in [0, 1] with a sum of 1, such as --config.data.split_override=0.8,0.1,0.1"
+            )
+        fractions = SplitFractions(*map(float, split_override))
         pool_paths, val_paths, test_paths = (*pool_paths, *val_paths, *test_paths), (), ()
 
     def load(paths: tuple[PathPair, ...]) -> tuple[Records, RecordReport]:
@@ -158,16 +164,6 @@ def split_indices(n: int, fractions: SplitFractions) -> tuple[Int64[np.ndarray, 
     return tuple(np.sort(order[start:end]) for start, end in zip(starts, ends, strict=True))
 
 
-def _checked_override(split_override: tuple[float, float, float]) -> SplitFractions:
-    in_range = all(0 <= share <= 1 for share in split_override)
-    if len(split_override) != 3 or not in_range or abs(math.fsum(split_override) - 1) > 1e-6:
-        raise UserError(
-            f"data.split_override is {split_override}; expected three fractions (train, val, test) "
-            "in [0, 1] with a sum of 1, such as --config.data.split_override=0.8,0.1,0.1"
-        )
-    return SplitFractions(*map(float, split_override))
-
-
 class SharedImage(NamedTuple):
     """An image file of two splits, and the path that each of them has for it."""
 
@@ -179,11 +175,7 @@ class SharedImage(NamedTuple):
 def images_in_two_splits(
     paths_of: Mapping[str, Sequence[str]],
 ) -> Iterator[tuple[str, str, list[SharedImage]]]:
-    """Pairs of splits that share image files, also by way of a link, with these files.
-
-    Args:
-      paths_of: split -> paths of its images.
-    """
+    """Pairs of splits that share image files, also by way of a link, with these files."""
     files = {
         split: {os.path.realpath(p) if os.path.islink(p) else p: p for p in paths}
         for split, paths in paths_of.items()

@@ -83,7 +83,13 @@ def load_thumbnails(
     class_ids: list[int] = []
     left_out = 0
     for class_id, name in enumerate(class_names):
-        for path in _files(folders.get(name, ())):
+        paths = [
+            folder / file
+            for folder in folders.get(name, ())
+            for file in sorted(os.listdir(folder))
+            if is_image_name(file)
+        ]
+        for path in paths:
             cell = decode(path)
             height, width = (
                 max(round(side * new / old), 1)
@@ -110,15 +116,6 @@ def load_thumbnails(
     for image, cell in zip(images, cells, strict=True):
         image[: cell.shape[0], : cell.shape[1]] = cell
     return Thumbnails(images, sizes_hw, np.asarray(class_ids, np.int32), left_out)
-
-
-def _files(folders: Sequence[Path]) -> list[Path]:
-    return [
-        folder / name
-        for folder in folders
-        for name in sorted(os.listdir(folder))
-        if is_image_name(name)
-    ]
 
 
 def _size_on_disk(

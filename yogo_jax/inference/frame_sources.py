@@ -55,11 +55,9 @@ class FrameSource(Protocol):
 
     def name(self, index: int) -> str:
         """The name of a frame in tables."""
-        ...
 
     def stem(self, index: int) -> str:
         """A relative path without suffix, for files of one frame."""
-        ...
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of a frame.
@@ -68,11 +66,9 @@ class FrameSource(Protocol):
           FrameError: they cannot be read.
           EndOfFramesError: the source has no more frames.
         """
-        ...
 
     def close(self) -> None:
         """Closes what is open."""
-        ...
 
 
 class _Item(NamedTuple):
@@ -80,8 +76,8 @@ class _Item(NamedTuple):
 
     path: str
     name: str
-    number: int = 0
-    frame: TiffFrame | None = None
+    stem: str
+    frame: TiffFrame | None
 
 
 class ImageFiles:
@@ -107,8 +103,7 @@ class ImageFiles:
         apply_orientation: bool = True,
     ) -> None:
         self.title = title
-        self._rgb = rgb
-        self._apply_orientation = apply_orientation
+        self._as_asked = {"rgb": rgb, "apply_orientation": apply_orientation}
         paths = [*paths]
         # Files that are not stored upright.
         self.oriented = len(find_oriented(paths))
@@ -118,11 +113,12 @@ class ImageFiles:
         digest = hashlib.sha256()
         for path in paths:
             name = _as_text(Path(os.path.relpath(path, root)).as_posix())
+            stem = Path(name).with_suffix("").as_posix()
             stack = _stack_of(path)
-            if stack:
-                self._items += [_Item(path, name, i, frame) for i, frame in enumerate(stack)]
-            else:
-                self._items.append(_Item(path, name))
+            for i, frame in enumerate(stack):
+                self._items.append(_Item(path, f"{name}[{i}]", f"{stem}_{i:06d}", frame))
+            if not stack:
+                self._items.append(_Item(path, name, stem, None))
             size = os.path.getsize(path) if os.path.isfile(path) else -1
             digest.update(f"{name}\0{size}\0{len(stack)}\n".encode())
         self.count: int | None = len(self._items)
@@ -133,27 +129,20 @@ class ImageFiles:
 
     def name(self, index: int) -> str:
         """The file's path below the root, and the number of the frame if it has several."""
-        item = self._items[index]
-        return item.name if item.frame is None else f"{item.name}[{item.number}]"
+        return self._items[index].name
 
     def stem(self, index: int) -> str:
         """The same without the suffix."""
-        item = self._items[index]
-        stem = Path(item.name).with_suffix("").as_posix()
-        return stem if item.frame is None else f"{stem}_{item.number:06d}"
+        return self._items[index].stem
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of a file, or of one of its frames."""
         item = self._items[index]
         try:
             if item.frame is None:
-                return decode_image(
-                    item.path, rgb=self._rgb, apply_orientation=self._apply_orientation
-                )
+                return decode_image(item.path, **self._as_asked)
             with self._lock:
-                return self._stack(item.path).read(
-                    item.frame, rgb=self._rgb, apply_orientation=self._apply_orientation
-                )
+                return self._stack(item.path).read(item.frame, **self._as_asked)
         except UserError as error:
             raise FrameError(_as_text(str(error))) from None
         except OSError as error:
@@ -220,9 +209,7 @@ class GivenImages:
         image = self._images[index]
         return image if isinstance(image, str) else f"image {index}"
 
-    def stem(self, index: int) -> str:
-        """The same."""
-        return self.name(index)
+    stem = name
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels, gray or RGB as the network takes them.

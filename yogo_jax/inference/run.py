@@ -62,6 +62,25 @@ class Wanted:
     counts: bool = False
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running:
+    """The way an inference runs, which does not change its outputs.
+
+    Attributes:
+      resume: go on with what an earlier run left in the folder.
+      strict: stop at the first frame that cannot be read.
+      workers: threads that read, and as many that write.
+      bar: a moving progress bar, else plain lines; None for a bar at a terminal alone.
+      say: is told what happens.
+    """
+
+    resume: bool = False
+    strict: bool = False
+    workers: int = 2
+    bar: bool | None = None
+    say: Callable[[str], None] = print
+
+
 def array_name(title: str) -> str:
     """The name of the instrument's array; never that of another output."""
     taken = {Path(name).stem for name in (*OF_ALL_FRAMES, SUMMARY)}
@@ -73,9 +92,7 @@ def make_finish(
     wanted: Wanted,
     serving: ServingSpec,
     thresholds: Thresholds,
-    *,
-    strict: bool,
-    say: Callable[[str], None],
+    running: Running,
 ) -> Callable[[Loaded, np.ndarray | None], FrameRecord]:
     """A function that finishes a frame: its detections, and the files of this frame.
 
@@ -92,7 +109,7 @@ def make_finish(
             tells = not told and frame_hw not in (whole, serving.image_hw)
             told = told or tells
         if tells:
-            say(
+            running.say(
                 f"frames of {frame_hw[0]}x{frame_hw[1]} px are resized to the {whole[0]}x"
                 f"{whole[1]} px that the network was made for"
             )
@@ -100,7 +117,7 @@ def make_finish(
     def finish(loaded: Loaded, outputs: np.ndarray | None) -> FrameRecord:
         if outputs is None or loaded.frame is None or loaded.view is None:
             reason = loaded.error or ""
-            if strict:
+            if running.strict:
                 raise UserError(f"{reason}; without --strict it would be skipped")
             return FrameRecord(loaded.image_id, loaded.name, reason, None)
         tell_of_resizing(loaded.frame.shape[:2])
@@ -183,26 +200,9 @@ def infer_frames(
     model_name: str,
     thresholds: Thresholds,
     wanted: Wanted,
-    resume: bool = False,
-    strict: bool = False,
-    workers: int = 2,
-    bar: bool = False,
-    say: Callable[[str], None] = print,
+    running: Running,
 ) -> dict[str, Any]:
     """Finds objects in all frames, and writes what is wanted; returns the summary.
-
-    Args:
-      model: that finds them.
-      source: of the frames.
-      folder: of the outputs.
-      model_name: as the outputs call the model.
-      thresholds: that boxes pass.
-      wanted: the outputs.
-      resume: go on with what an earlier run left in the folder.
-      strict: stop at the first frame that cannot be read.
-      workers: threads that read, and as many that write.
-      bar: a moving progress bar, else plain lines.
-      say: is told what happens.
 
     Raises:
       UserError: the folder holds something else, a frame does not fit the model, the disk is full.
@@ -212,20 +212,20 @@ def infer_frames(
     batch_size = model.batch_size_for(source.count)
     settings = _settings(model, source, model_name, batch_size, thresholds, wanted)
     make_folder(folder, "--output")
-    earlier = _finished(folder, settings, source.count) if resume else None
+    earlier = _finished(folder, settings, source.count) if running.resume else None
     if earlier is not None:
-        say("this run has already ended; there is nothing to do")
+        running.say("this run has already ended; there is nothing to do")
         return earlier
-    if not (resume and (folder / JOURNAL_NAME).exists()):
+    if not (running.resume and (folder / JOURNAL_NAME).exists()):
         _check_unused(folder, settings, wanted)
-    finish = make_finish(folder, wanted, model.serving, thresholds, strict=strict, say=say)
+    finish = make_finish(folder, wanted, model.serving, thresholds, running)
     rate = Rate()
     try:
         with Journal(folder, settings) as journal:
             if journal.count:
-                say(f"{journal.count} frames were finished before and are not done again")
+                running.say(f"{journal.count} frames were finished before and are not done again")
             skipped = (record.error for record in journal.records() if record.error is not None)
-            if strict and (error := next(skipped, None)) is not None:
+            if running.strict and (error := next(skipped, None)) is not None:
                 raise UserError(
                     f"--strict: {error}; it was skipped before: mend it and begin anew, or leave "
                     "out --strict"
@@ -237,16 +237,16 @@ def infer_frames(
                 finish,
                 start=journal.count,
                 batch_size=batch_size,
-                workers=workers,
+                workers=running.workers,
             )
             done = journal.count
             # Closed at once where this stops, so that its threads end.
             with closing(records):
-                shown = with_progress(records, rate, done=done, total=source.count, bar=bar)
+                shown = with_progress(records, rate, done=done, total=source.count, bar=running.bar)
                 for record in shown:
                     journal.append(record)
             if rate.frames:
-                say(f"{rate.frames} frames at {rate.per_second:.1f} frames/s")
+                running.say(f"{rate.frames} frames at {rate.per_second:.1f} frames/s")
             totals = write_over_all(journal, folder, wanted, model.serving, settings)
             journal.remove()
     except OSError as error:

@@ -62,9 +62,7 @@ class VideoFrames:
         """The number of a frame."""
         return f"{index:06d}"
 
-    def stem(self, index: int) -> str:
-        """The number of a frame."""
-        return self.name(index)
+    stem = name
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of a frame; indices must not go back.
@@ -103,12 +101,7 @@ class VideoFrames:
             yield FrameError(f"{self._path}: {missing}; it is cut off: copy it again")
 
     def _missing(self, found: int, end: float) -> str | None:
-        """A line on frames that are declared and missing; None if there are none.
-
-        Args:
-          found: number of frames.
-          end: of the last one, in seconds.
-        """
+        """A line on frames that are declared and missing; the last one found ends at `end` s."""
         stream = self._container.streams.video[0]
         if stream.frames and found >= stream.frames:
             return None

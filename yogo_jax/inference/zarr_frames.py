@@ -40,103 +40,6 @@ class FoundArray(NamedTuple):
     axes: tuple[str, ...] | None
 
 
-class OpenedStore:
-    """A store, and the one array of frames in it.
-
-    Args:
-      path: of a folder or zip, or of a folder within a zip. The store may also lie in a folder
-        below; it must be the only one there.
-
-    Attributes:
-      found: the array.
-
-    Raises:
-      UserError: there is no store, or several arrays, which are then named.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        container, within = _container(path)
-        if container is None:
-            raise UserError(f"--zarr {path}: does not exist")
-        self._container = container
-        self._store: Any = None
-        try:
-            self.found = self._only_array(within)
-        except BaseException:
-            self.close()
-            raise
-
-    def _only_array(self, within: str) -> FoundArray:
-        container = self._container
-        try:
-            self._files: set[str] | None = None
-            if container.is_file():
-                with zipfile.ZipFile(container) as file:  # BadZipFile: it is none, or was cut short
-                    self._files = set(file.namelist())
-            open_store = zarr.storage.LocalStore if self._files is None else zarr.storage.ZipStore
-            self._store = open_store(container, read_only=True)
-            nodes = [zarr.open(self._store, path=top, mode="r") for top in self._tops(within)]
-            found = [each for node in nodes for each in _arrays_in(node)]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"--zarr {self._path}: expected a zarr store, a folder or a zip ({error})"
-            ) from None
-        if not found:
-            raise UserError(
-                f"--zarr {self._path}: expected a zarr store, a folder or a zip, found no array"
-            )
-        if len(found) > 1:
-            paths = sorted(each.path for each in found)
-            named = ", ".join(f"{container}/{each}" for each in paths[:_MOST_NAMED])
-            more = ", …" if len(found) > _MOST_NAMED else ""
-            raise UserError(
-                f"--zarr {self._path}: expected one array, found {len(found)}: give one of "
-                f"{named}{more}"
-            )
-        return found[0]
-
-    def _tops(self, within: str) -> list[str]:
-        """Paths in the store of its topmost nodes."""
-        if within:
-            return [within]
-        if self._files is None:
-            return sorted(_stores_below(self._container))
-        files = map(PurePosixPath, self._files)
-        folders = {file.parent for file in files if file.name in _MARKERS}
-        folders = {each for each in folders if len(each.parts) <= _DEEPEST}
-        topmost = (each for each in folders if folders.isdisjoint(each.parents))
-        return sorted("" if each == PurePosixPath() else str(each) for each in topmost)
-
-    def written(self) -> Bool[np.ndarray, "..."]:
-        """For each chunk (or shard of chunks) of the array, in its grid, whether it is there."""
-        array = self.found.array
-        parts = array.shards or array.chunks
-        grid = [-(-size // part) for size, part in zip(array.shape, parts, strict=True)]
-        prefix = f"{array.path}/" if array.path else ""
-        files = self._files
-        if files is None:
-            files = set(_files_below(self._container / array.path, prefix))
-        keys = (prefix + array.metadata.encode_chunk_key(place) for place in np.ndindex(*grid))
-        return np.array([key in files for key in keys], bool).reshape(grid)
-
-    def close(self) -> None:
-        """Closes the store."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-
-
-def _container(path: Path) -> tuple[Path | None, str]:
-    """The folder or file that is there, and what of the path lies within that file."""
-    if path.exists():
-        return path, ""
-    for parent in path.parents:
-        if parent.is_file():
-            return parent, path.relative_to(parent).as_posix()
-    return None, ""
-
-
 def _stores_below(folder: Path) -> Iterator[str]:
     """Paths in a folder of the stores in it; itself, if it is one."""
     for parent, folders, names in os.walk(folder):
@@ -181,16 +84,14 @@ def _arrays_in(node: Any) -> Iterator[FoundArray]:
         yield from _arrays_in(group)
 
 
-LAYOUTS = ("hwn", "nhw")
-
-
 class ZarrFrames:
     """One array of gray frames in a folder or zip store.
 
     Frames at the end that were never written are not counted.
 
     Args:
-      path: of the store, see `OpenedStore`.
+      path: of a folder or zip, or of a folder within a zip. The store may also lie in a folder
+        below; it must be the only one there.
       rgb: three channels instead of one, all alike.
       layout: "hwn" (rows, columns, frames: the instrument's) or "nhw"; None is decided by the
         shape, or else by the chunks, which then hold whole frames. OME-Zarr says it itself.
@@ -215,12 +116,71 @@ class ZarrFrames:
     ) -> None:
         self._path = path
         self._rgb = rgb
-        self._store = OpenedStore(path)
+        self._store: Any = None
         try:
-            self._use(self._store.found, layout, frame_hw)
+            self._use(self._open(), layout, frame_hw)
         except BaseException:
             self.close()
             raise
+
+    def _open(self) -> FoundArray:
+        """The only array of the store."""
+        path, container = self._path, self._path
+        if not path.exists():
+            # A path may go on within a zip file.
+            container = next((parent for parent in path.parents if parent.is_file()), path)
+        if not container.exists():
+            raise UserError(f"--zarr {path}: does not exist")
+        self._container = container
+        try:
+            self._files: set[str] | None = None
+            if container.is_file():
+                with zipfile.ZipFile(container) as file:  # BadZipFile: it is none, or was cut short
+                    self._files = set(file.namelist())
+            open_store = zarr.storage.LocalStore if self._files is None else zarr.storage.ZipStore
+            self._store = open_store(container, read_only=True)
+            nodes = [zarr.open(self._store, path=top, mode="r") for top in self._tops()]
+            found = [each for node in nodes for each in _arrays_in(node)]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"--zarr {path}: expected a zarr store, a folder or a zip ({error})"
+            ) from None
+        if not found:
+            raise UserError(
+                f"--zarr {path}: expected a zarr store, a folder or a zip, found no array"
+            )
+        if len(found) > 1:
+            paths = sorted(each.path for each in found)
+            named = ", ".join(f"{container}/{each}" for each in paths[:_MOST_NAMED])
+            more = ", …" if len(found) > _MOST_NAMED else ""
+            raise UserError(
+                f"--zarr {path}: expected one array, found {len(found)}: give one of {named}{more}"
+            )
+        return found[0]
+
+    def _tops(self) -> list[str]:
+        """Paths in the store of its topmost nodes."""
+        if self._path != self._container:
+            return [self._path.relative_to(self._container).as_posix()]
+        if self._files is None:
+            return sorted(_stores_below(self._container))
+        files = map(PurePosixPath, self._files)
+        folders = {file.parent for file in files if file.name in _MARKERS}
+        folders = {each for each in folders if len(each.parts) <= _DEEPEST}
+        topmost = (each for each in folders if folders.isdisjoint(each.parents))
+        return sorted("" if each == PurePosixPath() else str(each) for each in topmost)
+
+    def _written_chunks(self) -> Bool[np.ndarray, "..."]:
+        """For each chunk (or shard of chunks) of the array, in its grid, whether it is there."""
+        array = self._array
+        parts = array.shards or array.chunks
+        grid = [-(-size // part) for size, part in zip(array.shape, parts, strict=True)]
+        prefix = f"{array.path}/" if array.path else ""
+        files = self._files
+        if files is None:
+            files = set(_files_below(self._container / array.path, prefix))
+        keys = (prefix + array.metadata.encode_chunk_key(place) for place in np.ndindex(*grid))
+        return np.array([key in files for key in keys], bool).reshape(grid)
 
     def _use(
         self, found: FoundArray, layout: str | None, frame_hw: tuple[tuple[int, int], ...]
@@ -258,7 +218,7 @@ class ZarrFrames:
             self._chunk = functools.lru_cache(maxsize=2)(self._read_chunk)
         self._lock = threading.Lock()
         # One row for each block of frames, which have their chunks (or shards) in common.
-        self._written = np.moveaxis(self._store.written(), self._axis, 0)
+        self._written = np.moveaxis(self._written_chunks(), self._axis, 0)
         self._written = self._written.reshape(len(self._written), -1)
         self._frames_a_block = (array.shards or chunks)[self._axis]
         self.count: int | None = self._written_frames(shape[self._axis])
@@ -300,9 +260,7 @@ class ZarrFrames:
         """The number of a frame."""
         return f"{index:06d}"
 
-    def stem(self, index: int) -> str:
-        """The number of a frame."""
-        return self.name(index)
+    stem = name
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w c"]:
         """The pixels of a frame.
@@ -350,7 +308,8 @@ class ZarrFrames:
 
     def close(self) -> None:
         """Closes the store."""
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
 
 
 def _frame_axis(path: Path, found: FoundArray) -> int:

@@ -1,6 +1,5 @@
 """The audit of files, images and boxes: everything is looked at, nothing is refused."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -10,7 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from yogo_jax.data.definition import DatasetDefinition
-from yogo_jax.data.records import Records, boxes_by_class, large_enough, without_small_boxes
+from yogo_jax.data.records import (
+    EDGE_ROUNDING,
+    Records,
+    boxes_by_class,
+    large_enough,
+    without_small_boxes,
+)
 from yogo_jax.detector.architectures import get_backbone
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.grid import cells_of_boxes
@@ -23,8 +28,6 @@ from yogo_jax.reports.tables import align
 
 # Two boxes of one image that overlap by more are one box drawn twice, not two cells that touch.
 DUPLICATE_IOU = 0.9
-# Labels are written with few digits: what reaches over the edge by less is no overhang.
-EDGE_TOLERANCE = 1e-3
 
 
 class Grid(NamedTuple):
@@ -73,11 +76,6 @@ class Inspection:
         return sum(found.count for found in self.findings.values())
 
     @property
-    def formats(self) -> list[tuple[str, int]]:
-        """(format and pixels, such as "PNG L", number of images), the most common first."""
-        return Counter(filter(None, self.scanned.stored_as)).most_common()
-
-    @property
     def lost_boxes(self) -> int:
         """Boxes that lose their cell of the grid to another."""
         return self.findings["shared_cell"].count if "shared_cell" in self.findings else 0
@@ -105,7 +103,7 @@ class Inspection:
         """The inspection for a terminal: the content, then what is wrong with it."""
         scanned = self.scanned
         described = ", ".join(f"{n} of {h}x{w} px" for (h, w), n in scanned.sizes[:5])
-        formats = ", ".join(f"{name} ({n})" for name, n in self.formats[:5])
+        formats = ", ".join(f"{name} ({n})" for name, n in self.scanned.formats[:5])
         lines = [
             f"{len(scanned.paths)} images: {described or 'none could be read'}",
             f"stored as: {formats or '-'}",
@@ -138,7 +136,7 @@ class Inspection:
                 "unlabelled": len(self.scanned.paths) - labelled,
                 "unreadable": len(self.scanned.problems),
                 "by_size": {f"{h}x{w}": n for (h, w), n in self.scanned.sizes},
-                "by_format": dict(self.formats),
+                "by_format": dict(self.scanned.formats),
             },
             "splits": {name: _split_to_dict(records) for name, records in self.used.items()},
             "min_box_area": self.min_box_area,
@@ -181,7 +179,7 @@ def inspect_data(
     grid_hw: tuple[int, int] | None = None,
     apply_orientation: bool = True,
 ) -> Inspection:
-    """Looks at the images and labels of a definition.
+    """Inspects the images and labels of a definition.
 
     Args:
       definition: of the data.
@@ -217,8 +215,7 @@ def inspect_data(
         found[finding.kind].count += 1
         found[finding.kind].listed.append(finding)
     for finding in chain(
-        _unreadable(scanned),
-        _oriented(scanned),
+        _images(scanned),
         _classes(definition.class_names, used),
         _small_classes(data.splits["train"].records, used["train"]),
         _outgrown_fields(used["train"], grid),
@@ -236,12 +233,9 @@ def inspect_data(
     return Inspection(definition, data.splits, used, scanned, grid, min_box_area, found)
 
 
-def _unreadable(scanned: ScannedImages) -> Iterator[Finding]:
+def _images(scanned: ScannedImages) -> Iterator[Finding]:
     for i, problem in scanned.problems.items():
         yield Finding("unreadable_image", scanned.paths[i], problem)
-
-
-def _oriented(scanned: ScannedImages) -> Iterator[Finding]:
     done = "the pixels are turned by it" if scanned.apply_orientation else "it is not applied"
     for i, orientation in scanned.orientations.items():
         path = scanned.paths[i]
@@ -319,12 +313,8 @@ def suspicious_boxes(
     """Kind, rows of the boxes of that kind, and for each the box that it is in conflict with.
 
     Small boxes are not used by a training, so nothing else is said of them. Where there is no
-    conflict with another box, a box stands for itself.
-
-    Args:
-      records: of one split, with boxes of any size.
-      min_box_area: least area of a box that is used.
-      grid: without one, shared cells are not looked for.
+    conflict with another box, a box stands for itself. Without a grid, shared cells are not looked
+    for.
     """
     large = large_enough(records, min_box_area)
     small = np.flatnonzero(~large)
@@ -398,9 +388,9 @@ def winners_of_cells(records: Records, grid_hw: tuple[int, int]) -> Int64[np.nda
 
 
 def overhanging(boxes_cxcywh: Float32[np.ndarray, "m 4"]) -> Bool[np.ndarray, " m"]:
-    """Boxes that reach over the edge by more than EDGE_TOLERANCE of the image's side."""
+    """Boxes that reach over the edge by more than EDGE_ROUNDING of the image's side."""
     boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh)
-    return np.any((boxes_xyxy < -EDGE_TOLERANCE) | (boxes_xyxy > 1 + EDGE_TOLERANCE), axis=1)
+    return np.any((boxes_xyxy < -EDGE_ROUNDING) | (boxes_xyxy > 1 + EDGE_ROUNDING), axis=1)
 
 
 def drawn_twice(records: Records) -> Int64[np.ndarray, "pairs 2"]:

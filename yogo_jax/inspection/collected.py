@@ -91,7 +91,12 @@ def collect(definition: DatasetDefinition) -> CollectedData:
     for split, paths in (("val", definition.val_paths), ("test", definition.test_paths)):
         if paths:
             data.splits[split] = _load(paths, definition.class_names, data)
-    _note_shared_images(data)
+    paths_of = {split: images.records.image_paths for split, images in data.splits.items()}
+    for first, second, shared in images_in_two_splits(paths_of):
+        for _, path, other in shared:
+            named = "" if path == other else f", as {other}"
+            message = f"this file is in the {first} and{named} in the {second} split"
+            data.findings.append(Finding("image_in_two_splits", path, message, (path,)))
     if not len(data.splits["train"]):
         message = f"it holds no labelled image by {definition.path}"
         data.findings.append(Finding("empty_training_split", "train", message))
@@ -181,12 +186,8 @@ def guess_findings(
 ) -> Iterator[Finding]:
     """Guesses at the numbers of a whole set, where they are not those of label files.
 
-    Args:
-      label_path: the folder of the set, the place of the findings.
-      paths: its label files.
-      labels: what was read of each, with `problems` where rows were left out; None for nothing.
-      class_names: names of the classes.
-      categories: id -> name, if the set has such ids of its own.
+    `label_path` is its folder, `paths` are its label files, and `labels` what was read of each (or
+    None), with `problems` where rows were left out. With `categories` the set has its own ids.
     """
     read = [found for found in labels if found is not None]
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes_cxcywh for found in read)])
@@ -220,12 +221,3 @@ def guess_findings(
             f"{int((numbers == classes).sum()):,} of {total:,} boxes are of class {classes}, "
             f"none is of class 0: they seem to count from 1, expected 0 to {classes - 1}",
         )
-
-
-def _note_shared_images(data: CollectedData) -> None:
-    paths_of = {split: images.records.image_paths for split, images in data.splits.items()}
-    for first, second, shared in images_in_two_splits(paths_of):
-        for _, path, other in shared:
-            named = "" if path == other else f", as {other}"
-            message = f"this file is in the {first} and{named} in the {second} split"
-            data.findings.append(Finding("image_in_two_splits", path, message, (path,)))

@@ -75,21 +75,17 @@ def identical_groups(digests: Sequence[bytes]) -> list[DuplicateGroup]:
 def near_groups(scanned: ScannedImages, *, workers: int) -> list[DuplicateGroup]:
     """Groups of images that are nearly the same; of identical files only the first takes part.
 
-    Args:
-      scanned: the images.
-      workers: threads that read candidates again.
+    Candidates are read again, by as many threads as there are `workers`.
     """
-    first_of = {digest: i for i, digest in reversed([*enumerate(scanned.digests)])}
-    comparable = scanned.comparable
+    digests, comparable = scanned.digests, scanned.comparable
+    first_of = {digest: i for i, digest in reversed([*enumerate(digests)])}
     chosen = np.array(
-        [i for i, digest in enumerate(scanned.digests) if comparable[i] and first_of[digest] == i],
+        [i for i, digest in enumerate(digests) if comparable[i] and first_of[digest] == i],
         np.int64,
     )
     pairs, _ = candidate_pairs(centred(scanned.coarse[chosen].astype(np.float32)))
     centre = scanned.fine_mean if len(chosen) >= LEAST_TO_CENTRE else 0 * scanned.fine_mean
-    correlate = fine_correlation
-    if not scanned.apply_orientation:
-        correlate = functools.partial(fine_correlation, apply_orientation=False)
+    correlate = functools.partial(fine_correlation, apply_orientation=scanned.apply_orientation)
     # Late: SciPy takes a while to import.
     from scipy.cluster.hierarchy import DisjointSet
 
@@ -232,16 +228,12 @@ def fine_correlation(
     for path in (first, second):
         try:
             decoded = decode_file(path, rgb=False, apply_orientation=apply_orientation)
-            fine = reduce_pixels(decoded.pixels)
         except UserError:
             return 0.0
-        if fine is None:
+        fine = reduce_pixels(decoded.pixels)
+        if fine is None or np.linalg.norm(fine - centre) < 1e-6:
             return 0.0
-        rest = fine - centre
-        norm = np.linalg.norm(rest)
-        if norm < 1e-6:
-            return 0.0
-        forms.append(rest / norm)
+        forms.append((fine - centre) / np.linalg.norm(fine - centre))
     return float(forms[0] @ forms[1])
 
 
@@ -250,50 +242,41 @@ def duplicate_findings(
 ) -> Iterator[Finding]:
     """A finding for each group of identical and of nearly identical images.
 
-    A file that is named twice is one image; it is told apart by `image_in_two_splits`.
-
-    Args:
-      splits: name -> images, in the order that they were scanned in.
-      scanned: those, then unlabelled ones.
-      workers: threads that read candidates again.
+    A file that is named twice is one image; it is told apart by `image_in_two_splits`. Scanned are
+    the images of the splits in their order, then unlabelled ones.
     """
     split_of = [name for name, images in splits.items() for _ in range(len(images))]
     split_of += [UNLABELLED] * (len(scanned.paths) - len(split_of))
     identical = identical_groups(scanned.digests)
-    for group in identical:
-        yield from _finding("identical", group, scanned.paths, split_of)
+    groups = [("identical", group) for group in identical]
     copies = {group.indices[0]: group.indices for group in identical}
-    for group in near_groups(scanned, workers=workers):
+    for firsts, correlation in near_groups(scanned, workers=workers):
         # The first of identical files stood for all of them.
-        everyone = sorted(i for first in group.indices for i in copies.get(first, (first,)))
-        whole = DuplicateGroup(tuple(everyone), group.correlation)
-        yield from _finding("near_duplicate", whole, scanned.paths, split_of)
-
-
-def _finding(
-    kind: str, group: DuplicateGroup, paths: tuple[str, ...], split_of: list[str]
-) -> Iterator[Finding]:
-    files = {os.path.realpath(paths[i]): i for i in reversed(group.indices)}
-    if len(files) < 2:
-        return
-    # One of each split first: these are shown side by side.
-    shown: dict[str, list[int]] = {}
-    for i in sorted(files.values()):
-        shown.setdefault(split_of[i], []).append(i)
-    indices = [some[0] for some in shown.values()] + [
-        i for some in shown.values() for i in some[1:]
-    ]
-    across = len(shown.keys() - {UNLABELLED}) > 1
-    counts = ", ".join(f"{len(some)} in {split}" for split, some in shown.items())
-    how = "the same" if kind == "identical" else f"nearly the same (r = {group.correlation:.2f})"
-    where = "across_splits" if across else "within_split"
-    yield Finding(
-        f"{kind}_{where}",
-        paths[indices[0]],
-        f"{len(indices)} images are {how}: {counts}",
-        tuple(paths[i] for i in indices),
-        values={
-            "splits": [split_of[i] for i in indices],
-            "correlation": round(group.correlation, 4),
-        },
-    )
+        everyone = sorted(i for first in firsts for i in copies.get(first, (first,)))
+        groups.append(("near_duplicate", DuplicateGroup(tuple(everyone), correlation)))
+    for kind, group in groups:
+        files = {os.path.realpath(scanned.paths[i]): i for i in reversed(group.indices)}
+        shown: dict[str, list[int]] = {}
+        for i in sorted(files.values()):
+            shown.setdefault(split_of[i], []).append(i)
+        # One of each split first: these are shown side by side.
+        indices = [some[0] for some in shown.values()]
+        indices += [i for some in shown.values() for i in some[1:]]
+        if len(indices) < 2:
+            continue
+        counts = ", ".join(f"{len(some)} in {split}" for split, some in shown.items())
+        how = (
+            "the same" if kind == "identical" else f"nearly the same (r = {group.correlation:.2f})"
+        )
+        across = len(shown.keys() - {UNLABELLED}) > 1
+        paths = tuple(scanned.paths[i] for i in indices)
+        yield Finding(
+            f"{kind}_across_splits" if across else f"{kind}_within_split",
+            paths[0],
+            f"{len(indices)} images are {how}: {counts}",
+            paths,
+            values={
+                "splits": [split_of[i] for i in indices],
+                "correlation": round(group.correlation, 4),
+            },
+        )

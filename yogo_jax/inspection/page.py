@@ -115,7 +115,7 @@ def _content(inspection: Inspection) -> Iterable[Block]:
         ],
         "Sizes of the images, rows x columns",
     )
-    formats = [[*each] for each in inspection.formats]
+    formats = [[*each] for each in inspection.scanned.formats]
     yield Table(["stored as", "images"], formats, "How they are stored")
     if inspection.grid is not None:
         lost = f"boxes that lose their cell to another: {inspection.lost_boxes}"

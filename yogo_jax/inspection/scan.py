@@ -1,6 +1,6 @@
 """The scan of all images, once: their problems and sizes, and a reduced form of each to compare.
 
-Images are decoded in threads, because decoders release Python's lock. Some 600 bytes an image are
+Images are decoded in threads, because decoders release Python's lock. Less than 1 kB an image is
 kept.
 """
 
@@ -35,12 +35,12 @@ B = TypeVar("B")
 
 
 class ImageScan(NamedTuple):
-    """The scan of one image; `problem` is None if it could be read."""
+    """The scan of one image; nothing but `problem` if it cannot be read."""
 
     problem: str | None
-    image_hw: tuple[int, int] = (0, 0)
-    stored_as: str = ""
-    digest: bytes = b""
+    image_hw: tuple[int, int] = (0, 0)  # rows and columns in px
+    stored_as: str = ""  # format and pixels, such as "PNG L"
+    digest: bytes = b""  # of the bytes of the file
     fine: Float32[np.ndarray, " fine"] | None = None
     orientation: int = UPRIGHT
 
@@ -51,25 +51,35 @@ class ScannedImages:
 
     Attributes:
       paths: the n image files.
-      problems: index -> why this image cannot be read.
-      images_hw: (rows, columns) in px of each, zeros where it cannot be read.
-      stored_as: format and pixels of each, such as "PNG L"; "" where it cannot be read.
-      digests: of the bytes of each file; b"" where it cannot be read.
+      images: the scan of each, without its fine form.
       coarse: reduced pixels of each with mean 0 and norm 1; zeros where nothing can be compared.
       fine_mean: mean of the fine reduced forms of all images that can be compared.
-      orientations: index -> orientation of those images that are not stored upright.
       apply_orientation: whether images were turned by it; sizes are those after the turn.
     """
 
     paths: tuple[str, ...]
-    problems: dict[int, str]
-    images_hw: list[tuple[int, int]]
-    stored_as: list[str]
-    digests: list[bytes]
+    images: list[ImageScan]
     coarse: Float16[np.ndarray, "n coarse"]
     fine_mean: Float64[np.ndarray, " fine"]
-    orientations: dict[int, int]
     apply_orientation: bool
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Index -> why this image cannot be read."""
+        return {
+            i: image.problem for i, image in enumerate(self.images) if image.problem is not None
+        }
+
+    @property
+    def orientations(self) -> dict[int, int]:
+        """Index -> orientation of those images that are not stored upright."""
+        turned = ((i, image.orientation) for i, image in enumerate(self.images))
+        return {i: orientation for i, orientation in turned if orientation != UPRIGHT}
+
+    @property
+    def digests(self) -> list[bytes]:
+        """Digests of the bytes of each file; b"" where it cannot be read."""
+        return [image.digest for image in self.images]
 
     @property
     def comparable(self) -> Bool[np.ndarray, " n"]:
@@ -79,7 +89,12 @@ class ScannedImages:
     @property
     def sizes(self) -> list[tuple[tuple[int, int], int]]:
         """((rows, columns), number of images), the most common first, without unreadable ones."""
-        return Counter(size for size in self.images_hw if size != (0, 0)).most_common()
+        return Counter(each.image_hw for each in self.images if not each.problem).most_common()
+
+    @property
+    def formats(self) -> list[tuple[str, int]]:
+        """(format and pixels, such as "PNG L", number of images), the most common first."""
+        return Counter(each.stored_as for each in self.images if not each.problem).most_common()
 
     @property
     def usual_hw(self) -> tuple[int, int] | None:
@@ -97,37 +112,19 @@ def scan_images(
       workers: threads.
       apply_orientation: turn images as their EXIF or TIFF tag says.
     """
-    problems: dict[int, str] = {}
-    orientations: dict[int, int] = {}
-    images_hw, stored_as, digests = [], [], []
+    images = []
     coarse = np.zeros((len(paths), COARSE * COARSE), np.float16)
     total, comparable = np.zeros(FINE * FINE), 0
     scan = functools.partial(scan_image, apply_orientation=apply_orientation)
     scans = in_threads(scan, paths, workers)
     for i, image in enumerate(with_progress(scans, what="images", total=len(paths))):
-        if image.problem is not None:
-            problems[i] = image.problem
-        if image.orientation != UPRIGHT:
-            orientations[i] = image.orientation
-        images_hw.append(image.image_hw)
-        # Equal texts are kept once, not once an image.
-        stored_as.append(sys.intern(image.stored_as))
-        digests.append(image.digest)
         if image.fine is not None:
             coarse[i] = coarsen(image.fine)
             total += image.fine
             comparable += 1
-    return ScannedImages(
-        paths=tuple(paths),
-        problems=problems,
-        images_hw=images_hw,
-        stored_as=stored_as,
-        digests=digests,
-        coarse=coarse,
-        fine_mean=total / max(comparable, 1),
-        orientations=orientations,
-        apply_orientation=apply_orientation,
-    )
+        images.append(image._replace(fine=None))
+    fine_mean = total / max(comparable, 1)
+    return ScannedImages(tuple(paths), images, coarse, fine_mean, apply_orientation)
 
 
 def scan_image(path: str, *, apply_orientation: bool = True) -> ImageScan:
@@ -142,7 +139,8 @@ def scan_image(path: str, *, apply_orientation: bool = True) -> ImageScan:
     return ImageScan(
         problem=None,
         image_hw=(pixels.height, pixels.width),
-        stored_as=decoded.stored_as,
+        # Equal texts are kept once, not once an image.
+        stored_as=sys.intern(decoded.stored_as),
         digest=digest,
         fine=reduce_pixels(pixels),
         orientation=decoded.orientation,

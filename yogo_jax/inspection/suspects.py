@@ -89,9 +89,7 @@ def score_labels(
 
     Args:
       predictions: decoded predictions, classes as logits.
-      boxes_cxcywh: labels as `bin_targets` takes them.
-      class_ids: likewise.
-      valid: likewise.
+      boxes_cxcywh, class_ids, valid: labels as `bin_targets` takes them.
       weights: of the terms.
     """
     rows, columns = predictions.objectness.shape
@@ -219,18 +217,14 @@ class Suspect:
       kind: a key of `SUSPECT_KINDS`.
       rank: from 1, within its kind.
       split: of the image.
-      image: path.
-      label_file: path.
+      image, label_file: paths.
       line: of the label in that file; None for a detection without label.
       given: class of the label; None likewise.
       predicted: class that the detector takes it for.
       probability: of that class.
       objectness: of the detection, or of the label's cell.
       loss: of the label's cell, as trained.
-      x_center: of the box, as in a label file, like the next three.
-      y_center: likewise.
-      width: likewise.
-      height: likewise.
+      x_center, y_center, width, height: of the box, as in a label file.
     """
 
     kind: str
@@ -267,11 +261,7 @@ class Suspect:
 
 @dataclasses.dataclass(frozen=True)
 class Suspects:
-    """Everything that a detector contradicts.
-
-    Attributes:
-      found: kind -> suspects in the order of their rank, for each of `SUSPECT_KINDS`.
-    """
+    """Everything that a detector contradicts: of each of `SUSPECT_KINDS` suspects by their rank."""
 
     found: dict[str, Listing[Suspect]]
 

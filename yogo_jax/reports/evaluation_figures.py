@@ -158,9 +158,7 @@ def free_response_figure(curves: Curves, styles: Mapping[str, Any]) -> Figure | 
             points = np.stack([x, curve.sensitivity], axis=1)
             _draw_line(axes, plots.shortened(name), styles[name], points)
         plots.use_log_scale(axes, "x")
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("false alarms per frame")
-        axes.set_ylabel("sensitivity")
+        axes.set(ylim=(-0.02, 1.02), xlabel="false alarms per frame", ylabel="sensitivity")
 
     caption = (
         "Free-response curve: the share of true boxes that are found, against false alarms per "
@@ -203,10 +201,7 @@ def _draw_dot(axes: Any, style: Mapping[str, Any], point: Any) -> None:
 
 
 def _unit_axes(axes: Any, x: str, y: str) -> None:
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
 
 
 def confusion_figure(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> Figure:
@@ -216,19 +211,19 @@ def confusion_figure(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
     labels = [plots.shortened(name) for name in names]
 
     def plot(axes: Any) -> None:
+        from matplotlib.patches import Rectangle
+
         size = len(labels)
         for (row, column), share in np.ndenumerate(shares):
-            cell = (column - 0.5, row - 0.5)
-            axes.add_patch(_rectangle(cell, share))
+            style = {"facecolor": plots.SERIES[2], "alpha": DARKEST * share, "linewidth": 0}
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
             if size <= MAX_CELLS_WITH_NUMBERS and counts[row, column]:
                 text = f"{counts[row, column]:,}"
                 axes.text(column, row, text, ha="center", va="center")
-        axes.set_xlim(-0.5, size - 0.5)
-        axes.set_ylim(size - 0.5, -0.5)
+        axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
         axes.set_xticks(range(size), labels, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(size), labels)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
+        axes.set(xlabel="predicted", ylabel="true")
         axes.grid(False)
 
     caption = (
@@ -239,13 +234,6 @@ def confusion_figure(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
     longest = max(2, len(f"{counts.max(initial=0):,}"))
     wide = len(names) * longest * DIGIT_UNITS > NARROW_UNITS
     return Figure(plots.draw("confusion", plot, height=height, wide=wide), caption, wide=wide)
-
-
-def _rectangle(corner: tuple[float, float], share: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    colour = plots.SERIES[2]
-    return Rectangle(corner, 1, 1, facecolor=colour, alpha=DARKEST * share, linewidth=0)
 
 
 def calibration_of(images: Sequence[ImageResult]) -> Calibration:
@@ -313,8 +301,7 @@ def count_scatter(
             )
         plots.use_whole_numbers(axes, "x")
         plots.use_whole_numbers(axes, "y")
-        axes.set_xlabel("true boxes in a frame")
-        axes.set_ylabel("predicted")
+        axes.set(xlabel="true boxes in a frame", ylabel="predicted")
 
     caption = (
         "Boxes of each frame, predicted against true, by class. Larger markers stand for more "
@@ -335,10 +322,10 @@ def agreement_figure(
         for limit in (agreed.lower, agreed.upper):
             if limit is not None:
                 axes.axhline(limit, color=plots.SERIES[1], linestyle="--")
-        axes.set_xlabel("mean of predicted and true boxes in a frame")
+        labels = ("mean of predicted and true boxes in a frame", "predicted minus true")
+        axes.set(xlabel=labels[0], ylabel=labels[1])
         plots.use_whole_numbers(axes, "x")
         plots.use_whole_numbers(axes, "y")
-        axes.set_ylabel("predicted minus true")
 
     limits = ""
     if agreed.lower is not None:

@@ -197,31 +197,29 @@ def _summary(metrics: Mapping[str, Any]) -> Section:
 
 
 def _classes(metrics: Mapping[str, Any], objects: Sequence[int]) -> Section:
-    intervals = metrics["intervals"]
+
+    def with_range(key: str, name: str) -> tuple[object, object]:
+        return metrics[key][name], _range(metrics["intervals"][key][name])
+
     ranked: list[list[object]] = []
     counted: list[list[object]] = []
     for name, count in zip(metrics["AP50_by_class"], objects, strict=True):
         best = metrics["best_f1_by_class"][name] or {"f1": None, "objectness": None}
-
-        def value_and_range(key: str, name: str = name) -> tuple[object, object]:
-            return metrics[key][name], _range(intervals[key][name])
-
         ranked.append(
             [
                 name,
                 count,
-                *value_and_range("AP50_by_class"),
+                *with_range("AP50_by_class", name),
                 metrics["AP50_95_by_class"][name],
-                best["f1"],
-                best["objectness"],
+                *(best[key] for key in ("f1", "objectness")),
                 metrics["roc_area_by_class"][name],
             ]
         )
         counted.append(
             [
                 name,
-                *value_and_range("precision_by_class"),
-                *value_and_range("recall_by_class"),
+                *with_range("precision_by_class", name),
+                *with_range("recall_by_class", name),
                 *(metrics[f"{key}_by_class"][name] for key in ("accuracy", "missed", "extra")),
             ]
         )

@@ -19,16 +19,7 @@ from yogo_jax.config.fields import flat, with_current_names
 from yogo_jax.errors import UserError
 from yogo_jax.files import read_json
 from yogo_jax.reports import plots
-from yogo_jax.reports.pages import (
-    Block,
-    Code,
-    Figure,
-    Section,
-    Table,
-    Text,
-    link_to,
-    render_page,
-)
+from yogo_jax.reports.pages import Block, Code, Figure, Section, Table, Text, link_to, render_page
 
 
 NOTHING_LOGGED = "nothing is logged yet"
@@ -101,20 +92,15 @@ class LoggedRun:
     @property
     def state(self) -> str:
         """State as text: nothing logged, unfinished with its progress, trained, or finished."""
-        epochs, done = self.config["train"]["epochs"], self.epochs_done
+        epochs, steps = self.config["train"]["epochs"], self.history.steps_per_epoch
         if not self.history.last_step:
             return NOTHING_LOGGED
         if self.test is not None:
             return "finished"
-        if done is None:
+        if not steps:
             return f"unfinished: step {self.history.last_step} of epoch 1 of {epochs}"
+        done = self.history.last_step / steps
         return "trained" if done >= epochs else f"unfinished: epoch {done:.1f} of {epochs}"
-
-    @property
-    def epochs_done(self) -> float | None:
-        """Finished epochs, as a fraction; None during the first epoch."""
-        steps = self.history.steps_per_epoch
-        return self.history.last_step / steps if steps else None
 
 
 def read_run(workdir: Path, name: str) -> LoggedRun:
@@ -199,7 +185,10 @@ def history_figures(histories: Sequence[History]) -> list[Figure]:
     in_epochs = all(history.steps_per_epoch for history in histories)
     figures = []
     for each in _plots_of_one(histories[0]) if len(histories) == 1 else _plots_of_runs(histories):
-        lines = [(title, _points(*line, in_epochs)) for title, *line in each.lines]
+        lines = [
+            (title, _points(history, kind, field, in_epochs))
+            for title, history, kind, field in each.lines
+        ]
         drawn = [(title, points) for title, points in lines if len(points[0])]
         if drawn:
             plot = _plot(drawn, "epoch" if in_epochs else "step", each.label)
@@ -215,10 +204,7 @@ def _plots_of_one(history: History) -> list[_Plot]:
     mean_ap += _tested([history], "mAP50") + _tested([history], "mAP50_95")
     terms = f"Weighted terms of the training loss; the loss is their sum{averaged}."
     names = ("objectness", "box", "classification")
-    losses = [
-        ("training", history, "train", "loss"),
-        ("validation", history, "validation", "loss"),
-    ]
+    losses = [("training", history, "train", "loss"), ("validation", history, "validation", "loss")]
     precisions = [
         ("mAP50", history, "validation", "mAP50"),
         ("mAP50-95", history, "validation", "mAP50_95"),
@@ -328,8 +314,7 @@ def _plot(lines: Sequence[tuple[str, Points]], axis: str, label: str) -> Callabl
         if "loss" in label and all((y > 0).all() for _, (_, y) in lines):
             plots.use_log_scale(axes, "y")
         plots.use_whole_numbers(axes, "x")
-        axes.set_xlabel(axis)
-        axes.set_ylabel(label)
+        axes.set(xlabel=axis, ylabel=label)
 
     return plot
 

@@ -1,8 +1,6 @@
 """The report of a sweep as one HTML page: its sections first, then its figures."""
 
-import dataclasses
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +10,11 @@ import numpy as np
 
 from yogo_jax.config.fields import flat
 from yogo_jax.reports import plots
-from yogo_jax.reports.pages import Block, Code, Figure, Link, Section, Table, Text, render_page
+from yogo_jax.reports.pages import Block, Code, Figure, Section, Table, Text, link_to, render_page
 from yogo_jax.sweeping.results import (
     MIN_TRIALS_FOR_IMPORTANCE,
     SweepResults,
     TrialResult,
-    minutes,
     short_text,
 )
 from yogo_jax.sweeping.space import Parameter, as_text, position
@@ -38,7 +35,7 @@ def sweep_page(results: SweepResults, folder: Path) -> str:
         _summary(results),
         _trials(results),
         _what_matters(results),
-        _cost(results),
+        Section("cost", "Accuracy against size and speed", cost_figures(results)),
         _tests(results, folder),
         _search(results),
     ]
@@ -55,13 +52,18 @@ def _summary(results: SweepResults) -> Section:
     if results.ranked:
         best = results.ranked[0]
         epochs = f"{best.figures['best_epoch']} of {best.config['train']['epochs']} epochs"
+        shared = flat(results.space.base)
+        rows: list[list[object]] = [
+            [field, short_text(best.chosen[field]), as_text(shared[field])]
+            for field in results.fields
+        ]
         blocks += [
             Text(
                 f"The best trial is {best.number} with {objective} {best.value:.4f} on the "
                 f"validation images, after {epochs}. It is the best of many trials on these "
                 "images, so expect worse values on other images. Its test shows how much worse."
             ),
-            _best_table(results, best),
+            Table(["field", "best trial", "base config"], rows, "The searched fields."),
             Code("Command that trains it again", _command(best)),
         ]
     else:
@@ -69,14 +71,6 @@ def _summary(results: SweepResults) -> Section:
     if any(each.value is not None for each in results.trials):
         blocks.append(course_figure(results))
     return Section("summary", "Summary", blocks)
-
-
-def _best_table(results: SweepResults, best: TrialResult) -> Table:
-    shared = flat(results.space.base)
-    rows: list[list[object]] = [
-        [field, short_text(best.chosen[field]), as_text(shared[field])] for field in results.fields
-    ]
-    return Table(["field", "best trial", "base config"], rows, "The searched fields.")
 
 
 def _command(trial: TrialResult) -> str:
@@ -99,9 +93,8 @@ def _trials(results: SweepResults) -> Section:
             each.state,
             each.value,
             each.epochs,
-            short_text(minutes(each)),
-            each.figures.get("parameters"),
-            each.figures.get("frames_per_second"),
+            short_text(each.minutes),
+            *map(each.figures.get, ("parameters", "frames_per_second")),
             each.taken_up,
             *(short_text(each.chosen.get(field)) for field in results.fields),
         ]
@@ -140,41 +133,34 @@ def _what_matters(results: SweepResults) -> Section:
     return Section("matters", "What matters", blocks)
 
 
-def _cost(results: SweepResults) -> Section:
-    return Section("cost", "Accuracy against size and speed", cost_figures(results))
-
-
 def _tests(results: SweepResults, folder: Path) -> Section:
     rows: list[list[object]] = []
     links: list[Block] = []
+    names: list[str] = []
     for each in results.ranked:
         if each.test is None:
             continue
-        by_class = each.test["AP50_by_class"]
-        rows.append([str(each.number), each.value, each.test["mAP50"], *by_class.values()])
+        names = list(each.test["AP50_by_class"])
+        values = [each.value, each.test["mAP50"], *each.test["AP50_by_class"].values()]
+        rows.append([str(each.number), *values])
         page = each.workdir / "test" / "report.html"
-        address = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
-        links.append(Link(f"Report of the test of trial {each.number}", address))
+        links.append(link_to(f"Report of the test of trial {each.number}", page, folder))
     if not rows:
         return Section("tests", "Tests", [])
-    names = list(results.ranked[0].test["AP50_by_class"]) if results.ranked[0].test else []
     header = ["trial", results.objective, "test mAP50", *(f"AP50 {n}" for n in names)]
     caption = "Trials were chosen by the validation. The test was not used to choose anything."
     return Section("tests", "Tests", [Table(header, rows, caption), *links])
 
 
 def _search(results: SweepResults) -> Section:
-    space = {each.field: {each.kind: list(each.values)} for each in results.space.parameters}
-    settings = dataclasses.asdict(results.space.settings)
-    return Section(
-        "search",
-        "Search",
-        [
-            Code("Search space", json.dumps(space, indent=2)),
-            Code("Settings", json.dumps(settings, indent=2)),
-            Code("Config that all trials share", json.dumps(results.space.base, indent=2)),
-        ],
-    )
+    values = results.space.to_dict()
+    titles = {
+        "space": "Search space",
+        "settings": "Settings",
+        "config": "Config that all trials share",
+    }
+    blocks = [Code(title, json.dumps(values[key], indent=2)) for key, title in titles.items()]
+    return Section("search", "Search", blocks)
 
 
 def course_figure(results: SweepResults) -> Figure:
@@ -184,39 +170,29 @@ def course_figure(results: SweepResults) -> Figure:
     best_of = np.maximum if results.space.settings.maximize else np.minimum
 
     def plot(axes: Any) -> None:
-        for state, marker, colour in (
-            ("complete", "o", plots.SERIES[2]),
-            ("pruned", "X", plots.SERIES[3]),
-            ("failed", "v", plots.SERIES[1]),
-            ("unfinished", "s", plots.SERIES[4]),
+        for label, states, marker, colour in (
+            ("complete", ("complete",), "o", plots.SERIES[2]),
+            ("pruned", ("pruned",), "X", plots.SERIES[3]),
+            ("failed", ("failed",), "v", plots.SERIES[1]),
+            ("unfinished", ("running", "stopped"), "s", plots.SERIES[4]),
         ):
-            those = [each for each in shown if _group(each) == state]
+            those = [each for each in shown if each.state in states]
             if those:
                 x, y = [each.number for each in those], [each.value for each in those]
-                axes.scatter(x, y, marker=marker, color=colour, s=24, label=state, zorder=3)
+                axes.scatter(x, y, marker=marker, color=colour, s=24, label=label, zorder=3)
         complete = [each for each in shown if each.state == "complete"]
         if complete:
             best = best_of.accumulate(np.array([each.value for each in complete], np.float64))
-            axes.step(
-                [each.number for each in complete],
-                best,
-                where="post",
-                color=plots.SERIES[0],
-                label="best so far",
-            )
+            x = [each.number for each in complete]
+            axes.step(x, best, where="post", color=plots.SERIES[0], label="best so far")
         plots.use_whole_numbers(axes, "x")
-        axes.set_xlabel("trial")
-        axes.set_ylabel(objective)
+        axes.set(xlabel="trial", ylabel=objective)
 
     caption = (
         f"{objective} on the validation images: for complete trials at the kept checkpoint, for "
         "others at the last validation."
     )
     return Figure(plots.draw("course", plot), caption)
-
-
-def _group(trial: TrialResult) -> str:
-    return trial.state if trial.state in ("complete", "pruned", "failed") else "unfinished"
 
 
 def importance_figure(importance: Mapping[str, float], complete: int) -> Figure:
@@ -226,8 +202,7 @@ def importance_figure(importance: Mapping[str, float], complete: int) -> Figure:
 
     def plot(axes: Any) -> None:
         axes.barh(names, shares, color=plots.SERIES[2])
-        axes.set_xlabel("share of the variance")
-        axes.set_xlim(0, 1)
+        axes.set(xlabel="share of the variance", xlim=(0, 1))
         axes.grid(visible=False, axis="y")
 
     caption = (
@@ -264,9 +239,8 @@ def coordinates_figure(results: SweepResults) -> Figure:
             _label_axis(axes, place, each)
         axes.set_yticks(list(places), names)
         axes.set_xticks([])
-        axes.set_xlim(-0.08, 1.08)
         # From top to bottom.
-        axes.set_ylim(len(names) - 0.6, -0.4)
+        axes.set(xlim=(-0.08, 1.08), ylim=(len(names) - 0.6, -0.4))
         axes.spines[["left", "bottom"]].set_visible(False)
 
     caption = (
@@ -318,24 +292,17 @@ def cost_figures(results: SweepResults) -> list[Figure]:
         "of each trial on its device"
     )
     return [
-        _cost_figure(results, measured, "parameters", "parameters", fewer_is_better=True),
-        _cost_figure(
-            results, measured, "frames_per_second", f"frames/s ({how})", fewer_is_better=False
-        ),
+        _cost_figure(results, measured, "parameters", "parameters"),
+        _cost_figure(results, measured, "frames_per_second", f"frames/s ({how})"),
     ]
 
 
 def _cost_figure(
-    results: SweepResults,
-    trials: Sequence[TrialResult],
-    key: str,
-    what: str,
-    *,
-    fewer_is_better: bool,
+    results: SweepResults, trials: Sequence[TrialResult], key: str, what: str
 ) -> Figure:
     devices = list(dict.fromkeys(each.figures["device"] for each in trials))
-    objective = results.objective
-    caption = f"{objective} of complete trials against {what}. "
+    costs = [each.figures[key] for each in trials]
+    caption = f"{results.objective} of complete trials against {what}. "
     caption += "Numbers are those of the trials. " if len(trials) <= MAX_NAMED_DOTS else ""
     speeds_of_one_device = len(devices) == 1 or key == "parameters"
     if speeds_of_one_device:
@@ -346,12 +313,12 @@ def _cost_figure(
     def plot(axes: Any) -> None:
         if speeds_of_one_device:
             front = pareto_front(
-                [each.figures[key] for each in trials],
+                costs,
                 [each.value or 0.0 for each in trials],
-                fewer_is_better=fewer_is_better,
+                fewer_is_better=key == "parameters",
                 more_is_better=results.space.settings.maximize,
             )
-            x, y = [trials[i].figures[key] for i in front], [trials[i].value for i in front]
+            x, y = [costs[i] for i in front], [trials[i].value for i in front]
             axes.plot(x, y, color=plots.SERIES[0], linestyle="--", linewidth=1.2)
         for index, device in enumerate(devices):
             those = [each for each in trials if each.figures["device"] == device]
@@ -365,31 +332,19 @@ def _cost_figure(
                 zorder=3,
             )
         if len(trials) <= MAX_NAMED_DOTS:
-            _name_dots(axes, trials, key)
-        axes.set_xlabel({"frames_per_second": "frames/s"}.get(key, key))
-        axes.set_ylabel(objective)
-        if min(each.figures[key] for each in trials) < max(each.figures[key] for each in trials):
+            for each in trials:
+                place = (each.figures[key], each.value)
+                axes.annotate(str(each.number), place, xytext=(4, 4), textcoords="offset points")
+        label = {"frames_per_second": "frames/s"}.get(key, key)
+        axes.set(xlabel=label, ylabel=results.objective)
+        if len(set(costs)) > 1:
             plots.use_log_scale(axes, "x")
 
     return Figure(plots.draw(key.replace("_", "-"), plot), caption)
 
 
-def _name_dots(axes: Any, trials: Sequence[TrialResult], key: str) -> None:
-    for each in trials:
-        axes.annotate(
-            str(each.number),
-            (each.figures[key], each.value),
-            xytext=(4, 4),
-            textcoords="offset points",
-        )
-
-
 def pareto_front(
-    costs: Sequence[float],
-    values: Sequence[float],
-    *,
-    fewer_is_better: bool,
-    more_is_better: bool,
+    costs: Sequence[float], values: Sequence[float], *, fewer_is_better: bool, more_is_better: bool
 ) -> list[int]:
     """Returns the indices of the Pareto front, by cost: no other point is better in both.
 

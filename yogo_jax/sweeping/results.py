@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from yogo_jax.config.fields import RENAMED, with_current_names
 from yogo_jax.files import read_json
 from yogo_jax.ownership import Claimed, file_system_now, read_claims
-from yogo_jax.reports.tables import align
+from yogo_jax.reports.tables import align, number
 from yogo_jax.sweeping.space import SearchSpace
 from yogo_jax.sweeping.study import SweepStudy
 
@@ -33,7 +33,7 @@ class TrialResult:
       config: all fields; empty before the trial begins.
       value: the objective at the kept checkpoint; of an unfinished trial, at its last validation.
       epochs: finished epochs at the last validation.
-      seconds: time that all tasks spent on it; None before the first validation.
+      minutes: time that all tasks spent on it; None before the first validation.
       figures: frames/s, parameters and others of a complete trial.
       reason: reason why it was pruned or failed.
       taken_up: number of times that another task continued it.
@@ -47,7 +47,7 @@ class TrialResult:
     config: Mapping[str, Any]
     value: float | None
     epochs: int
-    seconds: float | None
+    minutes: float | None
     figures: Mapping[str, Any]
     reason: str
     taken_up: int
@@ -119,6 +119,7 @@ def _result(study: SweepStudy, trial: FrozenTrial, now: float) -> TrialResult:
     value = trial.value
     if value is None and reported:
         value = reported[max(reported)]
+    seconds = trial.user_attrs.get("seconds")
     return TrialResult(
         number=trial.number,
         state=_state(trial, claims, now),
@@ -126,7 +127,7 @@ def _result(study: SweepStudy, trial: FrozenTrial, now: float) -> TrialResult:
         config=study.space.config_of(trial.params).to_dict() if begun else {},
         value=value,
         epochs=max(reported, default=0),
-        seconds=trial.user_attrs.get("seconds"),
+        minutes=None if seconds is None else round(seconds / 60, 1),
         figures=trial.user_attrs,
         reason=trial.user_attrs.get("reason", ""),
         taken_up=max(len(claims) - 1, 0),
@@ -174,7 +175,7 @@ def format_trials(results: SweepResults) -> str:
         [
             str(each.number),
             each.state,
-            *map(short_text, (each.value, each.epochs, minutes(each))),
+            *map(short_text, (each.value, each.epochs, each.minutes)),
             short_text(each.figures.get("frames_per_second")),
             *(short_text(each.chosen.get(field)) for field in results.fields),
         ]
@@ -185,15 +186,8 @@ def format_trials(results: SweepResults) -> str:
     return "\n".join([*lines, results.summary()])
 
 
-def minutes(trial: TrialResult) -> float | None:
-    """Returns the minutes spent on a trial; None before its first validation."""
-    return None if trial.seconds is None else round(trial.seconds / 60, 1)
-
-
 def short_text(value: Any) -> str:
     """Writes a value in few characters: three digits of a fraction, a dash for None."""
-    if value is None:
-        return "-"
     if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
+        return number(value, digits=3)
+    return "-" if value is None else str(value)

@@ -130,9 +130,7 @@ def read_study(path: Path) -> SearchSpace:
 def _result_relevant(space: SearchSpace, *, paths_from: Config) -> dict[str, Any]:
     """Returns the values on which the result depends; tasks of one sweep must agree on them.
 
-    Args:
-      space: the search of a task.
-      paths_from: its paths replace recorded ones that name the same files.
+    The paths of `paths_from` replace recorded ones that name the same files.
     """
     values = json.loads(json.dumps(space.to_dict()))
     config = with_paths_of(paths_from.to_dict(), values["config"])

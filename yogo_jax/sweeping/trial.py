@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from yogo_jax.checkpoint.run_data import load_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
-from yogo_jax.config.schema import Config, from_mapping
+from yogo_jax.config.schema import from_mapping
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.sweeping.space import SearchSpace
@@ -109,7 +109,10 @@ def run_trial(
       Stopped: the training was asked to end.
     """
     trial = study.start(number)
-    config = _named(study.space.config_of(trial.params), study, number)
+    config = study.space.config_of(trial.params)
+    # A name that tells W&B the sweep and the trial.
+    name = f"{config.track.name or study.folder.resolve().name}-{number}"
+    config = dataclasses.replace(config, track=dataclasses.replace(config.track, name=name))
     chosen = ", ".join(f"{name}={value}" for name, value in trial.params.items())
     say(f"trial {number} of {study.planned}: {chosen}")
     reporter = _Reporter(study, trial, epochs=config.train.epochs)
@@ -135,13 +138,6 @@ def run_trial(
     # each other must not keep their arrays on the device while the next trial trains.
     jax.clear_caches()
     gc.collect()
-
-
-def _named(config: Config, study: SweepStudy, number: int) -> Config:
-    """Returns the config with a name that tells W&B the sweep and the trial."""
-    name = config.track.name or study.folder.resolve().name
-    track = dataclasses.replace(config.track, name=f"{name}-{number}")
-    return dataclasses.replace(config, track=track)
 
 
 class _Reporter:
@@ -204,11 +200,15 @@ def _finish(study: SweepStudy, trial: optuna.Trial, reporter: _Reporter) -> floa
     assert metadata.validation is not None
     value = objective_of(metadata.validation, study.space.settings.objective)
     variables = restore_variables(checkpoint, metadata.model)
-    for name, figure in measure_speed(metadata.model, variables)._asdict().items():
+    figures = {
+        **measure_speed(metadata.model, variables),
+        # The trained ones.
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "grid_hw": list(metadata.model.grid_hw),
+        "best_epoch": metadata.epoch,
+    }
+    for name, figure in figures.items():
         trial.set_user_attr(name, figure)
-    trial.set_user_attr("parameters", count_parameters(variables))
-    trial.set_user_attr("grid_hw", list(metadata.model.grid_hw))
-    trial.set_user_attr("best_epoch", metadata.epoch)
     reporter.note_time()
     study.complete(trial.number, value)
     return value
@@ -218,15 +218,7 @@ class _Pruned(Exception):
     """Ends a training early; the text gives the reason."""
 
 
-class Speed(NamedTuple):
-    """Frames per second of the forward pass, the device, and the batch size of the measurement."""
-
-    frames_per_second: float
-    device: str
-    batch_size: int
-
-
-def measure_speed(spec: ModelSpec, variables: Mapping[str, Any]) -> Speed:
+def measure_speed(spec: ModelSpec, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Measures network and decoding in one jit on the default device, from pixels in its memory.
 
     The fastest of all rounds counts, because other work on the device can only slow a round down.
@@ -235,6 +227,9 @@ def measure_speed(spec: ModelSpec, variables: Mapping[str, Any]) -> Speed:
     Args:
       spec: description of the model.
       variables: its weights.
+
+    Returns:
+      `frames_per_second`, `device`, and `batch_size` of the measurement.
     """
     device = jax.devices()[0]
     shape = (SPEED_BATCH, *spec.image_hw, spec.channels)
@@ -252,9 +247,5 @@ def measure_speed(spec: ModelSpec, variables: Mapping[str, Any]) -> Speed:
         fastest = min(fastest, time.perf_counter() - start)
         rounds += 1
     where = f"{device.platform} ({device.device_kind})"
-    return Speed(SPEED_BATCH / fastest, where, SPEED_BATCH)
-
-
-def count_parameters(variables: Mapping[str, Any]) -> int:
-    """Returns the number of trained parameters: the values in `params`."""
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    frames_per_second = SPEED_BATCH / fastest
+    return {"frames_per_second": frames_per_second, "device": where, "batch_size": SPEED_BATCH}

@@ -2,7 +2,8 @@
 
 What a cell absorbs is missing on the camera, which sees `background * exp(-density)`. Each drawing
 is a `Sprite`: density and coverage on a square of pixels. Lengths are pixels of the microscope,
-whose scale is fixed: a red cell measures some 40 px whatever the size of the frame.
+whose scale is fixed: a red cell measures some 40 px whatever the size of the frame. SciPy is
+imported late, because frames that were drawn before are only read.
 """
 
 from collections.abc import Callable
@@ -162,7 +163,6 @@ def _schizont(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
 
 def _gametocyte(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     """A banana: long, bent, with grains of pigment in its middle and pale ends."""
-    # Late: frames that were drawn before are only read.
     from scipy import ndimage
 
     bend, width = rng.uniform(0.2, 0.4), radius * rng.uniform(0.33, 0.4)
@@ -241,7 +241,6 @@ def _plane_around(half: int, offset_yx: tuple[float, float]) -> Plane:
 
 def _blurred(sprite: Sprite, sigma: float) -> Sprite:
     """The sprite out of focus by `sigma` pixels."""
-    # Late: frames that were drawn before are only read.
     from scipy import ndimage
 
     density, coverage = ndimage.gaussian_filter(np.stack(sprite), (0, sigma, sigma), truncate=3)
@@ -255,7 +254,6 @@ def _bump(distance: Patch, width: float) -> Patch:
 
 def _texture(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> Patch:
     """Random texture of mean 0 and standard deviation about 1, with grains of `scale` pixels."""
-    # Late: frames that were drawn before are only read.
     from scipy import ndimage
 
     noise = rng.standard_normal(shape, dtype=np.float32)
@@ -315,11 +313,7 @@ def _inside(distance: Patch) -> Patch:
 def _body(rho: Patch, distance: Patch, depth: float, *, dome: float = 0.45) -> Sprite:
     """A cell without inner structure: thinner, so lighter, at its edge; a faint halo around it.
 
-    Args:
-      rho: see `_outline`.
-      distance: pixels to the outline, negative inside.
-      depth: optical density of the middle.
-      dome: part of it that is missing at the edge.
+    `depth` is the optical density of the middle, of which the part `dome` is missing at the edge.
     """
     coverage = _inside(distance)
     thickness = 1 - np.float32(dome) * np.minimum(rho, 1) ** 5

@@ -312,7 +312,14 @@ def _place_cells(
         for _ in range(_ATTEMPTS):
             y, x = _position(rng, image_hw, margin, radius, neighbour)
             closest = 1.02 if neighbour is None else 0.84
-            if _is_inside(y, x, image_hw, margin) and _is_free(y, x, radius, placed, closest):
+            # A negative margin lets the centre lie outside.
+            inside = all(
+                margin <= at <= side - 1 - margin for at, side in zip((y, x), image_hw, strict=True)
+            )
+            if inside and all(
+                math.hypot(y - cell.y, x - cell.x) >= closest * (radius + cell.radius)
+                for cell in placed
+            ):
                 placed.append(_Cell(class_id, radius, y, x))
                 break
     return placed
@@ -332,18 +339,6 @@ def _position(
     angle = rng.uniform(0, 2 * np.pi)
     distance = (neighbour.radius + radius) * rng.uniform(0.86, 1.02)
     return neighbour.y + distance * math.sin(angle), neighbour.x + distance * math.cos(angle)
-
-
-def _is_inside(y: float, x: float, image_hw: tuple[int, int], margin: float) -> bool:
-    """True if a centre keeps its distance to the frame's edge (outside it, if negative)."""
-    return all(margin <= at <= side - 1 - margin for at, side in zip((y, x), image_hw, strict=True))
-
-
-def _is_free(y: float, x: float, radius: float, placed: list[_Cell], closest: float) -> bool:
-    """True if all cells are farther than `closest` times the sum of both radii."""
-    return all(
-        math.hypot(y - cell.y, x - cell.x) >= closest * (radius + cell.radius) for cell in placed
-    )
 
 
 def _background(rng: np.random.Generator, image_hw: tuple[int, int]) -> Layer:

@@ -1,17 +1,20 @@
 """The training step compiled: for the devices of a run, for the memory that is free, and timed."""
 
 import math
+import resource
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import psutil
 
 from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices
-from yogo_jax.training.memory import bytes_for_step
 from yogo_jax.training.step import StepMetrics, Steps
 
 
@@ -21,6 +24,11 @@ CPU_OPTIONS: dict[str, str | bool] = {
     "xla_disable_hlo_passes": "cse,cse_barrier_expander",
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 }
+# Of the free memory, what a step may take, and what it must leave besides. The rest is for images,
+# validation and other programs.
+_SHARE_OF_FREE = 0.85
+_LEFT_BYTES = 256 * 2**20
+_CGROUPS = Path("/sys/fs/cgroup")
 # Smaller images are no advice, px.
 _LEAST_SIDE = 64
 # A first call that takes less is measured again: it waited for memory that the system hands out.
@@ -66,10 +74,9 @@ def jit_train_step(steps: Steps, devices: Devices, shardings: Any = None) -> Any
 def compile_train_step(
     make_steps: Callable[[bool], Steps],
     state: TrainState,
-    shapes: Callable[[int], Any],
+    inputs: Any,
     devices: Devices,
     *,
-    shardings: Any = None,
     batch_size: int,
     image_hw: tuple[int, int],
     rematerialized: bool | None,
@@ -82,9 +89,8 @@ def compile_train_step(
     Args:
       make_steps: the pure function, by whether it is rematerialised.
       state: of the run.
-      shapes: of the inputs, by the images in a batch.
+      inputs: of a call, or their shapes with their places; those by image are spread.
       devices: of the run; all of its processes come to the same decision.
-      shardings: of the inputs; None is a spread batch.
       batch_size: images in a batch.
       image_hw: their height and width in px.
       rematerialized: whether the run was so until now, which it then stays, so that its numbers do
@@ -99,11 +105,17 @@ def compile_train_step(
       TooLittleMemoryError: it does not fit either way; names a batch and an image size that do.
     """
     requests = jax.ShapeDtypeStruct((devices.count, 2), bool)
+    shardings = jax.tree.map(lambda array: array.sharding, inputs)
 
     def compiled(images: int, *, rematerialize: bool) -> jax.stages.Compiled:
+        def shape(array: Any) -> jax.ShapeDtypeStruct:
+            rows = (images,) if array.sharding == devices.by_image else array.shape[:1]
+            return jax.ShapeDtypeStruct((*rows, *array.shape[1:]), array.dtype)
+
         step = jit_train_step(make_steps(rematerialize), devices, shardings)
         options = CPU_OPTIONS if rematerialize and devices.on_cpu else None
-        return step.lower(state, shapes(images), requests).compile(compiler_options=options)
+        lowered = step.lower(state, jax.tree.map(shape, inputs), requests)
+        return lowered.compile(compiler_options=options)
 
     text = "memory: the step takes"
     if not rematerialized:
@@ -153,15 +165,7 @@ def bytes_needed(compiled: Any) -> int:
 def _largest_batch(
     batch_size: int, step: int, room: int, needed: int, needed_by: Callable[[int], int]
 ) -> int:
-    """The largest batch that fits, to a few images; 0 if there is none.
-
-    Args:
-      batch_size: that does not fit.
-      step: batches are multiples of it.
-      room: bytes that a step may take.
-      needed: bytes that the batch takes.
-      needed_by: compiles a batch.
-    """
+    """The largest multiple of `step` images that fits, to a few images; 0 if there is none."""
     images = batch_size
     while images > 0 and needed > room:
         # Memory grows about as the batch.
@@ -191,6 +195,100 @@ def _refusal(
 
 def _size(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+# ---- free memory ----
+
+
+def free_bytes(devices: Devices) -> int:
+    """Bytes that each device can still take: the least of all devices of the run.
+
+    The devices of a CPU share the memory of their host. All processes have to ask.
+    """
+    hosts = devices.gather([socket.gethostname()])
+    sharing = hosts.count(socket.gethostname())
+    if devices.on_cpu:
+        own = free_on_host() // (sharing * len(jax.local_devices()))
+    else:
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]
+        free = [
+            int(each["bytes_limit"]) - int(each.get("bytes_in_use", 0))
+            for each in stats
+            if "bytes_limit" in each
+        ]
+        own = min(free) if free else 2**62
+    return min(devices.gather([own]))
+
+
+def bytes_for_step(devices: Devices) -> int:
+    """Bytes of each device's free memory that a training step may take. All processes ask."""
+    return max(int(_SHARE_OF_FREE * free_bytes(devices)) - _LEFT_BYTES, 0)
+
+
+def free_on_host() -> int:
+    """Bytes of memory that this process can still take: of the machine, its cgroup, its limits."""
+    limits = [psutil.virtual_memory().available, *free_in_cgroups(), *_free_under_limits()]
+    return max(min(limits), 0)
+
+
+def _free_under_limits() -> Iterator[int]:
+    """Bytes that `ulimit -v` and `ulimit -d` leave."""
+    used = psutil.Process().memory_info()
+    for name, taken in (("RLIMIT_AS", used.vms), ("RLIMIT_DATA", getattr(used, "data", used.rss))):
+        limit, _ = resource.getrlimit(getattr(resource, name))
+        if limit != resource.RLIM_INFINITY:
+            yield limit - taken
+
+
+def free_in_cgroups(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Bytes that the limits of this process's cgroup, and of those around it, leave; none without.
+
+    Args:
+      root: where the cgroup file systems are mounted.
+      own: names the cgroups of this process.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, files = root, ("memory.max", "memory.current", "inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            files = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+                "total_active_file",
+            )
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        # In a container the own group may be mounted as the root.
+        for each in [folder, *folder.parents]:
+            if (free := _free_in_cgroup(each, *files)) is not None:
+                yield free
+            if each == base:
+                break
+
+
+def _free_in_cgroup(folder: Path, limit: str, usage: str, *reclaimable: str) -> int | None:
+    try:
+        allowed = int((folder / limit).read_text(encoding="utf-8"))
+        used = int((folder / usage).read_text(encoding="utf-8"))
+        stat = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+    # There is no such group, or "max": no limit.
+    except (OSError, ValueError):
+        return None
+    counts = dict(line.split(maxsplit=1) for line in stat if " " in line)
+    # The system gives cached files up for a program that asks.
+    cached = sum(int(counts.get(name, 0)) for name in reclaimable)
+    return allowed - used + cached
+
+
+# ---- time ----
 
 
 def seconds_of_call(

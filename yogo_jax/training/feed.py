@@ -19,7 +19,6 @@ from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.config.schema import Config, DataConfig
 from yogo_jax.data.pack import (
     CannotPackError,
-    Tell,
     find_pack,
     make_pack,
     pack_bytes,
@@ -64,6 +63,11 @@ def open_pack(
     """
     if data.cache == "none" or len(records) == 0:
         return None
+
+    def tell(done: int, total: int) -> None:
+        check()
+        tracker.doing(f"packing images of {name}, {done} of {total}")
+
     try:
         packed = find_pack(
             records.image_paths,
@@ -85,7 +89,7 @@ def open_pack(
             image_hw=spec.image_hw,
             rgb=spec.rgb,
             workers=data.workers,
-            tell=_telling(name, tracker, check),
+            tell=tell,
             apply_orientation=spec.apply_orientation,
         )
     except CannotPackError as error:
@@ -94,14 +98,6 @@ def open_pack(
         tracker.say(f"images of {name} are decoded each time: {error}")
         return None
     return packed
-
-
-def _telling(name: str, tracker: Tracker, check: Callable[[], None]) -> Tell:
-    def tell(done: int, total: int) -> None:
-        check()
-        tracker.doing(f"packing images of {name}, {done} of {total}")
-
-    return tell
 
 
 # Steps of one call when the images are on the device: enough that the host's part does not count,
@@ -122,16 +118,11 @@ class Feed(NamedTuple):
     """The batches of a run.
 
     Attributes:
-      shardings: places of the inputs of a call on the devices.
-      shapes: shapes and types of the inputs, from those of a call and another number of images in a
-        batch, of all devices together.
       steps_of: the steps of one call, made of the step on one batch.
       open: a context that gives the work from a step to the end of the run. An image that cannot be
         read raises a `UserError` there.
     """
 
-    shardings: Any
-    shapes: Callable[[Any, int], Any]
     steps_of: Callable[[TrainStep], Steps]
     open: Callable[[int], AbstractContextManager[Iterator[Work]]]
 
@@ -177,10 +168,6 @@ def fits_on_device(source: RecordSource, devices: Devices) -> bool:
     return limit is not None and source.nbytes <= SHARE_OF_MEMORY * limit
 
 
-def _with_rows(array: jax.Array, rows: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
-
-
 def host_feed(
     source: RecordSource, order: EpochOrder, *, epochs: int, workers: int, devices: Devices
 ) -> Feed:
@@ -193,9 +180,6 @@ def host_feed(
       workers: processes that read ahead.
       devices: of the run.
     """
-
-    def shapes(inputs: Any, batch_size: int) -> Any:
-        return jax.tree.map(lambda array: _with_rows(array, batch_size), inputs)
 
     def steps_of(train_step: TrainStep) -> Steps:
         def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -216,7 +200,7 @@ def host_feed(
         ) as batches:
             yield (Work(1, devices.spread(batch)) for batch in batches)
 
-    return Feed(devices.by_image, shapes, steps_of, works)
+    return Feed(steps_of, works)
 
 
 def device_feed(source: RecordSource, order: EpochOrder, *, epochs: int, devices: Devices) -> Feed:
@@ -241,9 +225,6 @@ def device_feed(source: RecordSource, order: EpochOrder, *, epochs: int, devices
             f"has {limit / 2**30:.1f}: use --config.data.cache=disk"
         )
     data = devices.copy(source.all())
-
-    def shapes(inputs: Any, batch_size: int) -> Any:
-        return {**inputs, "rows": _with_rows(inputs["rows"], batch_size)}
 
     def steps_of(train_step: TrainStep) -> Steps:
         def some_steps(state: TrainState, inputs: Any) -> tuple[TrainState, StepMetrics]:
@@ -286,5 +267,4 @@ def device_feed(source: RecordSource, order: EpochOrder, *, epochs: int, devices
                 }
                 yield Work(len(rows), inputs)
 
-    shardings = {"data": devices.copied, "rows": devices.by_image, "steps": devices.copied}
-    return Feed(shardings, shapes, steps_of, lambda first_step: nullcontext(works(first_step)))
+    return Feed(steps_of, lambda first_step: nullcontext(works(first_step)))

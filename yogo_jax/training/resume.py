@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from yogo_jax.checkpoint.store import (
     read_metadata,
     restore_variables,
 )
-from yogo_jax.config.fields import differences, with_current_names, with_defaults
+from yogo_jax.config.fields import differences, flat, with_current_names, with_defaults
 from yogo_jax.config.schema import Config
 from yogo_jax.detector.network import Initialization
 from yogo_jax.detector.spec import ModelSpec
@@ -28,27 +28,22 @@ from yogo_jax.files import given_path, write_atomically, write_json
 
 
 # What may change when a run goes on: it alters where work is done or how often it is saved, not
-# what is computed.
+# what is computed. All of `track` may, too.
 MAY_CHANGE = {
+    *("data.workers", "data.cache", "train.resume", "train.checkpoint_every_minutes"),
+    *("train.eval_every_epochs", "train.max_hours", "train.patience"),
     # The fingerprint holds the data, wherever it lies, and how it is turned.
-    "data": {"workers", "cache", "definition", "apply_orientation"},
-    "train": {"resume", "checkpoint_every_minutes", "eval_every_epochs", "max_hours", "patience"},
-    "track": None,
+    *("data.definition", "data.apply_orientation"),
 }
 
 
 def result_relevant_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config, as plain values, that what is computed follows from."""
-    kept: dict[str, Any] = {}
-    for group, fields in values.items():
-        free = MAY_CHANGE.get(group, set())
-        if free is None:
-            continue
-        if isinstance(fields, Mapping):
-            kept[group] = {name: value for name, value in fields.items() if name not in free}
-        else:
-            kept[group] = fields
-    return kept
+    """The fields of a config, by their dotted names, that what is computed follows from."""
+    return {
+        name: value
+        for name, value in flat(values).items()
+        if name not in MAY_CHANGE and name.split(".")[0] != "track"
+    }
 
 
 class Start(NamedTuple):
@@ -84,7 +79,12 @@ def find_start(
             )
         return None
     if own:
-        if resume != "auto" and not same_path(_recorded_resume(workdir), resume):
+        try:
+            recorded = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+            began_from = recorded["train"]["resume"]
+        except (OSError, ValueError, KeyError):
+            began_from = ""
+        if resume != "auto" and not same_path(began_from, resume):
             raise UserError(
                 f"{workdir} holds checkpoints of its own, so train.resume={resume} would pass "
                 "them over: choose another --workdir, or --config.train.resume=auto"
@@ -203,12 +203,12 @@ def _different(recorded: Mapping[str, Any], config: Config) -> list[str]:
         with_paths_of(now, with_defaults(Config, with_current_names(recorded)))
     )
     ours = result_relevant_fields(now)
-    different, before = differences(theirs, ours), theirs["train"]["epochs"]
+    different, before = differences(theirs, ours), theirs["train.epochs"]
     longer = _is_length_alone(different) and config.train.epochs > before
     return [] if longer and not why_length_counts(config, before) else different
 
 
-def _is_length_alone(different: Sequence[str]) -> bool:
+def _is_length_alone(different: list[str]) -> bool:
     return len(different) == 1 and different[0].startswith("config.train.epochs:")
 
 
@@ -239,29 +239,25 @@ def why_length_counts(config: Config, epochs: int) -> list[str]:
 
 def _other_length(config: Config, before: int, folder: Path) -> str:
     """A refusal for somebody who wants another number of epochs."""
+    alone = folder.parent.name != "checkpoints"
+    workdir = folder if alone else folder.parent.parent
     reasons = why_length_counts(config, before)
     if config.train.epochs < before:
         reasons = ["a run can become longer, and no shorter"]
     return (
         f"{folder} is of a run with train.epochs={before} and does not go on with "
         f"{config.train.epochs}: {'; '.join(reasons)}. Give --config.train.epochs={before} to "
-        f"continue it. {train_further(_run_of(folder))}. For one run with "
+        f"continue it. {_train_further(workdir)}. For one run with "
         f"train.epochs={config.train.epochs} choose another --workdir"
     )
 
 
-def train_further(workdir: Path) -> str:
+def _train_further(workdir: Path) -> str:
     """The way to train longer that every run has."""
     return (
         "To train further from its weights, start another run: "
         f"--config.train.from_pretrained={workdir} --workdir NEW"
     )
-
-
-def _run_of(checkpoint: Path) -> Path:
-    """The workdir that a checkpoint lies in, or itself where it lies alone."""
-    alone = checkpoint.parent.name != "checkpoints"
-    return checkpoint if alone else checkpoint.parent.parent
 
 
 def complete_run_summary(config: Config, workdir: Path, epochs: int, *, tested: bool) -> list[str]:
@@ -283,20 +279,13 @@ def complete_run_summary(config: Config, workdir: Path, epochs: int, *, tested: 
     test = f"tested; report: {workdir / 'test' / 'report.html'}" if tested else "no test split"
     return [
         f"{workdir} is complete: {made}, {test}",
-        "; or ".join([train_further(workdir), *longer]),
+        "; or ".join([_train_further(workdir), *longer]),
     ]
 
 
 def record_config(config: Config, workdir: Path) -> None:
     """Writes `config.json`."""
     write_json(workdir / "config.json", config.to_dict())
-
-
-def _recorded_resume(workdir: Path) -> str:
-    try:
-        return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["resume"]
-    except (OSError, ValueError, KeyError):
-        return ""
 
 
 def _check_same(

@@ -17,9 +17,9 @@ from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, imitation_loss, label_loss
 from yogo_jax.detector.network import train_outputs
 from yogo_jax.detector.spec import ModelSpec, served_spec
-from yogo_jax.training.augment.apply import augment_batch
-from yogo_jax.training.augment.pasting import on_device
+from yogo_jax.training.augment import augment_batch
 from yogo_jax.training.model import Teacher
+from yogo_jax.training.pasting import on_device
 
 
 Batch = dict[str, Any]

@@ -4,7 +4,6 @@ A run that is asked to stop saves what it has done and ends with `EXIT_TO_BE_CON
 command goes on from there.
 """
 
-import collections
 import os
 import signal
 import sys
@@ -46,15 +45,12 @@ class Stop:
     Where nothing is at stake, as before the first step, a signal raises `Stopped` at once. Within
     `defer_stop` it is only noted, and the run asks for it wherever it can save. Only the first
     counts.
-
-    Args:
-      max_hours: from now on, after which the run stops as if it had got a signal; 0 is no end.
     """
 
-    def __init__(self, max_hours: float = 0.0) -> None:
+    def __init__(self) -> None:
         self._reason: str | None = None
         self._deferred = 0
-        self._max_hours = max_hours
+        self._max_hours = 0.0
         self._began = time.monotonic()
         # Whether the process may end while it compiles the first step: no other process goes on
         # without the signal, and the caller has nothing to put in order.
@@ -63,7 +59,7 @@ class Stop:
         self.with_others = False
 
     def limit(self, max_hours: float) -> None:
-        """Sets the budget, counted from when this was made; 0 is no end."""
+        """Sets the hours, counted from when this was made, after which to stop; 0 is no end."""
         self._max_hours = max_hours
 
     def listen(self) -> None:
@@ -253,9 +249,6 @@ class SaveStopPolicy:
       save_every: seconds between checkpoints.
     """
 
-    # Steps whose requests are not read yet: one keeps the device busy while the host reads.
-    _UNREAD = 1
-
     def __init__(self, stop: Stop, devices: "Devices", *, save_every: float) -> None:
         self._stop = stop
         self._devices = devices
@@ -265,7 +258,7 @@ class SaveStopPolicy:
     def saved(self) -> None:
         """Everything up to the last step is saved; requests from before are fulfilled."""
         self._saved_at = time.monotonic()
-        self._pending: collections.deque[jax.Array] = collections.deque()
+        self._unread: jax.Array | None = None
 
     def _own(self) -> Decision:
         return Decision(
@@ -286,8 +279,7 @@ class SaveStopPolicy:
         """
         if self._devices.share.count == 1:
             return self._own()
-        self._pending.append(requests)
-        if len(self._pending) <= self._UNREAD:
-            return Decision(save=False, stop=False)
-        save, stop = np.asarray(self._pending.popleft()).tolist()
+        # One step's are not read yet: it keeps the device busy while the host reads.
+        ready, self._unread = self._unread, requests
+        save, stop = (False, False) if ready is None else np.asarray(ready).tolist()
         return Decision(save=save, stop=stop)

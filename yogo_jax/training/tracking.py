@@ -57,62 +57,11 @@ def open_metrics(path: Path, *, first_step: int, validated: bool = True) -> Text
     return path.open("a", encoding="utf-8")
 
 
-class Console:
-    """Lines to the terminal and to the log file, and a live bar if there is a terminal."""
-
-    def __init__(self, log_path: Path, *, total_steps: int, first_step: int) -> None:
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log_path.open("a", buffering=1, encoding="utf-8")
-        self._live = sys.stdout.isatty()
-        self._progress = Progress(
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f}%"),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            disable=not self._live,
-        )
-        self._task = self._progress.add_task("", total=total_steps, completed=first_step)
-        self._progress.start()
-        self._heartbeat = Heartbeat(self._say_still)
-        self._heartbeat.__enter__()
-
-    def say(self, line: str) -> None:
-        """A line that stays, with the time in the log file."""
-        self._heartbeat.said()
-        self._print(line)
-        self._write(line)
-
-    def _print(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _write(self, line: str) -> None:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._log.writelines(f"{stamp} {part}\n" for part in line.splitlines())
-
-    def _say_still(self, line: str) -> None:
-        # A bar shows the same, and moves.
-        if not self._live:
-            self._print(line)
-        self._write(line)
-
-    def doing(self, text: str, step: int | None = None) -> None:
-        """Shows what is done from now on, and how many steps of the run are done."""
-        self._heartbeat.doing(text)
-        if self._live:
-            self._progress.update(self._task, completed=step, description=text)
-
-    def close(self) -> None:
-        """Takes the bar away and closes the log file."""
-        self._heartbeat.__exit__()
-        self._progress.stop()
-        self._log.close()
-
-
 class Tracker:
-    """All places that progress goes to: a console, `metrics.jsonl`, and Weights & Biases.
+    """All places that progress goes to.
 
-    Use as a context manager. Records carry "kind" and "step"; the same go to every place.
+    Lines go to the terminal, under a live bar, and with their time to `train.log`; records, which
+    carry "kind" and "step", to `metrics.jsonl` and Weights & Biases. Use as a context manager.
 
     Args:
       config: of the run.
@@ -136,9 +85,20 @@ class Tracker:
     ) -> None:
         path = workdir / "metrics.jsonl"
         self._metrics = open_metrics(path, first_step=first_step, validated=validated)
-        self._console = Console(
-            workdir / "train.log", total_steps=total_steps, first_step=first_step
+        self._log = (workdir / "train.log").open("a", buffering=1, encoding="utf-8")
+        self._live = sys.stdout.isatty()
+        self._progress = Progress(
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            disable=not self._live,
         )
+        self._task = self._progress.add_task("", total=total_steps, completed=first_step)
+        self._progress.start()
+        self._heartbeat = Heartbeat(self._say_still)
+        self._heartbeat.__enter__()
         try:
             self._wandb = start_wandb(config, workdir, self.say)
         except BaseException:
@@ -157,11 +117,28 @@ class Tracker:
 
     def _close_files(self) -> None:
         self._metrics.close()
-        self._console.close()
+        self._heartbeat.__exit__()
+        self._progress.stop()
+        self._log.close()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
-        self._console.say(line)
+        """A line that stays, with the time in the log file."""
+        self._heartbeat.said()
+        self._print(line)
+        self._note(line)
+
+    def _say_still(self, line: str) -> None:
+        # A bar shows the same, and moves.
+        if not self._live:
+            self._print(line)
+        self._note(line)
+
+    def _print(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _note(self, line: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._log.writelines(f"{stamp} {part}\n" for part in line.splitlines())
 
     def doing(self, text: str, step: int | None = None) -> None:
         """Tells what is done from now on: in the bar if there is one, and now and then in a line.
@@ -170,7 +147,9 @@ class Tracker:
           text: in some words.
           step: steps of the run that are done; None leaves the bar where it is.
         """
-        self._console.doing(text, step)
+        self._heartbeat.doing(text)
+        if self._live:
+            self._progress.update(self._task, completed=step, description=text)
 
     def flush(self) -> None:
         """Hands everything logged to the operating system, which a kill does not undo."""
@@ -274,7 +253,7 @@ class Meter:
     """
 
     def __init__(
-        self, order: EpochOrder, tracker: Tracker, *, epochs: int, image_paths: Sequence[str]
+        self, order: EpochOrder, tracker: Tracker, epochs: int, image_paths: Sequence[str]
     ) -> None:
         self._order = order
         self._tracker = tracker

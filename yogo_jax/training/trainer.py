@@ -5,6 +5,7 @@ Reads top to bottom: `train_and_evaluate` prepares data and model and finds wher
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -123,16 +124,7 @@ def train_and_evaluate(
 class Trainer:
     """One run: what stays the same during it, and its phases.
 
-    Attributes:
-      config: of the run.
-      workdir: of the run.
-      spec: of its model.
-      data: of the run.
-      devices: all devices of all processes.
-      stop: asks the run to stop.
-      start: the checkpoint to go on from; None for a run that starts from nothing.
-      teacher: the network to imitate, if there is one.
-      on_validation: see `train_and_evaluate`.
+    `start` is the checkpoint to go on from, `teacher` the network to imitate; None is none.
     """
 
     config: Config
@@ -162,7 +154,8 @@ class Trainer:
             config.optim, self._total_steps, steps_per_epoch=self._steps_per_epoch
         )
         self._tx = make_optimizer(config.optim, self._schedule)
-        self._evaluator = self._make_evaluator(self.spec)
+        # One for each model: a checkpoint that was calibrated since is another than the run's.
+        self._evaluator_of = functools.cache(self._make_evaluator)
         self._packs: dict[str, PackedImages | None] = {}
         self._advised = False
         self._revision = git_revision()
@@ -170,25 +163,22 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Takes all steps that are left and tests, see `train_and_evaluate`."""
-        with self._open_tracker() as self._tracker:
+        tracker: Tracker = SilentTracker()
+        if self.devices.first:
+            tracker = Tracker(
+                self.config,
+                self.workdir,
+                total_steps=self._total_steps,
+                first_step=self._first_step,
+                validated=not self._lacks_validation,
+            )
+        with tracker as self._tracker:
             self._say_start()
             state = self._first_state()
             if self.devices.first:
                 record_config(self.config, self.workdir)
             self._train(self.devices.copy(state))
             return self._test()
-
-    def _open_tracker(self) -> Tracker:
-        """The place that this process reports to."""
-        if not self.devices.first:
-            return SilentTracker()
-        return Tracker(
-            self.config,
-            self.workdir,
-            total_steps=self._total_steps,
-            first_step=self._first_step,
-            validated=not self._lacks_validation,
-        )
 
     def _say_start(self) -> None:
         self._tracker.start(self._first_step, environment(self.devices))
@@ -235,15 +225,12 @@ class Trainer:
         # all of them get the signal, each may just end, since nothing is at stake here.
         alone = self.devices.share.count == 1
         end_at_once = self.stop.may_end_at_once and not alone
+        check = self._check_stop if alone else lambda: None
         with self.stop.end_at_once() if end_at_once else nullcontext():
             for name in ("train", "val"):
+                records = getattr(self.data.splits, name)
                 self._packs[name] = open_pack(
-                    name,
-                    getattr(self.data.splits, name),
-                    self.spec,
-                    self.config.data,
-                    self._tracker,
-                    self._check_stop if alone else lambda: None,
+                    name, records, self.spec, self.config.data, self._tracker, check
                 )
 
     def _take_steps(self, state: TrainState) -> None:
@@ -251,12 +238,8 @@ class Trainer:
         tracker.doing("reading the images")
         feed = make_feed(self.data, self.spec, config, self._order, devices, self._packs["train"])
         done = self._first_step
-        meter = Meter(
-            self._order,
-            tracker,
-            epochs=config.train.epochs,
-            image_paths=self.data.splits.train.image_paths,
-        )
+        image_paths = self.data.splits.train.image_paths
+        meter = Meter(self._order, tracker, config.train.epochs, image_paths)
         with (
             CheckpointStore(self.workdir / "checkpoints", config.train.keep_best) as store,
             feed.open(done) as works,
@@ -308,15 +291,6 @@ class Trainer:
         """The training step, compiled for this machine's memory; says how long an epoch takes.
 
         Nothing is at stake in it yet, so that a signal may end the process.
-
-        Args:
-          feed: gave the work.
-          state: that the first step takes; it stays as it is.
-          work: of the first call.
-          requests: of the processes.
-
-        Raises:
-          UserError: the step needs more memory than is free.
         """
         tracker, image_hw = self._tracker, self.spec.image_hw
         with self.stop.end_at_once() if self.stop.may_end_at_once else nullcontext():
@@ -324,9 +298,8 @@ class Trainer:
             step, self._rematerialized = compile_train_step(
                 lambda rematerialize: feed.steps_of(self._make_step(rematerialize)),
                 state,
-                lambda images: feed.shapes(work.inputs, images),
+                work.inputs,
                 self.devices,
-                shardings=feed.shardings,
                 batch_size=self._order.batch_size,
                 image_hw=image_hw,
                 rematerialized=self._rematerialized,
@@ -391,7 +364,7 @@ class Trainer:
 
     def _validate(self, state: TrainState, done: int) -> dict[str, Any] | None:
         metrics = validate(
-            self._evaluator,
+            self._evaluator_of(self.spec),
             state.variables,
             self.data.splits.val,
             self._tracker,
@@ -428,11 +401,7 @@ class Trainer:
             self.on_validation(done // self._steps_per_epoch, validation)
 
     def _check_stop(self) -> None:
-        """For places that all processes come to and that can be left as they are.
-
-        Raises:
-          Stopped: one of them is to stop.
-        """
+        """For places that all processes come to and that can be left as they are."""
         self.stop.check(self.devices.any)
 
     def _has_lost_patience(self, done: int, best_step: int) -> bool:
@@ -492,7 +461,3 @@ class Trainer:
             workers=config.data.workers,
             devices=self.devices,
         )
-
-    def _evaluator_of(self, spec: ModelSpec) -> Evaluator:
-        """The run's own, unless the model is another: a checkpoint that was calibrated since."""
-        return self._evaluator if spec == self.spec else self._make_evaluator(spec)

@@ -94,27 +94,19 @@ def _boxes(
     ]
 
 
-_BY_CLASS = (
-    "AP50_by_class",
-    "AP50_95_by_class",
-    "precision_by_class",
-    "recall_by_class",
-    "accuracy_by_class",
-    "missed_by_class",
-    "extra_by_class",
-)
+_BY_CLASS = ("AP50", "AP50_95", "precision", "recall", "accuracy", "missed", "extra")
 
 
 def _classes(wandb: Any, metrics: Mapping[str, Any], class_names: Sequence[str]) -> Any:
     # Rows are true, columns are found; the last of both is the background.
     matrix = np.asarray(metrics["confusion"]["matrix"])
-    columns = ["class", "true", "found", *(key.removesuffix("_by_class") for key in _BY_CLASS)]
+    columns = ["class", "true", "found", *_BY_CLASS]
     rows = [
         [
             name,
             int(matrix[index].sum()),
             int(matrix[:, index].sum()),
-            *(metrics[key][name] for key in _BY_CLASS),
+            *(metrics[f"{key}_by_class"][name] for key in _BY_CLASS),
         ]
         for index, name in enumerate(class_names)
     ]
