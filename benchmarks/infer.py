@@ -40,9 +40,9 @@ from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.inference.frame_sources import open_images
-from yogo_jax.inference.models import Model, load_model
+from yogo_jax.inference.models import Model, ModelOptions, load_model
+from yogo_jax.inference.pipeline import view_of
 from yogo_jax.inference.run import Running, Wanted, infer_frames
-from yogo_jax.inference.serving import ModelOptions, view_of
 from yogo_jax.synthetic.cells import CLASS_NAMES
 from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS, draw_frame
 

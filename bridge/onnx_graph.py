@@ -1,6 +1,5 @@
 """Reads the chain of convolutions and its decode from an ONNX graph of the original."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +91,7 @@ class OnnxGraph:
                 break
             activation, tensor = self._activation(tensor)
             activations.append(activation)
-        (concat,) = self._concats()
+        concat = self._last_concat()
         if len(concat.input) < 5:
             raise _unknown(concat, "the parts xc, yc, w, h, objectness, classes")
         priors = tuple(self._factors(name) for name in concat.input[2:4])
@@ -153,7 +152,7 @@ class OnnxGraph:
                 return "silu", product.output[0]
         raise _unknown(nodes[0] if nodes else None, f"LeakyRelu or SiLU behind {tensor!r}")
 
-    def _concats(self) -> list[onnx.NodeProto]:
+    def _last_concat(self) -> onnx.NodeProto:
         outputs = {each.name for each in self.graph.output}
         found = [
             node
@@ -162,27 +161,22 @@ class OnnxGraph:
         ]
         if len(found) != 1 or len(outputs) != 1:
             raise _unknown(None, "one output, put together by one Concat")
-        return found
+        return found[0]
 
     def _factors(self, tensor: str) -> list[float]:
         """Constants that `exp` was multiplied by on the way to a tensor, the first one first."""
         factors: list[float] = []
-        for node, source in self._back_from(tensor):
-            if node.op_type == "Exp":
-                return factors[::-1]
-            if node.op_type == "Mul":
-                factors.append(self._scalar_beside(node, source))
-        raise _unknown(None, "sizes as exp(t) times constants")
-
-    def _back_from(self, tensor: str) -> Iterator[tuple[onnx.NodeProto, str]]:
-        """Nodes from a tensor backwards, each with the input that is no constant."""
         while tensor in self.producer:
             node = self.producer[tensor]
             sources = [name for name in node.input if name and name not in self.constants]
             if len(sources) != 1:
                 raise _unknown(node, "one input that is no constant")
-            yield node, sources[0]
+            if node.op_type == "Exp":
+                return factors[::-1]
+            if node.op_type == "Mul":
+                factors.append(self._scalar_beside(node, sources[0]))
             tensor = sources[0]
+        raise _unknown(None, "sizes as exp(t) times constants")
 
     def _scalar_beside(self, node: onnx.NodeProto, tensor: str) -> float:
         others = [name for name in node.input if name != tensor]

@@ -224,20 +224,6 @@ def _result(request: Any) -> Outputs:
     return np.array(request.output_tensors[0].data)
 
 
-def open_model(
-    path: Path, *, precision: str, frames_in_flight: int | None, divide_by_255: bool
-) -> OnnxModel | OpenVinoModel:
-    """The exported model in a file, by its suffix; see the classes."""
-    if path.suffix.lower() == ".onnx":
-        return OnnxModel(path, divide_by_255=divide_by_255)
-    return OpenVinoModel(
-        path,
-        precision=precision,
-        frames_in_flight=frames_in_flight,
-        divide_by_255=divide_by_255,
-    )
-
-
 def _missing(name: str, path: Path) -> UserError:
     return UserError(
         f"{path}: {name} is needed to run it and not installed: pip install 'yogo-jax[runtime]'"

@@ -313,12 +313,6 @@ def _why_not(verification: dict[str, Any], folder: Path, most_loss: float) -> st
     )
 
 
-def _print(verification: dict[str, Any]) -> None:
-    from bridge.verify import format_verification
-
-    print(format_verification(verification))
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
@@ -335,13 +329,15 @@ def main(argv: list[str] | None = None) -> None:
         check(**options)
         with own_folder(args.output, "--output"):
             start_jax()
+            from bridge.verify import format_verification
+
             export(
                 args.checkpoint,
                 args.output,
                 **options,
                 precision=args.precision,
                 definition=args.definition,
-                on_verified=_print,
+                on_verified=lambda each: print(format_verification(each)),
             )
         print(f"written {', '.join(str(args.output / name) for name in MODEL_FILES)}")
 

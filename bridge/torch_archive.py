@@ -101,16 +101,8 @@ class _Unpickler(pickle.Unpickler):
         self._root = root
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _parameter
-        if (module, name) == ("torch", "Size"):
-            return tuple
-        if (module, name) == ("torch", "device"):
-            return _device
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
         if module == "torch" and name in _STORAGE_DTYPES:
             return _STORAGE_DTYPES[name]
         raise _RefusedError(f"its pickle names {module}.{name}")
@@ -147,9 +139,11 @@ def _tensor(
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, in_bytes).copy()
 
 
-def _parameter(data: np.ndarray, *_: object) -> np.ndarray:
-    return data
-
-
-def _device(name: str, *_: object) -> str:
-    return name
+# All that a pickle may name beside the types of storage.
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): lambda name, *_: name,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+}

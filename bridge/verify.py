@@ -8,7 +8,7 @@ The stick computes in FP16, so the range of each layer is measured, too, before 
 import ctypes
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,6 @@ def compare(
     found: Float[np.ndarray, "n outputs gh gw"],
     spec: ModelSpec,
     tolerance: Tolerance,
-    thresholds: Thresholds | None = None,
 ) -> dict[str, Any]:
     """Differences of a model's outputs from the reference, as plain values.
 
@@ -154,7 +153,7 @@ def compare(
     boxes = np.abs(_corners(found) - _corners(expected))
     objectness = np.abs(found[:, 4] - expected[:, 4])
     class_probs = np.abs(found[:, 5:] - expected[:, 5:])
-    detections = _compare_detections(expected, found, tolerance, thresholds or Thresholds())
+    detections = _compare_detections(expected, found, tolerance)
     changes = ("detections_lost", "detections_gained", "classes_changed")
     most_changes = tolerance.detections * detections["detections"]
     return {
@@ -182,8 +181,9 @@ def _largest_and_mean(differences: np.ndarray) -> dict[str, float]:
 
 
 def _compare_detections(
-    expected: np.ndarray, found: np.ndarray, tolerance: Tolerance, thresholds: Thresholds
+    expected: np.ndarray, found: np.ndarray, tolerance: Tolerance
 ) -> dict[str, int]:
+    thresholds = Thresholds()
     counts = {"detections": 0, "detections_lost": 0, "detections_gained": 0, "classes_changed": 0}
     for pair in zip(expected, found, strict=True):
         ours, theirs = (select_cells(outputs, thresholds) for outputs in pair)
@@ -235,35 +235,6 @@ def mean_ap_of(
     return mean_ap.compute()
 
 
-Opened = dict[str, tuple[Callable[[], OnnxModel | OpenVinoModel], Tolerance]]
-
-
-def _run_models(
-    opened: Opened,
-    expected: Mapping[str, np.ndarray],
-    frames: Mapping[str, np.ndarray],
-    spec: ModelSpec,
-    quantized_on: Strips | None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Differences by model and source of frames, and each model's mean AP if one is quantized."""
-    rows: list[dict[str, Any]] = []
-    scores: list[dict[str, Any]] = []
-    # One after the other: a large network fits into memory a few times only.
-    for name, (open_model, tolerance) in opened.items():
-        model = open_model()
-        for source, images in frames.items():
-            row = {"model": name, "frames": source, "images": len(images)}
-            row |= compare(expected[source], model.run(images), spec, tolerance)
-            if name == "openvino" and quantized_on is not None:
-                row["passed"] = None
-            rows.append(row)
-        if quantized_on is not None:
-            scores.append(mean_ap_of(spec, model, quantized_on))
-        del model
-        give_back_freed_memory()
-    return rows, scores
-
-
 def verify_files(
     spec: ModelSpec,
     reference: tuple[Float[np.ndarray, "n outputs gh gw"], list[dict[str, Any]]],
@@ -302,23 +273,36 @@ def verify_files(
     ends = np.cumsum([len(images) for images in frames.values()])
     expected = dict(zip(frames, np.split(outputs, ends[:-1]), strict=True))
     give_back_freed_memory()
-    opened: Opened = {
-        "onnx": (lambda: OnnxModel(onnx_path, keep_memory=False), FP32_TOLERANCE),
-        "openvino": (
-            lambda: OpenVinoModel(xml_path, frames_in_flight=1),
-            FP16_TOLERANCE if half_precision else FP32_TOLERANCE,
-        ),
+    tolerances = {
+        "onnx": FP32_TOLERANCE,
+        "openvino": FP16_TOLERANCE if half_precision else FP32_TOLERANCE,
     }
-    rows, scores = _run_models(opened, expected, frames, spec, quantized_on)
+    rows: list[dict[str, Any]] = []
+    scores: list[dict[str, Any]] = []
+    # One after the other: a large network fits into memory a few times only.
+    for name, tolerance in tolerances.items():
+        model: OnnxModel | OpenVinoModel
+        if name == "onnx":
+            model = OnnxModel(onnx_path, keep_memory=False)
+        else:
+            model = OpenVinoModel(xml_path, frames_in_flight=1)
+        for source, images in frames.items():
+            row = {"model": name, "frames": source, "images": len(images)}
+            row |= compare(expected[source], model.run(images), spec, tolerance)
+            if name == "openvino" and quantized_on is not None:
+                row["passed"] = None
+            rows.append(row)
+        if quantized_on is not None:
+            scores.append(mean_ap_of(spec, model, quantized_on))
+        del model
+        give_back_freed_memory()
     overflowing = [layer["name"] for layer in layers if layer["overflow_share"] > 0]
     passed = not (for_ncs2 and overflowing) and all(row["passed"] is not False for row in rows)
     verification: dict[str, Any] = {
         "passed": passed,
         "models": rows,
         "half_precision": {"overflowing_layers": overflowing, "layers": layers},
-        "tolerances": {
-            name: dataclasses.asdict(tolerance) for name, (_, tolerance) in opened.items()
-        },
+        "tolerances": {name: dataclasses.asdict(each) for name, each in tolerances.items()},
     }
     if quantized_on is not None:
         before, after = scores

@@ -31,6 +31,17 @@ def run_python(script: str, *arguments: object) -> str:
     return done.stdout
 
 
+def test_a_checkpoint_keeps_its_compilations(models, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path))
+    script = (
+        "import sys, yogo_jax; yogo_jax.load(sys.argv[1])\n"
+        "import jax; print(jax.config.jax_compilation_cache_dir)"
+    )
+    folder = run_python(script, models["checkpoint"])
+    assert folder.startswith(str(tmp_path / "compilations"))
+
+
 def test_the_package_is_imported_in_no_time():
     script = (
         "import sys; before = set(sys.modules); import yogo_jax\n"

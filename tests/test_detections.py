@@ -46,7 +46,7 @@ def test_recorded_formatting(setting, image):
     if setting != "xyxy":
         found[:, :4] = np.asarray(xyxy_to_cxcywh(jnp.asarray(found[:, :4])))
     if setting == "no_nms":  # recorded in the order of the cells
-        found, expected = (rows[rows[:, 4].argsort()] for rows in (found, expected))
+        found, expected = (rows[rows[:, 5].argsort()] for rows in (found, expected))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

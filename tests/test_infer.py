@@ -315,6 +315,25 @@ def test_a_model_of_another_maker_needs_to_be_told(models, frames, tmp_path, cap
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_model_that_gives_no_probabilities_is_refused(suffix, models, frames, tmp_path, capsys):
+    model = onnx.load(models["onnx"])
+    del model.metadata_props[:]
+    concat = next(node for node in model.graph.node if node.op_type == "Concat")
+    sigmoid = next(node for node in model.graph.node if concat.input[2] in node.output)
+    assert sigmoid.op_type == "Sigmoid"
+    concat.input[2] = sigmoid.input[0]
+    path = tmp_path / f"foreign{suffix}"
+    if suffix == ".onnx":
+        onnx.save(model, path)
+    else:
+        save_ir(convert_to_ir(model, half_precision=False, metadata={}), path)
+    told = ("--class-names", "A,B,C", "--no-normalize-images")
+    message = refused_infer(capsys, path, "--images", frames, "--output", tmp_path / "out", *told)
+    assert f"{path}: its objectness and class probabilities go from -" in message
+    assert "expected 0 to 1: export it with a sigmoid of the objectness" in message
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_a_model_for_batches_of_any_size(suffix, models, frames, tmp_path):
     model = onnx.load(models["onnx"])
     del model.metadata_props[:]

@@ -18,8 +18,7 @@ from inferences import (
 )
 from test_frame_sources import save_video
 from yogo_jax.checkpoint.store import read_metadata, rewrite_metadata
-from yogo_jax.inference.models import load_model
-from yogo_jax.inference.serving import ModelOptions
+from yogo_jax.inference.models import ModelOptions, load_model
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from yogo_jax.data.images import resize_image
 from yogo_jax.detector.detections import Detections, Thresholds
 from yogo_jax.detector.grid import whole_frame_hw
 from yogo_jax.errors import UserError
-from yogo_jax.inference.serving import ServingSpec, view_of
+from yogo_jax.inference.pipeline import ServingSpec, view_of
 
 
 def served(image_hw, frame_hw) -> ServingSpec:

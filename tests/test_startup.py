@@ -22,13 +22,20 @@ print(jax.config.jax_compilation_cache_dir)
 """
 
 
-def looked_at(**environment: str) -> list[str]:
+def looked_at(script: str = LOOK, **environment: str) -> list[str]:
     inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    command = [sys.executable, "-c", LOOK]
+    command = [sys.executable, "-c", script]
     result = subprocess.run(
         command, env=inherited | environment, capture_output=True, text=True, check=True
     )
     return result.stdout.split("\n")
+
+
+def test_compilations_stay_where_the_user_has_told_jax(tmp_path):
+    script = LOOK.replace('assert "jax" not in sys.modules', "import jax").replace(
+        "start_jax()\n", 'jax.config.update("jax_compilation_cache_dir", "/told")\nstart_jax()\n'
+    )
+    assert looked_at(script, YOGO_JAX_CACHE=str(tmp_path))[2] == "/told"
 
 
 def test_libraries_are_quiet(tmp_path):

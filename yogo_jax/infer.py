@@ -31,13 +31,13 @@ from yogo_jax.errors import (
 )
 from yogo_jax.files import path_flag, path_text_flag
 from yogo_jax.ownership import own_folder
-from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
     from yogo_jax.inference.frame_sources import FrameSource
+    from yogo_jax.inference.models import ModelOptions
+    from yogo_jax.inference.pipeline import ServingSpec
     from yogo_jax.inference.run import Running, Wanted
-    from yogo_jax.inference.serving import ModelOptions, ServingSpec
 
 
 INTERRUPTED = (
@@ -238,11 +238,9 @@ def infer(
     """
     # Imported late: a mistake in a flag is told without waiting.
     from yogo_jax.detector.detections import read_min_scores
-    from yogo_jax.inference.models import is_exported, load_model
+    from yogo_jax.inference.models import load_model
     from yogo_jax.inference.run import infer_frames
 
-    if not is_exported(path):
-        start_jax()
     model = load_model(path, options)
     print(model.describe())
     serving = model.serving
@@ -318,8 +316,8 @@ def main(argv: list[str] | None = None) -> None:
         args = make_parser().parse_args(argv)
         check(vars(args))
         # Imported late: a mistake in a flag is told without waiting.
+        from yogo_jax.inference.models import ModelOptions
         from yogo_jax.inference.run import Running, Wanted, format_summary
-        from yogo_jax.inference.serving import ModelOptions
 
         open_source = functools.partial(
             open_frames,

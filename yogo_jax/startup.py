@@ -95,16 +95,17 @@ def spare_libraries_the_home() -> None:
 def start_jax() -> None:
     """Imports JAX and sets it up; to be called before other modules import it.
 
-    Compilations are kept in the cache folder, apart for each kind of CPU, or in JAX's own
-    `JAX_COMPILATION_CACHE_DIR`. What libraries say of their progress is left out: warnings of JAX
-    remain, of Orbax and Grain errors alone.
+    Compilations are kept in the cache folder, apart for each kind of CPU, or in the folder that the
+    user has given JAX, by `JAX_COMPILATION_CACHE_DIR` or `jax.config`. What libraries say of their
+    progress is left out: warnings of JAX remain, of Orbax and Grain errors alone.
     """
     # Orbax and Grain report every file at lower levels.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.WARNING)
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    own = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if own or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     # A second start does not compile again.
     folder = cache_folder() / "compilations" / f"{jax.__version__}-{cpu_fingerprint()}"

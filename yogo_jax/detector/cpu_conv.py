@@ -364,9 +364,7 @@ def _tile_pixels(x: Array, *, axis: int) -> list[Array]:
 def _pixel_gradients(of_sums: Array, axis: int) -> Array:
     """The gradients of the two middle pixels of each tile along an axis, stacked behind it.
 
-    Args:
-      of_sums: gradients of the four sums of a tile, stacked in front.
-      axis: along the tiles, without the one in front.
+    Those of the four sums of a tile are stacked in front, which `axis` does not count.
     """
     pixels = _sums(_B_TRANSPOSED.T, jnp.unstack(of_sums))
 
@@ -402,11 +400,7 @@ def _sums_of_both(
 ) -> Array:
     """`matrix` times the parts of `x` times `matrix` transposed, both stacked in front.
 
-    Args:
-      matrix: makes sums of parts.
-      x: what is taken apart.
-      axes: that of the rows, and that of the columns where sums of rows are stacked in front.
-      parts_along: takes an array apart along an axis.
+    The second axis, of the columns, counts the one of the sums of rows in front.
     """
     by_row = jnp.stack(_sums(matrix, parts_along(x, axis=axes[0])))
     return jnp.stack(_sums(matrix, parts_along(by_row, axis=axes[1])), 1)

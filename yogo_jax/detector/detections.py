@@ -31,11 +31,7 @@ class NotNumbersError(UserError):
 
 
 def check_numbers(unusable: int, image: str) -> None:
-    """Refuses detections of an image in which others may be missing.
-
-    Args:
-      unusable: cells that were left out because they hold no numbers.
-      image: its name.
+    """Refuses an image of that name if cells were left out because they hold no numbers.
 
     Raises:
       NotNumbersError: there are such cells.

@@ -8,23 +8,20 @@ from jaxtyping import Float, Int
 from yogo_jax.errors import UserError
 
 
-def convolved_size(size: int, *, kernel: int, stride: int, padding: int) -> int:
-    """Length of one axis after a convolution: `floor((n + 2p - k) / s) + 1`."""
-    return (size + 2 * padding - kernel) // stride + 1
-
-
 def convolved_hw(
     image_hw: tuple[int, int], layers: Iterable[tuple[int, int, int]]
 ) -> tuple[int, int]:
     """(rows, columns) after a chain of convolutions given as (kernel, stride, padding).
+
+    Each makes `floor((n + 2p - k) / s) + 1` of a length n.
 
     Raises:
       UserError: the image is smaller than the layers need.
     """
     height, width = image_hw
     for kernel, stride, padding in layers:
-        height = convolved_size(height, kernel=kernel, stride=stride, padding=padding)
-        width = convolved_size(width, kernel=kernel, stride=stride, padding=padding)
+        height = (height + 2 * padding - kernel) // stride + 1
+        width = (width + 2 * padding - kernel) // stride + 1
     if height < 1 or width < 1:
         raise UserError(
             f"an image of {image_hw[0]}x{image_hw[1]} px is too small for this architecture, no "

@@ -181,15 +181,7 @@ def label_loss(
     valid: Bool[Array, " n"],
     weights: LossWeights,
 ) -> LossTerms:
-    """Loss terms of one image against its labels: they are binned, then compared.
-
-    Args:
-      predictions: decoded predictions, classes as logits.
-      boxes_cxcywh: labels as `bin_targets` takes them.
-      class_ids: likewise.
-      valid: likewise.
-      weights: of the terms.
-    """
+    """Loss terms of one image, see `yogo_loss`, against its labels as `bin_targets` takes them."""
     grid_hw = predictions.objectness.shape
     targets = bin_targets(boxes_cxcywh, class_ids, valid, grid_hw=(grid_hw[0], grid_hw[1]))
     return yogo_loss(predictions, targets, weights)

@@ -2,38 +2,31 @@
 
 import hashlib
 import importlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.grid import whole_frame_hw
 from yogo_jax.errors import UserError
-from yogo_jax.inference.models import Model
-from yogo_jax.inference.serving import (
-    Frames,
-    ModelOptions,
-    Outputs,
-    ServingSpec,
-    normalization_is_fixed,
-    renamed,
-)
+from yogo_jax.inference.models import Model, ModelOptions, normalization_is_fixed, renamed
+from yogo_jax.inference.pipeline import Frames, Outputs, ServingSpec
+
+
+# By so much half precision may leave [0, 1].
+_ROUNDING = 0.01
 
 
 class ExportedModel(Model):
     """An `.xml` or `.onnx`, ours or of another maker, run by the bridge."""
 
     def __init__(self, path: Path, options: ModelOptions) -> None:
-        if path.suffix.lower() == ".onnx" and options.precision != "f32":
-            raise UserError(
-                f"{path}: ONNX Runtime computes in the precision of the file: for half precision "
-                "give the IR (.xml) or the checkpoint"
-            )
         self.path = path
-        # By name: the layers below do not depend on the bridge, which depends on them.
-        runtime: Any = importlib.import_module("bridge.runtime")
-        self._model = _open_in_precision(runtime, path, options)
+        self._model = _opened(path, options)
         interface = self._model.interface
         _, channels, rows, columns = interface.input_nchw
         said = interface.description
@@ -70,8 +63,29 @@ class ExportedModel(Model):
         return self._model.batch_size
 
     def stream(self, batches: Iterable[Frames]) -> Iterator[Outputs]:
-        """Outputs of batches of one size, in order."""
-        return self._model.stream(batches)
+        """Outputs of batches of one size, in order.
+
+        Raises:
+          UserError: objectness or class probabilities are no probabilities.
+        """
+        outputs = self._model.stream(batches)
+        for first in itertools.islice(outputs, 1):
+            self._check_probabilities(first)
+            yield first
+        yield from outputs
+
+    def _check_probabilities(self, outputs: Outputs) -> None:
+        """Refuses a network that ends without its sigmoid or softmax."""
+        values = outputs[:, 4:]
+        # Of NaN and infinity a detection tells, where an object may be.
+        values = values[np.isfinite(values)]
+        lowest, highest = values.min(initial=0), values.max(initial=1)
+        if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+            raise UserError(
+                f"{self.path}: its objectness and class probabilities go from {lowest:g} to "
+                f"{highest:g}, expected 0 to 1: export it with a sigmoid of the objectness and a "
+                "softmax of the classes at its end"
+            )
 
     def export(self, folder: str | Path, **options: Any) -> Path:
         """Refuses: only a checkpoint can be exported."""
@@ -86,20 +100,25 @@ class ExportedModel(Model):
         return f"{self.path} by {by} in {self.precision} on the CPU"
 
 
-def _open_in_precision(runtime: Any, path: Path, options: ModelOptions) -> Any:
-    candidates = ("bf16", "f16") if options.precision == "half" else (options.precision,)
-    for precision in candidates:
-        try:
-            return runtime.open_model(
-                path,
-                precision=precision,
-                frames_in_flight=options.batch_size,
-                divide_by_255=bool(options.normalize_images),
+def _opened(path: Path, options: ModelOptions) -> Any:
+    """The model, run by the bridge."""
+    # By name: the layers below do not depend on the bridge, which depends on them.
+    runtime: Any = importlib.import_module("bridge.runtime")
+    divide = bool(options.normalize_images)
+    if path.suffix.lower() == ".onnx":
+        if options.precision != "f32":
+            raise UserError(
+                f"{path}: ONNX Runtime computes in the precision of the file: for half precision "
+                "give the IR (.xml) or the checkpoint"
             )
-        except UserError:
-            if precision == candidates[-1]:
-                raise
-    raise AssertionError("unreachable")
+        return runtime.OnnxModel(path, divide_by_255=divide)
+    given = {"frames_in_flight": options.batch_size, "divide_by_255": divide}
+    if options.precision != "half":
+        return runtime.OpenVinoModel(path, precision=options.precision, **given)
+    try:
+        return runtime.OpenVinoModel(path, precision="bf16", **given)
+    except UserError:
+        return runtime.OpenVinoModel(path, precision="f16", **given)
 
 
 def _check_told(path: Path, options: ModelOptions, classes: int) -> None:

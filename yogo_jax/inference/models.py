@@ -4,6 +4,7 @@ JAX is imported for a checkpoint only: an `.xml` or `.onnx` (`exported.py`) runs
 """
 
 import abc
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -15,18 +16,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from yogo_jax.detector.detections import Detections, Thresholds
+from yogo_jax.detector.postprocess import detections_of
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
 from yogo_jax.inference.frame_sources import FrameError, GivenImages, ImageLike
-from yogo_jax.inference.pipeline import Loaded, detections_in, run_frames
-from yogo_jax.inference.serving import (
-    Frames,
-    ModelOptions,
-    Outputs,
-    ServingSpec,
-    normalization_is_fixed,
-    renamed,
-)
+from yogo_jax.inference.pipeline import Frames, Loaded, Outputs, ServingSpec, run_frames
+from yogo_jax.startup import start_jax
 
 
 if TYPE_CHECKING:
@@ -38,6 +33,25 @@ EXPORTED_SUFFIXES = (".xml", ".onnx")
 BATCH_SIZE, BATCH_SIZE_ON_CPU = 64, 1
 _IMAGE_TYPES = (str, os.PathLike, np.ndarray)
 PRECISIONS = ("f32", "bf16", "f16", "half")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Wishes of the user for a model; None where there is none.
+
+    Attributes:
+      crop_height: rows to look at, up to 1 a fraction of the frame, above that px.
+      class_names: instead of the model's own; those of a model of another maker.
+      normalize_images: divide pixels by 255 before they go into a model of another maker.
+      batch_size: frames that are with the network at a time.
+      precision: "f32", "bf16", "f16", or "half": the one of the latter two that there is.
+    """
+
+    crop_height: float | None = None
+    class_names: tuple[str, ...] = ()
+    normalize_images: bool | None = None
+    batch_size: int | None = None
+    precision: str = "f32"
 
 
 class Model(abc.ABC):
@@ -146,29 +160,37 @@ class Model(abc.ABC):
             rgb=self.serving.rgb,
             apply_orientation=self.serving.apply_orientation,
         )
-        thresholds = _checked(
-            self.thresholds, self.class_names, objectness, iou, min_class_confidence, min_scores
-        )
+        changes = {
+            "objectness": objectness,
+            "iou": iou,
+            "min_class_confidence": min_class_confidence,
+            "min_scores": min_scores,
+        }
+        thresholds = _checked(self.thresholds, self.class_names, changes)
 
         def finish(loaded: Loaded, outputs: np.ndarray | None) -> Detections:
-            if outputs is None or loaded.frame is None:
+            if outputs is None or loaded.frame is None or loaded.view is None:
                 raise FrameError(loaded.error)
-            image = source.picture(loaded.image_id, loaded.frame)
-            return detections_in(loaded, outputs, self.serving, thresholds, image=image)
+            return detections_of(
+                outputs,
+                thresholds,
+                class_names=self.class_names,
+                image_hw=loaded.frame.shape[:2],
+                window_xyxy=loaded.view.window_xyxy,
+                image=source.picture(loaded.image_id, loaded.frame),
+                name=loaded.name,
+            )
 
         count = len(source)
         # JAX compiles for each size of a batch: lists of all lengths share a few.
         size = self.batch_size_for(1 << (count - 1).bit_length())
-        results = run_frames(
-            source,
-            self.serving,
-            self.stream,
-            finish,
-            start=0,
-            batch_size=size,
-            workers=min(os.cpu_count() or 1, count),
+        workers = min(os.cpu_count() or 1, count)
+        stream = self.stream
+        found = list(
+            run_frames(
+                source, self.serving, stream, finish, start=0, batch_size=size, workers=workers
+            )
         )
-        found = list(results)
         return found[0] if is_one else found
 
     @abc.abstractmethod
@@ -217,7 +239,8 @@ def load(
 ) -> Model:
     """Loads a detector: a run, a checkpoint, or an exported `.xml` or `.onnx`.
 
-    Exported models need the extra `runtime`, and no JAX.
+    Exported models need the extra `runtime`, and no JAX. What JAX compiles for a checkpoint is kept
+    in the user's cache folder, so that the next start is faster.
 
     Args:
       path: a run's workdir (its best checkpoint), a checkpoint folder, an OpenVINO IR or an ONNX
@@ -258,18 +281,13 @@ def load(
     return load_model(given_path(os.fspath(path)), options)
 
 
-def is_exported(path: Path) -> bool:
-    """Returns whether a path means an exported model, by its suffix."""
-    return path.suffix.lower() in EXPORTED_SUFFIXES and not path.is_dir()
-
-
 def load_model(path: Path, options: ModelOptions) -> Model:
     """The model of a path, see `load`.
 
     Raises:
       UserError: it cannot be read or run, or the options do not fit it.
     """
-    if is_exported(path):
+    if path.suffix.lower() in EXPORTED_SUFFIXES and not path.is_dir():
         if not path.is_file():
             raise UserError(f"{path}: does not exist; expected a model")
         from yogo_jax.inference.exported import ExportedModel
@@ -280,33 +298,37 @@ def load_model(path: Path, options: ModelOptions) -> Model:
     return CheckpointModel(path, options)
 
 
-def _checked(
-    own: Thresholds,
-    class_names: tuple[str, ...],
-    objectness: float | None,
-    iou: float | None,
-    min_class_confidence: float | None,
-    min_scores: Sequence[float] | None,
-) -> Thresholds:
-    """The model's own thresholds, and in their place what was given.
+def normalization_is_fixed(path: Path) -> UserError:
+    """The error on --normalize-images for a model that describes itself."""
+    return UserError(
+        f"{path}: says itself whether its pixels are divided by 255: leave out --normalize-images "
+        "and --no-normalize-images"
+    )
+
+
+def renamed(path: Path, own: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """The model's own class names, or those given instead.
 
     Raises:
-      UserError: a value is out of range; the message names it.
+      UserError: they are not as many.
     """
-    thresholds = Thresholds(
-        objectness=own.objectness if objectness is None else objectness,
-        iou=own.iou if iou is None else iou,
-        min_class_confidence=(
-            own.min_class_confidence if min_class_confidence is None else min_class_confidence
-        ),
-        min_scores=own.min_scores,
-    )
+    doubled = sorted({name for name in given if given.count(name) > 1})
+    if doubled:
+        raise UserError(f"--class-names has {', '.join(doubled)} twice: give each class its own")
+    if given and len(given) != len(own):
+        raise UserError(
+            f"--class-names has {len(given)} names, {path} has {len(own)} classes: {', '.join(own)}"
+        )
+    return given or own
+
+
+def _checked(own: Thresholds, class_names: tuple[str, ...], given: dict[str, Any]) -> Thresholds:
+    """The model's own thresholds, and in their place what was given; each is in its range."""
+    thresholds = own._replace(**{name: each for name, each in given.items() if each is not None})
     for name in ("objectness", "iou", "min_class_confidence"):
         if not 0 <= (value := getattr(thresholds, name)) <= 1:
             raise UserError(f"{name} must be in [0, 1], got {value}")
-    if min_scores is None:
-        return thresholds
-    scores = tuple(min_scores)
+    scores = tuple(thresholds.min_scores)
     if scores and len(scores) != len(class_names):
         raise UserError(
             f"min_scores must have a score for each of {', '.join(class_names)}, got {len(scores)}"
@@ -321,6 +343,7 @@ class CheckpointModel(Model):
     """A checkpoint, run by JAX on its default device."""
 
     def __init__(self, path: Path, options: ModelOptions) -> None:
+        start_jax()
         import jax
         import jax.numpy as jnp
 
@@ -349,8 +372,10 @@ class CheckpointModel(Model):
             thresholds=Thresholds(),
             apply_orientation=spec.apply_orientation,
         )
-        weights = jax.tree.leaves(self._variables)
-        self.digest = _digest_of_weights(trained.to_dict(), weights)
+        digest = hashlib.sha256(json.dumps(trained.to_dict(), sort_keys=True).encode())
+        for leaf in jax.tree.leaves(self._variables):
+            digest.update(np.asarray(leaf).tobytes())
+        self.digest = digest.hexdigest()
 
         def outputs(variables: Any, images: "jax.Array") -> "jax.Array":
             return spec.outputs(variables, images, compute_dtype=dtype)
@@ -386,10 +411,3 @@ class CheckpointModel(Model):
         """One line that says what runs the model, where, and in which precision."""
         device = f"{self._device.platform} ({self._device.device_kind})"
         return f"{self._folder} by JAX in {self.precision} on {device}"
-
-
-def _digest_of_weights(description: dict[str, Any], weights: Iterable[Any]) -> str:
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for leaf in weights:
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ equals that of the slowest stage: the queues before it are full, and the others 
 not grow with the frames, and records come in the order of the source.
 """
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,11 +15,78 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from yogo_jax.detector.detections import Detections, Thresholds
-from yogo_jax.detector.postprocess import detections_of
+from yogo_jax.data.images import resize_image
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.errors import UserError
 from yogo_jax.inference.frame_sources import EndOfFramesError, FrameError, FrameSource
-from yogo_jax.inference.serving import ServingSpec, View, view_of
+
+
+# Sides of two sizes are of one shape up to this; more would be squeezed visibly.
+_SAME_SHAPE = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServingSpec:
+    """A model as its user sees it.
+
+    Attributes:
+      class_names: in the order of the class channels.
+      image_hw: what the network takes, in px.
+      frame_hw: the whole frame of which that is the middle; None if nobody has said so.
+      rgb: three channels instead of one.
+      thresholds: that the model asks for.
+      apply_orientation: whether it was trained on images turned as their EXIF or TIFF tag says;
+        True for models that do not say.
+    """
+
+    class_names: tuple[str, ...]
+    image_hw: tuple[int, int]
+    frame_hw: tuple[int, int] | None
+    rgb: bool
+    thresholds: Thresholds
+    apply_orientation: bool = True
+
+
+class View(NamedTuple):
+    """The part of a frame that the network sees.
+
+    Attributes:
+      image: of the size that it takes.
+      window_xyxy: where that lies, as fractions of the frame.
+    """
+
+    image: UInt8[np.ndarray, "h w c"]
+    window_xyxy: tuple[float, float, float, float]
+
+
+def view_of(frame: UInt8[np.ndarray, "h w c"], serving: ServingSpec) -> View:
+    """The part of a frame that the network takes, at its scale.
+
+    A frame of the size that the network takes goes in as it is. Any other is resized to the whole
+    frame that the network was made for, as in training, and its middle rows and columns are cut
+    out: of an odd rest one more lies above, as the instrument does it.
+
+    Raises:
+      UserError: how much of the frame is meant is not known, see `--crop-height`.
+    """
+    (rows, columns), whole = serving.image_hw, serving.frame_hw
+    if frame.shape[:2] == serving.image_hw:
+        return View(frame, (0.0, 0.0, 1.0, 1.0))
+    if whole is None:
+        height, width = frame.shape[:2]
+        if abs(height * columns / (width * rows) - 1) > _SAME_SHAPE:
+            middle = f"--crop-height {rows / height:.4g} for its middle rows at their own scale, "
+            raise UserError(
+                f"the network takes {rows}x{columns} px, the frame is {height}x{width}: say how "
+                f"much of a frame it is for, {middle if rows < height else ''}--crop-height 1 for "
+                "the whole frame squeezed"
+            )
+        whole = serving.image_hw
+    height, width = whole
+    top, left = (height - rows + 1) // 2, (width - columns + 1) // 2
+    image = resize_image(frame, whole)[top : top + rows, left : left + columns]
+    window = (left / width, top / height, (left + columns) / width, (top + rows) / height)
+    return View(np.ascontiguousarray(image), window)
 
 
 class Loaded(NamedTuple):
@@ -32,42 +100,11 @@ class Loaded(NamedTuple):
     error: str | None
 
 
-def detections_in(
-    loaded: Loaded,
-    outputs: Float[np.ndarray, "outputs gh gw"],
-    serving: ServingSpec,
-    thresholds: Thresholds,
-    *,
-    image: np.ndarray | None = None,
-) -> Detections:
-    """Detections of a frame that was read, from the outputs of the network for it.
-
-    Args:
-      loaded: the frame.
-      outputs: for it.
-      serving: of the network.
-      thresholds: that boxes pass.
-      image: kept with the detections, to draw on.
-
-    Raises:
-      NotNumbersError: cells where an object may be hold NaN or infinite values.
-    """
-    assert loaded.frame is not None
-    assert loaded.view is not None
-    return detections_of(
-        outputs,
-        thresholds,
-        class_names=serving.class_names,
-        image_hw=loaded.frame.shape[:2],
-        window_xyxy=loaded.view.window_xyxy,
-        image=image,
-        name=loaded.name,
-    )
-
-
+Frames = UInt8[np.ndarray, "b h w c"]
+Outputs = Float[np.ndarray, "b outputs gh gw"]
+Stream = Callable[[Iterable[Frames]], Iterator[Outputs]]
 Result = TypeVar("Result")
 Finish = Callable[[Loaded, Float[np.ndarray, "outputs gh gw"] | None], Result]
-Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
 
 def run_frames(

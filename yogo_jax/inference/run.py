@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import datetime
+import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.detector.detections import Thresholds
+from yogo_jax.detector.postprocess import detections_of
 from yogo_jax.errors import UserError
 from yogo_jax.files import make_folder, write_json
 from yogo_jax.inference.frame_sources import FrameSource, check_distinct_stems
 from yogo_jax.inference.journal import JOURNAL_NAME, FrameRecord, Journal, check_same_settings
 from yogo_jax.inference.models import Model
-from yogo_jax.inference.pipeline import Finish, Loaded, detections_in, run_frames
-from yogo_jax.inference.serving import ServingSpec
+from yogo_jax.inference.pipeline import Loaded, ServingSpec, run_frames
 from yogo_jax.inference.writers import (
     Totals,
     coco_json,
@@ -60,10 +61,24 @@ class Wanted:
     coco: bool = False
     counts: bool = False
 
-    @property
-    def of_each_frame(self) -> bool:
-        """True if frames have files of their own."""
-        return self.pictures is not None or self.labels
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running:
+    """The way an inference runs, which does not change its outputs.
+
+    Attributes:
+      resume: go on with what an earlier run left in the folder.
+      strict: stop at the first frame that cannot be read.
+      workers: threads that read, and as many that write.
+      bar: a moving progress bar, else plain lines; None for a bar at a terminal alone.
+      say: is told what happens.
+    """
+
+    resume: bool = False
+    strict: bool = False
+    workers: int = 2
+    bar: bool | None = None
+    say: Callable[[str], None] = print
 
 
 def array_name(title: str) -> str:
@@ -73,20 +88,47 @@ def array_name(title: str) -> str:
 
 
 def make_finish(
-    folder: Path, wanted: Wanted, serving: ServingSpec, thresholds: Thresholds, *, strict: bool
+    folder: Path,
+    wanted: Wanted,
+    serving: ServingSpec,
+    thresholds: Thresholds,
+    running: Running,
 ) -> Callable[[Loaded, np.ndarray | None], FrameRecord]:
     """A function that finishes a frame: its detections, and the files of this frame.
 
-    The files are there before the frame is in the journal, so that a frame in it is whole.
+    The files are there before the frame is in the journal, so that a frame in it is whole. It says
+    once if frames are resized: cells of another size may not be found.
     """
+    whole = serving.frame_hw or serving.image_hw
+    lock = threading.Lock()
+    told = False
+
+    def tell_of_resizing(frame_hw: tuple[int, ...]) -> None:
+        nonlocal told
+        with lock:
+            tells = not told and frame_hw not in (whole, serving.image_hw)
+            told = told or tells
+        if tells:
+            running.say(
+                f"frames of {frame_hw[0]}x{frame_hw[1]} px are resized to the {whole[0]}x"
+                f"{whole[1]} px that the network was made for"
+            )
 
     def finish(loaded: Loaded, outputs: np.ndarray | None) -> FrameRecord:
         if outputs is None or loaded.frame is None or loaded.view is None:
             reason = loaded.error or ""
-            if strict:
+            if running.strict:
                 raise UserError(f"{reason}; without --strict it would be skipped")
             return FrameRecord(loaded.image_id, loaded.name, reason, None)
-        found = detections_in(loaded, outputs, serving, thresholds)
+        tell_of_resizing(loaded.frame.shape[:2])
+        found = detections_of(
+            outputs,
+            thresholds,
+            class_names=serving.class_names,
+            image_hw=loaded.frame.shape[:2],
+            window_xyxy=loaded.view.window_xyxy,
+            name=loaded.name,
+        )
         if wanted.pictures is not None:
             path = folder / PICTURES / f"{loaded.stem}{wanted.pictures}"
             write_picture(path, loaded.frame, found)
@@ -101,18 +143,7 @@ def make_finish(
 def write_over_all(
     journal: Journal, folder: Path, wanted: Wanted, serving: ServingSpec, settings: dict[str, Any]
 ) -> Totals:
-    """Writes the files over all frames from the journal, and `summary.json` last.
-
-    Args:
-      journal: of all frames.
-      folder: of the outputs.
-      wanted: which of them.
-      serving: of the model.
-      settings: of the run, which go into the summary.
-
-    Returns:
-      The totals.
-    """
+    """Writes the files over all frames from the journal, `summary.json` last; gives the totals."""
     names = serving.class_names
     totals = Totals(names)
     for record in journal.records():
@@ -161,25 +192,6 @@ def _array_notes(settings: dict[str, Any], serving: ServingSpec) -> dict[str, An
     }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Running:
-    """The way an inference runs, which does not change its outputs.
-
-    Attributes:
-      resume: go on with what an earlier run left in the folder.
-      strict: stop at the first frame that cannot be read.
-      workers: threads that read, and as many that write.
-      bar: a moving progress bar, else plain lines; None for a bar at a terminal alone.
-      say: is told what happens.
-    """
-
-    resume: bool = False
-    strict: bool = False
-    workers: int = 2
-    bar: bool | None = None
-    say: Callable[[str], None] = print
-
-
 def infer_frames(
     model: Model,
     source: FrameSource,
@@ -195,25 +207,29 @@ def infer_frames(
     Raises:
       UserError: the folder holds something else, a frame does not fit the model, the disk is full.
     """
-    if wanted.of_each_frame:
+    if wanted.pictures is not None or wanted.labels:
         check_distinct_stems(source)
     batch_size = model.batch_size_for(source.count)
     settings = _settings(model, source, model_name, batch_size, thresholds, wanted)
     make_folder(folder, "--output")
-    if (earlier := _finished(folder, settings, wanted, running, source.count)) is not None:
+    earlier = _finished(folder, settings, source.count) if running.resume else None
+    if earlier is not None:
+        running.say("this run has already ended; there is nothing to do")
         return earlier
-    finish = _telling_of_resizing(
-        make_finish(folder, wanted, model.serving, thresholds, strict=running.strict),
-        model.serving,
-        running.say,
-    )
+    if not (running.resume and (folder / JOURNAL_NAME).exists()):
+        _check_unused(folder, settings, wanted)
+    finish = make_finish(folder, wanted, model.serving, thresholds, running)
     rate = Rate()
     try:
         with Journal(folder, settings) as journal:
             if journal.count:
                 running.say(f"{journal.count} frames were finished before and are not done again")
-            if running.strict:
-                _refuse_skipped(journal)
+            skipped = (record.error for record in journal.records() if record.error is not None)
+            if running.strict and (error := next(skipped, None)) is not None:
+                raise UserError(
+                    f"--strict: {error}; it was skipped before: mend it and begin anew, or leave "
+                    "out --strict"
+                )
             records = run_frames(
                 source,
                 model.serving,
@@ -238,30 +254,6 @@ def infer_frames(
             f"--output {folder}: {error.strerror or error}; when that is mended, add --resume"
         ) from error
     return {"settings": settings, **totals.to_dict()}
-
-
-def _telling_of_resizing(
-    finish: Finish[FrameRecord], serving: ServingSpec, say: Callable[[str], None]
-) -> Finish[FrameRecord]:
-    """`finish`, which says once if frames are resized: cells of another size may not be found."""
-    lock = threading.Lock()
-    told = False
-
-    def finish_and_tell(loaded: Loaded, outputs: np.ndarray | None) -> FrameRecord:
-        nonlocal told
-        if loaded.frame is not None:
-            found_hw, whole = loaded.frame.shape[:2], serving.frame_hw or serving.image_hw
-            with lock:
-                tells = not told and found_hw not in (whole, serving.image_hw)
-                told = told or tells
-            if tells:
-                say(
-                    f"frames of {found_hw[0]}x{found_hw[1]} px are resized to the {whole[0]}x"
-                    f"{whole[1]} px that the network was made for"
-                )
-        return finish(loaded, outputs)
-
-    return finish_and_tell
 
 
 def _settings(
@@ -292,38 +284,34 @@ def _settings(
     }
 
 
-def _finished(
-    folder: Path, settings: dict[str, Any], wanted: Wanted, running: Running, count: int | None
-) -> dict[str, Any] | None:
+def _finished(folder: Path, settings: dict[str, Any], count: int | None) -> dict[str, Any] | None:
     """The summary of a run that has ended before, for --resume; None if there is work to do.
 
     An interrupted run goes on with all `count` frames of its source; one that has ended must be of
     as many, because a store may have grown since.
-
-    Raises:
-      UserError: the folder is not free, and --resume was not given or does not fit.
     """
-    has_journal = (folder / JOURNAL_NAME).exists()
     summary = folder / SUMMARY
-    if running.resume and has_journal:
+    if (folder / JOURNAL_NAME).exists() or not summary.exists():
         return None
-    if running.resume and summary.exists():
-        try:
-            earlier = json.loads(summary.read_text(encoding="utf-8"))
-            check_same_settings(summary, earlier["settings"], settings)
-            before = earlier["frames"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"--resume: {summary} cannot be read: it is none of ours") from None
-        if count not in (None, before):
-            raise UserError(
-                f"--resume: {summary} is of a run that ended with {before} frames, now there are "
-                f"{count}: choose another --output for all of them"
-            )
-        running.say("this run has already ended; there is nothing to do")
-        return earlier
-    if has_journal:
+    try:
+        earlier = json.loads(summary.read_text(encoding="utf-8"))
+        check_same_settings(summary, earlier["settings"], settings)
+        before = earlier["frames"]
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"--resume: {summary} cannot be read: it is none of ours") from None
+    if count not in (None, before):
+        raise UserError(
+            f"--resume: {summary} is of a run that ended with {before} frames, now there are "
+            f"{count}: choose another --output for all of them"
+        )
+    return earlier
+
+
+def _check_unused(folder: Path, settings: dict[str, Any], wanted: Wanted) -> None:
+    """Refuses a folder that holds outputs, or a run that was interrupted."""
+    if (folder / JOURNAL_NAME).exists():
         raise UserError(
             f"--output {folder} holds a run that was interrupted: add --resume to go on with it, "
             f"or choose another folder (to begin anew in this one, delete {JOURNAL_NAME})"
@@ -332,22 +320,11 @@ def _finished(
     names = [SUMMARY, *OF_ALL_FRAMES, f"{array}.npy", f"{array}.json"]
     names += [PICTURES] if wanted.pictures is not None else []
     names += [LABELS] if wanted.labels else []
-    there = [name for name in names if (folder / name).exists()]
-    if there:
+    if there := [name for name in names if (folder / name).exists()]:
         raise UserError(
             f"--output {folder} already holds {', '.join(there)}: choose another folder, or delete "
             "them first"
         )
-    return None
-
-
-def _refuse_skipped(journal: Journal) -> None:
-    for record in journal.records():
-        if record.error is not None:
-            raise UserError(
-                f"--strict: {record.error}; it was skipped before: mend it and begin anew, or "
-                "leave out --strict"
-            )
 
 
 def format_summary(summary: dict[str, Any], folder: Path, most_named: int = 10) -> str:
@@ -363,17 +340,12 @@ def format_summary(summary: dict[str, Any], folder: Path, most_named: int = 10) 
         for name, count in summary["by_class"].items()
     ]
     if summary["skipped"]:
-        lines += _skipped_lines(folder / "skipped.csv", summary["skipped"], most_named)
+        path = folder / "skipped.csv"
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(itertools.islice(csv.DictReader(file), most_named))
+        lines += ["skipped:", *(f"  {row['reason']}" for row in rows)]
+        if summary["skipped"] > len(rows):
+            lines.append(f"  and {summary['skipped'] - len(rows)} more, see {path}")
     written = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     lines.append(f"written to {folder}: {', '.join(written)}")
     return "\n".join(lines)
-
-
-def _skipped_lines(path: Path, count: int, most: int) -> list[str]:
-    """The first frames that were skipped, with the reasons."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row["reason"] for row, _ in zip(csv.DictReader(file), range(most), strict=False)]
-    lines = ["skipped:", *(f"  {reason}" for reason in rows)]
-    if count > len(rows):
-        lines.append(f"  and {count - len(rows)} more, see {path}")
-    return lines

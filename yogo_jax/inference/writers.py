@@ -104,17 +104,24 @@ class Totals:
 
 
 @contextmanager
-def counts_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
-    """Detections of each class in each frame; of frames that were skipped the fields are empty."""
+def _table(path: Path, header: Sequence[str]) -> Iterator[Callable[[Sequence[Any]], object]]:
+    """A CSV file; gives the function that writes a row."""
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(counts_header(class_names))
+        writer.writerow(header)
+        yield writer.writerow
+
+
+@contextmanager
+def counts_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
+    """Detections of each class in each frame; of frames that were skipped the fields are empty."""
+    with _table(path, counts_header(class_names)) as write_row:
 
         def add(record: FrameRecord) -> None:
             counts: list[Any] = [""] * (len(class_names) + 1)
             if record.detections is not None:
                 counts = [*record.detections.counts().values(), len(record.detections)]
-            writer.writerow([record.image_id, record.name, *counts])
+            write_row([record.image_id, record.name, *counts])
 
         yield add
 
@@ -122,19 +129,16 @@ def counts_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
 @contextmanager
 def detections_csv(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
     """One row a detection; corners in px of the frame as it was read, as the network gives them."""
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        corners = ("x1_px", "y1_px", "x2_px", "y2_px")
-        probs = [f"p_{name}" for name in class_names]
-        head = ["image_id", "image", *corners, "objectness", "class_id", "class", "confidence"]
-        writer.writerow([*head, *probs])
+    corners = ("x1_px", "y1_px", "x2_px", "y2_px")
+    head = ["image_id", "image", *corners, "objectness", "class_id", "class", "confidence"]
+    with _table(path, [*head, *(f"p_{name}" for name in class_names)]) as write_row:
 
         def add(record: FrameRecord) -> None:
             if (found := record.detections) is None:
                 return
             corners_px, scores = found.boxes_xyxy_px, found.scores
             for row, class_id in enumerate(found.class_ids.tolist()):
-                writer.writerow(
+                write_row(
                     [
                         record.image_id,
                         record.name,
@@ -241,12 +245,10 @@ def scope_array(path: Path, boxes: int, classes: int, image_hw: tuple[int, int])
 @contextmanager
 def skipped_csv(path: Path) -> Iterator[Add]:
     """Frames that could not be read, and why."""
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image_id", "image", "reason"])
+    with _table(path, ["image_id", "image", "reason"]) as write_row:
 
         def add(record: FrameRecord) -> None:
             if record.error is not None:
-                writer.writerow([record.image_id, record.name, record.error])
+                write_row([record.image_id, record.name, record.error])
 
         yield add

@@ -45,6 +45,7 @@ def rank(
                 found.class_ids[best],
                 image.label_boxes_xyxy,
                 image.label_class_ids,
+                classes,
                 ious=ious,
             )
         )

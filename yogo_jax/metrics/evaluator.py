@@ -66,10 +66,6 @@ def make_eval_step(
     return eval_step
 
 
-def _nothing() -> None:
-    pass
-
-
 class Evaluator:
     """Evaluates one model, with any weights, on any records; compiles once.
 
@@ -113,7 +109,7 @@ class Evaluator:
         records: Records,
         *,
         keep_images: bool = False,
-        before_batch: Callable[[], None] = _nothing,
+        before_batch: Callable[[], object] = lambda: None,
         packed: PackedImages | None = None,
     ) -> "Evaluation":
         """Evaluates the weights on the records.

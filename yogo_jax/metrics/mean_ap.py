@@ -40,7 +40,7 @@ class MeanAveragePrecision:
     def __init__(self, class_names: Sequence[str], *, max_detections: int = MAX_DETECTIONS) -> None:
         self.class_names = tuple(class_names)
         self.max_detections = max_detections
-        self._images: list[RankedImage] = []
+        self._images: list[Ranking] = []
         self._images_over_max_detections = 0
 
     def update(
@@ -71,8 +71,9 @@ class MeanAveragePrecision:
                 raise ValueError("boxes and scores must be finite, got NaN or infinity")
         self._images_over_max_detections += len(scores) > self.max_detections
         best = np.argsort(-scores, kind="stable")[: self.max_detections]
-        labels = label_boxes_xyxy, label_class_ids
-        self._images.append(rank_image(boxes_xyxy[best], scores[best], class_ids[best], *labels))
+        detections = boxes_xyxy[best], scores[best], class_ids[best]
+        labels = label_boxes_xyxy, label_class_ids, len(self.class_names)
+        self._images.append(rank_image(*detections, *labels))
 
     def compute(self) -> dict[str, Any]:
         """The metrics of the images so far, ready for JSON.
@@ -131,22 +132,9 @@ class Ranking(NamedTuple):
         if class_id is None:
             return self._replace(objects=self.objects.sum(1, keepdims=True))
         kept = self.class_ids == class_id
-        return Ranking(
-            self.image_index[kept],
-            self.class_ids[kept],
-            self.scores[kept],
-            self.is_true[kept],
-            self.objects[:, class_id : class_id + 1],
-        )
-
-
-class RankedImage(NamedTuple):
-    """The detections of one image that count, best first; see `Ranking`."""
-
-    class_ids: Int[np.ndarray, " d"]
-    scores: Float[np.ndarray, " d"]
-    is_true: Bool[np.ndarray, "d ious"]
-    label_class_ids: Int[np.ndarray, " m"]
+        image_index, class_ids, scores, is_true = (each[kept] for each in self[:4])
+        objects = self.objects[:, class_id : class_id + 1]
+        return Ranking(image_index, class_ids, scores, is_true, objects)
 
 
 def rank_image(
@@ -155,10 +143,11 @@ def rank_image(
     class_ids: Int[np.ndarray, " d"],
     label_boxes_xyxy: Float[np.ndarray, "m 4"],
     label_class_ids: Int[np.ndarray, " m"],
+    classes: int,
     *,
     ious: Sequence[float] | Float[np.ndarray, " ious"] = COCO_IOUS,
-) -> RankedImage:
-    """Ranks the detections of one image, and decides which find a true box.
+) -> Ranking:
+    """The ranking of one image among so many classes.
 
     The best detection chooses first: of the true boxes of its class that overlap it enough and are
     free it takes the one of the largest IoU, of equal ones the last.
@@ -177,24 +166,21 @@ def rank_image(
         chosen = len(labels) - 1 - offers[:, ::-1].argmax(1)
         is_true[row] = offers[levels, chosen] >= 0
         free[levels[is_true[row]], chosen[is_true[row]]] = False
-    return RankedImage(class_ids[order], scores[order], is_true, label_class_ids)
+    objects = np.bincount(label_class_ids, minlength=classes)[None]
+    image_index = np.zeros(len(order), np.int64)
+    return Ranking(image_index, class_ids[order], scores[order], is_true, objects)
 
 
-def merge(images: Sequence[RankedImage], classes: int) -> Ranking:
+def merge(images: Sequence[Ranking], classes: int) -> Ranking:
     """The ranking of all images."""
     if not images:
         none, objects = np.zeros(0, np.int64), np.zeros((0, classes), np.int64)
         return Ranking(none, none, np.zeros(0), np.zeros((0, len(COCO_IOUS)), bool), objects)
-    scores = np.concatenate([image.scores for image in images])
     index = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])
-    order = np.argsort(-scores, kind="stable")
-    return Ranking(
-        index[order],
-        np.concatenate([image.class_ids for image in images])[order],
-        scores[order],
-        np.concatenate([image.is_true for image in images])[order],
-        np.array([np.bincount(image.label_class_ids, minlength=classes) for image in images]),
-    )
+    joined = Ranking(*map(np.concatenate, zip(*images, strict=True)))._replace(image_index=index)
+    order = np.argsort(-joined.scores, kind="stable")
+    image_index, class_ids, scores, is_true = (each[order] for each in joined[:4])
+    return Ranking(image_index, class_ids, scores, is_true, joined.objects)
 
 
 def average_precision(
