@@ -23,7 +23,7 @@ from yogo_jax.detector.nms import detect
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.drawing import draw_boxes
 from yogo_jax.metrics.evaluator import Evaluator
-from yogo_jax.reports.pictures import write_pictures
+from yogo_jax.reports.evaluation_page import write_pictures
 from yogo_jax.training.tracking import NotFiniteError, SilentTracker
 from yogo_jax.training.validation import validate
 

@@ -18,9 +18,8 @@ from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.reports import history
-from yogo_jax.reports.evaluation_page import Subject, write_results
+from yogo_jax.reports.evaluation_page import Subject, remove_pictures_of, write_results
 from yogo_jax.reports.history import History, differing_fields, names_of, read_run
-from yogo_jax.reports.pictures import remove_pictures_of
 from yogo_jax.training.trainer import train_and_evaluate
 
 
