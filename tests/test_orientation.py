@@ -28,8 +28,7 @@ from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
-from yogo_jax.training.model import prepare_spec
-from yogo_jax.training.resume import find_start
+from yogo_jax.training.start import find_start, prepare_spec
 
 
 ORIENTATION = 0x0112

@@ -251,7 +251,7 @@ class LossConfig(Section, LossWeights):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig(Section):
-    """AdamW and its learning rate schedule, see `training/optimizer.py`."""
+    """AdamW and its learning rate schedule, see `training/step.py`."""
 
     path: ClassVar[str] = "config.optim"
 

@@ -1,7 +1,7 @@
 """Augmentation of training images and their boxes, on the device, before each step.
 
-`augment_batch` maps `augment_image` over a batch, and that applies all parts to one image, in their
-order: pasted cells, moves, a hole, light and lens. Parts that are off leave no trace in the step.
+`augment_batch` applies all parts to each image of a batch, in their order: pasted cells, moves, a
+hole, light and lens. Parts that are off leave no trace in the step.
 Boxes are moved whole. How much of them can still be seen is asked once, after the last of the moves
 and the holes, by `cut_boxes`.
 """
@@ -64,12 +64,12 @@ def augment_batch(
     }
     keys["flip"] = jax.random.split(key, count)
     one_image = functools.partial(
-        augment_image, augment=augment, paste_enabled=paste_enabled, thumbnails=thumbnails
+        _augment_image, augment=augment, paste_enabled=paste_enabled, thumbnails=thumbnails
     )
     return jax.vmap(one_image)(keys, images, *labels)
 
 
-def augment_image(
+def _augment_image(
     keys: Mapping[str, Key[Array, ""]],
     image: Num[Array, "h w c"],
     boxes: Float[Array, "n 4"],
@@ -80,18 +80,7 @@ def augment_image(
     paste_enabled: jax.Array | bool,
     thumbnails: DeviceThumbnails | None,
 ) -> tuple[jax.Array, Labels]:
-    """One image and its labels, after all parts.
-
-    Args:
-      keys: of this image, by part.
-      image: uint8 pixels.
-      boxes: cxcywh, as fractions of the image.
-      class_ids: of the boxes.
-      valid: False on padding rows.
-      augment: what happens, and how much.
-      paste_enabled: False leaves out holes and pasted cells.
-      thumbnails: what is pasted in, if anything is.
-    """
+    """One image and its labels, after all parts; `keys` are those of the image, by part."""
     flips = (augment.horizontal_flip, augment.vertical_flip)
     if thumbnails is not None:
         image, boxes, class_ids, valid = paste(

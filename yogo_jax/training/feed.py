@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from yogo_jax.checkpoint.run_data import RunData
-from yogo_jax.checkpoint.state import TrainState
+from yogo_jax.checkpoint.store import TrainState
 from yogo_jax.config.schema import Config, DataConfig
 from yogo_jax.data.pack import (
     CannotPackError,
@@ -51,8 +51,6 @@ def open_pack(
     time; so does "device", which reads the images of the training only once.
 
     Args:
-      name: of the split.
-      records: of the split.
       spec: says in which size and colours images are wanted.
       data: with `cache`.
       tracker: takes lines, and what is being done.
@@ -138,11 +136,6 @@ def make_feed(
     """The feed of a run, by `data.cache`.
 
     Args:
-      data: of the run.
-      spec: of its model.
-      config: of the run.
-      order: of the training images.
-      devices: of the run.
       packed: the training images, if they are packed.
 
     Raises:
@@ -174,11 +167,7 @@ def host_feed(
     """Batches that the host puts together, one for each call.
 
     Args:
-      source: of the training images.
-      order: which of them, when.
-      epochs: of the run.
       workers: processes that read ahead.
-      devices: of the run.
     """
 
     def steps_of(train_step: TrainStep) -> Steps:
@@ -211,9 +200,6 @@ def device_feed(source: RecordSource, order: EpochOrder, *, epochs: int, devices
 
     Args:
       source: of the training images, all of which are read now.
-      order: which of them, when.
-      epochs: of the run.
-      devices: of the run.
 
     Raises:
       UserError: an image cannot be read, or they do not fit.

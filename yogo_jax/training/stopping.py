@@ -245,7 +245,6 @@ class SaveStopPolicy:
 
     Args:
       stop: says whether this process is asked to stop.
-      devices: of the run.
       save_every: seconds between checkpoints.
     """
 
