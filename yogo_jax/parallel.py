@@ -44,11 +44,9 @@ class Devices:
 
     def __str__(self) -> str:
         first = self.mesh.devices.flat[0]
-        name = f"{first.platform} ({first.device_kind})"
         many = f"{self.count} x " if self.count > 1 else ""
-        return f"{many}{name}" + (
-            f" in {self.share.count} processes" if self.share.count > 1 else ""
-        )
+        processes = f" in {self.share.count} processes" if self.share.count > 1 else ""
+        return f"{many}{first.platform} ({first.device_kind}){processes}"
 
     @property
     def on_cpu(self) -> bool:

@@ -55,9 +55,7 @@ class TrainState:
 def moving_average(averaged: Any, latest: Any, step: jax.Array, *, decay: float) -> Any:
     """The averages after one more step; while they are young they forget faster.
 
-    Args:
-      step: its number, from 0.
-      decay: share of the old that remains, reached slowly: `min(decay, (1 + step) / (10 + step))`.
+    Of the old, `min(decay, (1 + step) / (10 + step))` remains; the first step is number 0.
 
     References:
       Polyak and Juditsky 1992, Acceleration of Stochastic Approximation by Averaging.

@@ -46,10 +46,8 @@ def augment_batch(
     """Images and labels as the network is trained on.
 
     Args:
-      key: of the step.
       images: uint8 pixels, [b h w c].
       labels: boxes_cxcywh [b n 4], class_ids [b n] and valid [b n].
-      augment: what happens, and how much.
       paste_enabled: False in the last epochs, without holes and pasted cells.
       thumbnails: what `augment.thumbnails` pastes.
 
@@ -178,7 +176,6 @@ def random_flips(
 
     Args:
       key: one per image, so that each tosses its own coins.
-      image: pixels.
       boxes_cxcywh: as fractions of the image; padding rows are mirrored too, which is harmless.
       horizontal: probability of exchanging left and right.
       vertical: probability of exchanging top and bottom.
@@ -220,8 +217,6 @@ def zoom_and_shift(
     """The image at another scale and another place; what comes in from outside has its mean colour.
 
     Args:
-      key: of the image.
-      image: pixels.
       boxes_cxcywh: as fractions of the image; they may come to lie outside of it.
       view: of the image; it moves, too.
       zoom: range of the scale, drawn evenly in its logarithm.
@@ -259,8 +254,6 @@ def random_strip(
     """So many rows of the image from a random height on, and the boxes as fractions of them.
 
     Args:
-      key: of the image.
-      image: pixels.
       boxes_cxcywh: as fractions of the image; of the strip they may lie outside.
       view: of the image; becomes that of the strip.
       rows: of the strip, at most the image's.
@@ -307,8 +300,6 @@ def cutout(
     """The image with a hole of its mean colour, and what can still be seen.
 
     Args:
-      key: of the image.
-      image: pixels.
       view: of the image, without a hole.
       probability: of a hole.
       largest: its longest sides, as fractions of the image's.
@@ -347,7 +338,6 @@ def relight(
     """The image under another light, cut to what a camera gives, 0 to 255.
 
     Args:
-      key: of the image.
       image: pixels from 0 to 255.
       brightness: most that is added or taken away, as a share of 255.
       contrast: the distance from the mean is multiplied by between `1 / (1 + contrast)` and

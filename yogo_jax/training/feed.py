@@ -133,10 +133,7 @@ def make_feed(
     devices: Devices,
     packed: PackedImages | None,
 ) -> Feed:
-    """The feed of a run, by `data.cache`.
-
-    Args:
-      packed: the training images, if they are packed.
+    """The feed of a run, by `data.cache`; `packed` holds the training images, if they are packed.
 
     Raises:
       UserError: the images cannot be read, or do not fit on the device where they have to.
@@ -164,11 +161,7 @@ def fits_on_device(source: RecordSource, devices: Devices) -> bool:
 def host_feed(
     source: RecordSource, order: EpochOrder, *, epochs: int, workers: int, devices: Devices
 ) -> Feed:
-    """Batches that the host puts together, one for each call.
-
-    Args:
-      workers: processes that read ahead.
-    """
+    """Batches that the host puts together, one for each call; `workers` processes read ahead."""
 
     def steps_of(train_step: TrainStep) -> Steps:
         def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -195,11 +188,8 @@ def host_feed(
 def device_feed(source: RecordSource, order: EpochOrder, *, epochs: int, devices: Devices) -> Feed:
     """All images in the memory of every device, which gather their batches themselves.
 
-    A call takes `STEPS_PER_CALL` steps, of which the last may be left out; none goes over the end
-    of an epoch.
-
-    Args:
-      source: of the training images, all of which are read now.
+    All of them are read now. A call takes `STEPS_PER_CALL` steps, of which the last may be left
+    out; none goes over the end of an epoch.
 
     Raises:
       UserError: an image cannot be read, or they do not fit.

@@ -68,11 +68,9 @@ def load_teacher(
 ) -> tuple[Teacher | None, RunData]:
     """The network that `train.teacher` names, None if it names none.
 
-    Args:
-      place: where its weights go.
-
     Returns:
-      The teacher, and the data with a fingerprint that holds it, too: a run goes on with the same.
+      The teacher, with its weights at a place, and the data with a fingerprint that holds it, too:
+      a run goes on with the same one.
 
     Raises:
       UserError: it has another grid, other classes or other pixels.
@@ -89,7 +87,11 @@ def load_teacher(
                 "same"
             )
     teacher = Teacher(described, restore_variables(folder, described, place))
-    both = f"{data.fingerprint}{teacher.fingerprint()}".encode()
+    # All that its predictions follow from.
+    digest = hashlib.sha256(repr(described).encode())
+    for leaf in jax.tree.leaves(teacher.variables):
+        digest.update(np.asarray(leaf).tobytes())
+    both = f"{data.fingerprint}{digest.hexdigest()}".encode()
     return teacher, dataclasses.replace(data, fingerprint=hashlib.sha256(both).hexdigest())
 
 
@@ -184,9 +186,7 @@ def find_start(
 def adopt(start: Start, workdir: Path) -> None:
     """Takes another run's progress over into the workdir, which then stands on its own.
 
-    Args:
-      start: a checkpoint that lies elsewhere; of a run's workdir, its best goes along, and its
-        metrics.
+    Where the checkpoint lies in a run's workdir, its best goes along, and its metrics.
     """
     folders = [start.folder]
     if start.folder.parent.name == "checkpoints":
@@ -290,11 +290,7 @@ def _is_length_alone(different: list[str]) -> bool:
 
 
 def why_length_counts(config: Config, epochs: int) -> list[str]:
-    """Reasons why the first epochs of a longer run are others; none if they are the same.
-
-    Args:
-      epochs: of the shorter run.
-    """
+    """Reasons why so many epochs are others in a longer run; none if they are the same."""
     optim, augment = config.optim, config.augment
     reasons = []
     if optim.lr_decay_factor != 1:

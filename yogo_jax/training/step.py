@@ -10,13 +10,11 @@ References:
 import dataclasses
 import fnmatch
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -55,13 +53,6 @@ class Teacher(NamedTuple):
 
     spec: ModelSpec
     variables: Any
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of all that its predictions follow from."""
-        digest = hashlib.sha256(repr(self.spec).encode())
-        for leaf in jax.tree.leaves(self.variables):
-            digest.update(np.asarray(leaf).tobytes())
-        return digest.hexdigest()
 
 
 def mean_over_images(values: Any, image_valid: jax.Array) -> Any:

@@ -44,13 +44,12 @@ def open_metrics(path: Path, *, first_step: int, validated: bool = True) -> Text
       first_step: steps of the checkpoint that the run goes on from.
       validated: False if its validation was cut short.
     """
-    again = {("validation", first_step)} if not validated else set()
     kept = [
         record
         for record in read_metrics(path)
         if record["step"] <= first_step
         and record["kind"] != "test"
-        and (record["kind"], record["step"]) not in again
+        and (validated or (record["kind"], record["step"]) != ("validation", first_step))
     ]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
     return path.open("a", encoding="utf-8")
@@ -139,8 +138,7 @@ class Tracker:
     def doing(self, text: str, step: int | None = None) -> None:
         """Tells what is done from now on: in the bar if there is one, and now and then in a line.
 
-        Args:
-          step: steps of the run that are done; None leaves the bar where it is.
+        `step` steps of the run are done; None leaves the bar where it is.
         """
         self._heartbeat.doing(text)
         if self._live:

@@ -187,15 +187,14 @@ class Trainer:
 
     def _say_start(self) -> None:
         self._tracker.start(self._first_step, environment(self.devices))
-        for line in run_summary(self.data, self.spec):
-            self._tracker.say(line)
-        self._tracker.say(
+        for line in (
+            *run_summary(self.data, self.spec),
             f"device: {self.devices}; {self._total_steps} steps of "
-            f"{self.config.train.batch_size} images; workdir {self.workdir}"
-        )
+            f"{self.config.train.batch_size} images; workdir {self.workdir}",
+        ):
+            self._tracker.say(line)
 
     def _first_state(self) -> TrainState:
-        """The state that the first step takes: drawn, or from a checkpoint."""
         self._tracker.doing("preparing the weights")
         if self.start is None:
             return initial_state(self.config, self.spec, self._tx, self._tracker.say)
@@ -222,9 +221,8 @@ class Trainer:
         # Several processes do not all pack, so that they cannot agree to stop in between; but if
         # all of them get the signal, each may just end, since nothing is at stake here.
         alone = self.devices.share.count == 1
-        end_at_once = self.stop.may_end_at_once and not alone
         check = self._check_stop if alone else lambda: None
-        with self.stop.end_at_once() if end_at_once else nullcontext():
+        with self.stop.end_at_once() if self.stop.may_end_at_once and not alone else nullcontext():
             for name in ("train", "val"):
                 records = getattr(self.data.splits, name)
                 self._packs[name] = open_pack(
@@ -397,7 +395,7 @@ class Trainer:
             self.on_validation(done // self._steps_per_epoch, validation)
 
     def _check_stop(self) -> None:
-        """For places that all processes come to and that can be left as they are."""
+        # For places that all processes come to and that can be left as they are.
         self.stop.check(self.devices.any)
 
     def _is_over_early(self) -> bool:

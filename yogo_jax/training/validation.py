@@ -123,10 +123,7 @@ def evaluate_best(
 
 
 def write_test(result: TestResult, workdir: Path, tracker: Tracker) -> dict[str, Any]:
-    """Writes test/ and prints the metrics.
-
-    Args:
-      tracker: takes the lines, and has logged the training.
+    """Writes test/ and prints the metrics; the tracker has logged the training.
 
     Returns:
       What test/metrics.json holds.
@@ -169,11 +166,7 @@ def write_test(result: TestResult, workdir: Path, tracker: Tracker) -> dict[str,
 
 
 def read_test(workdir: Path) -> dict[str, Any] | None:
-    """The metrics in test/ of a run's best checkpoint as it is now; None if that is not tested yet.
-
-    Args:
-      workdir: of a run with a checkpoint.
-    """
+    """The metrics in test/ of a run's best checkpoint as it is now; None if not tested yet."""
     output = workdir / "test"
     # Logged is a test after everything is written; a run that goes on takes it out of the log.
     logged = any(each["kind"] == "test" for each in read_metrics(workdir / "metrics.jsonl"))
