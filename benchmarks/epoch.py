@@ -26,13 +26,12 @@ import jax
 from configs import base
 from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.checkpoint.run_data import prepare_data
-from yogo_jax.checkpoint.state import create_state
+from yogo_jax.checkpoint.store import create_state
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.data.pipeline import EpochOrder, RecordSource, open_batches
 from yogo_jax.startup import start_jax
-from yogo_jax.training.model import prepare_loss, prepare_spec
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.step import make_train_step
+from yogo_jax.training.start import prepare_loss, prepare_spec
+from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
 from yogo_jax.training.trainer import train_and_evaluate
 
 

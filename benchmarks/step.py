@@ -30,15 +30,14 @@ import jax
 import numpy as np
 
 from configs import base
-from yogo_jax.checkpoint.state import create_state
+from yogo_jax.checkpoint.store import create_state
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.detector.architectures import ConvBackbone, get_backbone
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.grid import convolved_hw
 from yogo_jax.detector.losses import label_loss
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.step import make_train_step
+from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
 
 
 def make_batch(

@@ -13,11 +13,15 @@ import numpy as np
 
 from runs import ROOT, environment, run_command, train_command
 from yogo_jax.checkpoint.metrics_file import read_metrics
-from yogo_jax.checkpoint.state import TrainState
-from yogo_jax.checkpoint.store import committed_checkpoints, read_metadata, restore_state
+from yogo_jax.checkpoint.store import (
+    TrainState,
+    committed_checkpoints,
+    read_metadata,
+    restore_state,
+)
 from yogo_jax.config.schema import from_mapping
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.step import learning_rate_schedule, make_optimizer
 
 
 def steps_logged(workdir: Path) -> int:

@@ -22,16 +22,15 @@ import jax
 from benchmarks.scaling import messages_of
 from runs import tiny_config
 from yogo_jax.checkpoint.run_data import prepare_data
-from yogo_jax.checkpoint.state import create_state
+from yogo_jax.checkpoint.store import create_state
 from yogo_jax.data.pipeline import RecordSource
 from yogo_jax.detector import cpu_conv as conv
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.parallel import Devices
 from yogo_jax.training.compilation import jit_train_step
-from yogo_jax.training.model import prepare_spec
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.step import make_train_step
+from yogo_jax.training.start import prepare_spec
+from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
 from yogo_jax.training.trainer import train_and_evaluate
 
 

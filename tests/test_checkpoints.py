@@ -9,10 +9,11 @@ import pytest
 
 from runs import tiny_config
 from yogo_jax.checkpoint.metadata import FORMAT_VERSION, Metadata
-from yogo_jax.checkpoint.state import TrainState, create_state
 from yogo_jax.checkpoint.store import (
     CheckpointStore,
+    TrainState,
     committed_checkpoints,
+    create_state,
     find_checkpoint,
     read_metadata,
     record_validation,
@@ -22,7 +23,7 @@ from yogo_jax.checkpoint.store import (
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.reports.history import History
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.step import learning_rate_schedule, make_optimizer
 
 
 SPEC = ModelSpec(

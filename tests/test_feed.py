@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tiny_data import write_dataset
-from yogo_jax.checkpoint.state import TrainState
+from yogo_jax.checkpoint.store import TrainState
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.pipeline import EpochOrder, RecordSource
 from yogo_jax.data.splits import load_splits

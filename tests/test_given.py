@@ -20,7 +20,7 @@ from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.evaluate import make_parser as evaluate_parser
 from yogo_jax.files import given_path, path_text_flag, read_given_text
 from yogo_jax.infer import make_parser as infer_parser
-from yogo_jax.training.resume import find_start, record_config
+from yogo_jax.training.start import find_start, record_config
 
 
 NOBODY = "~nobody-of-this-name"

@@ -26,7 +26,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.reports import evaluation_page as results
 from yogo_jax.training import feed as packing
 from yogo_jax.training import trainer
-from yogo_jax.training.resume import why_length_counts
+from yogo_jax.training.start import why_length_counts
 from yogo_jax.training.step import make_train_step
 from yogo_jax.training.trainer import train_and_evaluate
 

@@ -13,8 +13,7 @@ import pytest
 
 from runs import tiny_config
 from tiny_data import write_dataset
-from yogo_jax.checkpoint.state import create_state
-from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, rewrite_metadata
+from yogo_jax.checkpoint.store import create_state, find_checkpoint, read_metadata, rewrite_metadata
 from yogo_jax.config.schema import AugmentConfig, LossConfig
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError

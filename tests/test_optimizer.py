@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from yogo_jax.checkpoint.state import moving_average
+from yogo_jax.checkpoint.store import moving_average
 from yogo_jax.config.schema import OptimConfig
 from yogo_jax.errors import UserError
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.step import learning_rate_schedule, make_optimizer
 
 
 def optim_of(**fields) -> OptimConfig:

@@ -31,8 +31,7 @@ from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.inspection import suspects
 from yogo_jax.inspection.findings import Listing
 from yogo_jax.inspection.suspects import SUSPECT_KINDS, Suspects
-from yogo_jax.training.model import prepare_spec
-from yogo_jax.training.resume import find_start
+from yogo_jax.training.start import find_start, prepare_spec
 
 
 ORIENTATION = 0x0112

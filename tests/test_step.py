@@ -11,8 +11,7 @@ import optax
 import pytest
 
 from yogo_jax.checkpoint.metadata import Metadata
-from yogo_jax.checkpoint.state import create_state
-from yogo_jax.checkpoint.store import CheckpointStore, find_checkpoint, restore_state
+from yogo_jax.checkpoint.store import CheckpointStore, create_state, find_checkpoint, restore_state
 from yogo_jax.config.schema import AugmentConfig, LossConfig
 from yogo_jax.detector import architectures
 from yogo_jax.detector.architectures import ConvBackbone, ConvBlock, ConvNextBackbone

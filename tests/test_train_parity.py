@@ -11,13 +11,12 @@ import pytest
 from bridge.converted import to_variables
 from bridge.torch_archive import read_torch_archive
 from parity import load, parity_file
-from yogo_jax.checkpoint.state import TrainState
+from yogo_jax.checkpoint.store import TrainState
 from yogo_jax.config.schema import AugmentConfig, LossConfig, OptimConfig
 from yogo_jax.detector import architectures
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.step import make_train_step
+from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
 
 
 STEPS = 12

@@ -44,11 +44,9 @@ class Devices:
 
     def __str__(self) -> str:
         first = self.mesh.devices.flat[0]
-        name = f"{first.platform} ({first.device_kind})"
         many = f"{self.count} x " if self.count > 1 else ""
-        return f"{many}{name}" + (
-            f" in {self.share.count} processes" if self.share.count > 1 else ""
-        )
+        processes = f" in {self.share.count} processes" if self.share.count > 1 else ""
+        return f"{many}{first.platform} ({first.device_kind}){processes}"
 
     @property
     def on_cpu(self) -> bool:
@@ -184,7 +182,12 @@ def _initialize(meeting: Mapping[str, Any]) -> None:
     # Between CPUs; GPUs have their own way.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Said while there is time: in the end JAX aborts the process, with a message of its own.
-    reminder = threading.Timer(_UNTIL_REMINDED, _say_waiting)
+    waiting = (
+        f"still waiting for all processes of this run, up to {_UNTIL_ALL_HAVE_COME} s: start all "
+        "of them, where every node can reach the one of process 0"
+    )
+    to_stderr = {"file": sys.stderr, "flush": True}
+    reminder = threading.Timer(_UNTIL_REMINDED, print, [waiting], to_stderr)
     reminder.daemon = True
     reminder.start()
     try:
@@ -202,20 +205,10 @@ def _initialize(meeting: Mapping[str, Any]) -> None:
         reminder.cancel()
 
 
-def _say_waiting() -> None:
-    print(
-        f"still waiting for all processes of this run, up to {_UNTIL_ALL_HAVE_COME} s: start all "
-        "of them, where every node can reach the one of process 0",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
 def check_same_everywhere(devices: Devices, values: Mapping[str, Any]) -> None:
     """Refuses to train where processes see different things, which would not end or not be a run.
 
     Args:
-      devices: of the run.
       values: by name, what each process has; compared as text.
 
     Raises:

@@ -144,7 +144,6 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
     """The splits to evaluate a checkpoint on, read as its run read them.
 
     Args:
-      metadata: of the checkpoint.
       definition: a definition file, or None for the one the run was trained on.
       say: takes a line if the run's split is not used.
 

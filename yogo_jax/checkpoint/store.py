@@ -1,8 +1,9 @@
-"""Checkpoints: written by Orbax in the background, read only when committed, self-describing.
+"""The state of a run, and its checkpoints, which Orbax writes in the background.
 
-A run keeps the latest checkpoint and the best by validation (`train.keep_best`). A checkpoint is a
-folder with the items `model` (params and batch_stats: their averages, if the run keeps any),
-`optimizer` (its state, the step, and what the averages are made of) and `metadata`.
+Only what is committed is read. A run keeps the latest checkpoint and the best by validation
+(`train.keep_best`). A checkpoint is a folder with the items `model` (params and batch_stats: their
+averages, if the run keeps any), `optimizer` (its state, the step, and what the averages are made
+of) and `metadata`.
 """
 
 import functools
@@ -11,19 +12,101 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
+import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.metrics_file import lower_is_better, rank
-from yogo_jax.checkpoint.state import TrainState, start_from
-from yogo_jax.detector.network import init_variables
+from yogo_jax.detector.network import ORIGINAL_INITIALIZATION, Initialization, init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import write_json
 
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes. No key is in it: randomness is a function of (seed, step).
+
+    `step` is a whole number. `averaged` holds moving averages of `params` and `batch_stats`, or
+    None where none are kept. While JAX traces and lowers, the leaves are no arrays.
+    """
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    averaged: Any = None
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The variables that the steps go on from."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables that are evaluated and exported: the averages if there are any."""
+        return self.trained if self.averaged is None else self.averaged
+
+
+def moving_average(averaged: Any, latest: Any, step: jax.Array, *, decay: float) -> Any:
+    """The averages after one more step; while they are young they forget faster.
+
+    Of the old, `min(decay, (1 + step) / (10 + step))` remains; the first step is number 0.
+
+    References:
+      Polyak and Juditsky 1992, Acceleration of Stochastic Approximation by Averaging.
+    """
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, averaged, latest)
+
+
+def create_state(
+    spec: ModelSpec,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    initialization: Initialization = ORIGINAL_INITIALIZATION,
+    averages: bool = False,
+) -> TrainState:
+    """A fresh state at step 0; the seed alone decides its weights.
+
+    Args:
+      initialization: how weights are drawn.
+      averages: whether moving averages are kept.
+    """
+
+    @jax.jit
+    def create(key: jax.Array) -> TrainState:
+        variables = init_variables(
+            spec.network(initialization=initialization),
+            key,
+            image_hw=spec.image_hw,
+            channels=spec.channels,
+        )
+        return start_from(variables, tx, averages=averages)
+
+    return create(jax.random.key(seed))
+
+
+def start_from(
+    variables: Any, tx: optax.GradientTransformation, *, averages: bool = False
+) -> TrainState:
+    """The state at step 0 with given `params` and `batch_stats`."""
+    variables = {name: variables[name] for name in ("params", "batch_stats")}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        **variables,
+        opt_state=tx.init(variables["params"]),
+        # A copy: the step that takes the state may write into either.
+        averaged=jax.tree.map(jnp.array, variables) if averages else None,
+    )
+
+
+# ---- writing ----
 
 # Orbax renames a superseded checkpoint into this folder, which is then emptied: a kill in the
 # middle of a deletion must not leave half a checkpoint under a name that counts as committed.
@@ -36,7 +119,6 @@ class CheckpointStore:
     Use as a context manager: leaving it waits until what was saved is committed.
 
     Args:
-      folder: of the checkpoints.
       keep_best: the metric by which one of them is kept, see `metrics_file.py`.
     """
 
@@ -175,6 +257,9 @@ def write_weights(folder: Path, variables: Mapping[str, Any], metadata: Metadata
         raise UserError(f"{folder}: cannot be written ({error})") from error
 
 
+# ---- reading ----
+
+
 def committed_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in the `checkpoints/` folder of a run, in order of their steps."""
     if not folder.is_dir():
@@ -225,8 +310,6 @@ def restore_variables(
     """`params` and `batch_stats` of one checkpoint, from whatever devices it was written.
 
     Args:
-      folder: of the checkpoint.
-      spec: of its model.
       place: where to; the first device of this process if None.
 
     Raises:
@@ -247,9 +330,6 @@ def restore_state(
     """The whole state of a run from one of its checkpoints, bit for bit.
 
     Args:
-      folder: of the checkpoint.
-      spec: of its model.
-      tx: of the run.
       place: where to; the first device of this process if None.
       averages: whether the run keeps moving averages of its weights.
 

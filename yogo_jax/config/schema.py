@@ -215,7 +215,7 @@ class LossConfig(Section, LossWeights, path="config.loss"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig(Section, path="config.optim"):
-    """AdamW and its learning rate schedule, see `training/optimizer.py`."""
+    """AdamW and its learning rate schedule, see `training/step.py`."""
 
     learning_rate: Annotated[Positive, "Learning rate of AdamW, at its highest."]
     lr_decay_factor: Annotated[

@@ -1,7 +1,7 @@
 """Augmentation of training images and their boxes, on the device, before each step.
 
-`augment_batch` maps `augment_image` over a batch, and that applies all parts to one image, in their
-order: pasted cells, moves, a hole, light and lens. Parts that are off leave no trace in the step.
+`augment_batch` applies all parts to each image of a batch, in their order: pasted cells, moves, a
+hole, light and lens. Parts that are off leave no trace in the step.
 Boxes are moved whole. How much of them can still be seen is asked once, after the last of the moves
 and the holes, by `cut_boxes`.
 """
@@ -46,10 +46,8 @@ def augment_batch(
     """Images and labels as the network is trained on.
 
     Args:
-      key: of the step.
       images: uint8 pixels, [b h w c].
       labels: boxes_cxcywh [b n 4], class_ids [b n] and valid [b n].
-      augment: what happens, and how much.
       paste_enabled: False in the last epochs, without holes and pasted cells.
       thumbnails: what `augment.thumbnails` pastes.
 
@@ -64,12 +62,12 @@ def augment_batch(
     }
     keys["flip"] = jax.random.split(key, count)
     one_image = functools.partial(
-        augment_image, augment=augment, paste_enabled=paste_enabled, thumbnails=thumbnails
+        _augment_image, augment=augment, paste_enabled=paste_enabled, thumbnails=thumbnails
     )
     return jax.vmap(one_image)(keys, images, *labels)
 
 
-def augment_image(
+def _augment_image(
     keys: Mapping[str, Key[Array, ""]],
     image: Num[Array, "h w c"],
     boxes: Float[Array, "n 4"],
@@ -80,18 +78,7 @@ def augment_image(
     paste_enabled: jax.Array | bool,
     thumbnails: DeviceThumbnails | None,
 ) -> tuple[jax.Array, Labels]:
-    """One image and its labels, after all parts.
-
-    Args:
-      keys: of this image, by part.
-      image: uint8 pixels.
-      boxes: cxcywh, as fractions of the image.
-      class_ids: of the boxes.
-      valid: False on padding rows.
-      augment: what happens, and how much.
-      paste_enabled: False leaves out holes and pasted cells.
-      thumbnails: what is pasted in, if anything is.
-    """
+    """One image and its labels, after all parts; `keys` are those of the image, by part."""
     flips = (augment.horizontal_flip, augment.vertical_flip)
     if thumbnails is not None:
         image, boxes, class_ids, valid = paste(
@@ -193,7 +180,6 @@ def random_flips(
 
     Args:
       key: one per image, so that each tosses its own coins.
-      image: pixels.
       boxes_cxcywh: as fractions of the image; padding rows are mirrored too, which is harmless.
       horizontal: probability of exchanging left and right.
       vertical: probability of exchanging top and bottom.
@@ -235,8 +221,6 @@ def zoom_and_shift(
     """The image at another scale and another place; what comes in from outside has its mean colour.
 
     Args:
-      key: of the image.
-      image: pixels.
       boxes_cxcywh: as fractions of the image; they may come to lie outside of it.
       view: of the image; it moves, too.
       zoom: range of the scale, drawn evenly in its logarithm.
@@ -274,8 +258,6 @@ def random_strip(
     """So many rows of the image from a random height on, and the boxes as fractions of them.
 
     Args:
-      key: of the image.
-      image: pixels.
       boxes_cxcywh: as fractions of the image; of the strip they may lie outside.
       view: of the image; becomes that of the strip.
       rows: of the strip, at most the image's.
@@ -322,8 +304,6 @@ def cutout(
     """The image with a hole of its mean colour, and what can still be seen.
 
     Args:
-      key: of the image.
-      image: pixels.
       view: of the image, without a hole.
       probability: of a hole.
       largest: its longest sides, as fractions of the image's.
@@ -362,7 +342,6 @@ def relight(
     """The image under another light, cut to what a camera gives, 0 to 255.
 
     Args:
-      key: of the image.
       image: pixels from 0 to 255.
       brightness: most that is added or taken away, as a share of 255.
       contrast: the distance from the mean is multiplied by between `1 / (1 + contrast)` and

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from yogo_jax.checkpoint.state import TrainState
+from yogo_jax.checkpoint.store import TrainState
 from yogo_jax.errors import UserError
 from yogo_jax.parallel import Devices
 from yogo_jax.training.step import StepMetrics, Steps
@@ -46,8 +46,6 @@ def jit_train_step(steps: Steps, devices: Devices, shardings: Any = None) -> Any
     """The step on all devices, jitted: of (state, inputs, requests), where the state is donated.
 
     Args:
-      steps: the pure function.
-      devices: to run on.
       shardings: of its inputs; None is a spread batch.
 
     Returns:
@@ -88,14 +86,12 @@ def compile_train_step(
 
     Args:
       make_steps: the pure function, by whether it is rematerialised.
-      state: of the run.
       inputs: of a call, or their shapes with their places; those by image are spread.
       devices: of the run; all of its processes come to the same decision.
       batch_size: images in a batch.
-      image_hw: their height and width in px.
+      image_hw: height and width of the images in px.
       rematerialized: whether the run was so until now, which it then stays, so that its numbers do
         not depend on where it goes on; None for a run that starts.
-      say: takes lines.
 
     Returns:
       A function of (state, inputs, requests), see `jit_train_step`, and whether it is
@@ -321,8 +317,7 @@ def duration_lines(
 
     Args:
       seconds: of a step.
-      steps_per_epoch: of the run.
-      steps_left: until its end.
+      steps_left: until the end of the run.
       image_hw: height and width of its images in px.
       small_network: whether its network is one of the faster ones already.
       on_cpu: whether it runs on a CPU.

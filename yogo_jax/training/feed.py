@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from yogo_jax.checkpoint.run_data import RunData
-from yogo_jax.checkpoint.state import TrainState
+from yogo_jax.checkpoint.store import TrainState
 from yogo_jax.config.schema import Config, DataConfig
 from yogo_jax.data.pack import (
     CannotPackError,
@@ -51,8 +51,6 @@ def open_pack(
     time; so does "device", which reads the images of the training only once.
 
     Args:
-      name: of the split.
-      records: of the split.
       spec: says in which size and colours images are wanted.
       data: with `cache`.
       tracker: takes lines, and what is being done.
@@ -135,15 +133,7 @@ def make_feed(
     devices: Devices,
     packed: PackedImages | None,
 ) -> Feed:
-    """The feed of a run, by `data.cache`.
-
-    Args:
-      data: of the run.
-      spec: of its model.
-      config: of the run.
-      order: of the training images.
-      devices: of the run.
-      packed: the training images, if they are packed.
+    """The feed of a run, by `data.cache`; `packed` holds the training images, if they are packed.
 
     Raises:
       UserError: the images cannot be read, or do not fit on the device where they have to.
@@ -171,15 +161,7 @@ def fits_on_device(source: RecordSource, devices: Devices) -> bool:
 def host_feed(
     source: RecordSource, order: EpochOrder, *, epochs: int, workers: int, devices: Devices
 ) -> Feed:
-    """Batches that the host puts together, one for each call.
-
-    Args:
-      source: of the training images.
-      order: which of them, when.
-      epochs: of the run.
-      workers: processes that read ahead.
-      devices: of the run.
-    """
+    """Batches that the host puts together, one for each call; `workers` processes read ahead."""
 
     def steps_of(train_step: TrainStep) -> Steps:
         def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -206,14 +188,8 @@ def host_feed(
 def device_feed(source: RecordSource, order: EpochOrder, *, epochs: int, devices: Devices) -> Feed:
     """All images in the memory of every device, which gather their batches themselves.
 
-    A call takes `STEPS_PER_CALL` steps, of which the last may be left out; none goes over the end
-    of an epoch.
-
-    Args:
-      source: of the training images, all of which are read now.
-      order: which of them, when.
-      epochs: of the run.
-      devices: of the run.
+    All of them are read now. A call takes `STEPS_PER_CALL` steps, of which the last may be left
+    out; none goes over the end of an epoch.
 
     Raises:
       UserError: an image cannot be read, or they do not fit.

@@ -61,10 +61,8 @@ def paste(
     it over `FEATHER_PX`. Its box is the thumbnail.
 
     Args:
-      key: of the image.
       image: pixels from 0 to 255.
       boxes_cxcywh: as fractions of the image.
-      class_ids: of the boxes.
       valid: False on padding rows.
       thumbnails: to choose from.
       probability: that anything is pasted.

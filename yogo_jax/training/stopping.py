@@ -162,10 +162,7 @@ class Stop:
             self._deferred = deferred
 
     def check(self, any_process: Callable[[bool], bool] = bool) -> None:
-        """For places that can be left as they are.
-
-        Args:
-          any_process: says whether a flag is set in any process of the run, if there are several.
+        """For places that can be left as they are; `any_process` asks all processes of the run.
 
         Raises:
           Stopped: the run is to stop.
@@ -174,11 +171,7 @@ class Stop:
             self.raise_stopped()
 
     def raise_stopped(self) -> NoReturn:
-        """Ends the run, when everything is saved.
-
-        Raises:
-          Stopped: always.
-        """
+        """Raises `Stopped`: ends the run, when everything is saved."""
         self._reason = self.reason or "another process of the run has to stop"
         raise Stopped(self._reason)
 
@@ -245,7 +238,6 @@ class SaveStopPolicy:
 
     Args:
       stop: says whether this process is asked to stop.
-      devices: of the run.
       save_every: seconds between checkpoints.
     """
 
@@ -274,8 +266,7 @@ class SaveStopPolicy:
     def decide(self, requests: "jax.Array") -> Decision:
         """Says what to do now.
 
-        Args:
-          requests: of any process, as the step gave them back that was just dispatched.
+        The requests are of any process, as the step gave them back that was just dispatched.
         """
         if self._devices.share.count == 1:
             return self._own()

@@ -31,7 +31,7 @@ from yogo_jax.metrics.curves import Roc
 from yogo_jax.metrics.evaluator import Evaluation
 from yogo_jax.progress import Heartbeat
 from yogo_jax.training.step import StepMetrics
-from yogo_jax.training.wandb import scalars, start_wandb
+from yogo_jax.training.wandb import evaluation_media, scalars, start_wandb
 
 
 def open_metrics(path: Path, *, first_step: int, validated: bool = True) -> TextIO:
@@ -41,17 +41,15 @@ def open_metrics(path: Path, *, first_step: int, validated: bool = True) -> Text
     the checkpoint's validation if that was cut short.
 
     Args:
-      path: of the file.
       first_step: steps of the checkpoint that the run goes on from.
       validated: False if its validation was cut short.
     """
-    again = {("validation", first_step)} if not validated else set()
     kept = [
         record
         for record in read_metrics(path)
         if record["step"] <= first_step
         and record["kind"] != "test"
-        and (record["kind"], record["step"]) not in again
+        and (validated or (record["kind"], record["step"]) != ("validation", first_step))
     ]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
     return path.open("a", encoding="utf-8")
@@ -64,11 +62,8 @@ class Tracker:
     carry "kind" and "step", to `metrics.jsonl` and Weights & Biases. Use as a context manager.
 
     Args:
-      config: of the run.
       workdir: of the run; holds the files.
-      total_steps: of the whole run.
       first_step: steps that are done already.
-      validated: see `open_metrics`.
 
     Raises:
       UserError: Weights & Biases is asked for and cannot be used.
@@ -143,9 +138,7 @@ class Tracker:
     def doing(self, text: str, step: int | None = None) -> None:
         """Tells what is done from now on: in the bar if there is one, and now and then in a line.
 
-        Args:
-          text: in some words.
-          step: steps of the run that are done; None leaves the bar where it is.
+        `step` steps of the run are done; None leaves the bar where it is.
         """
         self._heartbeat.doing(text)
         if self._live:
@@ -197,13 +190,10 @@ class Tracker:
           kind: "validation" or "test".
           step: updates of the weights evaluated.
           evaluation: with its images, if `shows_images`.
-          spec: of the model.
           rocs: curves by class, if they were measured.
         """
 
         def log_media(run: Any) -> None:
-            from yogo_jax.training.wandb import evaluation_media
-
             media = evaluation_media(evaluation, spec, rocs)
             run.log({"step": step} | {f"{kind}/{key}": media[key] for key in media})
 
@@ -246,9 +236,6 @@ class Meter:
     """Reads the metrics of steps a little late, so that the device never waits for the host.
 
     Args:
-      order: of the training data.
-      tracker: where records and lines go.
-      epochs: of the whole run.
       image_paths: of the training records, to name the images of a bad batch.
     """
 

@@ -15,9 +15,9 @@ import jax
 
 from yogo_jax.checkpoint.metadata import Metadata, environment, git_revision
 from yogo_jax.checkpoint.run_data import RunData, prepare_data, with_absolute_paths
-from yogo_jax.checkpoint.state import TrainState
 from yogo_jax.checkpoint.store import (
     CheckpointStore,
+    TrainState,
     find_checkpoint,
     read_metadata,
     record_validation,
@@ -27,33 +27,40 @@ from yogo_jax.config.schema import Config
 from yogo_jax.data.pipeline import EpochOrder, PackedImages
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.files import make_folder
-from yogo_jax.metrics.evaluator import IMAGES_AT_A_TIME, Evaluator
 from yogo_jax.parallel import Devices, check_batch_size, check_same_everywhere
 from yogo_jax.progress import said_while
 from yogo_jax.reports.tables import advice_on_nothing_found
 from yogo_jax.training.compilation import compile_train_step, duration_lines, seconds_of_call
 from yogo_jax.training.feed import Feed, Work, make_feed, open_pack
-from yogo_jax.training.model import (
-    Teacher,
-    load_teacher,
-    prepare_loss,
-    prepare_spec,
-    run_summary,
-    with_teacher_fingerprint,
-)
-from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from yogo_jax.training.resume import (
+from yogo_jax.training.start import (
     Start,
+    Teacher,
     adopt,
     complete_run_summary,
     find_start,
     initial_state,
+    load_teacher,
+    prepare_loss,
+    prepare_spec,
     record_config,
+    run_summary,
 )
-from yogo_jax.training.step import TrainStep, make_train_step
+from yogo_jax.training.step import (
+    TrainStep,
+    learning_rate_schedule,
+    make_optimizer,
+    make_train_step,
+)
 from yogo_jax.training.stopping import SaveStopPolicy, Stop, Stopped
 from yogo_jax.training.tracking import Meter, SilentTracker, Tracker
-from yogo_jax.training.validation import evaluate_best, log_test, read_test, validate, write_test
+from yogo_jax.training.validation import (
+    evaluate_best,
+    log_test,
+    make_evaluator,
+    read_test,
+    validate,
+    write_test,
+)
 
 
 OnValidation = Callable[[int, Mapping[str, Any]], None]
@@ -97,8 +104,7 @@ def train_and_evaluate(
     make_folder(workdir, "--workdir")
     # ---- model ----
     spec = prepare_spec(config, data.splits.train)
-    teacher = load_teacher(config, spec, devices.copied)
-    data = with_teacher_fingerprint(data, teacher)
+    teacher, data = load_teacher(config, spec, data, devices.copied)
     # ---- where to start ----
     start = find_start(config, workdir, data.fingerprint, data.hint_if_changed)
     trainer = Trainer(config, workdir, spec, data, devices, stop, start, teacher, on_validation)
@@ -144,9 +150,7 @@ class Trainer:
         self._rematerialized = None if start is None else start.metadata.rematerialized
         self._loss = prepare_loss(config, data.splits.train)
         self._order = EpochOrder(
-            num_records=len(data.splits.train),
-            batch_size=config.train.batch_size,
-            seed=config.seed,
+            num_records=len(data.splits.train), batch_size=config.train.batch_size, seed=config.seed
         )
         self._steps_per_epoch = self._order.steps_per_epoch
         self._total_steps = config.train.epochs * self._steps_per_epoch
@@ -155,7 +159,9 @@ class Trainer:
         )
         self._tx = make_optimizer(config.optim, self._schedule)
         # One for each model: a checkpoint that was calibrated since is another than the run's.
-        self._evaluator_of = functools.cache(self._make_evaluator)
+        self._evaluator_of = functools.cache(
+            lambda spec: make_evaluator(spec, config, data.max_boxes, self.devices)
+        )
         self._packs: dict[str, PackedImages | None] = {}
         self._advised = False
         self._revision = git_revision()
@@ -163,16 +169,15 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Takes all steps that are left and tests, see `train_and_evaluate`."""
-        tracker: Tracker = SilentTracker()
         if self.devices.first:
-            tracker = Tracker(
+            self._tracker = Tracker(
                 self.config,
                 self.workdir,
                 total_steps=self._total_steps,
                 first_step=self._first_step,
                 validated=not self._lacks_validation,
             )
-        with tracker as self._tracker:
+        with self._tracker:
             self._say_start()
             state = self._first_state()
             if self.devices.first:
@@ -182,15 +187,14 @@ class Trainer:
 
     def _say_start(self) -> None:
         self._tracker.start(self._first_step, environment(self.devices))
-        for line in run_summary(self.data, self.spec):
-            self._tracker.say(line)
-        self._tracker.say(
+        for line in (
+            *run_summary(self.data, self.spec),
             f"device: {self.devices}; {self._total_steps} steps of "
-            f"{self.config.train.batch_size} images; workdir {self.workdir}"
-        )
+            f"{self.config.train.batch_size} images; workdir {self.workdir}",
+        ):
+            self._tracker.say(line)
 
     def _first_state(self) -> TrainState:
-        """The state that the first step takes: drawn, or from a checkpoint."""
         self._tracker.doing("preparing the weights")
         if self.start is None:
             return initial_state(self.config, self.spec, self._tx, self._tracker.say)
@@ -210,23 +214,15 @@ class Trainer:
         self._open_packs()
         if self._lacks_validation:
             self._make_up_for_validation(state)
-        done = self._first_step
-        # Asked where a run that was not stopped asks: after a validation.
-        if self.start is not None and self._validates_after(done):
-            best = read_metadata(find_checkpoint(self.workdir)).step
-            if self._has_lost_patience(done, best):
-                self._say_stopped_early(done, best)
-                return
-        if done < self._total_steps:
+        if not self._is_over_early() and self._first_step < self._total_steps:
             self._take_steps(state)
 
     def _open_packs(self) -> None:
         # Several processes do not all pack, so that they cannot agree to stop in between; but if
         # all of them get the signal, each may just end, since nothing is at stake here.
         alone = self.devices.share.count == 1
-        end_at_once = self.stop.may_end_at_once and not alone
         check = self._check_stop if alone else lambda: None
-        with self.stop.end_at_once() if end_at_once else nullcontext():
+        with self.stop.end_at_once() if self.stop.may_end_at_once and not alone else nullcontext():
             for name in ("train", "val"):
                 records = getattr(self.data.splits, name)
                 self._packs[name] = open_pack(
@@ -279,9 +275,7 @@ class Trainer:
                         f"go on with --workdir {self.workdir}"
                     )
                     self.stop.raise_stopped()
-                best = store.best_step if validates else None
-                if best is not None and self._has_lost_patience(done, best):
-                    self._say_stopped_early(done, best)
+                if validates and self._stops_early(done, store.best_step):
                     break
                 meter.skip_time()
 
@@ -401,21 +395,28 @@ class Trainer:
             self.on_validation(done // self._steps_per_epoch, validation)
 
     def _check_stop(self) -> None:
-        """For places that all processes come to and that can be left as they are."""
+        # For places that all processes come to and that can be left as they are.
         self.stop.check(self.devices.any)
 
-    def _has_lost_patience(self, done: int, best_step: int) -> bool:
-        """True if `train.patience` epochs have gone by since the best validation."""
-        patience = self.config.train.patience
-        return patience > 0 and done - best_step >= patience * self._steps_per_epoch
+    def _is_over_early(self) -> bool:
+        """True, and said, if the run that goes on had lost its patience at its checkpoint."""
+        done = self._first_step
+        # Asked where a run that was not stopped asks: after a validation.
+        if self.start is None or not self._validates_after(done):
+            return False
+        return self._stops_early(done, read_metadata(find_checkpoint(self.workdir)).step)
 
-    def _say_stopped_early(self, done: int, best_step: int) -> None:
-        train = self.config.train
+    def _stops_early(self, done: int, best_step: int | None) -> bool:
+        """True, and said, if `train.patience` epochs have gone by since the best validation."""
+        train, patience = self.config.train, self.config.train.patience * self._steps_per_epoch
+        if patience == 0 or best_step is None or done - best_step < patience:
+            return False
         self._tracker.say(
             f"stopped early, after epoch {done // self._steps_per_epoch}: no better "
             f"{train.keep_best} since epoch {best_step // self._steps_per_epoch} "
             f"(train.patience is {train.patience})"
         )
+        return True
 
     # ---- test ----
 
@@ -433,7 +434,7 @@ class Trainer:
         if not self.devices.first:
             return {}
         with self.stop.allow_stop():
-            metrics = write_test(result, self.workdir, len(records), self._tracker)
+            metrics = write_test(result, self.workdir, self._tracker)
         log_test(result, metrics, self._total_steps, self._tracker)
         return metrics
 
@@ -444,20 +445,6 @@ class Trainer:
         """
         if self.start is None or not self.start.own or self._lacks_validation:
             return None
-        done = self._first_step
-        if done < self._total_steps:
-            best = read_metadata(find_checkpoint(self.workdir)).step
-            if not self._validates_after(done) or not self._has_lost_patience(done, best):
-                return None
+        if self._first_step < self._total_steps and not self._is_over_early():
+            return None
         return {} if len(self.data.splits.test) == 0 else read_test(self.workdir)
-
-    def _make_evaluator(self, spec: ModelSpec) -> Evaluator:
-        config = self.config
-        return Evaluator(
-            spec,
-            loss_weights=config.loss.for_evaluation(),
-            batch_size=min(config.train.batch_size, IMAGES_AT_A_TIME),
-            max_boxes=self.data.max_boxes,
-            workers=config.data.workers,
-            devices=self.devices,
-        )

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.metrics_file import read_metrics
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.config.schema import Config
 from yogo_jax.data.pipeline import PackedImages
 from yogo_jax.data.records import Records
 from yogo_jax.detector.detections import NotNumbersError, Thresholds
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.metrics.evaluator import Evaluation, Evaluator
+from yogo_jax.metrics.evaluator import IMAGES_AT_A_TIME, Evaluation, Evaluator
+from yogo_jax.parallel import Devices
 from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
 from yogo_jax.training.tracking import NotFiniteError, Tracker
 
@@ -21,6 +23,18 @@ from yogo_jax.training.tracking import NotFiniteError, Tracker
 TEST_PICTURES = 8
 # Of each class's ROC curve, in the log.
 MAX_ROC_POINTS = 100
+
+
+def make_evaluator(spec: ModelSpec, config: Config, max_boxes: int, devices: Devices) -> Evaluator:
+    """The evaluator of a run, for its model or one that differs by a temperature."""
+    return Evaluator(
+        spec,
+        loss_weights=config.loss.for_evaluation(),
+        batch_size=min(config.train.batch_size, IMAGES_AT_A_TIME),
+        max_boxes=max_boxes,
+        workers=config.data.workers,
+        devices=devices,
+    )
 
 
 def validate(
@@ -37,12 +51,8 @@ def validate(
     """Metrics of the validation split, logged; None without such a split.
 
     Args:
-      evaluator: of the run's model.
       variables: `params` and `batch_stats` after so many steps.
       records: of the split, maybe none.
-      tracker: takes the metrics and a line.
-      step: steps done.
-      epoch: epochs done.
       before_batch: called before each batch; what it raises ends the validation, unlogged.
       packed: the images of the split, if they are packed.
 
@@ -97,7 +107,6 @@ def evaluate_best(
     Args:
       evaluator_of: an evaluator of a model, with the default thresholds; what the best checkpoint
         says of itself may differ from the run's by a temperature.
-      workdir: of the run.
       records: at least one image.
       before_batch: called before each batch; what it raises ends the evaluation.
 
@@ -112,14 +121,8 @@ def evaluate_best(
     return TestResult(folder, metadata, evaluation)
 
 
-def write_test(result: TestResult, workdir: Path, images: int, tracker: Tracker) -> dict[str, Any]:
-    """Writes test/ and prints the metrics.
-
-    Args:
-      result: of the best checkpoint.
-      workdir: of the run.
-      images: of the test split.
-      tracker: takes the lines, and has logged the training.
+def write_test(result: TestResult, workdir: Path, tracker: Tracker) -> dict[str, Any]:
+    """Writes test/ and prints the metrics; the tracker has logged the training.
 
     Returns:
       What test/metrics.json holds.
@@ -136,7 +139,7 @@ def write_test(result: TestResult, workdir: Path, images: int, tracker: Tracker)
     tracker.doing("writing the report of the test")
     subject = Subject(
         title=f"Test of {workdir.name}",
-        subtitle=f"{folder}, {images} images of the test split",
+        subtitle=f"{folder}, {len(evaluation.images)} images of the test split",
         spec=metadata.model,
         thresholds=Thresholds(),
         config=metadata.config,
@@ -162,11 +165,7 @@ def write_test(result: TestResult, workdir: Path, images: int, tracker: Tracker)
 
 
 def read_test(workdir: Path) -> dict[str, Any] | None:
-    """The metrics in test/ of a run's best checkpoint as it is now; None if that is not tested yet.
-
-    Args:
-      workdir: of a run with a checkpoint.
-    """
+    """The metrics in test/ of a run's best checkpoint as it is now; None if not tested yet."""
     output = workdir / "test"
     # Logged is a test after everything is written; a run that goes on takes it out of the log.
     logged = any(each["kind"] == "test" for each in read_metrics(workdir / "metrics.jsonl"))
@@ -183,14 +182,7 @@ def read_test(workdir: Path) -> dict[str, Any] | None:
 
 
 def log_test(result: TestResult, metrics: Mapping[str, Any], step: int, tracker: Tracker) -> None:
-    """Logs the test and its ROC curves.
-
-    Args:
-      result: of the best checkpoint.
-      metrics: of `write_test`.
-      step: the last of the run.
-      tracker: takes them.
-    """
+    """Logs the test and its ROC curves."""
     from yogo_jax.metrics.curves import roc
 
     names, images = result.metadata.model.class_names, result.evaluation.images

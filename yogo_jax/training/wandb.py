@@ -229,7 +229,13 @@ def can_reach(url: str, seconds: float) -> bool:
 
 
 def _init(wandb: Any, config: Config, workdir: Path, mode: str) -> Any:
-    track = config.track
+    track, identity = config.track, {}
+    # W&B's own agents name the run themselves.
+    if not os.environ.get("WANDB_RUN_ID") and not os.environ.get("WANDB_SWEEP_ID"):
+        path = workdir / "wandb" / "run_id"
+        if not path.exists():
+            write_atomically(path, secrets.token_hex(4))
+        identity = {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow"}
     run = wandb.init(
         mode=mode,
         entity=track.entity or None,
@@ -242,22 +248,12 @@ def _init(wandb: Any, config: Config, workdir: Path, mode: str) -> Any:
         settings=wandb.Settings(
             silent=True, init_timeout=SECONDS_TO_BEGIN, finish_timeout=SECONDS_TO_END
         ),
-        **_identity(workdir),
+        **identity,
     )
     # Steps are a value of their own: W&B's only go up, but a continued run repeats some.
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     return run
-
-
-def _identity(workdir: Path) -> dict[str, Any]:
-    """The name under which W&B knows the run; its own agents choose it themselves."""
-    if os.environ.get("WANDB_RUN_ID") or os.environ.get("WANDB_SWEEP_ID"):
-        return {}
-    path = workdir / "wandb" / "run_id"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(4))
-    return {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow"}
 
 
 def scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

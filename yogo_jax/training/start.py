@@ -1,5 +1,10 @@
-"""The start of a run: from nothing, from what its workdir holds, or from a given checkpoint."""
+"""The start of a run: its model, and its state.
 
+A run starts from nothing, from what its workdir holds, or from a given checkpoint.
+"""
+
+import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -7,25 +12,101 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.metrics_file import read_metrics
-from yogo_jax.checkpoint.run_data import Say, same_path, with_paths_of
-from yogo_jax.checkpoint.state import TrainState, create_state, start_from
+from yogo_jax.checkpoint.run_data import RunData, Say, same_path, with_paths_of
 from yogo_jax.checkpoint.store import (
+    TrainState,
     committed_checkpoints,
+    create_state,
     find_checkpoint,
     read_metadata,
     restore_variables,
+    start_from,
 )
 from yogo_jax.config.fields import differences, flat, with_current_names, with_defaults
 from yogo_jax.config.schema import Config
+from yogo_jax.data.records import Records, mean_anchor
+from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.network import Initialization
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, write_atomically, write_json
+from yogo_jax.training.step import Teacher
 
+
+def prepare_spec(config: Config, train: Records) -> ModelSpec:
+    """The model of a run."""
+    return ModelSpec(
+        architecture=config.model.name,
+        class_names=train.class_names,
+        image_hw=config.data.image_hw,
+        anchor_wh=config.model.anchor_wh() or mean_anchor(train),
+        rgb=config.data.rgb,
+        normalize_images=config.data.normalize_images,
+        apply_orientation=config.data.apply_orientation,
+    )
+
+
+def prepare_loss(config: Config, train: Records) -> LossWeights:
+    """The weights of a run's loss.
+
+    Raises:
+      UserError: they do not fit the classes of its data.
+    """
+    counts = np.bincount(train.class_ids, minlength=len(train.class_names))
+    return config.loss.for_data(counts.tolist(), len(train))
+
+
+def load_teacher(
+    config: Config, spec: ModelSpec, data: RunData, place: jax.sharding.Sharding
+) -> tuple[Teacher | None, RunData]:
+    """The network that `train.teacher` names, None if it names none.
+
+    Returns:
+      The teacher, with its weights at a place, and the data with a fingerprint that holds it, too:
+      a run goes on with the same one.
+
+    Raises:
+      UserError: it has another grid, other classes or other pixels.
+    """
+    if not config.train.teacher:
+        return None, data
+    folder = find_checkpoint(given_path(config.train.teacher))
+    described = read_metadata(folder).model
+    for field in ("class_names", "image_hw", "rgb", "grid_hw"):
+        ours, theirs = getattr(spec, field), getattr(described, field)
+        if ours != theirs:
+            raise UserError(
+                f"train.teacher: {folder} has {field} {theirs}, this run {ours}: they must be the "
+                "same"
+            )
+    teacher = Teacher(described, restore_variables(folder, described, place))
+    # All that its predictions follow from.
+    digest = hashlib.sha256(repr(described).encode())
+    for leaf in jax.tree.leaves(teacher.variables):
+        digest.update(np.asarray(leaf).tobytes())
+    both = f"{data.fingerprint}{digest.hexdigest()}".encode()
+    return teacher, dataclasses.replace(data, fingerprint=hashlib.sha256(both).hexdigest())
+
+
+def run_summary(data: RunData, spec: ModelSpec) -> list[str]:
+    """Lines on the data and the model of a run, before it starts."""
+    splits = data.splits
+    counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "val", "test"))
+    rows, columns = spec.grid_hw
+    return [
+        *data.lines,
+        f"images: {counts}; {spec.architecture} on {spec.image_hw[0]}x{spec.image_hw[1]} px, grid "
+        f"{rows}x{columns}, anchor {spec.anchor_wh[0]:.4f},{spec.anchor_wh[1]:.4f}, up to "
+        f"{data.max_boxes} boxes an image",
+    ]
+
+
+# ---- where to start ----
 
 # What may change when a run goes on: it alters where work is done or how often it is saved, not
 # what is computed. All of `track` may, too.
@@ -60,9 +141,6 @@ def find_start(
     """The checkpoint to go on from, None for a run that starts from nothing.
 
     Args:
-      config: of the run.
-      workdir: of the run.
-      data_fingerprint: of its data.
       hint_if_changed: ends the message on other data.
 
     Raises:
@@ -106,10 +184,7 @@ def find_start(
 def adopt(start: Start, workdir: Path) -> None:
     """Takes another run's progress over into the workdir, which then stands on its own.
 
-    Args:
-      start: a checkpoint that lies elsewhere; of a run's workdir, its best goes along, and its
-        metrics.
-      workdir: of the new run.
+    Where the checkpoint lies in a run's workdir, its best goes along, and its metrics.
     """
     folders = [start.folder]
     if start.folder.parent.name == "checkpoints":
@@ -213,12 +288,7 @@ def _is_length_alone(different: list[str]) -> bool:
 
 
 def why_length_counts(config: Config, epochs: int) -> list[str]:
-    """Reasons why the first epochs of a longer run are others; none if they are the same.
-
-    Args:
-      config: of the run.
-      epochs: of the shorter run.
-    """
+    """Reasons why so many epochs are others in a longer run; none if they are the same."""
     optim, augment = config.optim, config.augment
     reasons = []
     if optim.lr_decay_factor != 1:
@@ -264,8 +334,6 @@ def complete_run_summary(config: Config, workdir: Path, epochs: int, *, tested: 
     """Lines for a run in which nothing is left to do.
 
     Args:
-      config: of the run.
-      workdir: of the run.
       epochs: that it has made; fewer than its config says if its patience was at its end.
       tested: whether it has a test split.
     """
