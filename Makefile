@@ -19,11 +19,12 @@ PYTEST = $(BIN)/python -m pytest --dist worksteal
 # The interpreter of the smoke tests: Python 3.12 or later, which has newer packages.
 PYTHON_NEWEST ?= python3.13
 
-.PHONY: help demo test smoke lint fix acceptance clean
+.PHONY: help demo test test-all smoke lint fix acceptance clean
 
 help:
 	@echo "make demo        train on synthetic frames, print test metrics, draw detections"
-	@echo "make test        formatting, lint, types and all tests"
+	@echo "make test        formatting, lint, types and most tests"
+	@echo "make test-all    the same, and all other tests: SLURM, browsers, old OpenVINO, long cases"
 	@echo "make smoke       a few tests of everything on Python 3.13 (PYTHON_NEWEST=python3.12 for another)"
 	@echo "make fix         format the code and mend what the linter can"
 	@echo "make acceptance  the long checks: real data, many kills, speed (needs the reference data; hours)"
@@ -57,8 +58,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(PYTEST) --numprocesses 3 --durations 15 -m "not acceptance and not optimized"
-	$(PYTEST) --numprocesses 2 --durations 5 -m "not acceptance and optimized"
+	$(PYTEST) --numprocesses 3 -m "not slow and not acceptance and not optimized"
+
+test-all: test
+	$(PYTEST) --numprocesses 3 --durations 15 -m "slow and not acceptance and not optimized"
+	$(PYTEST) --numprocesses 2 --durations 5 -m "optimized and not acceptance"
 
 # jax2onnx does not import the Orbax that it holds back: here is the newest, which everybody has who
 # exports nothing.
