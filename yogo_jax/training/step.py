@@ -84,6 +84,7 @@ def make_train_step(
     compute in `compute_dtype`; parameters, statistics of batch norm, loss and update are float32.
 
     Args:
+      tx: the optimizer.
       schedule: its learning rate, to be reported.
       loss: weights and forms of the terms.
       augment: what happens to the images.
@@ -199,7 +200,7 @@ def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.Gradie
 
 
 def _frozen_or_trained(params: Any, patterns: Sequence[str]) -> Any:
-    """ "frozen" for each parameter that a pattern names, or a group that it is in; else "trained".
+    """The word for each parameter: "frozen" if a pattern names it or a group that it is in.
 
     Raises:
       UserError: a pattern names nothing.
