@@ -2,7 +2,7 @@
 
     python docs/make_frame.py RUN
 
-RUN is a network that was trained on drawn frames, as that of the README's picture:
+RUN is a network that was trained on synthetic frames, as that of the README's picture:
 
     yogo-jax train --config strong --workdir runs/drawn --config.data.definition=synthetic \\
         --config.data.rgb=False --config.data.image_hw=386,516 --config.train.epochs=12 \\
@@ -23,7 +23,7 @@ import numpy as np
 
 import yogo_jax
 from yogo_jax.drawing import PALETTE
-from yogo_jax.synthetic.frames import draw_frame
+from yogo_jax.synthetic.dataset import draw_frame
 
 
 PICTURE = Path(__file__).with_name("frame.png")

@@ -85,7 +85,9 @@ def test_anchors_prints_the_flag(definition):
 
 
 TRAIN_REFUSALS = [
-    pytest.param([], "no config given: add --config configs/base.py", id="no config"),
+    pytest.param(
+        [], "no config given: add --config strong, or another of base, demo", id="no config"
+    ),
     pytest.param(["--config", "configs/none.py"], "configs/none.py: cannot be read", id="no file"),
     pytest.param(
         ["--config", "definition.yml"],

@@ -66,3 +66,18 @@ def test_the_page_of_the_python_api_is_that_of_the_docstrings(monkeypatch):
     import make_api
 
     assert make_api.PAGE.read_text("utf-8") == make_api.page(), "run python docs/make_api.py"
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE))
+        assert named <= targets, page
+
+
+def test_the_scripts_of_the_documentation_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_frame
+
+    assert make_frame.PICTURE.exists()

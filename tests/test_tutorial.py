@@ -41,5 +41,5 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path, monkeypatch):
                 arguments = [paths.get(each, each) for each in arguments]
             main(arguments)
     assert (tmp_path / "found.png").exists()
-    assert (tmp_path / "inspection" / "report.html").exists()
+    assert (tmp_path / "inspection" / "inspection.html").exists()
     assert len(names["exported"].predict(names["frames"][0])) == len(names["found"])

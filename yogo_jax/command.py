@@ -134,7 +134,7 @@ def add_thresholds(group: argparse._ActionsContainer, *, of_model: bool = False)
         "--score-thresholds",
         type=path_flag,
         metavar="FILE.json",
-        help="least scores by class, as `yogo_jax.calibrate --output` writes them",
+        help="least scores by class, as `yogo-jax calibrate --output` writes them",
     )
 
 

@@ -75,8 +75,8 @@ def evaluate(
     """Metrics of a checkpoint on one split of a data set.
 
     Args:
-      model: a run's workdir (its best checkpoint), a checkpoint folder, or what has one of them as
-        its `path`, as runs and loaded models.
+      model: a run's workdir (its best checkpoint), a checkpoint folder, a `Run`, or a `Model` that
+        was loaded from one of them.
       definition: data set definition (.yml); None: the one that it was trained on.
       split: "train", "val" or "test".
       output: folder for metrics.json, report.html and pictures/; None writes nothing.

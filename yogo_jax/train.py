@@ -66,13 +66,14 @@ class Run(NamedTuple):
         return importlib.import_module("yogo_jax").load(self.workdir)
 
 
-def train(config: Config | str | Path, workdir: str | Path, *, stop: Stop | None = None) -> Run:
+def train(config: Config | str | Path, workdir: str | Path) -> Run:
     """Trains, or continues what the workdir holds, and tests the best checkpoint.
+
+    If it is interrupted, the same call continues from the latest checkpoint.
 
     Args:
       config: the run, or the file or name of a config.
       workdir: folder for config.json, checkpoints/, metrics.jsonl, train.log and test/.
-      stop: asks the run to stop early; it saves first.
 
     Returns:
       The run.
@@ -80,10 +81,14 @@ def train(config: Config | str | Path, workdir: str | Path, *, stop: Stop | None
     Raises:
       UserError: data or config cannot be used, the workdir holds another run or is in use, or the
         loss is no longer finite.
-      Stopped: it was asked to stop; the same call continues.
+
+    Example:
+      >>> config = yogo_jax.Config.from_file("strong", **{"data.definition": "FILE.yml"})
+      >>> run = yogo_jax.train(config, "runs/first")
+      >>> run.metrics["mAP50"]
     """
     checked = config if isinstance(config, Config) else Config.from_file(config)
-    return _train_in(given_path(str(workdir)), checked, stop)
+    return _train_in(given_path(str(workdir)), checked, None)
 
 
 def _train_in(folder: Path, config: Config, stop: Stop | None, *, is_new: bool = False) -> Run:
@@ -191,10 +196,9 @@ def main(argv: list[str] | None = None) -> None:
     with as_command():
         args = make_parser().parse_args(argv)
         if args.config is None:
-            first, *others = known_configs()
+            others = [name for name in known_configs() if name not in ("strong", "sweep")]
             raise UserError(
-                f"no config given: add --config configs/{first}.py, or another of "
-                f"{', '.join(others)}"
+                f"no config given: add --config strong, or another of {', '.join(others)}"
             )
     with exit_when_stopped() as stop:
         config = from_mapping(read_values(args.config, overrides_in(args)))

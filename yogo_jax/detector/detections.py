@@ -327,7 +327,7 @@ def read_min_scores(
         raise UserError(
             f"{path}: expected `thresholds` (class name: null or {{score: number}}) and "
             "`measured_at` (objectness, iou), as "
-            "`python -m yogo_jax.calibrate --output` writes them"
+            "`yogo-jax calibrate --output` writes them"
         ) from error
     if sorted(given) != sorted(class_names):
         raise UserError(

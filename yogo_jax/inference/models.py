@@ -59,9 +59,9 @@ class Model(abc.ABC):
 
     Attributes:
       path: where it was loaded from.
-      serving: what it takes of a frame, and its classes.
-      digest: of everything that its outputs follow from.
-      precision: that it computes in.
+      serving: size of its input, crop and classes.
+      digest: a hash of everything that its outputs depend on.
+      precision: number format of the computation.
 
     Example:
       >>> model = yogo_jax.load("runs/first")
@@ -125,7 +125,7 @@ class Model(abc.ABC):
         min_class_confidence: float | None = None,
         min_scores: Sequence[float] | None = None,
     ) -> Detections | list[Detections]:
-        """Finds the objects in one image, or in each of a list, as `yogo_jax.infer` does.
+        """Finds the objects in one image or in each of a list, as `yogo-jax infer` does.
 
         Args:
           images: an image or a list of them. An image is the path of a PNG, JPEG, TIFF or BMP file
@@ -133,8 +133,8 @@ class Model(abc.ABC):
             3] (RGB) with values from 0 to 255. Gray and RGB become what the network takes. An image
             of another size than `image_hw` is resized, and of a model for a strip the middle rows
             are taken.
-          objectness: a box must lie above it, in [0, 1]. Here and below, None is the model's own
-            value, see `thresholds`: mostly 0.5, 0.5, 0 and none.
+          objectness: a box must lie above it, in [0, 1]. None means the model's own threshold, here
+            and below (see `thresholds`; usually 0.5, 0.5, 0 and no scores).
           iou: IoU above which the worse of two boxes is dropped, in [0, 1].
           min_class_confidence: probability that the best class of a box must exceed, in [0, 1]; 0
             is not asked.
