@@ -31,6 +31,7 @@ def run_python(script: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_its_compilations(models, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path))

@@ -17,6 +17,7 @@ def exported(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_figures_of_two_models(exported, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "PACED_SECONDS", 1.0)
     models = [str(exported / "model.xml"), str(exported / "model.onnx")]

@@ -180,6 +180,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_keeps_the_temperature(workdir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(calibrate, "FEWEST_PAIRS", 1)
     before = read_metadata(find_checkpoint(workdir))

@@ -149,6 +149,7 @@ def test_train_refuses_a_config_file_that_is_none(tmp_path, text, found):
     assert found in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "cache"), [(0, "disk"), (1, "disk"), (1, "none")])
 def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_name(
     definition, tmp_path, workers, cache
@@ -161,6 +162,7 @@ def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_name(
     assert broken.name in refused(run_command(command))
 
 
+@pytest.mark.slow
 def test_a_bad_label_ends_the_run_or_is_skipped_and_counted(definition, tmp_path):
     folder = shutil.copytree(definition.parent, tmp_path / "data")
     label = sorted((folder / "labels" / "train").iterdir())[0]

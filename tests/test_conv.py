@@ -42,6 +42,7 @@ def assert_but_for_rounding(ours, theirs):
 
 
 # The copies of a gradient: of all images at once, or of one at a time.
+@pytest.mark.slow
 @pytest.mark.parametrize("copied_bytes", [400_000_000, 1])
 @pytest.mark.parametrize("block_bytes", [2_000_000, 7000, 1])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -63,6 +64,7 @@ def test_gradients_are_those_of_the_plain_convolution(
         assert_but_for_rounding(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_bytes", [40_000_000, 50_000, 1])
 @SIZES
 def test_winograd_gives_the_plain_convolution(image_hw, group_bytes, monkeypatch):

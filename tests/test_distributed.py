@@ -163,6 +163,7 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
 
 
+@pytest.mark.slow
 def test_a_run_of_two_tasks_of_slurm_is_the_one_of_one_process(slurm, definition, alone, tmp_path):
     workdir, _ = alone
     run = tmp_path / "run"

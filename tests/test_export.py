@@ -58,6 +58,7 @@ def test_recorded_outputs_through_onnx_runtime(name, tmp_path):
         np.testing.assert_allclose(found, recorded[key], atol=1e-5, rtol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_trunk_is_convolutions_and_activations_only(name):
     spec = make_spec(name)
@@ -98,6 +99,7 @@ def variants() -> list:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rgb", "normalize_images"), variants())
 def test_every_architecture_exports_and_verifies(name, rgb, normalize_images, tmp_path):
     folder = write_random_checkpoint(

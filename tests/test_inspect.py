@@ -342,6 +342,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LOSSES)
 def test_labels_are_ranked_by_the_loss_of_the_run(case, tmp_path):
     """One label: what it costs for objectness and for its class follows from the config."""

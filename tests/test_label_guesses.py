@@ -55,6 +55,7 @@ def test_the_command_says_how_to_mend_it(tmp_path, capsys):
     assert "with `class xmin ymin xmax ymax` as the first row" in output
 
 
+@pytest.mark.slow
 def test_rows_of_many_bad_files_are_held_as_numbers(tmp_path):
     """Two arrays of 20 bytes a row at most; lists take more than 200."""
     paths = [str(tmp_path / f"{i}.txt") for i in range(60)]

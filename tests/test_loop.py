@@ -137,6 +137,7 @@ def train_until_cut(config, workdir: Path, *, steps: int) -> None:
             train_and_evaluate(config, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_again_and_again_ends_bit_for_bit_as_one_that_was_not(
     whole_run, definition, tmp_path
 ):
@@ -178,6 +179,7 @@ STRONG = {
 }
 
 
+@pytest.mark.slow
 def test_a_strong_run_that_was_cut_goes_on_bit_for_bit(tmp_path):
     definition = write_dataset(tmp_path / "data")
     add_thumbnails(definition)
@@ -226,6 +228,7 @@ def test_a_mistake_leaves_the_workdir_free(definition, tmp_path, fields, message
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_student_goes_on_with_the_same_teacher_and_what_is_frozen_stays(
     whole_run, definition, tmp_path
 ):
@@ -257,6 +260,7 @@ def test_a_student_goes_on_with_the_same_teacher_and_what_is_frozen_stays(
     assert not np.array_equal(before["head"]["kernel"], after["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_no_better_stops_early_also_when_it_was_cut(
     definition, tmp_path, monkeypatch, capsys
 ):
@@ -290,6 +294,7 @@ def test_a_run_that_gets_no_better_stops_early_also_when_it_was_cut(
     assert "stopped early, after epoch 8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cache", "room", "said", "packs"),
     [
@@ -444,6 +449,7 @@ def test_a_complete_run_says_so_and_is_left_as_it_is(whole_run, definition, monk
 CONSTANT = {"optim__lr_decay_factor": 1.0, "optim__warmup_epochs": 1.5, "optim__ema_decay": 0.9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True], ids=["complete", "cut"])
 def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
     definition, tmp_path, capsys, cut
@@ -589,6 +595,7 @@ def test_one_compilation_per_function(definition, tmp_path, caplog):
     assert compiled.count("eval_step") == 1
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_are_a_start(whole_run, definition, tmp_path, capsys):
     workdir, _ = whole_run
     config = config_of(definition, train__from_pretrained=str(workdir), train__epochs=1)
@@ -657,6 +664,7 @@ def test_a_run_that_saved_nothing_yet_is_not_overwritten_by_another(definition, 
         train_and_evaluate(config_of(definition, seed=3), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_says_how_long_it_takes_before_its_first_step_and_why_it_finds_nothing(
     definition, tmp_path, capsys
 ):

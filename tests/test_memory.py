@@ -170,6 +170,7 @@ def fitted(compiled, monkeypatch, room, before=None):
     return bytes_needed(step), rematerialized, lines
 
 
+@pytest.mark.slow
 def test_a_step_that_fits_is_compiled_as_it_is(compiled, monkeypatch):
     _, needed = compiled
     assert fitted(compiled, monkeypatch, needed[False]) == (needed[False], False, [])
@@ -194,6 +195,7 @@ def test_a_run_stays_with_the_step_it_had(compiled, monkeypatch):
     assert "not bit for bit" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_either_way_names_what_does(compiled, monkeypatch):
     step, needed = compiled
     room = needed[True] // 2
@@ -231,6 +233,7 @@ def test_a_run_without_enough_memory_is_refused_before_its_first_step(tmp_path, 
     train_and_evaluate(fits, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_that_computes_features_twice_learns_the_same(tmp_path, monkeypatch):
     definition = write_dataset(tmp_path / "data", images=8)
     plain = train_and_evaluate(tiny_config(definition), tmp_path / "plain")
@@ -245,6 +248,7 @@ def test_a_run_that_computes_features_twice_learns_the_same(tmp_path, monkeypatc
         assert ("rematerialized" in metadata.to_dict()) == rematerialized
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_made_up_for_keeps_what_the_checkpoint_says(tmp_path, monkeypatch):
     config = tiny_config(write_dataset(tmp_path / "data", images=8), train__epochs=1)
     room = iter([0])

@@ -64,6 +64,7 @@ def scope_array(outputs: np.ndarray, image_id: int, image_hw: tuple[int, int]) -
     return np.stack([*parts, *class_probs.T]).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["here", "2022.3.2", "2022.1.0"])
 def test_the_instrument_finds_the_recorded_cells(release, exported, strips, tmp_path):
     np.save(tmp_path / "frames.npy", strips)
@@ -92,6 +93,7 @@ def test_the_instrument_finds_the_recorded_cells(release, exported, strips, tmp_
         np.testing.assert_array_equal(array[6], boxes[matched, 5:].argmax(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["elated smoke", "base_model", "silu_model", "yogo_s"])
 def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
     if model == "elated smoke":
@@ -107,6 +109,7 @@ def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
     assert answer["refused"] == {}
 
 
+@pytest.mark.slow
 def test_the_whole_frame_shows_the_cells_of_its_strips(elated_smoke, tmp_path):
     """The picture is left in the test's folder, to be looked at."""
     from PIL import Image

@@ -258,6 +258,7 @@ def test_kernels_are_the_draws_of_variance_scaling(mode, shape):
     np.testing.assert_array_equal(drawn, library(key, shape, jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quarter_filters", "yogo_n", "depth_ver_3", "tiny_convnext"])
 def test_features_computed_twice_give_the_same_gradients(name, monkeypatch):
     tiny = ConvNextBackbone(depths=(1, 2), channels=(8, 16))

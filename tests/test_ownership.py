@@ -198,6 +198,7 @@ def test_commands_refuse_a_folder_that_another_writes_to(tmp_path, capsys):
             assert f"--output {folder} is in use by process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_refuses_a_workdir_in_use_and_makes_default_names_of_its_own(tmp_path):
     command = [sys.executable, "-m", "yogo_jax.train", "--config", "demo"]
     missing = "--config.data.definition=nowhere.yml"

@@ -119,6 +119,7 @@ def test_a_changed_file_is_another_pack(paths, cache):
     assert len(packs(cache)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_named_and_nothing_is_left(paths, cache, workers):
     whole = Path(paths[20]).read_bytes()

@@ -68,6 +68,7 @@ def page_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 360, 1200])
 def test_a_page_in_a_browser(page_file, width, dark):

@@ -202,6 +202,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_report_of_its_test(run):
     with open_page(run / "test" / "report.html", width=360) as page:
         assert_fits_the_width(page)

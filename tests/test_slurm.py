@@ -46,6 +46,7 @@ def alive(log):
     wait_until(lambda: log.exists() and "alive" in log.read_text(), "the job", log.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
 def test_a_signal_sends_the_job_back_into_the_queue(slurm, job, name):
     job_id, log = job("train.sbatch", *CONFIG, "--config.seed=3")
@@ -67,6 +68,7 @@ def test_a_signal_sends_the_job_back_into_the_queue(slurm, job, name):
     assert "start 2" in text
 
 
+@pytest.mark.slow
 def test_several_tasks_get_the_signal_and_the_job_goes_back(slurm, job):
     job_id, log = job("multi_node.sbatch", *CONFIG, "--workdir=runs/x", tasks="2")
     alive(log)
@@ -76,6 +78,7 @@ def test_several_tasks_get_the_signal_and_the_job_goes_back(slurm, job):
     assert log.read_text().count("got USR1") == 2
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_does_not_come_back(slurm, job):
     job_id, log = job("train.sbatch", *CONFIG)
     alive(log)
@@ -86,6 +89,7 @@ def test_a_cancelled_job_does_not_come_back(slurm, job):
     assert "back into the queue" not in log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["1", "2"])
 def test_a_failed_job_does_not_come_back(slurm, job, code):
     job_id, log = job("train.sbatch", *CONFIG, CODE=code)
@@ -104,6 +108,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.sbatch", "multi_node.sbatch"])
 @pytest.mark.parametrize(("arguments", "env", "message"), REFUSALS)
 def test_scripts_refuse_what_cannot_work(script, arguments, env, message):
@@ -119,6 +124,7 @@ def test_scripts_refuse_what_cannot_work(script, arguments, env, message):
     assert message in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gpus", "tasks", "refused"),
     [(None, "2", False), ("0", "2", False), ("4", "4", False), ("4", "1", True), ("4", "", True)],

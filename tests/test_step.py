@@ -260,6 +260,7 @@ def test_rgb_images_train():
         assert float(without.loss) != pytest.approx(float(metrics.loss), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_network_without_batch_statistics_is_trained_saved_and_restored(tmp_path):
     spec = dataclasses.replace(SPEC, architecture="tiny_convnext")
     batch = batch_of(3)

@@ -63,6 +63,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_trial_is_finished_by_the_next_task(definition, tmp_path, capsys):
     config, script, folder = tmp_path / "config.py", tmp_path / "killed.py", tmp_path / "study"
     config.write_text(CONFIG)

@@ -81,6 +81,7 @@ def test_a_folder_in_use_is_refused(run, tmp_path):
         train(tiny_config("x.yml"), run.workdir)
 
 
+@pytest.mark.slow
 def test_the_command_trains_the_same_quietly(run, definition, tmp_path):
     done = run_command([*train_command(definition, tmp_path / "run"), "--quiet"])
     assert done.returncode == 0, done.stderr

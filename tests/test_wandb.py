@@ -236,6 +236,7 @@ def fail_with(wandb_run, tmp_path):
         raise ZeroDivisionError
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_login")
 def test_an_image_that_has_gone_ends_the_pictures_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(wandb_media, "read_image", _gone)
