@@ -1,4 +1,4 @@
-"""What share of a full evaluation is not the network: input, decode, NMS, matching, mean AP.
+"""Share of a full evaluation that is not the network: input, decode, NMS, matching, mean AP.
 
     python benchmarks/evaluate.py [--frames 1000] [--rounds 3] [--json FILE]
 

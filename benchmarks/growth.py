@@ -1,4 +1,4 @@
-"""How seconds and peak memory grow with the data: frames, boxes per frame, classes, image size.
+"""Growth of seconds and peak memory with the data: frames, boxes per frame, classes, image size.
 
     python benchmarks/growth.py [--kinds startup metrics step] [--frames 100 1000 10000 100000]
         [--labels 200000] [--rounds 3] [--json FILE]

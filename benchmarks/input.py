@@ -39,7 +39,7 @@ def write_frames(folder: Path, count: int) -> list[str]:
 
 
 def frames_per_second(read: Callable[[int], np.ndarray], order: np.ndarray) -> float:
-    """How fast all frames are read, every byte of them."""
+    """Frames read a second, every byte of them."""
     began = time.perf_counter()
     for index in order:
         read(int(index)).sum()

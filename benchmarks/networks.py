@@ -1,4 +1,4 @@
-"""What networks cost: frames/s of their IR against the first one's, operations, parameters.
+"""Costs of networks: frames/s of their IR against the first one's, operations, parameters.
 
     python benchmarks/networks.py base_model yogo_n 16/2,32/2,64/2,96,96+,96 [--image-hw 193 1032]
 

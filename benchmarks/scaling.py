@@ -32,7 +32,7 @@ class Messages(NamedTuple):
 
 
 def messages_of(compiled: str) -> Messages:
-    """What a compiled program sends, from its text; it may hold sums over devices only."""
+    """Messages that a compiled program sends, from its text; it may hold sums over devices only."""
     other = re.search(r"(all-gather|all-to-all|collective-permute|reduce-scatter)\S*\(", compiled)
     assert other is None, f"the step sends more than sums: {other}"
     types = re.findall(r"= (.+?) all-reduce(?:-start)?\(", compiled)

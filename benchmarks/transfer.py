@@ -1,4 +1,4 @@
-"""How well a network finds cells of frames that are unlike those it was trained on.
+"""Recall and precision of a network on frames that are unlike those it was trained on.
 
     python benchmarks/transfer.py CHECKPOINT --definition FILE.yml [--leave-out misc]
 

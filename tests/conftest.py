@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _optimized(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a test marked so compiles is compiled as users do, with all of XLA's optimizations."""
+    """Compiles the functions of a test marked so as users do, with all of XLA's optimizations."""
     marked = request.node.get_closest_marker("optimized") is not None
     if marked and _FEW_FUSIONS in os.environ.get("XLA_FLAGS", ""):
         pytest.fail("this test compiles as users do: run it without XLA_FLAGS")

@@ -28,7 +28,7 @@ CONFUSION = [
 
 
 def metrics(matrix: Sequence[Sequence[float]] = CONFUSION, **changes: Any) -> dict[str, Any]:
-    """What `metrics.json` holds, as far as counts go."""
+    """The part of `metrics.json` that counts need."""
     names = [*INSTRUMENT_CLASSES, "background"]
     return {"confusion": {"class_names": names, "matrix": matrix}, "images": 500, **changes}
 

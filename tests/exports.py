@@ -10,7 +10,7 @@ def run_export(*arguments: object) -> None:
 
 
 def refused_export(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command says when it refuses."""
+    """The message of the command when it refuses."""
     with pytest.raises(SystemExit) as stopped:
         run_export(*arguments)
     assert stopped.value.code == 2

@@ -55,7 +55,7 @@ PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str:
-    """What is missing for a SLURM here; empty if nothing is."""
+    """Names what is missing for a SLURM here; empty if nothing is."""
     missing = [name for name in PROGRAMS if find(name) is None]
     if missing:
         return f"{', '.join(missing)} not found: apt-get install slurm-wlm munge"
@@ -87,7 +87,7 @@ class Slurm:
         self.folder = config.parent
 
     def run(self, *command: str, env: Mapping[str, str] | None = None, **options: Any) -> str:
-        """What one of SLURM's commands prints."""
+        """Output of one of SLURM's commands."""
         done = subprocess.run(
             command,
             env={**self.environment, **(env or {})},

@@ -54,7 +54,7 @@ def corners_px(boxes_cxcywh, height=HEIGHT, width=WIDTH) -> np.ndarray:
 
 
 def brightness_centre(image, corners) -> np.ndarray:
-    """Where the light within some px around a box has its centre, (x, y) in px."""
+    """Centre of the light within some px around a box, (x, y) in px."""
     x1, y1, x2, y2 = np.add(np.round(corners).astype(int), (-4, -4, 4, 4))
     x1, y1 = max(x1, 0), max(y1, 0)
     part = np.asarray(image)[y1:y2, x1:x2, 0] - 20

@@ -23,7 +23,7 @@ from yogo_jax.ownership import (
 
 
 def claim_all(folders: list[Path], start: Path, wins: Path) -> None:
-    """What each of several processes does: waits for the start, then claims what it can."""
+    """The work of each of several processes: waits for the start, then claims what it can."""
     while not start.exists():
         time.sleep(0.001)
     now = file_system_now(start.parent)

@@ -173,7 +173,7 @@ def outcomes(predicted=(), class_ids=(), labels=(), label_ids=(), pairs=()):
 
 
 def share_of_top(picture, box, colour):
-    """How much of the upper line of a box has the colour, and how thick it is."""
+    """Share of the upper line of a box that has the colour, and its thickness."""
     rows, columns = LARGE_HW
     x1, y1, x2 = round(box[0] * columns), round(box[1] * rows), round(box[2] * columns)
     strip = (picture[y1 : y1 + 8, x1 : x2 + 1] == np.array(colour)).all(-1)

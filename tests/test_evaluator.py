@@ -56,7 +56,7 @@ HEALTHY, RING, WBC = (0.9, 0.06, 0.04), (0.06, 0.9, 0.04), (0.04, 0.06, 0.9)
 
 
 class Box(NamedTuple):
-    """What one cell predicts."""
+    """Prediction of one cell."""
 
     xyxy: tuple[float, ...]
     objectness: float
@@ -305,7 +305,7 @@ def test_a_frame_with_a_value_that_is_no_number_is_refused_by_name(tmp_path, cas
 
 
 def test_a_loss_that_is_no_number_is_refused_by_name(tmp_path):
-    """Where no object is seen, a NaN among the classes is in the loss all the same."""
+    """A NaN among the classes is in the loss, also where no object is seen."""
     frames = [Frame(), Frame((Box(A, 0.8),), ((A, 0),))]
     table = table_of(frames)
     table["class_logits"] = table["class_logits"].at[1, 1, 1].set(jnp.nan)

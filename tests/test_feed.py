@@ -40,7 +40,7 @@ def counting_step(state, batch):
 
 
 def batches_of(each, first_step):
-    """What the steps got, one after the other."""
+    """Batches that the steps got, one after the other."""
     devices = Devices()
     step = jax.jit(each.steps_of(counting_step), in_shardings=(devices.copied, None))
     state = TrainState(devices.copy(np.asarray(first_step, np.int32)), {}, {}, ())

@@ -193,3 +193,5 @@ def test_described():
 def test_a_picture_can_be_saved(tmp_path):
     picture = make().draw(np.zeros((700, 800, 3), np.uint8))
     Image.fromarray(picture).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved), picture)

@@ -78,7 +78,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_labels_cost_what_they_cost_in_training(form):
-    """Where empty cells weigh nothing, the loss of an image is that of its labels."""
+    """If empty cells weigh nothing, the loss of an image is that of its labels."""
     weights = dataclasses.replace(WEIGHTS, no_object_weight=0.0, **FORMS[form])
     for seed in range(3):
         image = jax.tree.map(jnp.asarray, random_image(seed))

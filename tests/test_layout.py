@@ -1,4 +1,4 @@
-"""Who may import whom, how long files may be, and which words a library may not know."""
+"""Rules of the layout: imports, lengths of files, and words that the package may not know."""
 
 import ast
 import inspect

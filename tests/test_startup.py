@@ -1,4 +1,4 @@
-"""What commands do before they import the parts that compute."""
+"""Settings that commands make before they import the parts that compute."""
 
 import os
 import subprocess

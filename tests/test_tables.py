@@ -12,7 +12,7 @@ NAMES = ["healthy", "ring", "wbc"]
 
 
 def measured(class_names):
-    """What evaluation writes to metrics.json for one image: the last class has no true box."""
+    """Metrics of one image, as evaluation writes them: the last class has no true box."""
     classes = len(class_names)
     x = np.arange(classes, dtype=np.float32) / classes
     boxes_xyxy = np.stack([x, x * 0, x + 0.5 / classes, x * 0 + 0.5], axis=1)

@@ -1,4 +1,4 @@
-"""What counts as a frame of a TIFF file, and that it is read as it was written."""
+"""Frames of TIFF files: which pages count, and that they are read as they were written."""
 
 from pathlib import Path
 

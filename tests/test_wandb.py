@@ -89,7 +89,7 @@ def records_of_log(log):
 
 
 def written(workdir):
-    """What the offline folders of a run hold, in order: run names, config, and values logged."""
+    """Content of the offline folders of a run, in order: run names, config, and values logged."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     def records_of(path):

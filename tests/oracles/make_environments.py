@@ -30,7 +30,7 @@ def python_of(release: str) -> Path:
 
 
 def is_made(release: str) -> bool:
-    """Whether the environment of a release is there with all that belongs in it."""
+    """True if the environment of a release is there, complete."""
     return (FOLDER / release / ".complete").exists()
 
 
