@@ -38,6 +38,7 @@ def lines_of_all_confidences():
     return {value: Line(value, 10 * value, 1e-4, 2.0, 0.1 + value) for value in confidence_values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_computing_a_confidence_finds_one_row(tmp_path, way):
     path = tmp_path / "model-clinical-compensation-no-heatmaps.csv"

@@ -103,6 +103,7 @@ def test_a_cropped_network_keeps_its_multiplier():
     assert spec.size_multiplier_wh == (1.0, 2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(RECORDED_NAMES) - {"silu_model"}))
 def test_architectures_are_recognized_by_their_shapes(name):
     weights = read_torch_archive(parity_file(f"model_{name}.pth"))["model_state_dict"]

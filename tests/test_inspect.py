@@ -98,6 +98,7 @@ def test_the_command_prints_what_it_wrote(printed, planted):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_in_a_browser(printed, planted, width):
     _, output = printed

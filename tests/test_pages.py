@@ -109,6 +109,7 @@ def edges_of(box):
     return row[:, 0], row[:, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_what_is_wider_than_the_window_shows_that_it_scrolls(tmp_path, dark):
     wide = Table([f"a column {index}" for index in range(9)], [[""] * 9] * 6)
@@ -140,6 +141,7 @@ def test_what_is_wider_than_the_window_shows_that_it_scrolls(tmp_path, dark):
                 assert plain == [not each for each in shaded], (index, along)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(360, 640), (1200, 900)])
 def test_figures_and_pictures_are_enlarged(page_file, width, height):
     with open_page(page_file, width=width, height=height) as page:

@@ -228,6 +228,7 @@ class Moments:
         return train_and_evaluate(config, workdir, stop=self._stop)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_anywhere_ends_bit_for_bit_as_one_in_peace(
     definition, peace, tmp_path, monkeypatch
 ):

@@ -107,6 +107,7 @@ def test_nothing_is_removed_for_a_record_of_another_kind(tmp_path, content):
     assert metrics.read_text() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1200, False)])
 def test_a_report_in_a_browser(evaluated, width, dark):
     folder, images, _ = evaluated

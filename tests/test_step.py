@@ -287,6 +287,7 @@ def test_a_network_without_batch_statistics_is_trained_saved_and_restored(tmp_pa
     assert_equal_trees(step(restored, batch), step(state, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [SPEC, dataclasses.replace(SPEC, architecture="tiny_convnext")])
 def test_half_precision_is_in_the_convolutions_alone(spec):
     batch = batch_of(8)

@@ -155,6 +155,7 @@ def cyrillic():
         yield definition, work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{}, {"HOME": "/proc/nowhere"}], ids=["none", "read-only"])
 def test_a_command_without_home_and_name(cyrillic, variables):
     definition, work = cyrillic

@@ -256,6 +256,7 @@ def test_the_table_has_every_state(made_up, capsys):
     assert sum(importance.values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1200, False)])
 def test_the_page_in_a_browser(made_up, width, dark):
     folder, study = made_up

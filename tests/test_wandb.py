@@ -116,6 +116,7 @@ def written(workdir):
     return runs, config, logged
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_login")
 def test_a_whole_run_is_in_the_offline_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "417")
@@ -186,6 +187,7 @@ def test_an_agent_names_its_runs(tmp_path, monkeypatch):
     assert runs == ["of-the-agent"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_login")
 @pytest.mark.parametrize("server", ["answering_server", "silent_server"])
 @pytest.mark.parametrize("key", ["", KEY], ids=["no login", "login"])
