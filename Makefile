@@ -61,8 +61,10 @@ test: lint
 	$(PYTEST) --numprocesses 3 -m "not slow and not acceptance and not optimized"
 
 test-all: test
-	$(PYTEST) --numprocesses 3 --durations 15 -m "slow and not acceptance and not optimized"
-	$(PYTEST) --numprocesses 2 --durations 5 -m "optimized and not acceptance"
+	$(PYTEST) --numprocesses 3 --durations 15 -m "slow and not acceptance and not optimized" \
+		$$(grep -l mark.slow tests/test_*.py)
+	$(PYTEST) --numprocesses 2 --durations 5 -m "optimized and not acceptance" \
+		$$(grep -l mark.optimized tests/test_*.py)
 
 # jax2onnx does not import the Orbax that it holds back: here is the newest, which everybody has who
 # exports nothing.
