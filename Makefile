@@ -46,11 +46,11 @@ demo: $(VENV)/.runtime
 	@echo "Report of the test, for a browser: runs/demo/test/report.html"
 	@echo "Pictures of detections (true boxes dashed): runs/demo/test/pictures/"
 	@echo "Next:"
-	@echo "  your own data        $(BIN)/python -m yogo_jax.train --config configs/strong.py --config.data.definition=FILE.yml --config.data.image_hw=240,320"
+	@echo "  your own data        $(BIN)/yogo-jax train --config strong --config.data.definition=FILE.yml --config.data.image_hw=240,320"
 	@echo "  how to describe it   docs/data.md; look at it first: $(BIN)/yogo-jax inspect FILE.yml"
-	@echo "  find and count cells $(BIN)/python -m yogo_jax.infer runs/demo --images '$${YOGO_JAX_CACHE:-$$HOME/.cache/yogo_jax}/synthetic-192x256-*/images/test/*.png' --output found --draw-boxes --count"
+	@echo "  find and count cells $(BIN)/yogo-jax infer runs/demo --images '$${YOGO_JAX_CACHE:-$$HOME/.cache/yogo_jax}/synthetic-192x256-*/images/test/*.png' --output found --draw-boxes --count"
 	@echo "                       (this network knows synthetic frames only; one of yours counts yours)"
-	@echo "  another split        $(BIN)/python -m yogo_jax.evaluate runs/demo --split val --output runs/demo/val"
+	@echo "  another split        $(BIN)/yogo-jax evaluate runs/demo --split val --output runs/demo/val"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
