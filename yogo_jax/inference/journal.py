@@ -132,12 +132,16 @@ class Journal:
         self._committed = time.monotonic()
 
     def records(self) -> Iterator[FrameRecord]:
-        """All records from the first on, up to one that is damaged; one is in memory at a time."""
-        rows = self._db.execute("SELECT * FROM frames ORDER BY image_id")
-        for place, (*row, crc) in enumerate(rows):
-            if row[0] != place or _crc(row) != crc:
-                return
-            yield _record(row, self._class_names)
+        """All records up to one that is damaged; a few are in memory at a time."""
+        place = 0
+        # A query that is still open would keep the lock after the connection is closed.
+        query = "SELECT * FROM frames WHERE image_id >= ? ORDER BY image_id LIMIT 64"
+        while rows := self._db.execute(query, (place,)).fetchall():
+            for *row, crc in rows:
+                if row[0] != place or _crc(row) != crc:
+                    return
+                yield _record(row, self._class_names)
+                place += 1
 
     def remove(self) -> None:
         """Deletes the journal, when everything is written from it."""
