@@ -450,7 +450,7 @@ def test_nested_without_the_key_asked_for(data):
         ),
         (lambda path: path.write_bytes(b"a: \x00"), "not valid YAML"),
         (lambda path: path.write_text("a: 2020-13-45"), "not readable as YAML: month must be"),
-        (lambda path: path.symlink_to(path), "link"),
+        (lambda path: path.symlink_to(path), "Symlink loop|symbolic links"),
     ],
     ids=["missing", "folder", "latin1", "nul", "impossible_date", "link_to_itself"],
 )
@@ -460,7 +460,8 @@ def test_unreadable_file(tmp_path, make, message):
     with pytest.raises(UserError) as error:
         load_definition(path)
     assert str(error.value).startswith(str(path))
-    assert message in str(error.value)
+    # Versions of Python have words of their own.
+    assert any(each in str(error.value) for each in message.split("|"))
 
 
 # Fractions --------------------------------------------------------------------------------------
