@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     data.min_box_area = 200 / (772 * 1032)
     data.on_bad_label = "error"
     data.apply_orientation = True
+    data.repeat_threshold = 0.0
 
     config.model = model = ConfigDict()
     model.name = "base_model"
@@ -46,6 +47,9 @@ def get_config() -> ConfigDict:
     loss.reference_count_from_data = False
     loss.class_weights = ()
     loss.class_weight_power = 0.0
+    loss.effective_number_beta = 0.0
+    loss.logit_adjustment = 0.0
+    loss.class_priors = ()
     loss.imitation = 0.0
 
     config.optim = optim = ConfigDict()
@@ -81,9 +85,11 @@ def get_config() -> ConfigDict:
     augment.contrast = 0.0
     augment.gamma = 0.0
     augment.colour = 0.0
+    augment.stain = 0.0
     augment.blur = 0.0
     augment.noise = 0.0
     augment.cutout = 0.0
+    augment.rare_cells = 0.0
     augment.epochs_without_paste = 0
     augment.thumbnails = 0.0
     augment.thumbnails_tried = 16

@@ -13,6 +13,7 @@ from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import (
     LossTerms,
     box_loss,
+    class_loss,
     imitation_loss,
     label_loss,
     objectness_loss,
@@ -271,6 +272,53 @@ def test_weights_by_frequency_keep_the_mean():
     assert LossConfig(**DEFAULT).for_data(counts, 10).class_weights == ()
     with pytest.raises(UserError, match=r"loss.class_weights must be empty or of 4 numbers"):
         LossConfig(**DEFAULT, class_weights=(1.0, 2.0)).for_data(counts, 10)
+
+
+def test_weights_by_effective_number_against_the_formula():
+    counts, beta = [800, 50, 2, 0], 0.99
+    weights = LossConfig(**DEFAULT, effective_number_beta=beta).for_data(counts, 10).class_weights
+    seen = np.asarray([800, 50, 2, 1])
+    inverse = (1 - beta) / (1 - beta**seen)
+    np.testing.assert_allclose(weights, inverse / np.average(inverse, weights=seen), rtol=1e-9)
+    # Near 1 it is the inverse of the count.
+    weights = LossConfig(**DEFAULT, effective_number_beta=1 - 1e-9).for_data(counts, 10)
+    assert weights.class_weights[2] / weights.class_weights[0] == pytest.approx(400, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"class_weights": (1.0, 2.0), "class_weight_power": 0.5},
+        {"class_weights": (1.0, 2.0), "effective_number_beta": 0.9},
+        {"class_weight_power": 0.5, "effective_number_beta": 0.9},
+        {"class_priors": (0.9, 0.1)},
+    ],
+)
+def test_weights_of_classes_come_from_one_field(fields):
+    with pytest.raises(UserError, match=r"config.loss\.\w+ must be (0|empty) where"):
+        LossConfig(**DEFAULT, **fields)
+
+
+@pytest.mark.parametrize("given", [(), (0.7, 0.2, 0.1)])
+def test_logit_adjustment_against_numpy(given):
+    counts, tau = [900, 99, 0], 1.5
+    config = LossConfig(**DEFAULT, logit_adjustment=tau, class_priors=given)
+    weights = config.for_data(counts, 10)
+    priors = np.asarray(given or np.asarray([900, 99, 1]) / 1000)
+    np.testing.assert_allclose(weights.class_priors, priors)
+    logits = np.random.default_rng(0).normal(size=(6, 3))
+    ids = np.asarray([0, 1, 2, 0, 1, 2])
+    adjusted = logits + tau * np.log(priors)
+    log_probs = adjusted - np.log(np.exp(adjusted).sum(1, keepdims=True))
+    smoothed = np.eye(3)[ids] * 0.99 + 0.01 / 3
+    found = class_loss(jnp.asarray(logits, jnp.float32), jnp.asarray(ids), weights)
+    np.testing.assert_allclose(found, -(smoothed * log_probs).sum(1), rtol=1e-5)
+    # Evaluations know no frequencies of another data set.
+    assert weights.for_evaluation() == LossConfig(**DEFAULT).for_evaluation()
+    with pytest.raises(UserError, match=r"loss.class_priors must be empty or of 2 numbers"):
+        LossConfig(**DEFAULT, logit_adjustment=1.0, class_priors=(0.5, 0.3, 0.2)).for_data(
+            [1, 2], 1
+        )
 
 
 def test_the_usual_number_of_objects_is_the_mean_of_the_training_images():

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,13 @@ from PIL import Image
 
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
-from yogo_jax.data.pipeline import EpochOrder, RecordSource, open_batches, padded_box_count
+from yogo_jax.data.pipeline import (
+    EpochOrder,
+    RecordSource,
+    open_batches,
+    padded_box_count,
+    repeat_factors,
+)
 from yogo_jax.data.splits import load_splits
 from yogo_jax.errors import UserError
 
@@ -52,6 +59,40 @@ def test_position_and_slot_are_two_names_of_one_place(step):
     assert order.first_slot(order.position_after(step)) == step * 3
     consumed = sum(len(order.records_of_batch(each)) for each in range(step))
     assert order.position_after(step) == consumed
+
+
+def test_repeated_records_are_seen_as_often_as_their_factors_say():
+    factors = (1.0, 2.5, 1.0, 1.25, 1.0)
+    order = EpochOrder(num_records=5, batch_size=4, seed=3, repeat_factors=factors)
+    assert (order.images_per_epoch, order.steps_per_epoch) == (7, 2)
+    epochs = [order.records_of_epoch(epoch) for epoch in range(400)]
+    assert all(epoch[7:] == [-1] for epoch in epochs)
+    counts = np.asarray([np.bincount(epoch[:7], minlength=5) for epoch in epochs])
+    scale = 7 / sum(factors)
+    for record, factor in enumerate(factors):
+        seen = set(counts[:, record].tolist())
+        assert seen <= {int(np.floor(scale * factor)), int(np.ceil(scale * factor))}
+    np.testing.assert_allclose(counts.mean(0), scale * np.asarray(factors), atol=0.06)
+    assert epochs[0] != epochs[1]
+    # One by one as all at once.
+    assert [order.record_of(slot) for slot in range(8)] == [*epochs[0][:7], None]
+    assert order.position_after(3) == 7 + 4
+    assert order.first_slot(7 + 4) == 8 + 4
+
+
+def test_repeat_factors_against_the_formula(records):
+    boxes = {0: [0], 1: [0, 1], 2: [], 3: [0, 2]}
+    classes = [k for own in boxes.values() for k in own]
+    given = dataclasses.replace(
+        records.subset(range(4)),
+        class_names=("common", "seldom", "rare", "absent"),
+        offsets=np.cumsum([0, *map(len, boxes.values())]),
+        boxes_cxcywh=np.full((len(classes), 4), 0.2, np.float32),
+        class_ids=np.asarray(classes, np.int32),
+    )
+    factors = repeat_factors(given, 0.5)
+    assert factors == pytest.approx((1, np.sqrt(2), 1, np.sqrt(2)))
+    assert repeat_factors(given, 0.25) == (1, 1, 1, 1)
 
 
 def test_batches_have_one_shape_and_padding_is_not_valid(records):

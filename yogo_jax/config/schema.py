@@ -14,7 +14,12 @@ from typing import Annotated, Any, Literal
 
 from yogo_jax.config.fields import Rule, Section, at_least, between, checked, with_current_names
 from yogo_jax.detector.architectures import get_backbone
-from yogo_jax.detector.loss_weights import LossWeights, balanced_class_weights
+from yogo_jax.detector.loss_weights import (
+    LossWeights,
+    balanced_class_weights,
+    effective_number_weights,
+    shares_of_classes,
+)
 
 
 Probability = Annotated[float, between(0, 1, what="a probability")]
@@ -80,6 +85,11 @@ class DataConfig(Section, path="config.data"):
         Literal["error", "skip"],
         '"error" stops at a label that breaks the rules, "skip" leaves it out and counts it.',
     ]
+    repeat_threshold: Annotated[
+        Fraction,
+        "Training images with a class that is in less than this share of them are seen more often "
+        "in an epoch, sqrt(repeat_threshold / share) times; 0 is off.",
+    ] = 0.0
     apply_orientation: Annotated[
         bool, "Turn images as their EXIF or TIFF tag says, as viewers do; False: pixels as stored."
     ] = True
@@ -171,6 +181,24 @@ class LossConfig(Section, LossWeights, path="config.loss"):
     class_weight_power: Annotated[
         OffOrMore, "Class weights: inverse of each class's share of training boxes, to this power."
     ] = 0.0
+    effective_number_beta: Annotated[
+        BelowOne,
+        "Class weights: inverse of the effective number of training boxes with this beta, as "
+        "0.999; 0 is off.",
+    ] = 0.0
+    logit_adjustment: Annotated[
+        OffOrMore,
+        "Factor tau of the logit adjustment: in the class term, tau * log(share of the class) is "
+        "added to the logits, so that rare classes are learnt as if all were as frequent.",
+    ] = 0.0
+    class_priors: Annotated[
+        tuple[float, ...],
+        Rule(
+            "empty, or a number above 0 for each class",
+            lambda priors: all(each > 0 for each in priors),
+        ),
+        "Share of each class for logit_adjustment; empty: its share of the training boxes.",
+    ] = ()
     imitation: Annotated[
         float,
         between(0, 1, note="0 is off"),
@@ -184,27 +212,46 @@ class LossConfig(Section, LossWeights, path="config.loss"):
             "reference_count_from_data",
             "False where loss.reference_count says the number",
         )
+        for name in ("class_weight_power", "effective_number_beta"):
+            self.require(
+                not (self.class_weights and getattr(self, name)),
+                name,
+                "0 where loss.class_weights says each",
+            )
         self.require(
-            not (self.class_weights and self.class_weight_power),
-            "class_weight_power",
-            "0 where loss.class_weights says each",
+            not (self.class_weight_power and self.effective_number_beta),
+            "effective_number_beta",
+            "0 where loss.class_weight_power is above 0",
+        )
+        self.require(
+            bool(self.logit_adjustment) or not self.class_priors,
+            "class_priors",
+            "empty where loss.logit_adjustment is 0",
         )
 
     def for_data(self, boxes_by_class: Sequence[int], images: int) -> LossWeights:
         """The weights of a training, given how many boxes of each class and images it has.
 
         Raises:
-          UserError: there are not as many `class_weights` as classes.
+          UserError: there are not as many `class_weights` or `class_priors` as classes.
         """
-        self.require(
-            len(self.class_weights) in (0, len(boxes_by_class)),
-            "class_weights",
-            f"empty or of {len(boxes_by_class)} numbers, one for each class",
-        )
+        for name in ("class_weights", "class_priors"):
+            self.require(
+                len(getattr(self, name)) in (0, len(boxes_by_class)),
+                name,
+                f"empty or of {len(boxes_by_class)} numbers, one for each class",
+            )
         weights = self
         if self.class_weight_power:
             balanced = balanced_class_weights(boxes_by_class, self.class_weight_power)
             weights = dataclasses.replace(weights, class_weights=balanced, class_weight_power=0.0)
+        if self.effective_number_beta:
+            balanced = effective_number_weights(boxes_by_class, self.effective_number_beta)
+            weights = dataclasses.replace(
+                weights, class_weights=balanced, effective_number_beta=0.0
+            )
+        if self.logit_adjustment and not self.class_priors:
+            weights = dataclasses.replace(weights, class_priors=shares_of_classes(boxes_by_class))
         if self.reference_count_from_data:
             mean = sum(boxes_by_class) / images
             weights = dataclasses.replace(
@@ -315,8 +362,19 @@ class AugmentConfig(Section, path="config.augment"):
     blur: Annotated[
         float, between(0, 1.5), "Largest standard deviation of a Gaussian blur, in px."
     ] = 0.0
+    stain: Annotated[
+        OffOrMore,
+        "The optical density of each colour is multiplied or divided by up to 1 + stain, that of "
+        "all together likewise.",
+    ] = 0.0
     noise: Annotated[Fraction, "Largest standard deviation of noise, as a share of 255."] = 0.0
     cutout: Annotated[Probability, "Probability of a hole in the image."] = 0.0
+    rare_cells: Annotated[
+        Fraction,
+        "Share of the cells of the most frequent class that are replaced in each image by cells "
+        "that were cut from the training images, of each class as often. It acts if a class has "
+        "fewer than a twentieth of the boxes of the most frequent one.",
+    ] = 0.0
     epochs_without_paste: Annotated[CountOrOff, "Last epochs without holes and pasted cells."] = 0
     thumbnails: Annotated[
         Probability, "Probability that thumbnails of the definition are pasted into an image."

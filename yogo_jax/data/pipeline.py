@@ -180,33 +180,41 @@ class EpochOrder:
     batch has the same shape and none crosses the border of two epochs.
 
     Attributes:
-      num_records: images of an epoch.
+      num_records: of the data set.
       batch_size: slots of a batch.
       seed: of the shuffle, another permutation for each epoch; None keeps the records in order.
+      repeat_factors: mean number of times that each record is seen in an epoch; empty is once.
     """
 
     num_records: int
     batch_size: int
     seed: int | None
+    repeat_factors: tuple[float, ...] = ()
+
+    @functools.cached_property
+    def images_per_epoch(self) -> int:
+        """Images of an epoch, without padding."""
+        return round(sum(self.repeat_factors)) if self.repeat_factors else self.num_records
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold all records once."""
-        return -(-self.num_records // self.batch_size)
+        """Batches that hold all images of an epoch."""
+        return -(-self.images_per_epoch // self.batch_size)
 
     @property
     def slots_per_epoch(self) -> int:
-        """Records and padding of an epoch."""
+        """Images and padding of an epoch."""
         return self.steps_per_epoch * self.batch_size
 
     def position_after(self, step: int) -> int:
         """Images that the first `step` batches hold: the position in the data."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        return epoch * self.num_records + min(batch * self.batch_size, self.num_records)
+        in_epoch = min(batch * self.batch_size, self.images_per_epoch)
+        return epoch * self.images_per_epoch + in_epoch
 
     def first_slot(self, position: int) -> int:
         """The slot to go on with after `position` images."""
-        epoch, offset = divmod(position, self.num_records)
+        epoch, offset = divmod(position, self.images_per_epoch)
         return epoch * self.slots_per_epoch + offset
 
     def record_of(self, slot: int) -> int | None:
@@ -217,8 +225,8 @@ class EpochOrder:
 
     def records_of_epoch(self, epoch: int) -> list[int]:
         """The records in the slots of an epoch, -1 for padding."""
-        padding = [-1] * (self.slots_per_epoch - self.num_records)
-        return self._records_at(epoch, range(self.num_records)) + padding
+        padding = [-1] * (self.slots_per_epoch - self.images_per_epoch)
+        return self._records_at(epoch, range(self.images_per_epoch)) + padding
 
     def records_of_batch(self, step: int) -> list[int]:
         """The records of one batch, without padding; for messages."""
@@ -228,13 +236,43 @@ class EpochOrder:
 
     def _records_at(self, epoch: int, slots: range) -> list[int]:
         """The records in some slots of an epoch, without padding."""
-        offsets = range(slots.start, min(slots.stop, self.num_records))
-        if self.seed is None:
-            return [*offsets]
-        # One permutation over several epochs' indices: Grain reseeds it for each of them.
-        shuffled = grain.MapDataset.range(self.num_records).shuffle(self.seed)
-        first = epoch * self.num_records
-        return [int(shuffled[first + offset]) % self.num_records for offset in offsets]
+        count = self.images_per_epoch
+        places = [*range(slots.start, min(slots.stop, count))]
+        if self.seed is not None:
+            # One permutation over several epochs' indices: Grain reseeds it for each of them.
+            shuffled = grain.MapDataset.range(count).shuffle(self.seed)
+            places = [int(shuffled[epoch * count + place]) % count for place in places]
+        if not self.repeat_factors:
+            return places
+        # Places are laid evenly over the sum of the factors, from another start in each epoch: a
+        # record with the factor 2.5 gets two of them or three.
+        start = np.random.default_rng((self.seed or 0, epoch)).random()
+        at = (np.asarray(places) + start) / count * self._ends[-1]
+        return np.searchsorted(self._ends[:-1], at, side="right").tolist()
+
+    @functools.cached_property
+    def _ends(self) -> Float[np.ndarray, " n"]:
+        return np.cumsum(self.repeat_factors)
+
+
+def repeat_factors(records: Records, threshold: float) -> tuple[float, ...]:
+    """Repeat factor of each image: the largest of its classes', at least 1.
+
+    A class that is in the share f of all images has the factor `sqrt(threshold / f)`.
+
+    Args:
+      records: the training images.
+      threshold: share of images below which a class counts as rare.
+
+    References:
+      Gupta et al. 2019, LVIS, arXiv:1908.03195, section 4.1 (repeat factor sampling).
+    """
+    image_of_box = np.repeat(np.arange(len(records)), records.box_counts)
+    contains = np.zeros((len(records), len(records.class_names)), bool)
+    contains[image_of_box, records.class_ids] = True
+    share = np.maximum(contains.mean(0), 1 / len(records))
+    of_class = np.maximum(np.sqrt(threshold / share), 1.0)
+    return tuple(np.where(contains, of_class, 1.0).max(1).tolist())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,7 +162,18 @@ def _aspect(boxes_cxcywh: Float[Array, "*n 4"], eps: float) -> Float[Array, "*n"
 def class_loss(
     logits: Float[Array, "*b k"], class_ids: Int[Array, "*b"], weights: LossWeights
 ) -> Float[Array, "*b"]:
-    """Smoothed cross entropy of each cell or label, times the weight of its class."""
+    """Smoothed cross entropy of each cell or label, times the weight of its class.
+
+    With `logit_adjustment` tau, `tau * log(share of the class)` is added to the logits first: what
+    is left for the network to learn is the evidence of the image, without how frequent classes are.
+
+    References:
+      Menon et al. 2020, Long-tail learning via logit adjustment, arXiv:2007.07314, equation 10.
+    """
+    if weights.logit_adjustment:
+        priors = jnp.asarray(weights.class_priors, logits.dtype)
+        priors = priors.reshape((1,) * (logits.ndim - 1) + (-1,))
+        logits = logits + weights.logit_adjustment * jnp.log(priors)
     log_probs = jax.nn.log_softmax(logits)
     num_classes = log_probs.shape[-1]
     smoothed = jax.nn.one_hot(class_ids, num_classes, dtype=log_probs.dtype)

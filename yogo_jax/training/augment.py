@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 from yogo_jax.config.schema import AugmentConfig
 from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection, xyxy_to_cxcywh
 from yogo_jax.training.pasting import DeviceThumbnails, paste
+from yogo_jax.training.rare_cells import CutCells, light_of, replace_cells
 
 
 # boxes_cxcywh [n 4], class_ids [n] and valid [n] of one image, or of a batch [b n ...].
@@ -31,6 +32,8 @@ KEY_NUMBERS = {
     "noise": 8,
     "paste": 9,
     "strip": 10,
+    "rare_cells": 11,
+    "stain": 12,
 }
 
 
@@ -42,6 +45,7 @@ def augment_batch(
     *,
     paste_enabled: jax.Array | bool = True,
     thumbnails: DeviceThumbnails | None = None,
+    rare_cells: CutCells | None = None,
 ) -> tuple[jax.Array, Labels]:
     """Images and labels as the network is trained on.
 
@@ -50,6 +54,7 @@ def augment_batch(
       labels: boxes_cxcywh [b n 4], class_ids [b n] and valid [b n].
       paste_enabled: False in the last epochs, without holes and pasted cells.
       thumbnails: what `augment.thumbnails` pastes.
+      rare_cells: what `augment.rare_cells` puts in the place of frequent cells.
 
     Returns:
       Pixels from 0 to 255, uint8 where nothing but their places has changed, of fewer rows with
@@ -62,7 +67,11 @@ def augment_batch(
     }
     keys["flip"] = jax.random.split(key, count)
     one_image = functools.partial(
-        _augment_image, augment=augment, paste_enabled=paste_enabled, thumbnails=thumbnails
+        _augment_image,
+        augment=augment,
+        paste_enabled=paste_enabled,
+        thumbnails=thumbnails,
+        rare_cells=rare_cells,
     )
     return jax.vmap(one_image)(keys, images, *labels)
 
@@ -77,9 +86,22 @@ def _augment_image(
     augment: AugmentConfig,
     paste_enabled: jax.Array | bool,
     thumbnails: DeviceThumbnails | None,
+    rare_cells: CutCells | None,
 ) -> tuple[jax.Array, Labels]:
     """One image and its labels, after all parts; `keys` are those of the image, by part."""
     flips = (augment.horizontal_flip, augment.vertical_flip)
+    if rare_cells is not None:
+        image, boxes, class_ids = replace_cells(
+            keys["rare_cells"],
+            image.astype(jnp.float32),
+            boxes,
+            class_ids,
+            valid,
+            rare_cells,
+            share=augment.rare_cells * paste_enabled,
+            most=augment.rare_cells,
+            turned=min(flips) > 0,
+        )
     if thumbnails is not None:
         image, boxes, class_ids, valid = paste(
             keys["paste"],
@@ -100,7 +122,7 @@ def _augment_image(
     relights = augment.brightness or augment.contrast or augment.gamma or augment.colour
     pastes = augment.cutout or augment.thumbnails
     # Without any of them pixels at most change places.
-    if moves or relights or pastes or augment.blur or augment.noise:
+    if moves or relights or pastes or augment.stain or augment.blur or augment.noise:
         image = image.astype(jnp.float32)
     cuts = moves or augment.vertical_crop < 1
     if cuts or augment.cutout:
@@ -123,6 +145,8 @@ def _augment_image(
         cut, valid = cut_boxes(boxes, valid, view)
         # A hole alone leaves boxes as they are.
         boxes = cut if cuts else boxes
+    if augment.stain:
+        image = restain(keys["stain"], image, stain=augment.stain)
     if relights:
         image = relight(
             keys["relight"],
@@ -366,6 +390,23 @@ def relight(
     if brightness:
         light = light + brightness * jax.random.uniform(keys[3], minval=-1, maxval=1)
     return jnp.clip(light, 0, 1) * 255
+
+
+def restain(
+    key: Key[Array, ""], image: Float[Array, "h w c"], *, stain: float
+) -> Float[Array, "h w c"]:
+    """The image with another strength of its stain; its light, where nothing is, stays.
+
+    The optical density `-log(pixel / light)` is multiplied by between `1 / (1 + stain)` and
+    `1 + stain`: once for all colours, and once for each.
+
+    References:
+      Tellez et al. 2018, Whole-Slide Mitosis Detection, arXiv:1808.05896, section III-C.
+    """
+    draws = jax.random.uniform(key, (1 + image.shape[-1],), minval=-1, maxval=1)
+    factors = (1 + stain) ** (draws[0] + draws[1:])
+    light = light_of(image).reshape(1, 1, -1)
+    return jnp.clip(light * (jnp.maximum(image, 0) / light) ** factors.reshape(1, 1, -1), 0, 255)
 
 
 def add_noise(

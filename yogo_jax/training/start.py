@@ -29,6 +29,7 @@ from yogo_jax.checkpoint.store import (
 )
 from yogo_jax.config.fields import differences, flat, with_current_names, with_defaults
 from yogo_jax.config.schema import Config
+from yogo_jax.data.pipeline import EpochOrder, repeat_factors
 from yogo_jax.data.records import Records, mean_anchor
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.network import Initialization
@@ -59,6 +60,17 @@ def prepare_loss(config: Config, train: Records) -> LossWeights:
     """
     counts = np.bincount(train.class_ids, minlength=len(train.class_names))
     return config.loss.for_data(counts.tolist(), len(train))
+
+
+def training_order(config: Config, train: Records) -> EpochOrder:
+    """The order of a run's training images, with those of rare classes more often if asked."""
+    threshold = config.data.repeat_threshold
+    return EpochOrder(
+        num_records=len(train),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        repeat_factors=repeat_factors(train, threshold) if threshold else (),
+    )
 
 
 def load_teacher(

@@ -28,6 +28,7 @@ from yogo_jax.detector.spec import ModelSpec, served_spec
 from yogo_jax.errors import UserError
 from yogo_jax.training.augment import augment_batch
 from yogo_jax.training.pasting import on_device
+from yogo_jax.training.rare_cells import CutCells
 
 
 Batch = dict[str, Any]
@@ -76,6 +77,7 @@ def make_train_step(
     teacher: Teacher | None = None,
     imitation: float = 0.0,
     thumbnails: Thumbnails | None = None,
+    rare_cells: CutCells | None = None,
     rematerialize: bool = False,
 ) -> TrainStep:
     """The training step: augment, bin, forward, loss, update.
@@ -93,6 +95,7 @@ def make_train_step(
       teacher: whose predictions are imitated, of the same grid.
       imitation: share of the loss that does so.
       thumbnails: what is pasted into the images, if anything is.
+      rare_cells: what is put in the place of frequent cells, if anything is.
       rematerialize: takes less memory and more time, see `train_outputs`.
     """
     network = spec.network(compute_dtype)
@@ -116,6 +119,7 @@ def make_train_step(
             augment,
             paste_enabled=True if steps_with_paste is None else state.step < steps_with_paste,
             thumbnails=pasted,
+            rare_cells=rare_cells,
         )
 
         # Outside of what is differentiated.

@@ -24,7 +24,7 @@ from yogo_jax.checkpoint.store import (
     restore_state,
 )
 from yogo_jax.config.schema import Config
-from yogo_jax.data.pipeline import EpochOrder, PackedImages
+from yogo_jax.data.pipeline import PackedImages, RecordSource
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.files import make_folder
 from yogo_jax.parallel import Devices, check_batch_size, check_same_everywhere
@@ -32,6 +32,7 @@ from yogo_jax.progress import said_while
 from yogo_jax.reports.tables import advice_on_nothing_found
 from yogo_jax.training.compilation import compile_train_step, duration_lines, seconds_of_call
 from yogo_jax.training.feed import Feed, Work, make_feed, open_pack
+from yogo_jax.training.rare_cells import CutCells, cut_cells, rare_cells_line
 from yogo_jax.training.start import (
     Start,
     Teacher,
@@ -44,6 +45,7 @@ from yogo_jax.training.start import (
     prepare_spec,
     record_config,
     run_summary,
+    training_order,
 )
 from yogo_jax.training.step import (
     TrainStep,
@@ -149,9 +151,7 @@ class Trainer:
         # Whether the step computes some features twice; None before that is decided.
         self._rematerialized = None if start is None else start.metadata.rematerialized
         self._loss = prepare_loss(config, data.splits.train)
-        self._order = EpochOrder(
-            num_records=len(data.splits.train), batch_size=config.train.batch_size, seed=config.seed
-        )
+        self._order = training_order(config, data.splits.train)
         self._steps_per_epoch = self._order.steps_per_epoch
         self._total_steps = config.train.epochs * self._steps_per_epoch
         self._schedule = learning_rate_schedule(
@@ -163,6 +163,7 @@ class Trainer:
             lambda spec: make_evaluator(spec, config, data.max_boxes, self.devices)
         )
         self._packs: dict[str, PackedImages | None] = {}
+        self._rare_cells: CutCells | None = None
         self._advised = False
         self._revision = git_revision()
         self._tracker: Tracker = SilentTracker()
@@ -212,6 +213,7 @@ class Trainer:
           Stopped: the run was asked to stop; everything is saved.
         """
         self._open_packs()
+        self._cut_rare_cells()
         if self._lacks_validation:
             self._make_up_for_validation(state)
         if not self._is_over_early() and self._first_step < self._total_steps:
@@ -228,6 +230,22 @@ class Trainer:
                 self._packs[name] = open_pack(
                     name, records, self.spec, self.config.data, self._tracker, check
                 )
+
+    def _cut_rare_cells(self) -> None:
+        train, share = self.data.splits.train, self.config.augment.rare_cells
+        if not share:
+            return
+        self._tracker.doing("cutting rare cells from the training images")
+        source = RecordSource(
+            train,
+            image_hw=self.spec.image_hw,
+            rgb=self.spec.rgb,
+            max_boxes=self.data.max_boxes,
+            apply_orientation=self.spec.apply_orientation,
+            packed=self._packs["train"],
+        )
+        self._rare_cells = cut_cells(train, lambda index: source[index]["image"])
+        self._tracker.say(rare_cells_line(train, self._rare_cells, share))
 
     def _take_steps(self, state: TrainState) -> None:
         config, devices, tracker = self.config, self.devices, self._tracker
@@ -329,6 +347,7 @@ class Trainer:
             teacher=self.teacher,
             imitation=config.loss.imitation,
             thumbnails=self.data.thumbnails,
+            rare_cells=self._rare_cells,
             rematerialize=rematerialize,
         )
 
