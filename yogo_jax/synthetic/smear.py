@@ -49,7 +49,7 @@ _THIN_TO_CROWDED = (0.5, 1.5)
 _PLATELETS = 4.0  # on a frame of the native size, beside cells and on them
 _ON_CELLS = 0.03  # platelets on cells, for each cell
 _PRECIPITATE = 6.0
-_DUST = 6.0
+_DUST = 5.0
 
 
 class Slide(NamedTuple):
@@ -72,7 +72,8 @@ def draw_slide(rng: np.random.Generator) -> Slide:
     stain_density = _STAIN_DENSITY * strength[:, None] * hue
     # Buffer that is too alkaline stains red cells blue, too.
     stain_density[0] += rng.uniform(0, 0.3) * stain_density[1]
-    white_balance = np.exp(rng.normal(0, 0.03, 3))
+    warmth, green = rng.normal(0, 0.045), rng.normal(0, 0.015)
+    white_balance = np.exp([warmth, green, -warmth])
     light = np.minimum(rng.uniform(0.8, 0.95) * white_balance, 0.99)
     return Slide(
         stain_density=stain_density.astype(np.float32),

@@ -36,7 +36,7 @@ CELL_RADIUS = {
     "trophozoite": (19.5, 24.0),
     "schizont": (19.0, 23.5),
     "gametocyte": (20.0, 24.0),
-    "leukocyte": (27.0, 34.0),
+    "leukocyte": (25.0, 30.0),
 }
 
 STAIN_NAMES = ("eosin", "azure", "chromatin", "pigment")
@@ -81,11 +81,11 @@ def draw_platelet(
     rho = outline(plane, rng, size, eccentricity=rng.uniform(0, 0.4), wobble=0.1)
     body = inside((rho - 1) * size / 2)
     stains = _no_stain(plane)
-    grains = np.clip(0.55 + 0.5 * texture(rng, body.shape, 1.1), 0, None)
+    grains = np.clip(0.6 + 0.4 * texture(rng, body.shape, 1.1), 0, None)
     if rng.random() < 0.2:  # grains at the edge only, as a ring has its wall
         grains = grains * (1 - 0.8 * bump(rho, 0.5))
-    stains[_CHROMATIN] = rng.uniform(0.35, 0.75) * body * grains
-    stains[_AZURE] = rng.uniform(0.15, 0.45) * body
+    stains[_CHROMATIN] = rng.uniform(0.4, 0.85) * body * grains
+    stains[_AZURE] = rng.uniform(0.1, 0.4) * body
     if on_cell and rng.random() < 0.5:
         stains[_EOSIN] = -rng.uniform(0.2, 0.6) * bump((rho - 1.3) * size, 1.6)
     return Sprite(stains, np.zeros_like(rho))
@@ -113,10 +113,10 @@ def draw_dust(rng: np.random.Generator, *, offset_yx: tuple[float, float]) -> Sp
     if look < 0.5:
         grain = bump(distance_to(plane, (0.0, 0.0)), rng.uniform(1.5, 4.0))
         stains[_PIGMENT] = rng.uniform(0.08, 0.3) * grain
-    elif look < 0.8:
+    elif look < 0.65:
         size = rng.uniform(5, 15)
         rim = distance_to(plane, (0.0, 0.0)) - np.float32(size)
-        stains[_PIGMENT] = rng.uniform(0.03, 0.1) * (bump(rim, 1.5) - bump(rim + 3, 2.0))
+        stains[_PIGMENT] = rng.uniform(0.02, 0.07) * (bump(rim, 1.5) - bump(rim + 3, 2.0))
     else:
         along, across = turned(plane, rng.uniform(0, 2 * np.pi))
         line = bump(across - np.float32(0.004) * along * along, 0.9) * bump(along, 11)
