@@ -30,7 +30,7 @@ from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.metrics.evaluator import IMAGES_AT_A_TIME, Evaluator
 from yogo_jax.startup import start_jax
-from yogo_jax.synthetic.dataset import CLASS_NAMES, CLASS_PROPORTIONS, draw_frame
+from yogo_jax.synthetic.flow import CLASS_NAMES, CLASS_PROPORTIONS, draw_frame
 
 
 # Standard deviation of the logits of objectness.

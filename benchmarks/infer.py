@@ -44,7 +44,7 @@ from yogo_jax.inference.models import Model, ModelOptions, load_model
 from yogo_jax.inference.pipeline import view_of
 from yogo_jax.inference.run import Running, Wanted, infer_frames
 from yogo_jax.synthetic.cells import CLASS_NAMES
-from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS, draw_frame
+from yogo_jax.synthetic.flow import CLASS_PROPORTIONS, draw_frame
 
 
 IMAGE_HW = (772, 1032)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from yogo_jax.data.images import read_image
 from yogo_jax.data.pack import find_pack, make_pack
-from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS, draw_frame
+from yogo_jax.synthetic.flow import CLASS_PROPORTIONS, draw_frame
 
 
 IMAGE_HW = (772, 1032)

@@ -12,7 +12,7 @@ from yogo_jax.data.records import MIN_BOX_AREA, Records
 from yogo_jax.data.splits import load_splits
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
-from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS, draw_frame
+from yogo_jax.synthetic.flow import CLASS_PROPORTIONS, draw_frame
 
 
 _LEAST_SIDE = 96  # of a drawn frame in px

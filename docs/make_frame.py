@@ -23,7 +23,7 @@ import numpy as np
 
 import yogo_jax
 from yogo_jax.drawing import PALETTE
-from yogo_jax.synthetic.dataset import draw_frame
+from yogo_jax.synthetic.flow import draw_frame
 
 
 PICTURE = Path(__file__).with_name("frame.png")

@@ -16,7 +16,7 @@ from drawn_models import write_random_checkpoint
 from yogo_jax import infer
 from yogo_jax.checkpoint.store import read_metadata, restore_variables
 from yogo_jax.detector.spec import served_spec
-from yogo_jax.synthetic.dataset import CLASS_PROPORTIONS, draw_frame
+from yogo_jax.synthetic.flow import CLASS_PROPORTIONS, draw_frame
 
 
 # Of the random networks some cells, and none of them close to it, have an objectness above this.

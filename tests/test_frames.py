@@ -9,7 +9,8 @@ from PIL import Image
 from scipy import ndimage
 
 from yogo_jax.synthetic import cells
-from yogo_jax.synthetic.dataset import CLASS_NAMES, default_spec, render_frame
+from yogo_jax.synthetic.cells import CLASS_NAMES
+from yogo_jax.synthetic.dataset import default_spec, render_frame
 
 
 REAL_FRAMES = Path(__file__).parents[2] / "shared" / "data" / "lfm" / "images" / "train"

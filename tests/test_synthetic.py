@@ -13,8 +13,9 @@ from ruamel.yaml import YAML
 from yogo_jax.errors import UserError
 from yogo_jax.startup import cache_folder
 from yogo_jax.synthetic import dataset as synthetic
+from yogo_jax.synthetic.cells import CLASS_NAMES
 from yogo_jax.synthetic.dataset import (
-    CLASS_NAMES,
+    DOMAINS,
     SPLITS,
     SyntheticSpec,
     default_spec,
@@ -54,9 +55,9 @@ def small_dataset(tmp_path_factory):
     ("change", "message"),
     [
         ({"image_hw": (50, 320)}, "image_hw must be .* at least 96"),
-        ({"train_images": 0}, "train_images must be at least 1; got 0"),
-        ({"test_images": -3}, "test_images must be at least 1; got -3"),
-        ({"cells_per_frame": 0.0}, "cells_per_frame must be more than 0"),
+        ({"train_images": 0}, "train must be at least 1; got 0"),
+        ({"test_images": -3}, "test must be at least 1; got -3"),
+        ({"cells_per_frame": 0.0}, "cells must be more than 0"),
         ({"cells_per_frame": 400.0}, "at most 21.33"),
         ({"class_proportions": (0.5, 0.5)}, "7 shares"),
         ({"class_proportions": (0.5, 0.6, 0.1, -0.2, 0.0, 0.0, 0.0)}, "7 shares from 0 to 1"),
@@ -89,7 +90,8 @@ def test_folder_name_follows_the_spec_and_the_version(monkeypatch):
         for spec in (TINY, NATIVE, dataclasses.replace(TINY, seed=1), dataclasses.replace(TINY))
     }
     assert len(names) == 3
-    monkeypatch.setattr(synthetic, "VERSION", synthetic.VERSION + 1)
+    newer = DOMAINS["flow"]._replace(version=DOMAINS["flow"].version + 1)
+    monkeypatch.setitem(DOMAINS, "flow", newer)
     assert TINY.folder_name not in names
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.checkpoint.metadata import DataSettings, Metadata
-from yogo_jax.config.schema import SYNTHETIC, AugmentConfig, Config, DataConfig, TrainConfig
+from yogo_jax.config.schema import AugmentConfig, Config, DataConfig, TrainConfig, is_synthetic
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
 from yogo_jax.data.headers import find_oriented, lines_on, orientation_lines, stretch_of
 from yogo_jax.data.pipeline import padded_box_count
@@ -24,7 +24,7 @@ from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
-from yogo_jax.synthetic.dataset import synthetic_dataset
+from yogo_jax.synthetic.options import named_dataset, read_options
 
 
 Say = Callable[[str], None]
@@ -32,8 +32,6 @@ Say = Callable[[str], None]
 # Fields that hold a path, and the values of these that are none.
 PATHS_OF_TRAIN = ("from_pretrained", "teacher", "resume")
 NO_PATHS = {("resume", "auto"), ("resume", "never")}
-# The size at which "synthetic" is looked at if none is given.
-NATIVE_IMAGE_HW = (772, 1032)
 # Share of the images that must be nearer to the turned size for it to be a mistake.
 TURNED = 0.9
 
@@ -41,10 +39,13 @@ TURNED = 0.9
 def definition_path(definition: str, image_hw: tuple[int, int] | None = None) -> Path:
     """The absolute path of a definition file; the synthetic one is written first if need be.
 
-    Its frames are of `image_hw`, (height, width) in px; None is that of the instrument's camera.
+    Its frames are of `image_hw`, (height, width) in px; None is that of the domain's camera.
+
+    Raises:
+      UserError: the synthetic one cannot be drawn or written.
     """
-    if definition == SYNTHETIC:
-        return synthetic_dataset(image_hw or NATIVE_IMAGE_HW).resolve()
+    if is_synthetic(definition):
+        return named_dataset(definition, image_hw).resolve()
     return given_path(definition).resolve()
 
 
@@ -52,10 +53,13 @@ def with_absolute_paths(config: Config) -> Config:
     """The config with paths that mean the same from any folder; for where a command starts.
 
     Raises:
-      UserError: a path begins with `~` and there is no such user.
+      UserError: a path begins with `~` and there is no such user, or an option of a synthetic data
+        set is unknown.
     """
     data, train = config.data, config.train
-    if data.definition != SYNTHETIC:
+    if is_synthetic(data.definition):
+        read_options(data.definition)  # a mistake is told before anything else is done
+    else:
         path = definition_path(data.definition, data.image_hw)
         data = dataclasses.replace(data, definition=str(path))
     paths = {name: getattr(train, name) for name in PATHS_OF_TRAIN}

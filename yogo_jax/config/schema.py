@@ -32,8 +32,13 @@ Count = Annotated[int, at_least(1)]
 CountOrOff = Annotated[int, at_least(0, "0 is off")]
 Seed = Annotated[int, Rule("in [0, 2^32)", lambda seed: 0 <= seed < 2**32)]
 
-# The definition whose frames are generated, at the size of the run.
+# The definition whose frames are generated, at the size of the run; options may follow a colon.
 SYNTHETIC = "synthetic"
+
+
+def is_synthetic(definition: str) -> bool:
+    """True if a definition is no file: `synthetic`, or `synthetic:OPTION,OPTION=NUMBER`."""
+    return definition.partition(":")[0] == SYNTHETIC
 
 
 def _is_split(fractions: Sequence[float]) -> bool:
@@ -48,7 +53,8 @@ class DataConfig(Section, path="config.data"):
     definition: Annotated[
         str,
         Rule("a path or 'synthetic'", bool),
-        'A data set definition (.yml), or "synthetic" for generated frames of size `image_hw`.',
+        'A data set definition (.yml), or "synthetic" for generated frames of size `image_hw`: '
+        'gray ones of a flow cell. Options choose others: "synthetic:smear,imbalance=220,seed=1".',
     ]
     image_hw: Annotated[
         tuple[int, int],

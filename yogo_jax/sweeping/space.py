@@ -16,7 +16,7 @@ from yogo_jax.config.fields import (
     with_current_names,
     with_fields,
 )
-from yogo_jax.config.schema import SYNTHETIC, Config, Seed, from_mapping
+from yogo_jax.config.schema import Config, Seed, from_mapping, is_synthetic
 from yogo_jax.errors import UserError
 
 
@@ -241,7 +241,7 @@ def _check_rules(space: SearchSpace, config: Config) -> None:
             f"{', '.join(weights)}, because these weights are part of the loss: use mAP50 or "
             "mAP50_95"
         )
-    if config.data.definition == SYNTHETIC and "data.image_hw" in swept:
+    if is_synthetic(config.data.definition) and "data.image_hw" in swept:
         raise UserError(
             "config.sweep.space: synthetic frames are generated for one size, so trials that "
             "differ in data.image_hw would be judged on different images: set "

@@ -7,13 +7,23 @@ imported late, because frames that were drawn before are only read.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
+from yogo_jax.synthetic.shapes import (
+    Patch,
+    Plane,
+    Sprite,
+    bump,
+    distance_to,
+    inside,
+    outline,
+    plane_around,
+    random_point,
+    texture,
+    turned,
+)
 
-Patch = Float32[np.ndarray, "p q"]
 
 CLASS_NAMES = ("healthy", "ring", "trophozoite", "schizont", "gametocyte", "wbc", "misc")
 
@@ -27,20 +37,6 @@ CELL_RADIUS = {
     "wbc": (25.0, 30.0),
     "misc": (15.0, 24.0),
 }
-
-
-class Sprite(NamedTuple):
-    """The part of a frame that one object adds, on a square of pixels around its centre."""
-
-    density: Patch  # optical density, negative in the bright halo around a cell
-    coverage: Patch  # 0 to 1: how far the object hides what lies below it
-
-
-class Plane(NamedTuple):
-    """Pixel coordinates relative to the centre of an object."""
-
-    y: Patch
-    x: Patch
 
 
 def draw_cell(
@@ -60,39 +56,39 @@ def draw_cell(
       offset_yx: subpixel position, each in [-0.5, 0.5].
       defocus: standard deviation of the blur in pixels.
     """
-    plane = _plane_around(round(1.25 * radius + 4 * defocus) + 4, offset_yx)
+    plane = plane_around(round(1.25 * radius + 4 * defocus) + 4, offset_yx)
     sprite = _PAINTERS[class_name](plane, rng, radius)
     return _blurred(sprite, defocus)
 
 
 def draw_speck(rng: np.random.Generator, *, offset_yx: tuple[float, float]) -> Sprite:
     """Sprite of a grain of dust, a bright dot in a thin dark ring: dirt without a label."""
-    plane = _plane_around(7, offset_yx)
-    distance = _distance_to(plane, (0.0, 0.0))
+    plane = plane_around(7, offset_yx)
+    distance = distance_to(plane, (0.0, 0.0))
     if rng.random() < 0.3:
-        density = rng.uniform(0.1, 0.5) * _bump(distance, rng.uniform(1.0, 1.8))
+        density = rng.uniform(0.1, 0.5) * bump(distance, rng.uniform(1.0, 1.8))
     else:
-        density = rng.uniform(0.1, 0.35) * _bump(distance - rng.uniform(1.8, 2.6), 1.0)
-        density = density - 0.12 * _bump(distance, 1.0)
+        density = rng.uniform(0.1, 0.35) * bump(distance - rng.uniform(1.8, 2.6), 1.0)
+        density = density - 0.12 * bump(distance, 1.0)
     return _blurred(Sprite(density, np.zeros_like(density)), rng.uniform(0.5, 1.2))
 
 
 def draw_shadow(rng: np.random.Generator, *, offset_yx: tuple[float, float]) -> Sprite:
     """Sprite of something far out of focus, too faint for a label: a ghost cell or a smear."""
     radius = rng.uniform(6, 20)
-    plane = _plane_around(round(radius) + 12, offset_yx)
-    rho = _outline(plane, rng, radius, eccentricity=rng.uniform(0, 0.35), wobble=0.06)
-    density = rng.uniform(0.02, 0.06) * _inside((rho - 1) * radius)
+    plane = plane_around(round(radius) + 12, offset_yx)
+    rho = outline(plane, rng, radius, eccentricity=rng.uniform(0, 0.35), wobble=0.06)
+    density = rng.uniform(0.02, 0.06) * inside((rho - 1) * radius)
     if radius < 12:
-        density = density * (0.4 + 1.5 * np.abs(_texture(rng, density.shape, 2.0)))
+        density = density * (0.4 + 1.5 * np.abs(texture(rng, density.shape, 2.0)))
     return _blurred(Sprite(density, np.zeros_like(density)), rng.uniform(1.5, 3.0))
 
 
 def _red_cell(
     plane: Plane, rng: np.random.Generator, radius: float, depth: float
 ) -> tuple[Sprite, Patch]:
-    """A red cell's body and its `rho` (see `_outline`)."""
-    rho = _outline(plane, rng, radius, eccentricity=rng.beta(1.2, 5) * 0.4, wobble=0.014)
+    """A red cell's body and its `rho` (see `outline`)."""
+    rho = outline(plane, rng, radius, eccentricity=rng.beta(1.2, 5) * 0.4, wobble=0.014)
     return _body(rho, (rho - 1) * radius, depth), rho
 
 
@@ -106,10 +102,10 @@ def _healthy(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
         shift = radius * rng.uniform(0.25, 0.5)
         centre = -shift * np.sin(direction), -shift * np.cos(direction)
         # Bright where the cell is not shadowed by a copy of itself, moved away from the light.
-        crescent = 1 / (1 + np.exp(-(_distance_to(plane, centre) - np.float32(radius)) / 1.2))
+        crescent = 1 / (1 + np.exp(-(distance_to(plane, centre) - np.float32(radius)) / 1.2))
         return cell._replace(density=cell.density * (1 - rng.uniform(0.35, 0.7) * crescent))
     if look < 0.7:
-        pallor = _bump(rho, rng.uniform(0.4, 0.6))
+        pallor = bump(rho, rng.uniform(0.4, 0.6))
         return cell._replace(density=cell.density * (1 - rng.uniform(0.15, 0.35) * pallor))
     return cell
 
@@ -118,25 +114,25 @@ def _ring(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     """A dark cell with one or two small bright rings, each in a thin dark outline."""
     cell, _ = _red_cell(plane, rng, radius, rng.uniform(1.08, 1.25))
     density = cell.density
-    first = _random_point(rng, (0.1 * radius, 0.55 * radius))
+    first = random_point(rng, (0.1 * radius, 0.55 * radius))
     points = [first, (-first[0], -first[1])] if rng.random() < 0.2 else [first]
     for point in points:
-        distance, size = _distance_to(plane, point), rng.uniform(2.8, 3.8)
-        density = density - rng.uniform(0.75, 0.95) * _bump(distance - size, 1.6)
-        density = density + 0.22 * _bump(distance - (size + 3.2), 1.2)
+        distance, size = distance_to(plane, point), rng.uniform(2.8, 3.8)
+        density = density - rng.uniform(0.75, 0.95) * bump(distance - size, 1.6)
+        density = density + 0.22 * bump(distance - (size + 3.2), 1.2)
     return cell._replace(density=density)
 
 
 def _trophozoite(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     """A dark cell with a large bright irregular vacuole that holds a dark spot of pigment."""
     cell, _ = _red_cell(plane, rng, radius, rng.uniform(1.0, 1.25))
-    vacuole_yx = _random_point(rng, (0.05 * radius, 0.32 * radius))
+    vacuole_yx = random_point(rng, (0.05 * radius, 0.32 * radius))
     shifted = Plane(plane.y - np.float32(vacuole_yx[0]), plane.x - np.float32(vacuole_yx[1]))
     size = radius * rng.uniform(0.42, 0.55)
-    rho = _outline(shifted, rng, size, eccentricity=rng.uniform(0.05, 0.3), wobble=0.09)
-    density = cell.density * (1 - rng.uniform(0.6, 0.75) * _inside((rho - 1) * size))
-    pigment_yx = _random_point(rng, (0.25 * size, 0.55 * size))
-    pigment = _bump(_distance_to(shifted, pigment_yx), rng.uniform(2.6, 3.4))
+    rho = outline(shifted, rng, size, eccentricity=rng.uniform(0.05, 0.3), wobble=0.09)
+    density = cell.density * (1 - rng.uniform(0.6, 0.75) * inside((rho - 1) * size))
+    pigment_yx = random_point(rng, (0.25 * size, 0.55 * size))
+    pigment = bump(distance_to(shifted, pigment_yx), rng.uniform(2.6, 3.4))
     return cell._replace(density=density + rng.uniform(0.9, 1.2) * pigment)
 
 
@@ -153,11 +149,9 @@ def _schizont(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
         )
         angle = turn + 2 * np.pi * (place + rng.uniform(-0.15, 0.15)) / count
         length = radius * reach * rng.uniform(0.92, 1.08)
-        distance = _distance_to(plane, (length * np.sin(angle), length * np.cos(angle)))
-        density = density - rng.uniform(0.5, 0.7) * _bump(distance, 2.3)
-    pigment = _bump(
-        _distance_to(plane, _random_point(rng, (0, 0.08 * radius))), rng.uniform(3.0, 4.2)
-    )
+        distance = distance_to(plane, (length * np.sin(angle), length * np.cos(angle)))
+        density = density - rng.uniform(0.5, 0.7) * bump(distance, 2.3)
+    pigment = bump(distance_to(plane, random_point(rng, (0, 0.08 * radius))), rng.uniform(3.0, 4.2))
     return cell._replace(density=density + 0.7 * pigment)
 
 
@@ -166,7 +160,7 @@ def _gametocyte(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite
     from scipy import ndimage
 
     bend, width = rng.uniform(0.2, 0.4), radius * rng.uniform(0.33, 0.4)
-    along, straight = _turned(plane, rng.uniform(0, 2 * np.pi))
+    along, straight = turned(plane, rng.uniform(0, 2 * np.pi))
     across = straight - np.float32(bend) * (np.square(along) / np.float32(radius) - radius / 3)
     rho = np.hypot(along / np.float32(radius), across / np.float32(width))
     across_slope = across / width**2
@@ -179,23 +173,23 @@ def _gametocyte(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite
     density = cell.density
     for _ in range(int(rng.integers(6, 11))):
         point = rng.normal(0, 0.16 * radius), rng.normal(0, 0.25 * width)
-        distance = _distance_to(Plane(along, across), point)
-        density = density + rng.uniform(0.2, 0.45) * _bump(distance, 1.9)
+        distance = distance_to(Plane(along, across), point)
+        density = density + rng.uniform(0.2, 0.45) * bump(distance, 1.9)
     return cell._replace(density=density)
 
 
 def _wbc(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     """A large pale granular cell with a dark nucleus of two to four lobes."""
-    rho = _outline(plane, rng, radius, eccentricity=rng.uniform(0, 0.12), wobble=0.025)
+    rho = outline(plane, rng, radius, eccentricity=rng.uniform(0, 0.12), wobble=0.025)
     cell = _body(rho, (rho - 1) * radius, rng.uniform(0.32, 0.45), dome=0.1)
-    grains = 0.09 * _texture(rng, rho.shape, 1.3) + 0.12 * _bump((rho - 0.96) * radius, 1.5)
+    grains = 0.09 * texture(rng, rho.shape, 1.3) + 0.12 * bump((rho - 0.96) * radius, 1.5)
     nucleus = np.zeros_like(rho)
     lobes = int(rng.integers(2, 5))
     start, sweep = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 0.85) * 2 * np.pi
     for lobe in range(lobes):
         angle, size = start + sweep * lobe / lobes, radius * rng.uniform(0.25, 0.34)
         length = radius * rng.uniform(0.3, 0.4)
-        distance = _distance_to(plane, (length * np.sin(angle), length * np.cos(angle)))
+        distance = distance_to(plane, (length * np.sin(angle), length * np.cos(angle)))
         nucleus = np.maximum(nucleus, np.clip((size - distance) / 3, 0, 1))
     density = cell.density + grains * cell.coverage
     return cell._replace(density=density + rng.uniform(0.6, 0.8) * nucleus)
@@ -203,19 +197,19 @@ def _wbc(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
 
 def _misc(plane: Plane, rng: np.random.Generator, radius: float) -> Sprite:
     """Debris: a granular smear, a platelet, or a cluster of dark specks on pale material."""
-    rho = _outline(plane, rng, radius, eccentricity=rng.uniform(0.1, 0.4), wobble=0.1)
+    rho = outline(plane, rng, radius, eccentricity=rng.uniform(0.1, 0.4), wobble=0.1)
     look = rng.random()
     if look < 0.35:
-        grains = np.clip(0.55 + 0.4 * _texture(rng, rho.shape, 1.5), 0, None)
+        grains = np.clip(0.55 + 0.4 * texture(rng, rho.shape, 1.5), 0, None)
         density = rng.uniform(0.8, 1.1) * np.clip(1.8 * (1 - rho), 0, 1) * grains
         return Sprite(density.astype(np.float32), np.zeros_like(rho))
     specks, paleness = (1, 0.22) if look < 0.45 else (int(rng.integers(3, 7)), 0.15)
-    density = paleness * _inside((rho - 1) * radius) * (1 + 0.5 * _texture(rng, rho.shape, 1.5))
+    density = paleness * inside((rho - 1) * radius) * (1 + 0.5 * texture(rng, rho.shape, 1.5))
     for _ in range(specks):
-        distance = _distance_to(plane, _random_point(rng, (0.2 * radius, 0.75 * radius)))
+        distance = distance_to(plane, random_point(rng, (0.2 * radius, 0.75 * radius)))
         size = rng.uniform(2.4, 4.6)
-        density = density + rng.uniform(0.7, 1.2) * _bump(distance, size)
-        density = density - 0.06 * _bump(distance - (size + 3.5), 1.8)
+        density = density + rng.uniform(0.7, 1.2) * bump(distance, size)
+        density = density - 0.06 * bump(distance - (size + 3.5), 1.8)
     return Sprite(np.maximum(density, -0.06).astype(np.float32), np.zeros_like(rho))
 
 
@@ -230,15 +224,6 @@ _PAINTERS: dict[str, Callable[[Plane, np.random.Generator, float], Sprite]] = {
 }
 
 
-def _plane_around(half: int, offset_yx: tuple[float, float]) -> Plane:
-    """Coordinates of a patch of 2 * half + 1 pixels a side."""
-    axis = np.arange(-half, half + 1, dtype=np.float32)
-    y, x = np.meshgrid(
-        axis - np.float32(offset_yx[0]), axis - np.float32(offset_yx[1]), indexing="ij"
-    )
-    return Plane(y, x)
-
-
 def _blurred(sprite: Sprite, sigma: float) -> Sprite:
     """The sprite out of focus by `sigma` pixels."""
     from scipy import ndimage
@@ -247,75 +232,12 @@ def _blurred(sprite: Sprite, sigma: float) -> Sprite:
     return Sprite(density, coverage)
 
 
-def _bump(distance: Patch, width: float) -> Patch:
-    """Gaussian of a distance, 1 at distance 0."""
-    return np.exp(-np.square(distance / np.float32(width)))
-
-
-def _texture(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> Patch:
-    """Random texture of mean 0 and standard deviation about 1, with grains of `scale` pixels."""
-    from scipy import ndimage
-
-    noise = rng.standard_normal(shape, dtype=np.float32)
-    # Smoothing white noise by a Gaussian divides its standard deviation by 2 sqrt(pi) sigma.
-    return ndimage.gaussian_filter(noise, scale) * np.float32(2 * np.sqrt(np.pi) * scale)
-
-
-def _random_point(rng: np.random.Generator, distance: tuple[float, float]) -> tuple[float, float]:
-    """(y, x) of a random point between two distances of the centre."""
-    angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(*distance)
-    return length * np.sin(angle), length * np.cos(angle)
-
-
-def _distance_to(plane: Plane, point_yx: tuple[float, float]) -> Patch:
-    """Distance of every pixel to a point, in pixels."""
-    y, x = plane.y - np.float32(point_yx[0]), plane.x - np.float32(point_yx[1])
-    return np.sqrt(y * y + x * x)  # a fraction of the time of np.hypot, whose range none needs
-
-
-def _turned(plane: Plane, angle: float) -> tuple[Patch, Patch]:
-    """Coordinates along and across a direction, given as its angle from the x axis."""
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return plane.x * cos + plane.y * sin, plane.y * cos - plane.x * sin
-
-
-def _outline(
-    plane: Plane,
-    rng: np.random.Generator,
-    radius: float,
-    *,
-    eccentricity: float,
-    wobble: float,
-) -> Patch:
-    """Distance to the centre in units of the outline there: 1 on the edge of the object.
-
-    The outline is an ellipse of half-axes `radius` and `radius * (1 - eccentricity)` in a random
-    direction, with three harmonics of relative size `wobble` on top.
-    """
-    along, across = _turned(plane, rng.uniform(0, 2 * np.pi))
-    distance = np.maximum(np.sqrt(along * along + across * across), np.float32(1e-3))
-    cos, sin = along / distance, across / distance
-    minor = np.float32(1 - eccentricity)
-    edge = minor / np.sqrt(np.square(minor * cos) + np.square(sin))
-    cos_k, sin_k = cos, sin
-    for _ in (2, 3, 4):
-        cos_k, sin_k = cos_k * cos - sin_k * sin, sin_k * cos + cos_k * sin
-        size_cos, size_sin = rng.uniform(-wobble, wobble, size=2).astype(np.float32)
-        edge = edge + size_cos * cos_k + size_sin * sin_k
-    return distance / (np.float32(radius) * edge)
-
-
-def _inside(distance: Patch) -> Patch:
-    """1 within an outline, 0 outside, from the distance to it, which is negative inside."""
-    return np.clip(0.5 - distance, 0, 1)
-
-
 def _body(rho: Patch, distance: Patch, depth: float, *, dome: float = 0.45) -> Sprite:
     """A cell without inner structure: thinner, so lighter, at its edge; a faint halo around it.
 
     `depth` is the optical density of the middle, of which the part `dome` is missing at the edge.
     """
-    coverage = _inside(distance)
+    coverage = inside(distance)
     thickness = 1 - np.float32(dome) * np.minimum(rho, 1) ** 5
-    halo = _bump(distance - 4.5, 3.0) * (1 - coverage)
+    halo = bump(distance - 4.5, 3.0) * (1 - coverage)
     return Sprite(np.float32(depth) * thickness * coverage - 0.03 * halo, coverage)
