@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("checkpoint", type=Path)
-    add("--definition", required=True, metavar="FILE.yml")
+    add("--definition", required=True, metavar="FILE.yml|synthetic[:OPTIONS]")
     add("--split", choices=("train", "val", "test"), default="test")
     add("--image-hw", type=int, nargs=2, default=(772, 1032), metavar=("H", "W"))
     add("--leave-out", default="misc", metavar="CLASS")

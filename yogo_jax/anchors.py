@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m yogo_jax.anchors",
         description="Mean size of the training boxes: what model.anchor=auto would take.",
     )
-    parser.add_argument("definition", help="data set definition (.yml), or synthetic")
+    parser.add_argument("definition", help="data set definition (.yml), or synthetic[:OPTIONS]")
     parser.add_argument("--min-box-area", type=float, default=MIN_BOX_AREA)
     parser.add_argument("--on-bad-label", choices=("error", "skip"), default="error")
     return parser

@@ -86,7 +86,10 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
         "type": path_flag,
         "help": "a run's workdir (its best checkpoint) or a checkpoint folder",
     },
-    "--definition": {"metavar": "FILE.yml", "help": "labelled frames; default: those of the run"},
+    "--definition": {
+        "metavar": "FILE.yml",
+        "help": "labelled frames, or synthetic[:OPTIONS]; default: those of the run",
+    },
     "--image-hw": {"type": int, "nargs": 2, "metavar": ("H", "W")},
     "--apply-orientation": {
         "action": argparse.BooleanOptionalAction,

@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         "labels and images are findings, and the exit status is 0 with any number of them.",
     )
     add = parser.add_argument
-    add("definition", help="data set definition (.yml), or synthetic")
+    add("definition", help="data set definition (.yml), or synthetic[:OPTIONS]")
     add(
         "--output",
         type=path_flag,

@@ -20,6 +20,7 @@ from PIL import Image
 
 from yogo_jax import startup
 from yogo_jax.errors import UserError
+from yogo_jax.progress import with_progress
 from yogo_jax.synthetic import flow, smear
 from yogo_jax.synthetic.frames import Frame
 
@@ -322,22 +323,22 @@ def ensure_dataset(spec: SyntheticSpec, *, cache_folder: Path | None = None) -> 
 
 def _write_dataset(spec: SyntheticSpec, folder: Path) -> None:
     """Writes images, labels and, last, the definition file."""
-    for split, count in spec.image_counts.items():
-        images, labels = folder / "images" / split, folder / "labels" / split
-        images.mkdir(parents=True)
-        labels.mkdir(parents=True)
-        digits = len(str(count - 1))
-        for index in range(count):
-            image, boxes_cxcywh, class_ids = render_frame(spec, split, index)
-            name = f"frame_{index:0{digits}}"
-            # Noise has no repetitions to look for: so files are smaller, and sooner written.
-            path = images / f"{name}.png"
-            Image.fromarray(image).save(path, compress_level=1, compress_type=zlib.Z_RLE)
-            rows = (
-                f"{class_id} " + " ".join(f"{value:.6f}" for value in box) + "\n"
-                for class_id, box in zip(class_ids, boxes_cxcywh, strict=True)
-            )
-            (labels / f"{name}.txt").write_text("".join(rows), encoding="ascii")
+    for split in SPLITS:
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+    frames = [(split, at) for split, count in spec.image_counts.items() for at in range(count)]
+    for split, index in with_progress(frames, what="synthetic frames", total=len(frames)):
+        image, boxes_cxcywh, class_ids = render_frame(spec, split, index)
+        name = f"frame_{index:0{len(str(spec.image_counts[split] - 1))}}"
+        # Noise has no repetitions to look for: so files are smaller, and sooner written.
+        path = folder / "images" / split / f"{name}.png"
+        Image.fromarray(image).save(path, compress_level=1, compress_type=zlib.Z_RLE)
+        rows = (
+            f"{class_id} " + " ".join(f"{value:.6f}" for value in box) + "\n"
+            for class_id, box in zip(class_ids, boxes_cxcywh, strict=True)
+        )
+        labels = folder / "labels" / split / f"{name}.txt"
+        labels.write_text("".join(rows), encoding="ascii")
     (folder / "definition.yml").write_text(_definition(DOMAINS[spec.domain]), encoding="ascii")
 
 

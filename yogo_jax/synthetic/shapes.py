@@ -85,7 +85,8 @@ def outline(
     distance = np.maximum(np.sqrt(along * along + across * across), np.float32(1e-3))
     cos, sin = along / distance, across / distance
     minor = np.float32(1 - eccentricity)
-    edge = minor / np.sqrt(np.square(minor * cos) + np.square(sin))
+    # The middle has no direction: there, both are 0.
+    edge = minor / np.maximum(np.sqrt(np.square(minor * cos) + np.square(sin)), np.float32(0.1))
     cos_k, sin_k = cos, sin
     for _ in (2, 3, 4):
         cos_k, sin_k = cos_k * cos - sin_k * sin, sin_k * cos + cos_k * sin
