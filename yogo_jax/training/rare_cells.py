@@ -35,7 +35,9 @@ _FEATHER_PX = 2.0
 # Margin of a cut-out around the box, px.
 _MARGIN_PX = 4
 # The light of an image: this quantile of each colour, of every so many rows and columns.
-_LIGHT_QUANTILE, _SAMPLED = 0.95, 8
+_LIGHT_QUANTILE, _SAMPLED = 0.95, 16
+# Cells of an image from which the density of the frequent class is measured, at most.
+_MEASURED = 16
 # A cell becomes at most so many times as dense as it was, or as thin.
 _MOST_DENSER = 2.0
 
@@ -145,7 +147,7 @@ def _cut_from(
     boxes_px = cxcywh_to_xyxy(boxes_cxcywh.astype(np.float64)) * size_px
     sampled = image[::_SAMPLED, ::_SAMPLED].astype(np.float64)
     light = np.maximum(np.quantile(sampled, _LIGHT_QUANTILE, axis=(0, 1)), 1)
-    like = boxes_px[class_ids == frequent]
+    like = boxes_px[class_ids == frequent][:_MEASURED]
     densities = [_mean_density(image, box, light) for box in like]
     if not densities:
         return
