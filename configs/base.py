@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     loss.classify_weight = 1.0
     loss.label_smoothing = 0.01
     loss.objectness = "squared"
+    loss.objectness_target = "one"
     loss.neighbour_weight = 1.0
     loss.reference_count = 0.0
     loss.reference_count_from_data = False

@@ -274,6 +274,39 @@ def test_weights_by_frequency_keep_the_mean():
         LossConfig(**DEFAULT, class_weights=(1.0, 2.0)).for_data(counts, 10)
 
 
+@pytest.mark.parametrize("form", ["squared", "cross_entropy"])
+def test_objectness_that_is_the_overlap_against_numpy(form):
+    predictions, targets = make_case(3, 6)
+    weights = LossWeights(**DEFAULT, objectness=form, objectness_target="iou")
+    found = float(yogo_loss(predictions, targets, weights).objectness)
+    boxes, p = (np.asarray(each, np.float64) for each in predictions[:2])
+    corners = np.concatenate(
+        [boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1
+    )
+    corners = corners.clip(0, 1)
+    true, t = np.asarray(targets.boxes_xyxy, np.float64), np.asarray(targets.objectness)
+    low, high = (
+        np.maximum(corners[..., :2], true[..., :2]),
+        np.minimum(corners[..., 2:], true[..., 2:]),
+    )
+    shared = (high - low).clip(0).prod(-1)
+    area = (corners[..., 2:] - corners[..., :2]).prod(-1) + (true[..., 2:] - true[..., :2]).prod(-1)
+    wanted = t * shared / (area - shared)
+    assert 0 < wanted.max() < 1
+    error = (
+        np.square(p - wanted)
+        if form == "squared"
+        else -wanted * np.log(p) - (1 - wanted) * np.log1p(-p)
+    )
+    assert found == pytest.approx((error * (0.5 + 0.5 * t)).sum(), rel=1e-4)
+
+    def objectness_of(boxes):
+        return yogo_loss(predictions._replace(boxes_cxcywh=boxes), targets, weights).objectness
+
+    # A box does not become worse to please the objectness.
+    assert (jax.grad(objectness_of)(predictions.boxes_cxcywh) == 0).all()
+
+
 def test_weights_by_effective_number_against_the_formula():
     counts, beta = [800, 50, 2, 0], 0.99
     weights = LossConfig(**DEFAULT, effective_number_beta=beta).for_data(counts, 10).class_weights

@@ -165,6 +165,11 @@ class LossConfig(Section, LossWeights, path="config.loss"):
     objectness: Annotated[
         Literal["squared", "cross_entropy"], "Form of the error of the objectness term."
     ] = "squared"
+    objectness_target: Annotated[
+        Literal["one", "iou"],
+        'Objectness that a cell with an object learns: "one", or "iou", the overlap of its '
+        "predicted box with the label, so that better boxes rank higher.",
+    ] = "one"
     neighbour_weight: Annotated[
         NotNegative, "Factor on no_object_weight for the 8 cells around one with an object."
     ] = 1.0

@@ -16,6 +16,8 @@ class LossWeights:
       classify_weight: weight of the class term.
       label_smoothing: share of the target spread evenly over the classes, in [0, 1).
       objectness: "squared" error, the original's, or "cross_entropy".
+      objectness_target: of a cell with an object: "one", the original's, or "iou", how well the
+        predicted box fits.
       neighbour_weight: on top of `no_object_weight`, for the eight cells around one with an object,
         which see nearly the same.
       reference_count: `no_object_weight` is that of an image with so many objects, and of others in
@@ -30,6 +32,7 @@ class LossWeights:
     classify_weight: float
     label_smoothing: float
     objectness: Literal["squared", "cross_entropy"] = "squared"
+    objectness_target: Literal["one", "iou"] = "one"
     neighbour_weight: float = 1.0
     reference_count: float = 0.0
     class_weights: tuple[float, ...] = ()

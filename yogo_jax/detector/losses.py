@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection, xyxy_to_cxcywh
+from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection, iou, xyxy_to_cxcywh
 from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.targets import Targets, bin_targets
@@ -43,7 +43,8 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
 
     With t the target and p the predicted objectness:
     `objectness = sum over cells of (p - t)^2 * (t * (1 - no_object_weight) + no_object_weight)`
-    (or of the cross entropy of p and t),
+    (or of the cross entropy of p and t; with `objectness_target="iou"`, p is compared with t times
+    the IoU of the predicted box and the label, which takes no gradient),
     `box = iou_weight * sum over object cells of CIoU loss`,
     `classification = classify_weight * sum over object cells of smoothed cross entropy`.
 
@@ -58,6 +59,7 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
     References:
       Redmon et al. 2015, You Only Look Once, arXiv:1506.02640, equation 3 (squared objectness).
       Zheng et al. 2019, Distance-IoU Loss, arXiv:1911.08287.
+      Zhang et al. 2020, VarifocalNet, arXiv:2008.13367, section 3.1 (objectness that is the IoU).
       Szegedy et al. 2015, Rethinking the Inception Architecture, arXiv:1512.00567, section 7.
     """
     t = targets.objectness
@@ -69,7 +71,10 @@ def yogo_loss(predictions: Predictions, targets: Targets, weights: LossWeights) 
     if weights.reference_count:
         fullness = jnp.clip(t.sum() / weights.reference_count, *_FULLNESS)
         cell_weights = jnp.where(t > 0, cell_weights, cell_weights * fullness)
-    objectness = (objectness_loss(predictions.objectness, t, weights) * cell_weights).sum()
+    wanted = t
+    if weights.objectness_target == "iou":
+        wanted = t * fit(predictions.boxes_cxcywh, targets.boxes_xyxy)
+    objectness = (objectness_loss(predictions.objectness, wanted, weights) * cell_weights).sum()
 
     box = box_loss(predictions.boxes_cxcywh, targets.boxes_xyxy, t > 0).sum()
     cross_entropy = class_loss(predictions.class_logits, targets.class_ids, weights)
@@ -91,6 +96,14 @@ def objectness_loss(
       weights: say in which form.
     """
     return jnp.square(p - t) if weights.objectness == "squared" else _cross_entropy(p, t)
+
+
+def fit(
+    boxes_cxcywh: Float[Array, "*b 4"], target_boxes_xyxy: Float[Array, "*b 4"]
+) -> Float[Array, "*b"]:
+    """IoU of each box, cut at the edges of the image, with its target; it takes no gradient."""
+    corners = jnp.clip(cxcywh_to_xyxy(jax.lax.stop_gradient(boxes_cxcywh)), 0, 1)
+    return iou(corners, target_boxes_xyxy)
 
 
 def is_neighbour(is_object: Bool[Array, "gh gw"]) -> Bool[Array, "gh gw"]:
