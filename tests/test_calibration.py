@@ -19,7 +19,12 @@ from yogo_jax import calibrate, infer
 from yogo_jax.checkpoint.run_data import evaluation_data
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone
-from yogo_jax.detector.detections import Detections, Thresholds, read_min_scores
+from yogo_jax.detector.detections import (
+    Detections,
+    Thresholds,
+    class_thresholds_of,
+    thresholds_given,
+)
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.metrics.calibration import (
@@ -240,14 +245,55 @@ def test_score_thresholds_hold_their_precision(workdir, tmp_path, monkeypatch, c
 MEASURED_AT = {"objectness": 0.5, "iou": 0.5}
 
 
-def test_min_scores_are_in_the_order_of_the_classes(tmp_path):
+def test_files_of_thresholds_are_read_in_the_order_of_the_classes(tmp_path):
+    """As earlier versions wrote them, too: no score of a class, and objectness 0.5."""
     file = tmp_path / "thresholds.json"
     given = {"b": None, "a": {"score": 0.25, "recall": 1}}
     file.write_text(json.dumps({"thresholds": given, "measured_at": MEASURED_AT}))
     said = []
-    assert read_min_scores(file, ("a", "b"), Thresholds(), said.append) == (0.25, 0.0)
-    assert said == [f"{file}: no score makes b precise enough; all its boxes count"]
-    assert read_min_scores(None, ("a", "b"), Thresholds(), said.append) == ()
+    own = Thresholds.of_classes((0.1, 0.2))
+    for others in ({}, {"objectness": 0.5, "iou": None}, {"iou": 0.5, "min_class_confidence": 0.3}):
+        found = thresholds_given(own, ("a", "b"), file, said.append, **others)
+        confidence = others.get("min_class_confidence", 0.0)
+        assert found == Thresholds(0.5, 0.5, confidence, (0.25, 0.5))
+    assert said == [f"{file}: no score of b; its boxes count from 0.5 on"] * 3
+
+
+CHANGES = {
+    "nothing": ({}, Thresholds.of_classes((0.1, 0.2))),
+    "iou": ({"iou": 0.3}, Thresholds.of_classes((0.1, 0.2), 0.3)),
+    "the most probable": ({"class_thresholds": ()}, Thresholds()),
+    "above an objectness": ({"class_thresholds": (), "objectness": 0.7}, Thresholds(0.7)),
+    "others": ({"class_thresholds": (0.3, 0.4)}, Thresholds.of_classes((0.3, 0.4))),
+    "never": ({"class_thresholds": (1.01, 1.01)}, Thresholds(1.0, 0.5, 0.0, (1.01, 1.01))),
+    "both": (
+        {"class_thresholds": (0.3, 0.4), "objectness": 0.6},
+        Thresholds(0.6, 0.5, 0.0, (0.3, 0.4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_a_user_gives_takes_the_place_of_what_the_model_says(case):
+    given, expected = CHANGES[case]
+    own = Thresholds.of_classes((0.1, 0.2))
+    assert thresholds_given(
+        own, ("a", "b"), **{"class_thresholds": None, "say": print, **given}
+    ) == (expected)
+
+
+def test_an_objectness_does_not_go_with_a_decision():
+    own = Thresholds.of_classes((0.1, 0.2))
+    message = r"decides by a score of each class \(a 0.1, b 0.2\).*--decision most_probable"
+    with pytest.raises(UserError, match=message):
+        own.changed(("a", "b"), objectness=0.7)
+    with pytest.raises(UserError, match=r"iou must be in \[0, 1\], got 1.5"):
+        own.changed(("a", "b"), iou=1.5)
+    assert class_thresholds_of("stored", None) is None
+    assert class_thresholds_of("most_probable", None) == ()
+    assert class_thresholds_of("stored", Path("a.json")) == Path("a.json")
+    with pytest.raises(UserError, match=r"or leave out --score-thresholds a\.json"):
+        class_thresholds_of("most_probable", Path("a.json"))
 
 
 FILES = {
@@ -261,12 +307,12 @@ FILES = {
         "has the classes a, the network a, b",
     ),
     "range": (
-        {"thresholds": {"a": {"score": 2}, "b": None}, "measured_at": MEASURED_AT},
-        r"score of a must be in \[0, 1\], got 2",
+        {"thresholds": {"a": {"score": -2}, "b": None}, "measured_at": MEASURED_AT},
+        r"class_thresholds of a must be 1e-06 or more, got -2",
     ),
     "elsewhere": (
-        {"thresholds": {"a": None, "b": None}, "measured_at": {"objectness": 0.3, "iou": 0.5}},
-        r"was measured at objectness 0\.3 and IoU 0\.5, this is 0\.5 and 0\.5: .*Add --obj-thresh",
+        {"thresholds": {"a": None, "b": None}, "measured_at": {"objectness": 0.3, "iou": 0.4}},
+        r"was measured at objectness 0\.3 and IoU 0\.4, this is 0\.3 and 0\.5: .*--iou-thresh 0\.4",
     ),
 }
 
@@ -278,7 +324,7 @@ def test_files_of_thresholds_that_are_none(case, tmp_path):
     if values is not None:
         file.write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(UserError, match=message):
-        read_min_scores(file, ("a", "b"), Thresholds(), print)
+        thresholds_given(Thresholds(), ("a", "b"), file, print)
 
 
 def test_too_few_boxes_are_refused(workdir):
