@@ -17,7 +17,12 @@ from runs import run_command, tiny_config
 from tiny_data import write_dataset
 from yogo_jax import calibrate, infer
 from yogo_jax.checkpoint.run_data import evaluation_data
-from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.checkpoint.store import (
+    find_checkpoint,
+    read_metadata,
+    restore_variables,
+    rewrite_metadata,
+)
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone
 from yogo_jax.detector.detections import (
     Detections,
@@ -33,7 +38,6 @@ from yogo_jax.metrics.calibration import (
     calibration_error,
     fit_temperature,
     matched_pairs,
-    threshold_at_precision,
 )
 from yogo_jax.metrics.confusion import Matches
 from yogo_jax.metrics.evaluator import ImageResult
@@ -103,44 +107,11 @@ def image_of(class_probs, label_class_ids, pairs) -> ImageResult:
     )
 
 
-# Class 0 is named four times, with 0.9 (right), 0.8 (extra), 0.7 (right), 0.6 (a 1 in truth).
 IMAGE = image_of(
     [(0.9, 0.1), (0.8, 0.2), (0.7, 0.3), (0.6, 0.4), (0.2, 0.8)],
     [0, 0, 1, 1, 0],
     [(0, 0), (2, 1), (3, 2), (4, 3)],
 )
-
-
-@pytest.mark.parametrize(
-    ("precision", "expected"),
-    [
-        (1.0, (0.9, 1.0, 1 / 3)),
-        (0.6, (0.7, 2 / 3, 2 / 3)),
-        (0.5, (0.6, 0.5, 2 / 3)),
-    ],
-)
-def test_thresholds_at_a_precision(precision, expected):
-    found = threshold_at_precision([IMAGE], 0, 1.0, precision)
-    assert found == pytest.approx(expected, abs=2e-6)
-
-
-def test_thresholds_are_of_objectness_times_probability():
-    objectness = np.asarray((0.5, 1.0, 1.0, 1.0, 1.0))
-    found = dataclasses.replace(IMAGE.found, objectness=objectness)
-    # Behind the extra box with 0.8 comes now the right one with 0.7, and only then that with 0.45.
-    threshold = threshold_at_precision([IMAGE._replace(found=found)], 0, 1.0, 0.5)
-    assert threshold == pytest.approx((0.45, 0.5, 2 / 3), abs=2e-6)
-
-
-def test_a_precision_that_is_never_reached():
-    wrong = image_of([(0.9, 0.1)], [1], [(0, 0)])
-    assert threshold_at_precision([wrong], 0, 1.0, 0.5) is None
-    assert threshold_at_precision([wrong], 1, 1.0, 0.5) is None
-
-
-def test_equal_scores_are_in_or_out_together():
-    image = image_of([(0.9, 0.1), (0.9, 0.1)], [0], [(0, 0)])
-    assert threshold_at_precision([image], 0, 1.0, 0.9) is None
 
 
 def test_pairs_of_images():
@@ -212,34 +183,101 @@ def test_the_command_keeps_the_temperature(workdir, tmp_path, monkeypatch, capsy
     assert again == pytest.approx(after.model.class_temperature, rel=1e-2)
 
 
-def test_score_thresholds_hold_their_precision(workdir, tmp_path, monkeypatch, capsys):
+def totals(matrix: np.ndarray, class_id: int) -> tuple[int, int, int]:
+    """Right, predicted and true boxes of a class."""
+    return matrix[class_id, class_id], matrix[:, class_id].sum(), matrix[class_id].sum()
+
+
+@pytest.fixture
+def without_a_decision(workdir):
+    """The checkpoint as it was."""
+    folder = find_checkpoint(workdir)
+    metadata = read_metadata(folder)
+    yield workdir
+    rewrite_metadata(folder, metadata)
+
+
+def evaluated(workdir, output, *flags: str):
+    """Thresholds and confusion of an evaluation on the split that they are chosen on."""
+    evaluate_command(
+        [str(workdir), "--split", "val", "--output", str(output), "--pictures=0", *flags]
+    )
+    metrics = json.loads((output / "metrics.json").read_text())
+    return metrics["thresholds"], np.asarray(metrics["confusion"]["matrix"])
+
+
+def test_thresholds_are_applied_as_they_were_measured(
+    without_a_decision, tmp_path, monkeypatch, capsys
+):
+    """Kept in the checkpoint or given as a file, by both commands; left aside if asked for."""
+    workdir, folder = without_a_decision, find_checkpoint(without_a_decision)
     monkeypatch.setattr(calibrate, "FEWEST_PAIRS", 1)
     file = tmp_path / "thresholds.json"
     calibrate.main([str(workdir), "--precision", "0.7", "--output", str(file)])
-    thresholds = json.loads(file.read_text())["thresholds"]
-    assert any(each is not None for each in thresholds.values())
-    given = ["--score-thresholds", str(file)]
-    evaluate_command(
-        [str(workdir), "--split", "val", "--output", str(tmp_path / "val"), "--pictures=0", *given]
-    )
-    metrics = json.loads((tmp_path / "val" / "metrics.json").read_text())
-    names = metrics["confusion"]["class_names"]
-    matrix = np.asarray(metrics["confusion"]["matrix"])
-    for name, each in thresholds.items():
-        if each is not None:
-            at = names.index(name)
-            assert matrix[at, at] / matrix[:, at].sum() == pytest.approx(each["precision"])
-            assert matrix[at, at] / matrix[at].sum() == pytest.approx(each["recall"])
+    assert read_metadata(folder).decision is None
+    assert "not kept: boxes have their most probable class" in capsys.readouterr().out
+    plain, plain_matrix = evaluated(workdir, tmp_path / "plain")
+    assert plain["class_thresholds"] == []
+    calibrate.main([str(workdir), "--decision", "precision", "--precision", "0.7"])
+    assert "these thresholds decide from now on" in capsys.readouterr().out
+    decision = read_metadata(folder).decision
+    assert (decision.goal, decision.precision) == ("precision", 0.7)
+    figures = json.loads(file.read_text())
+    given, by_file = evaluated(workdir, tmp_path / "file", "--score-thresholds", str(file))
+    stored, by_checkpoint = evaluated(workdir, tmp_path / "stored")
+    assert stored["class_thresholds"] == pytest.approx(given["class_thresholds"], rel=1e-2)
+    assert stored["class_thresholds"] == [*decision.class_thresholds]
+    for class_id, each in enumerate(figures["thresholds"].values()):
+        right, predicted, true = totals(by_file, class_id)
+        assert (predicted, true) == (each["predicted"], each["true"])
+        assert right == round((each["precision"] or 0) * predicted)
+    np.testing.assert_array_equal(by_checkpoint, by_file)
+    left_aside = evaluated(workdir, tmp_path / "aside", "--decision", "most_probable")
+    assert left_aside[0] == plain
+    np.testing.assert_array_equal(left_aside[1], plain_matrix)
+    assert (plain_matrix != by_file).any()
+    with pytest.raises(SystemExit):
+        evaluated(workdir, tmp_path / "none", "--obj-thresh", "0.7")
+    assert "--decision most_probable" in capsys.readouterr().err
     # The same boxes are counted by the other command.
-    splits = evaluation_data(read_metadata(find_checkpoint(workdir)), None, print)
+    splits = evaluation_data(read_metadata(folder), None, print)
     (tmp_path / "frames").mkdir()
     for path in splits.val.image_paths:
         (tmp_path / "frames" / Path(path).name).symlink_to(path)
     frames = ["--images", str(tmp_path / "frames")]
-    infer.main([str(workdir), *frames, "--output", str(tmp_path / "found"), *given])
-    counts = json.loads((tmp_path / "found" / "counts.json").read_text())
-    for name in thresholds:
-        assert counts["by_class"][name] == matrix[:, names.index(name)].sum()
+    for name, flags, matrix in (
+        ("with_file", ["--score-thresholds", str(file)], by_file),
+        ("found", [], by_checkpoint),
+        ("most_probable", ["--decision", "most_probable"], plain_matrix),
+    ):
+        infer.main([str(workdir), *frames, "--output", str(tmp_path / name), *flags])
+        counts = json.loads((tmp_path / name / "counts.json").read_text())
+        assert [*counts["by_class"].values()] == matrix.sum(0)[:-1].tolist()
+
+
+@pytest.mark.parametrize("goal", ["count", "f1", "screening"])
+def test_a_goal_is_kept_until_another_is_asked_for(
+    without_a_decision, monkeypatch, capsys, tmp_path, goal
+):
+    workdir, folder = without_a_decision, find_checkpoint(without_a_decision)
+    monkeypatch.setattr(calibrate, "FEWEST_PAIRS", 1)
+    flags = {"screening": ["--false-positives", "50000"]}.get(goal, [])
+    calibrate.main([str(workdir), "--decision", goal, *flags])
+    decision = read_metadata(folder).decision
+    assert decision.goal == goal
+    assert decision.false_positives == (50000 if goal == "screening" else None)
+    said = capsys.readouterr().out
+    assert {"count": "without bias", "f1": "F1", "screening": "for 50000 false"}[goal] in said
+    # At the temperature that it found, on the very same boxes.
+    figures = calibrate.calibrate(workdir)
+    again = read_metadata(folder).decision
+    assert (again.goal, again.false_positives) == (goal, decision.false_positives)
+    assert again.class_thresholds == pytest.approx(decision.class_thresholds, rel=0.02)
+    _, matrix = evaluated(workdir, tmp_path / "val")
+    for class_id, each in enumerate(figures["thresholds"].values()):
+        assert totals(matrix, class_id)[1:] == (each["predicted"], each["true"])
+    calibrate.calibrate(workdir, decision="most_probable")
+    assert read_metadata(folder).decision is None
 
 
 MEASURED_AT = {"objectness": 0.5, "iou": 0.5}
@@ -327,6 +365,21 @@ def test_files_of_thresholds_that_are_none(case, tmp_path):
         thresholds_given(Thresholds(), ("a", "b"), file, print)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"decision": "f1", "precision": 0.9},
+            "--precision is of --decision precision, this is f1",
+        ),
+        ({"false_positives": 9.0}, "is of --decision screening, this is most_probable: leave it"),
+    ],
+)
+def test_numbers_of_other_goals_are_refused(workdir, given, message):
+    with pytest.raises(UserError, match=message):
+        calibrate.calibrate(workdir, **given)
+
+
 def test_too_few_boxes_are_refused(workdir):
     with pytest.raises(UserError, match=r"true boxes of the val split; a temperature takes 50"):
         calibrate.calibrate(workdir)
@@ -336,6 +389,8 @@ def test_too_few_boxes_are_refused(workdir):
     ("flags", "message"),
     [
         (["--precision", "0"], "--precision must be in (0, 1], got 0.0"),
+        (["--false-positives", "0"], "--false-positives must be more than 0, got 0"),
+        (["--decision", "best"], "invalid choice: 'best'"),
         (["--output", "nowhere/a.json"], "--output nowhere/a.json: nowhere is no folder"),
         (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
     ],

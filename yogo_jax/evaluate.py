@@ -112,7 +112,7 @@ def evaluate(
     from yogo_jax.checkpoint.run_data import evaluation_records
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.data.pipeline import padded_box_count
-    from yogo_jax.detector.detections import Thresholds, thresholds_given
+    from yogo_jax.detector.detections import thresholds_given
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.parallel import Devices
@@ -138,7 +138,7 @@ def evaluate(
         if isinstance(class_thresholds, str):
             class_thresholds = Path(class_thresholds)
         thresholds = thresholds_given(
-            Thresholds(),
+            metadata.thresholds,
             spec.class_names,
             class_thresholds,
             tell,

@@ -116,6 +116,7 @@ class Thresholds(NamedTuple):
                     "above an objectness have their most probable class"
                 )
         else:
+            class_thresholds = tuple(class_thresholds)
             check_class_thresholds(class_thresholds, class_names)
             if class_thresholds:
                 at = self.of_classes(class_thresholds, self.iou)

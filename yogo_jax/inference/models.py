@@ -338,7 +338,8 @@ class CheckpointModel(Model):
         if options.normalize_images is not None:
             raise normalization_is_fixed(path)
         folder = find_checkpoint(path)
-        trained = read_metadata(folder).model
+        metadata = read_metadata(folder)
+        trained = metadata.model
         spec = served_spec(trained, crop_height=options.crop_height)
         self.path = path
         self._folder = folder
@@ -354,7 +355,7 @@ class CheckpointModel(Model):
             image_hw=spec.image_hw,
             frame_hw=spec.frame_hw,
             rgb=spec.rgb,
-            thresholds=Thresholds(),
+            thresholds=metadata.thresholds,
             apply_orientation=spec.apply_orientation,
         )
         digest = hashlib.sha256(json.dumps(trained.to_dict(), sort_keys=True).encode())
