@@ -145,8 +145,9 @@ def test_screening_has_the_least_threshold_that_keeps_to_it():
         thresholds = choose_thresholds(candidates, goal)
         allowed = goal.allowed_false_positives(candidates.red_cells)
         before, class_id = tally(candidates, thresholds), int(candidates.objects.argmin())
-        lower = [*thresholds]
-        for lower[class_id] in np.arange(thresholds[class_id], 0.05, -1e-4).tolist():
+        for threshold in np.arange(thresholds[class_id], 0.05, -1e-4).tolist():
+            lower = [*thresholds]
+            lower[class_id] = threshold
             after = tally(candidates, lower)
             if after.predicted[class_id] > before.predicted[class_id]:
                 assert after.predicted[class_id] - after.right[class_id] > allowed
