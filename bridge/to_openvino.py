@@ -266,9 +266,10 @@ def _write_models(
 def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
     """The description that the models carry: texts, and JSON of all else."""
     from yogo_jax.checkpoint.metadata import git_revision
-    from yogo_jax.detector.detections import Thresholds
 
-    thresholds = Thresholds()
+    thresholds, decision = metadata.thresholds, {}
+    if metadata.decision is not None:
+        decision = {"decision": metadata.decision.to_dict()}
     values = {
         "architecture": spec.architecture,
         "class_names": list(spec.class_names),
@@ -283,7 +284,10 @@ def _describe(metadata: Any, spec: Any, folder: Path) -> dict[str, str]:
             "objectness": thresholds.objectness,
             "iou": thresholds.iou,
             "min_class_confidence": thresholds.min_class_confidence,
+            # Earlier versions refuse an export whose classes they would decide otherwise.
+            **({"class_thresholds": thresholds.class_thresholds} if decision else {}),
         },
+        **decision,
         "checkpoint": str(folder),
         "checkpoint_step": metadata.step,
         "checkpoint_git_revision": metadata.git_revision,

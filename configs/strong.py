@@ -36,4 +36,6 @@ def get_config() -> ConfigDict:
     config.augment.translation = 0.1
     config.train.batch_size = 8
     config.train.keep_best = "mAP50"
+    # A rare class is seldom the most probable one, even where it is found.
+    config.train.decision = "count"
     return config

@@ -55,3 +55,14 @@ def greedy_nms(boxes_xyxy, scores, iou_threshold):
         if all(iou(boxes_xyxy[row], boxes_xyxy[other]) <= iou_threshold for other in kept):
             kept.append(row)
     return kept
+
+
+def decided_class(objectness, class_probs, class_thresholds) -> int | None:
+    """The class by which a box counts under thresholds of classes, or None; the first of equals."""
+    best, best_ratio = 0, -1.0
+    scores = [np.float32(objectness) * np.float32(prob) for prob in class_probs]
+    for class_id, (score, threshold) in enumerate(zip(scores, class_thresholds, strict=True)):
+        ratio = float(score * (np.float32(1) / np.float32(threshold)))
+        if ratio > best_ratio:
+            best, best_ratio = class_id, ratio
+    return best if scores[best] >= np.float32(class_thresholds[best]) else None

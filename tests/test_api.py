@@ -1,6 +1,7 @@
 """The Python interface: `yogo_jax.load`, and models that predict as `infer` does."""
 
 import ast
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -159,13 +160,24 @@ def test_what_a_model_says_of_itself(models):
     assert repr(model).endswith("model.xml': 48x128 px, gray, f32, classes a, b, c)")
 
 
-def test_least_scores_by_class(models, frames):
+def test_thresholds_of_classes(models, frames):
     model = yogo_jax.load(models["ir"])
     path = sorted(frames.iterdir())[0]
     every = model.predict(path, objectness=THRESHOLD)
+    # One threshold for all classes changes no class.
     least = tuple(float(np.median(every.scores)) for _ in every.class_names)
-    some = model.predict(path, objectness=THRESHOLD, min_scores=least)
-    np.testing.assert_array_equal(some.scores, every.scores[every.scores >= np.float32(least[0])])
+    some = model.predict(path, objectness=THRESHOLD, class_thresholds=least)
+    kept = every.scores >= np.float32(least[0])
+    np.testing.assert_array_equal(some.scores, every.scores[kept])
+    np.testing.assert_array_equal(some.class_ids, every.class_ids[kept])
+    # A low one draws boxes to its class, in all that follows from it.
+    drawn = model.predict(path, class_thresholds=(0.9, 0.9, 1e-3))
+    assert drawn.counts() == {"healthy": 0, "ring": 0, "misc": len(drawn)}
+    assert len(drawn) > 3
+    np.testing.assert_array_equal(drawn.scores, drawn.class_scores[:, 2])
+    assert {each["category_id"] for each in drawn.to_coco(0)} == {2}
+    assert drawn[1:3].class_ids.tolist() == [2, 2]
+    assert (drawn.draw() != dataclasses.replace(drawn, class_thresholds=()).draw()).any()
 
 
 IMAGE = np.zeros((96, 128), np.uint8)
@@ -178,8 +190,16 @@ REFUSED = {
     "objectness": ((IMAGE,), {"objectness": 1.5}, r"objectness must be in \[0, 1\], got 1.5"),
     "iou": ((IMAGE,), {"iou": -0.1}, r"iou must be in \[0, 1\], got -0.1"),
     "confidence": ((IMAGE,), {"min_class_confidence": 2}, "min_class_confidence must be in"),
-    "scores": ((IMAGE,), {"min_scores": (0.5,)}, "a score for each of healthy, ring, misc, got 1"),
-    "a score": ((IMAGE,), {"min_scores": (0.5, 0, 7)}, r"min_scores of misc must be in \[0, 1\]"),
+    "too few": (
+        (IMAGE,),
+        {"class_thresholds": (0.5,)},
+        "must have one for each of healthy, ring, misc, or none, got 1",
+    ),
+    "no threshold": (
+        (IMAGE,),
+        {"class_thresholds": (0.5, 0, 0.5)},
+        "class_thresholds of ring must be 1e-06 or more, got 0",
+    ),
 }
 
 

@@ -17,9 +17,19 @@ from runs import run_command, tiny_config
 from tiny_data import write_dataset
 from yogo_jax import calibrate, infer
 from yogo_jax.checkpoint.run_data import evaluation_data
-from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.checkpoint.store import (
+    find_checkpoint,
+    read_metadata,
+    restore_variables,
+    rewrite_metadata,
+)
 from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone
-from yogo_jax.detector.detections import Detections, Thresholds, read_min_scores
+from yogo_jax.detector.detections import (
+    Detections,
+    Thresholds,
+    class_thresholds_of,
+    thresholds_given,
+)
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.metrics.calibration import (
@@ -28,7 +38,6 @@ from yogo_jax.metrics.calibration import (
     calibration_error,
     fit_temperature,
     matched_pairs,
-    threshold_at_precision,
 )
 from yogo_jax.metrics.confusion import Matches
 from yogo_jax.metrics.evaluator import ImageResult
@@ -98,44 +107,11 @@ def image_of(class_probs, label_class_ids, pairs) -> ImageResult:
     )
 
 
-# Class 0 is named four times, with 0.9 (right), 0.8 (extra), 0.7 (right), 0.6 (a 1 in truth).
 IMAGE = image_of(
     [(0.9, 0.1), (0.8, 0.2), (0.7, 0.3), (0.6, 0.4), (0.2, 0.8)],
     [0, 0, 1, 1, 0],
     [(0, 0), (2, 1), (3, 2), (4, 3)],
 )
-
-
-@pytest.mark.parametrize(
-    ("precision", "expected"),
-    [
-        (1.0, (0.9, 1.0, 1 / 3)),
-        (0.6, (0.7, 2 / 3, 2 / 3)),
-        (0.5, (0.6, 0.5, 2 / 3)),
-    ],
-)
-def test_thresholds_at_a_precision(precision, expected):
-    found = threshold_at_precision([IMAGE], 0, 1.0, precision)
-    assert found == pytest.approx(expected, abs=2e-6)
-
-
-def test_thresholds_are_of_objectness_times_probability():
-    objectness = np.asarray((0.5, 1.0, 1.0, 1.0, 1.0))
-    found = dataclasses.replace(IMAGE.found, objectness=objectness)
-    # Behind the extra box with 0.8 comes now the right one with 0.7, and only then that with 0.45.
-    threshold = threshold_at_precision([IMAGE._replace(found=found)], 0, 1.0, 0.5)
-    assert threshold == pytest.approx((0.45, 0.5, 2 / 3), abs=2e-6)
-
-
-def test_a_precision_that_is_never_reached():
-    wrong = image_of([(0.9, 0.1)], [1], [(0, 0)])
-    assert threshold_at_precision([wrong], 0, 1.0, 0.5) is None
-    assert threshold_at_precision([wrong], 1, 1.0, 0.5) is None
-
-
-def test_equal_scores_are_in_or_out_together():
-    image = image_of([(0.9, 0.1), (0.9, 0.1)], [0], [(0, 0)])
-    assert threshold_at_precision([image], 0, 1.0, 0.9) is None
 
 
 def test_pairs_of_images():
@@ -207,47 +183,155 @@ def test_the_command_keeps_the_temperature(workdir, tmp_path, monkeypatch, capsy
     assert again == pytest.approx(after.model.class_temperature, rel=1e-2)
 
 
-def test_score_thresholds_hold_their_precision(workdir, tmp_path, monkeypatch, capsys):
+def totals(matrix: np.ndarray, class_id: int) -> tuple[int, int, int]:
+    """Right, predicted and true boxes of a class."""
+    return matrix[class_id, class_id], matrix[:, class_id].sum(), matrix[class_id].sum()
+
+
+@pytest.fixture
+def without_a_decision(workdir):
+    """The checkpoint as it was."""
+    folder = find_checkpoint(workdir)
+    metadata = read_metadata(folder)
+    yield workdir
+    rewrite_metadata(folder, metadata)
+
+
+def evaluated(workdir, output, *flags: str):
+    """Thresholds and confusion of an evaluation on the split that they are chosen on."""
+    evaluate_command(
+        [str(workdir), "--split", "val", "--output", str(output), "--pictures=0", *flags]
+    )
+    metrics = json.loads((output / "metrics.json").read_text())
+    return metrics["thresholds"], np.asarray(metrics["confusion"]["matrix"])
+
+
+def test_thresholds_are_applied_as_they_were_measured(
+    without_a_decision, tmp_path, monkeypatch, capsys
+):
+    """Kept in the checkpoint or given as a file, by both commands; left aside if asked for."""
+    workdir, folder = without_a_decision, find_checkpoint(without_a_decision)
     monkeypatch.setattr(calibrate, "FEWEST_PAIRS", 1)
     file = tmp_path / "thresholds.json"
     calibrate.main([str(workdir), "--precision", "0.7", "--output", str(file)])
-    thresholds = json.loads(file.read_text())["thresholds"]
-    assert any(each is not None for each in thresholds.values())
-    given = ["--score-thresholds", str(file)]
-    evaluate_command(
-        [str(workdir), "--split", "val", "--output", str(tmp_path / "val"), "--pictures=0", *given]
-    )
-    metrics = json.loads((tmp_path / "val" / "metrics.json").read_text())
-    names = metrics["confusion"]["class_names"]
-    matrix = np.asarray(metrics["confusion"]["matrix"])
-    for name, each in thresholds.items():
-        if each is not None:
-            at = names.index(name)
-            assert matrix[at, at] / matrix[:, at].sum() == pytest.approx(each["precision"])
-            assert matrix[at, at] / matrix[at].sum() == pytest.approx(each["recall"])
+    assert read_metadata(folder).decision is None
+    assert "not kept: boxes have their most probable class" in capsys.readouterr().out
+    plain, plain_matrix = evaluated(workdir, tmp_path / "plain")
+    assert plain["class_thresholds"] == []
+    calibrate.main([str(workdir), "--decision", "precision", "--precision", "0.7"])
+    assert "these thresholds decide from now on" in capsys.readouterr().out
+    decision = read_metadata(folder).decision
+    assert (decision.goal, decision.precision) == ("precision", 0.7)
+    figures = json.loads(file.read_text())
+    given, by_file = evaluated(workdir, tmp_path / "file", "--score-thresholds", str(file))
+    stored, by_checkpoint = evaluated(workdir, tmp_path / "stored")
+    assert stored["class_thresholds"] == pytest.approx(given["class_thresholds"], rel=1e-2)
+    assert stored["class_thresholds"] == [*decision.class_thresholds]
+    for class_id, each in enumerate(figures["thresholds"].values()):
+        right, predicted, true = totals(by_file, class_id)
+        assert (predicted, true) == (each["predicted"], each["true"])
+        assert right == round((each["precision"] or 0) * predicted)
+    np.testing.assert_array_equal(by_checkpoint, by_file)
+    left_aside = evaluated(workdir, tmp_path / "aside", "--decision", "most_probable")
+    assert left_aside[0] == plain
+    np.testing.assert_array_equal(left_aside[1], plain_matrix)
+    assert (plain_matrix != by_file).any()
+    with pytest.raises(SystemExit):
+        evaluated(workdir, tmp_path / "none", "--obj-thresh", "0.7")
+    assert "--decision most_probable" in capsys.readouterr().err
     # The same boxes are counted by the other command.
-    splits = evaluation_data(read_metadata(find_checkpoint(workdir)), None, print)
+    splits = evaluation_data(read_metadata(folder), None, print)
     (tmp_path / "frames").mkdir()
     for path in splits.val.image_paths:
         (tmp_path / "frames" / Path(path).name).symlink_to(path)
     frames = ["--images", str(tmp_path / "frames")]
-    infer.main([str(workdir), *frames, "--output", str(tmp_path / "found"), *given])
-    counts = json.loads((tmp_path / "found" / "counts.json").read_text())
-    for name in thresholds:
-        assert counts["by_class"][name] == matrix[:, names.index(name)].sum()
+    for name, flags, matrix in (
+        ("with_file", ["--score-thresholds", str(file)], by_file),
+        ("found", [], by_checkpoint),
+        ("most_probable", ["--decision", "most_probable"], plain_matrix),
+    ):
+        infer.main([str(workdir), *frames, "--output", str(tmp_path / name), *flags])
+        counts = json.loads((tmp_path / name / "counts.json").read_text())
+        assert [*counts["by_class"].values()] == matrix.sum(0)[:-1].tolist()
+
+
+@pytest.mark.parametrize("goal", ["count", "f1", "screening"])
+def test_a_goal_is_kept_until_another_is_asked_for(
+    without_a_decision, monkeypatch, capsys, tmp_path, goal
+):
+    workdir, folder = without_a_decision, find_checkpoint(without_a_decision)
+    monkeypatch.setattr(calibrate, "FEWEST_PAIRS", 1)
+    flags = {"screening": ["--false-positives", "50000"]}.get(goal, [])
+    calibrate.main([str(workdir), "--decision", goal, *flags])
+    decision = read_metadata(folder).decision
+    assert decision.goal == goal
+    assert decision.false_positives == (50000 if goal == "screening" else None)
+    said = capsys.readouterr().out
+    assert {"count": "without bias", "f1": "F1", "screening": "for 50000 false"}[goal] in said
+    # At the temperature that it found, on the very same boxes.
+    figures = calibrate.calibrate(workdir)
+    again = read_metadata(folder).decision
+    assert (again.goal, again.false_positives) == (goal, decision.false_positives)
+    assert again.class_thresholds == pytest.approx(decision.class_thresholds, rel=0.02)
+    _, matrix = evaluated(workdir, tmp_path / "val")
+    for class_id, each in enumerate(figures["thresholds"].values()):
+        assert totals(matrix, class_id)[1:] == (each["predicted"], each["true"])
+    calibrate.calibrate(workdir, decision="most_probable")
+    assert read_metadata(folder).decision is None
 
 
 MEASURED_AT = {"objectness": 0.5, "iou": 0.5}
 
 
-def test_min_scores_are_in_the_order_of_the_classes(tmp_path):
+def test_files_of_thresholds_are_read_in_the_order_of_the_classes(tmp_path):
+    """As earlier versions wrote them, too: no score of a class, and objectness 0.5."""
     file = tmp_path / "thresholds.json"
     given = {"b": None, "a": {"score": 0.25, "recall": 1}}
     file.write_text(json.dumps({"thresholds": given, "measured_at": MEASURED_AT}))
     said = []
-    assert read_min_scores(file, ("a", "b"), Thresholds(), said.append) == (0.25, 0.0)
-    assert said == [f"{file}: no score makes b precise enough; all its boxes count"]
-    assert read_min_scores(None, ("a", "b"), Thresholds(), said.append) == ()
+    own = Thresholds.of_classes((0.1, 0.2))
+    for others in ({}, {"objectness": 0.5, "iou": None}, {"iou": 0.5, "min_class_confidence": 0.3}):
+        found = thresholds_given(own, ("a", "b"), file, said.append, **others)
+        confidence = others.get("min_class_confidence", 0.0)
+        assert found == Thresholds(0.5, 0.5, confidence, (0.25, 0.5))
+    assert said == [f"{file}: no score of b; its boxes count from 0.5 on"] * 3
+
+
+CHANGES = {
+    "nothing": ({}, Thresholds.of_classes((0.1, 0.2))),
+    "iou": ({"iou": 0.3}, Thresholds.of_classes((0.1, 0.2), 0.3)),
+    "the most probable": ({"class_thresholds": ()}, Thresholds()),
+    "above an objectness": ({"class_thresholds": (), "objectness": 0.7}, Thresholds(0.7)),
+    "others": ({"class_thresholds": (0.3, 0.4)}, Thresholds.of_classes((0.3, 0.4))),
+    "never": ({"class_thresholds": (1.01, 1.01)}, Thresholds(1.0, 0.5, 0.0, (1.01, 1.01))),
+    "both": (
+        {"class_thresholds": (0.3, 0.4), "objectness": 0.6},
+        Thresholds(0.6, 0.5, 0.0, (0.3, 0.4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_a_user_gives_takes_the_place_of_what_the_model_says(case):
+    given, expected = CHANGES[case]
+    own = Thresholds.of_classes((0.1, 0.2))
+    assert thresholds_given(
+        own, ("a", "b"), **{"class_thresholds": None, "say": print, **given}
+    ) == (expected)
+
+
+def test_an_objectness_does_not_go_with_a_decision():
+    own = Thresholds.of_classes((0.1, 0.2))
+    message = r"decides by a score of each class \(a 0.1, b 0.2\).*--decision most_probable"
+    with pytest.raises(UserError, match=message):
+        own.changed(("a", "b"), objectness=0.7)
+    with pytest.raises(UserError, match=r"iou must be in \[0, 1\], got 1.5"):
+        own.changed(("a", "b"), iou=1.5)
+    assert class_thresholds_of("stored", None) is None
+    assert class_thresholds_of("most_probable", None) == ()
+    assert class_thresholds_of("stored", Path("a.json")) == Path("a.json")
+    with pytest.raises(UserError, match=r"or leave out --score-thresholds a\.json"):
+        class_thresholds_of("most_probable", Path("a.json"))
 
 
 FILES = {
@@ -261,12 +345,12 @@ FILES = {
         "has the classes a, the network a, b",
     ),
     "range": (
-        {"thresholds": {"a": {"score": 2}, "b": None}, "measured_at": MEASURED_AT},
-        r"score of a must be in \[0, 1\], got 2",
+        {"thresholds": {"a": {"score": -2}, "b": None}, "measured_at": MEASURED_AT},
+        r"class_thresholds of a must be 1e-06 or more, got -2",
     ),
     "elsewhere": (
-        {"thresholds": {"a": None, "b": None}, "measured_at": {"objectness": 0.3, "iou": 0.5}},
-        r"was measured at objectness 0\.3 and IoU 0\.5, this is 0\.5 and 0\.5: .*Add --obj-thresh",
+        {"thresholds": {"a": None, "b": None}, "measured_at": {"objectness": 0.3, "iou": 0.4}},
+        r"was measured at objectness 0\.3 and IoU 0\.4, this is 0\.3 and 0\.5: .*--iou-thresh 0\.4",
     ),
 }
 
@@ -278,7 +362,22 @@ def test_files_of_thresholds_that_are_none(case, tmp_path):
     if values is not None:
         file.write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(UserError, match=message):
-        read_min_scores(file, ("a", "b"), Thresholds(), print)
+        thresholds_given(Thresholds(), ("a", "b"), file, print)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"decision": "f1", "precision": 0.9},
+            "--precision is of --decision precision, this is f1",
+        ),
+        ({"false_positives": 9.0}, "is of --decision screening, this is most_probable: leave it"),
+    ],
+)
+def test_numbers_of_other_goals_are_refused(workdir, given, message):
+    with pytest.raises(UserError, match=message):
+        calibrate.calibrate(workdir, **given)
 
 
 def test_too_few_boxes_are_refused(workdir):
@@ -290,6 +389,8 @@ def test_too_few_boxes_are_refused(workdir):
     ("flags", "message"),
     [
         (["--precision", "0"], "--precision must be in (0, 1], got 0.0"),
+        (["--false-positives", "0"], "--false-positives must be more than 0, got 0"),
+        (["--decision", "best"], "invalid choice: 'best'"),
         (["--output", "nowhere/a.json"], "--output nowhere/a.json: nowhere is no folder"),
         (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
     ],

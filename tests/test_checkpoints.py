@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runs import tiny_config
-from yogo_jax.checkpoint.metadata import FORMAT_VERSION, Metadata
+from yogo_jax.checkpoint.metadata import FORMAT_VERSION, Decision, Metadata
 from yogo_jax.checkpoint.store import (
     CheckpointStore,
     TrainState,
@@ -20,6 +20,7 @@ from yogo_jax.checkpoint.store import (
     restore_state,
     restore_variables,
 )
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.reports.history import History
@@ -219,9 +220,33 @@ def test_a_checkpoint_says_the_least_format_that_it_takes():
     assert "split_is_usual" not in plain
     assert split.to_dict()["format_version"] == 3
     assert dataclasses.replace(warm, split_is_usual=True).to_dict()["format_version"] == 3
-    for each in (metadata(1), warm, split):
+    counting = Decision(goal="count", class_thresholds=(0.5,) * len(SPEC.class_names))
+    decided = dataclasses.replace(warm, split_is_usual=True, decision=counting)
+    assert "decision" not in plain
+    assert decided.to_dict()["format_version"] == 4
+    assert decided.to_dict()["decision"].keys() == {"goal", "class_thresholds"}
+    for each in (metadata(1), warm, split, decided):
         again = Metadata.from_dict(json.loads(json.dumps(each.to_dict())), Path("a"))
         assert again.to_dict() == each.to_dict()
+        assert again.decision == each.decision
+    assert again.thresholds == Thresholds.of_classes(counting.class_thresholds)
+    assert metadata(1).thresholds == Thresholds()
+
+
+DECISIONS = {
+    "another number": ({"goal": "f1", "class_thresholds": [0.5]}, "must be thresholds of"),
+    "no goal": ({"class_thresholds": [0.5]}, "metadata.decision lacks goal"),
+    "unknown goal": ({"goal": "best", "class_thresholds": []}, "goal must be one of count, f1"),
+    "zero": ({"goal": "f1", "class_thresholds": [0.0]}, "must be numbers above 0"),
+}
+
+
+@pytest.mark.parametrize("case", DECISIONS)
+def test_decisions_that_are_none(case):
+    decision, message = DECISIONS[case]
+    values = {**metadata(1).to_dict(), "decision": decision}
+    with pytest.raises(UserError, match=message):
+        Metadata.from_dict(values, Path("a"))
 
 
 def test_weights_that_do_not_fit_their_description_are_refused(tmp_path, state):

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from count_samples import metrics, refusal, run, run_array, write
-from yogo_jax.counting.files import INSTRUMENT_CLASSES
+from yogo_jax.counting.files import (
+    INSTRUMENT_CLASSES,
+    count_run,
+    counts_by_confidence,
+    read_run_array,
+)
 
 
-AT = {"objectness": 0.5, "iou": 0.5, "min_class_confidence": 0.0, "min_scores": []}
+AT = {"objectness": 0.5, "iou": 0.5, "min_class_confidence": 0.0, "class_thresholds": []}
 RUN = {
     "obj_thresh": 0.5,
     "iou_thresh": 0.5,
@@ -50,8 +55,8 @@ DIFFERENT = {
         "--min-class-confidence-threshold 0.9",
     ),
     "scores": (
-        {"score_thresholds": SCORES},
-        f"score thresholds {SCORES_SAID} and none",
+        {"class_thresholds": SCORES},
+        f"class thresholds {SCORES_SAID} and none",
         f"--score-thresholds FILE.json (a file with these scores: {SCORES_SAID})",
     ),
 }
@@ -61,11 +66,11 @@ DIFFERENT = {
 @pytest.mark.parametrize("case", DIFFERENT)
 def test_what_the_run_records_is_compared(folder, capsys, case, source):
     change, difference, mend = DIFFERENT[case]
-    write_infer(folder, {**RUN, "score_thresholds": [], **change})
+    write_infer(folder, {**RUN, "class_thresholds": [], **change})
     write(folder / "run.json", {**RUN, **change})
     said = refusal(f"estimate {source} --validation metrics.json", capsys)
     assert difference in said
-    assert "evaluate again with --obj-thresh" in said
+    assert "evaluate again with --" in said
     assert mend in said
     assert "(metrics.json)" in said
     assert {"run.npy": "(run.json)"}.get(source, "(summary.json)") in said
@@ -74,12 +79,12 @@ def test_what_the_run_records_is_compared(folder, capsys, case, source):
 
 @pytest.mark.parametrize("source", ["run.npy", "counts.json", "counts.csv", "summary.json"])
 def test_the_same_thresholds_need_no_word(folder, capsys, source):
-    at = {"objectness": 0.6, "iou": 0.4, "min_class_confidence": 0.9, "min_scores": SCORES}
+    at = {"objectness": 0.6, "iou": 0.4, "min_class_confidence": 0.9, "class_thresholds": SCORES}
     settings = {
         "obj_thresh": 0.6,
         "iou_thresh": 0.4 + 1e-8,  # of a program with float32
         "min_class_confidence_threshold": 0.9,
-        "score_thresholds": SCORES,
+        "class_thresholds": SCORES,
     }
     write(folder / "metrics.json", metrics(thresholds=at))
     write_infer(folder, settings)
@@ -92,15 +97,15 @@ def test_the_same_thresholds_need_no_word(folder, capsys, source):
 
 def test_scores_are_compared_class_by_class(folder, capsys):
     """The run has its classes in another order than the validation."""
-    write(folder / "metrics.json", metrics(thresholds={**AT, "min_scores": SCORES}))
+    write(folder / "metrics.json", metrics(thresholds={**AT, "class_thresholds": SCORES}))
     order = list(reversed(range(7)))
     names = [INSTRUMENT_CLASSES[i] for i in order]
     np.save("run.npy", run_array(np.repeat(order, NUMBERS)))
-    saved = {**RUN, "class_names": names, "score_thresholds": [SCORES[i] for i in order]}
+    saved = {**RUN, "class_names": names, "class_thresholds": [SCORES[i] for i in order]}
     write(folder / "run.json", saved)
     run(ESTIMATE)
-    write(folder / "run.json", {**saved, "score_thresholds": SCORES})
-    assert "score thresholds" in refusal(ESTIMATE, capsys)
+    write(folder / "run.json", {**saved, "class_thresholds": SCORES})
+    assert "class thresholds" in refusal(ESTIMATE, capsys)
 
 
 ALL = "objectness threshold, IoU threshold, minimum class confidence"
@@ -204,7 +209,8 @@ def test_folds_are_named(folder, capsys, command):
             {"score_thresholds": [0.5]},
             "score_thresholds must be a list with a number for each of 7",
         ),
-        ({"score_thresholds": 0.5}, "score_thresholds must be a list"),
+        ({"class_thresholds": 0.5}, "class_thresholds must be a list"),
+        ({"class_thresholds": [2.5] * 7}, "class_thresholds must be a number in [0, 2], found 2.5"),
         ({"score_thresholds": ["a"] * 7}, "score_thresholds must be a number in [0, 1], found 'a'"),
     ],
 )
@@ -213,3 +219,50 @@ def test_what_is_recorded_must_be_thresholds(folder, capsys, change, expected):
     said = refusal(ESTIMATE, capsys)
     assert "run.json: " in said
     assert expected in said
+
+
+# The same by an earlier version: without scores by class, and with them.
+EARLIER = {**AT, "min_scores": []}
+del EARLIER["class_thresholds"]
+
+
+@pytest.mark.parametrize("source", ["run.npy", "counts.json"])
+def test_records_of_earlier_versions(folder, capsys, source):
+    estimate = f"estimate {source} --validation metrics.json"
+    write(folder / "run.json", RUN)
+    write_infer(folder, {**RUN, "score_thresholds": []})
+    for at in (EARLIER, AT):
+        write(folder / "metrics.json", metrics(thresholds=at))
+        run(estimate)
+        assert "does not record" not in capsys.readouterr().out
+    # A least score of the most probable class is another rule than a class threshold.
+    write(folder / "run.json", {**RUN, "class_thresholds": SCORES})
+    write_infer(folder, {**RUN, "class_thresholds": SCORES})
+    write(folder / "metrics.json", metrics(thresholds={**EARLIER, "min_scores": SCORES}))
+    said = refusal(estimate, capsys)
+    assert f"score thresholds of an earlier version none and {SCORES_SAID}" in said
+    assert f"class thresholds {SCORES_SAID} and none" in said
+    write(folder / "run.json", {**RUN, "score_thresholds": SCORES})
+    write_infer(folder, {**RUN, "score_thresholds": SCORES})
+    run(estimate)
+
+
+def test_an_array_counts_by_the_class_thresholds_beside_it(folder, capsys):
+    """Healthy is the most probable class of both boxes, ring the decided one of the second."""
+    array = run_array([0, 0], confidences=[0.9, 0.6])
+    array[9, 1] = 0.3
+    np.save("two.npy", array)
+    low = [0.5, 0.2, 0.5, 0.5, 0.5, 0.5, 0.5]
+    write(folder / "metrics.json", metrics(thresholds={**AT, "class_thresholds": low}))
+    write(folder / "two.json", {**RUN, "class_thresholds": low})
+    counted = read_run_array(folder / "two.npy", None)
+    counts = count_run(counted, objectness_threshold=0.1, min_class_confidence=0.0).counts
+    assert counts.tolist() == [1, 1, 0, 0, 0, 0, 0]
+    at_confidences = counts_by_confidence(
+        counted, objectness_threshold=0.1, confidences=[0.25, 0.5, 0.95]
+    )
+    assert at_confidences[:, :2].tolist() == [[1, 1], [1, 0], [0, 0]]
+    run("estimate two.npy --validation metrics.json --output out")
+    shown = json.loads((folder / "out" / "counts.json").read_text())["raw_counts"]
+    assert shown["red cells"]["estimate"] == 2
+    assert shown["parasites"]["estimate"] == 1

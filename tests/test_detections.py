@@ -85,17 +85,19 @@ def test_fixed_size_whatever_is_found():
     assert not found.valid.any()
 
 
-def test_least_scores_by_class():
-    # Scores 0.81, 0.64 and 0.56 of class 0, 0.48 of class 1.
+def test_thresholds_of_classes():
+    # Largest scores 0.81, 0.64 and 0.56 of class 0, 0.48 of class 1.
     predictions = grid([0.9, 0.8, 0.7, 0.8], [(0.9, 0.1), (0.8, 0.2), (0.8, 0.2), (0.4, 0.6)])
 
-    def count(min_scores):
-        found = detect(predictions, Thresholds(min_scores=min_scores), max_detections=8)
+    def count(class_thresholds):
+        at = Thresholds(class_thresholds=class_thresholds)
+        found = detect(predictions, at, max_detections=8)
         return np.asarray(found.objectness)[np.asarray(found.valid)].tolist()
 
     everything = count(())
     assert len(everything) == 4
-    assert count((0.0, 0.0)) == everything
-    np.testing.assert_allclose(count((0.6, 0.0)), [0.9, 0.8, 0.8], rtol=1e-6)
-    np.testing.assert_allclose(count((0.0, 0.5)), [0.9, 0.8, 0.7], rtol=1e-6)
+    assert count((0.01, 0.01)) == everything
+    np.testing.assert_allclose(count((0.6, 0.4)), [0.9, 0.8, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(count((0.3, 0.5)), [0.9, 0.8, 0.7, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(count((0.5, 0.5)), [0.9, 0.8, 0.7], rtol=1e-6)
     assert count((1.0, 1.0)) == []

@@ -46,6 +46,21 @@ def test_values_that_follow():
     }
 
 
+def test_class_thresholds_decide():
+    probs = np.asarray([(0.6, 0.3, 0.1), (0.2, 0.1, 0.7)], np.float32)
+    fields = {"class_probs": probs, "objectness": np.asarray((0.9, 0.8), np.float32)}
+    found = make(2, **fields, class_thresholds=(0.5, 0.1, 0.9))
+    assert found.class_ids.tolist() == [1, 1]
+    assert found.class_ids.dtype == np.int32
+    np.testing.assert_array_equal(found.class_confidences, probs[:, 1])
+    np.testing.assert_array_equal(found.scores, found.objectness * probs[:, 1])
+    np.testing.assert_array_equal(found.class_scores, found.objectness[:, None] * probs)
+    assert found.counts() == {"healthy": 0, "ring": 2, "<misc>": 0}
+    assert [each.class_ids.item() for each in found] == [1, 1]
+    assert [each["category_id"] for each in found.to_coco(0)] == [1, 1]
+    assert make(0, class_thresholds=(0.5, 0.1, 0.9)).scores.shape == (0,)
+
+
 def test_of_a_strip_boxes_are_those_of_the_image():
     found = make(window_xyxy=(0.0, 0.25, 1.0, 0.75))
     whole = make()
@@ -158,7 +173,7 @@ def test_coco_loads_it():
 
 def test_as_a_data_frame():
     pandas = pytest.importorskip("pandas")
-    found = make()
+    found = make(class_thresholds=(0.9, 0.1, 0.9))
     frame = found.to_dataframe()
     assert isinstance(frame, pandas.DataFrame)
     assert [*frame.columns[:4]] == ["x1_px", "y1_px", "x2_px", "y2_px"]

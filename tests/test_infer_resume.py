@@ -23,7 +23,7 @@ from mounts import mounted
 from runs import ROOT, environment, run_command
 from yogo_jax.detector.detections import Detections
 from yogo_jax.errors import UserError
-from yogo_jax.inference.journal import JOURNAL_NAME, FrameRecord, Journal
+from yogo_jax.inference.journal import JOURNAL_NAME, FrameRecord, Journal, check_same_settings
 from yogo_jax.inference.writers import scope_array
 
 
@@ -161,6 +161,33 @@ def test_a_journal_on_a_full_disk_says_so(tmp_path):
             fill(folder)
         with Journal(folder, SETTINGS) as journal:
             assert journal.count < 200
+
+
+def test_a_journal_decides_classes_anew(tmp_path):
+    decided = {**SETTINGS, "class_thresholds": (1e-3, 1.0)}
+    with Journal(tmp_path, decided) as journal:
+        for record in records():
+            journal.append(record)
+        found = [each.detections for each in journal.records() if each.detections is not None]
+    assert [each.class_ids.tolist() for each in found] == [[0, 0, 0], [], [0, 0]]
+    with pytest.raises(UserError, match=r"another class_thresholds .* then, \[0.1, 1\] now"):
+        Journal(tmp_path, {**decided, "class_thresholds": (0.1, 1)})
+
+
+def test_a_journal_of_a_version_with_least_scores_goes_on_without_any(tmp_path):
+    plain = {**SETTINGS, "class_names": ["a", "b"]}
+    earlier, now = {**plain, "score_thresholds": []}, {**plain, "class_thresholds": []}
+    with Journal(tmp_path, earlier) as journal:
+        journal.append(records()[0])
+    with Journal(tmp_path, now) as journal:
+        assert_holds(journal, 1)
+    with pytest.raises(UserError, match="another class_thresholds"):
+        Journal(tmp_path, {**now, "class_thresholds": [0.3, 0.4]})
+    check_same_settings(tmp_path, earlier, now)
+    with pytest.raises(
+        UserError, match=r"another score_thresholds \(\[0.3, 0.4\] then, not set now\)"
+    ):
+        check_same_settings(tmp_path, {**earlier, "score_thresholds": [0.3, 0.4]}, now)
 
 
 def test_a_journal_of_other_settings_or_in_use_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import reference
 from yogo_jax.detector import postprocess
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
-from yogo_jax.detector.detections import NotNumbersError, Thresholds
+from yogo_jax.detector.detections import NotNumbersError, Thresholds, decide
 from yogo_jax.detector.nms import select
 from yogo_jax.detector.postprocess import detections_of, nms, select_cells
 
@@ -41,7 +41,30 @@ def assert_as_on_device(outputs, thresholds) -> int:
     ours, theirs = select_cells(outputs, thresholds), on_device(outputs, thresholds)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
+    if thresholds.class_thresholds:
+        assert_as_the_loop(outputs, thresholds, ours)
     return len(ours.objectness)
+
+
+def assert_as_the_loop(outputs, thresholds, found) -> None:
+    """The boxes that are left without classes, decided one by one, are those found."""
+    candidates = select_cells(
+        outputs, thresholds._replace(min_class_confidence=0, class_thresholds=())
+    )
+    expected = []
+    for row in range(len(candidates.objectness)):
+        class_id = reference.decided_class(
+            candidates.objectness[row], candidates.class_probs[row], thresholds.class_thresholds
+        )
+        if class_id is None:
+            continue
+        if not candidates.class_probs[row, class_id] > np.float32(thresholds.min_class_confidence):
+            continue
+        expected.append((row, class_id))
+    rows = [row for row, _ in expected]
+    np.testing.assert_array_equal(found.boxes_xyxy, candidates.boxes_xyxy[rows])
+    ids = decide(found.objectness, found.class_probs, thresholds.class_thresholds)
+    assert ids.tolist() == [class_id for _, class_id in expected]
 
 
 def random_outputs(seed, grid_hw=(24, 32), *, size=0.08, steps=None) -> np.ndarray:
@@ -65,7 +88,10 @@ SETTINGS = {
     "any overlap": Thresholds(objectness=0.3, iou=0.0),
     "no suppression": Thresholds(objectness=0.3, iou=1.0),
     "sure classes": Thresholds(min_class_confidence=0.6),
-    "scores": Thresholds(objectness=0.3, min_scores=(0.3, 0.0, 0.5)),
+    "classes": Thresholds.of_classes((0.3, 0.2, 0.5)),
+    "equal classes": Thresholds.of_classes((0.25, 0.25, 0.25)),
+    "a class that never counts": Thresholds.of_classes((0.3, 1.01, 0.5)),
+    "sure and decided": Thresholds(0.4, 0.3, 0.5, (0.3, 0.1, 0.5)),
 }
 
 
@@ -161,3 +187,46 @@ def test_table(boxes, scores, expected):
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     kept = nms(boxes, np.asarray(scores, np.float32), iou_threshold=0.5)
     assert kept.tolist() == expected
+
+
+# Objectness and probabilities of one box, class thresholds, and the class by which it counts.
+F = np.float32
+DECIDED = {
+    "the most probable": (0.9, (0.6, 0.3, 0.1), (0.5, 0.5, 0.5), 0),
+    "rare class, low threshold": (0.9, (0.6, 0.3, 0.1), (0.5, 0.1, 0.5), 1),
+    "below all": (0.5, (0.6, 0.3, 0.1), (0.31, 0.31, 0.31), None),
+    "at its threshold": (1.0, (0.25, 0.75, 0.0), (0.5, 0.75, 0.5), 1),
+    "just below it": (1.0, (0.25, 0.75, 0.0), (0.5, float(np.nextafter(F(0.75), F(1))), 0.5), None),
+    "equal ratios, the first": (1.0, (0.25, 0.5, 0.25), (0.25, 0.5, 0.25), 0),
+    "equal ratios, the others lead": (1.0, (0.125, 0.5, 0.25), (0.25, 0.5, 0.25), 1),
+    "threshold that no score reaches": (1.0, (1.0, 0.0, 0.0), (1.01, 0.1, 0.1), None),
+    "the larger ratio alone counts": (0.8, (0.5, 0.25, 0.25), (0.41, 0.21, 0.205), None),
+    "no objectness": (0.0, (0.6, 0.3, 0.1), (0.1, 0.1, 0.1), None),
+    "objectness at the least threshold": (0.5, (1.0, 0.0, 0.0), (0.5, 0.6, 0.6), 0),
+}
+
+
+@pytest.mark.parametrize("case", DECIDED)
+def test_the_class_that_is_decided(case):
+    objectness, probs, class_thresholds, expected = DECIDED[case]
+    outputs = np.asarray((0.5, 0.5, 0.2, 0.2, objectness, *probs), np.float32).reshape(8, 1, 1)
+    at = Thresholds.of_classes(class_thresholds)
+    assert reference.decided_class(F(objectness), F(probs), class_thresholds) == expected
+    assert assert_as_on_device(outputs, at) == (expected is not None)
+    found = detections_of(outputs, at, class_names=NAMES, image_hw=(9, 9))
+    assert found.class_ids.tolist() == ([] if expected is None else [expected])
+    if expected is not None:
+        np.testing.assert_array_equal(found.scores, F(objectness) * F(probs)[[expected]])
+        np.testing.assert_array_equal(found.class_scores, F(objectness) * F([probs]))
+        assert found.counts() == {name: int(i == expected) for i, name in enumerate(NAMES)}
+
+
+def test_what_does_not_count_by_its_class_still_suppresses():
+    """Of two boxes on each other the surer leads the NMS, and is then below its threshold."""
+    sure, unsure = (
+        (0.5, 0.5, 0.2, 0.2, 0.9, 0.9, 0.1, 0.0),
+        (0.5, 0.5, 0.2, 0.2, 0.8, 0.1, 0.9, 0.0),
+    )
+    outputs = np.asarray((sure, unsure), np.float32).T.reshape(8, 1, 2)
+    assert assert_as_on_device(outputs, Thresholds.of_classes((0.95, 0.2, 0.2))) == 0
+    assert assert_as_on_device(outputs, Thresholds.of_classes((0.5, 0.2, 0.2))) == 1

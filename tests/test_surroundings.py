@@ -199,10 +199,10 @@ def test_a_path_that_the_locale_cannot_write_is_named(tmp_path):
 
 
 def test_a_file_of_thresholds_in_another_encoding_is_refused(tmp_path):
-    from yogo_jax.detector.detections import Thresholds, read_min_scores
+    from yogo_jax.detector.detections import Thresholds, thresholds_given
     from yogo_jax.errors import UserError
 
     path = tmp_path / "thresholds.json"
     path.write_bytes('{"thresholds": {"кольцо": null}}'.encode("koi8-r"))
     with pytest.raises(UserError, match=r"thresholds\.json:1: byte 17, 0xcb, is not UTF-8"):
-        read_min_scores(path, ["кольцо"], Thresholds(), print)
+        thresholds_given(Thresholds(), ["кольцо"], path, print)

@@ -1,11 +1,11 @@
-"""Fits the temperature of a checkpoint's class probabilities, and keeps it in the checkpoint.
+"""Fits the temperature of a checkpoint's class probabilities, and chooses how it decides.
 
-    python -m yogo_jax.calibrate CHECKPOINT [--definition FILE.yml] [--precision 0.95]
+    python -m yogo_jax.calibrate CHECKPOINT [--definition FILE.yml] [--decision count]
 
-The most probable class of each box stays the same; its probability becomes right on average. All
-that reads the checkpoint then uses the temperature, and the export folds it into the head. The
-command also prints, by class, the score (objectness times class probability) from which detections
-have a chosen precision.
+The probability of the most probable class becomes right on average. All that reads the checkpoint
+then uses the temperature, and the export folds it into the head. With --decision the command also
+chooses a threshold of each class and keeps them in the checkpoint: all that reads it decides the
+class of each box by them.
 """
 
 if __name__ == "__main__":
@@ -16,12 +16,17 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yogo_jax.command import Parser, add_quiet, add_shared, as_command, quietly
-from yogo_jax.errors import UserError, check_at_least
+from yogo_jax.errors import UserError, check_at_least, check_positive
 from yogo_jax.files import path_flag, write_json
 from yogo_jax.startup import start_jax
+
+
+if TYPE_CHECKING:
+    from yogo_jax.checkpoint.metadata import Decision
+    from yogo_jax.metrics.decisions import Goal
 
 
 # With fewer matched boxes a temperature would say more of chance than of the network.
@@ -44,10 +49,22 @@ def make_parser() -> argparse.ArgumentParser:
         help="what to fit it on; default: %(default)s",
     )
     add(
+        "--decision",
+        choices=("most_probable", "count", "f1", "screening", "precision"),
+        help="what thresholds of classes are chosen for and kept: counts without bias, the best "
+        "F1, few false positives, a precision, or none (the most probable class); default: what "
+        "the checkpoint has them for",
+    )
+    add(
+        "--false-positives",
+        type=float,
+        help="of each class per 1,000,000 red cells, with --decision screening; default: 1000",
+    )
+    add(
         "--precision",
         type=float,
-        default=0.95,
-        help="of the thresholds that are printed; default: %(default)s",
+        help="of each class, with --decision precision; without a decision its thresholds are "
+        "printed, but not kept; default: 0.95",
     )
     add("--output", type=path_flag, metavar="FILE.json", help="where to write the figures as well")
     add_shared(parser, "--batch-size", "--workers")
@@ -60,17 +77,22 @@ def calibrate(
     definition: str | None = None,
     split: str = "val",
     *,
-    precision: float = 0.95,
+    decision: str | None = None,
+    false_positives: float | None = None,
+    precision: float | None = None,
     batch_size: int = 8,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Fits the temperature, keeps it in the checkpoint, and returns the figures.
+    """Fits the temperature, chooses thresholds, keeps both, and returns the figures.
 
     Args:
       checkpoint: a run's workdir (its best checkpoint) or a checkpoint folder.
       definition: labelled frames (.yml); None: those of the run.
       split: "val" or "test".
-      precision: of the thresholds in the figures, in (0, 1].
+      decision: a goal of `choose_thresholds`, or "most_probable", which keeps none; None: that of
+        the checkpoint. Where none are kept the figures have those of a precision.
+      false_positives: of screening, above 0; None: as the checkpoint has it, else 1000.
+      precision: in (0, 1]; None: as the checkpoint has it, else 0.95.
       batch_size: images of a step.
       workers: processes that read images; 0 reads them in threads.
 
@@ -78,12 +100,14 @@ def calibrate(
       UserError: a value is out of range, checkpoint and data do not fit each other, or too few
         boxes are found.
     """
-    if not 0 < precision <= 1:
+    check_positive(false_positives=false_positives)
+    if precision is not None and not 0 < precision <= 1:
         raise UserError(f"--precision must be in (0, 1], got {precision}")
     check_at_least(1, batch_size=batch_size)
     check_at_least(0, workers=workers)
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
+    from yogo_jax.checkpoint.metadata import Decision
     from yogo_jax.checkpoint.run_data import evaluation_records
     from yogo_jax.checkpoint.store import (
         find_checkpoint,
@@ -99,23 +123,22 @@ def calibrate(
         calibration_error,
         fit_temperature,
         matched_pairs,
-        threshold_at_precision,
     )
+    from yogo_jax.metrics.decisions import by_class, candidates_of, caveats, choose_thresholds
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.progress import said_while
 
     folder = find_checkpoint(checkpoint)
     metadata = read_metadata(folder)
     model = metadata.model
+    goal, is_kept = _goal_of(metadata.decision, decision, false_positives, precision)
     records = evaluation_records(metadata, definition, split, model, print)
-    at = Thresholds()
     evaluator = Evaluator(
         model,
         loss_weights=metadata.loss_weights(),
         batch_size=batch_size,
         max_boxes=padded_box_count([records], 0),
         workers=workers,
-        thresholds=at,
     )
     variables = restore_variables(folder, model)
     with said_while(f"evaluating {len(records)} images"):
@@ -133,11 +156,13 @@ def calibrate(
     change = fit_temperature(pairs)
     after = Pairs(at_temperature(pairs.class_probs, change), pairs.class_ids)
     spec = dataclasses.replace(model, class_temperature=model.class_temperature * change)
-    thresholds = {
-        name: threshold_at_precision(images, class_id, change, precision)
-        for class_id, name in enumerate(names)
-    }
-    rewrite_metadata(folder, dataclasses.replace(metadata, model=spec))
+    candidates = candidates_of(images, len(names), change)
+    thresholds = choose_thresholds(candidates, goal)
+    kept = (
+        Decision(goal=goal.name, class_thresholds=thresholds, **goal.numbers) if is_kept else None
+    )
+    rewrite_metadata(folder, dataclasses.replace(metadata, model=spec, decision=kept))
+    at = Thresholds.of_classes(thresholds)
     return {
         "checkpoint": str(folder),
         "split": split,
@@ -146,25 +171,69 @@ def calibrate(
         "class_temperature": spec.class_temperature,
         "calibration_error_before": calibration_error(pairs),
         "calibration_error": calibration_error(after),
-        "precision": precision,
+        "goal": goal.name,
+        **goal.numbers,
+        "kept": is_kept,
         "measured_at": {"objectness": at.objectness, "iou": at.iou},
-        "thresholds": {
-            name: None if each is None else each._asdict() for name, each in thresholds.items()
-        },
+        "thresholds": by_class(candidates, thresholds, names),
+        "caveats": caveats(candidates, thresholds, names, goal),
     }
+
+
+def _goal_of(
+    stored: "Decision | None",
+    decision: str | None,
+    false_positives: float | None,
+    precision: float | None,
+) -> "tuple[Goal, bool]":
+    """The goal that flags and a checkpoint ask for, and whether its thresholds are kept there.
+
+    Raises:
+      UserError: a number is of another goal.
+    """
+    from yogo_jax.metrics.decisions import Goal
+
+    decision = decision or (stored.goal if stored else "most_probable")
+    name: Any = "precision" if decision == "most_probable" else decision
+    for flag, value, of_goal in (
+        ("--false-positives", false_positives, "screening"),
+        ("--precision", precision, "precision"),
+    ):
+        if value is not None and name != of_goal:
+            raise UserError(
+                f"{flag} is of --decision {of_goal}, this is {decision}: leave it out, or add "
+                f"--decision {of_goal}"
+            )
+    given = {"false_positives": false_positives, "precision": precision}
+    if stored is not None and stored.goal == name:
+        given = {key: getattr(stored, key) if each is None else each for key, each in given.items()}
+    numbers = {key: each for key, each in given.items() if each is not None}
+    return Goal(name, **numbers), decision != "most_probable"
 
 
 def format_calibration(figures: dict[str, Any]) -> str:
     """The figures as text."""
-    from yogo_jax.reports.tables import align
+    from yogo_jax.reports.tables import align, number
 
+    goal = {
+        "count": "counts without bias",
+        "f1": "the best F1",
+        "screening": "{false_positives:g} false positives per 1,000,000 red cells",
+        "precision": "precision {precision:g}",
+    }[figures["goal"]].format(**figures)
+    header = [f"for {goal}", "threshold", "precision", "recall", "predicted", "true"]
     rows: list[list[object]] = [
-        [name, "-", "-", "-"]
-        if each is None
-        else [name, *(f"{each[key]:.3f}" for key in ("score", "precision", "recall"))]
+        [
+            name,
+            *(number(each[key], digits=3) for key in ("score", "precision", "recall")),
+            each["predicted"],
+            each["true"],
+        ]
         for name, each in figures["thresholds"].items()
     ]
-    header = [f"for precision {figures['precision']:g}", "score", "precision", "recall"]
+    end = f"these thresholds decide from now on, kept in {figures['checkpoint']}"
+    if not figures["kept"]:
+        end = f"not kept: boxes have their most probable class (--decision {figures['goal']} keeps)"
     return "\n".join(
         [
             f"{figures['matched_boxes']} matched boxes of {figures['images']} images "
@@ -174,6 +243,8 @@ def format_calibration(figures: dict[str, Any]) -> str:
             f"{figures['class_temperature']:.3f}, kept in {figures['checkpoint']}",
             "",
             *align(header, rows),
+            *figures["caveats"],
+            end,
         ]
     )
 
@@ -189,6 +260,8 @@ def main(argv: list[str] | None = None) -> None:
                 args.checkpoint,
                 args.definition,
                 args.split,
+                decision=args.decision,
+                false_positives=args.false_positives,
                 precision=args.precision,
                 batch_size=args.batch_size,
                 workers=args.workers,

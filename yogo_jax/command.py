@@ -115,29 +115,34 @@ def add_shared(group: argparse._ActionsContainer, *flags: str, **changes: Any) -
         group.add_argument(flag, **(SHARED_FLAGS[flag] | changes))
 
 
-def add_thresholds(group: argparse._ActionsContainer, *, of_model: bool = False) -> None:
-    """Adds the thresholds that a box must pass; those `of_model` hold where no flag is given."""
-    whose = "what the model says, mostly " if of_model else ""
+def add_thresholds(group: argparse._ActionsContainer) -> None:
+    """Adds the thresholds that a box must pass; those of the model hold where no flag is given."""
     for name, usual, text in (
         ("obj-thresh", 0.5, "objectness above which a box counts"),
         ("iou-thresh", 0.5, "IoU above which a worse box is suppressed"),
         (
             "min-class-confidence-threshold",
             0.0,
-            "probability that the best class of a box must exceed, if above 0",
+            "probability that the class of a box must exceed, if above 0",
         ),
     ):
         group.add_argument(
             f"--{name}",
             type=float,
-            default=None if of_model else usual,
-            help=f"{text}; default: {whose}{usual:g}",
+            help=f"{text}; default: what the model says, mostly {usual:g}",
         )
+    group.add_argument(
+        "--decision",
+        choices=("stored", "most_probable"),
+        default="stored",
+        help='how the class of a box is decided: as the model says ("stored"), or the most '
+        "probable class of each box above --obj-thresh; default: %(default)s",
+    )
     group.add_argument(
         "--score-thresholds",
         type=path_flag,
         metavar="FILE.json",
-        help="least scores by class, as `yogo-jax calibrate --output` writes them",
+        help="decide by these scores of classes, as `yogo-jax calibrate --output` writes them",
     )
 
 

@@ -61,10 +61,10 @@ def evaluate(
     split: str = "test",
     *,
     output: str | Path | None = None,
-    objectness: float = 0.5,
-    iou: float = 0.5,
-    min_class_confidence: float = 0.0,
-    min_scores: str | Path | Sequence[float] = (),
+    objectness: float | None = None,
+    iou: float | None = None,
+    min_class_confidence: float | None = None,
+    class_thresholds: str | Path | Sequence[float] | None = None,
     image_hw: Sequence[int] | None = None,
     apply_orientation: bool | None = None,
     batch_size: int = 8,
@@ -80,10 +80,12 @@ def evaluate(
       definition: data set definition (.yml); None: the one that it was trained on.
       split: "train", "val" or "test".
       output: folder for metrics.json, report.html and pictures/; None writes nothing.
-      objectness: a box with more of it counts, in [0, 1].
+      objectness: a box with more of it counts, in [0, 1]; None, here and below: as the checkpoint
+        says, usually 0.5, 0.5, 0, and the thresholds of its decision.
       iou: IoU above which a worse box is suppressed, in [0, 1].
-      min_class_confidence: probability that the best class of a box must exceed, if above 0.
-      min_scores: least scores by class, or the file that `calibrate` writes; empty: none.
+      min_class_confidence: probability that the class of a box must exceed, if above 0.
+      class_thresholds: least scores by class, see `Thresholds`, or the file that `calibrate`
+        writes; empty: the most probable class of each box.
       image_hw: (height, width) of the frames in px; None: the size trained on.
       apply_orientation: turn images as their EXIF or TIFF tag says; None: as the run did.
       batch_size: images a device takes at a time.
@@ -110,7 +112,7 @@ def evaluate(
     from yogo_jax.checkpoint.run_data import evaluation_records
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.data.pipeline import padded_box_count
-    from yogo_jax.detector.detections import Thresholds, read_min_scores
+    from yogo_jax.detector.detections import thresholds_given
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.parallel import Devices
@@ -133,10 +135,17 @@ def evaluate(
             records = evaluation_records(metadata, given, split, spec, tell)
         devices = Devices()
         tell(f"{checkpoint} on {devices}")
-        thresholds = Thresholds(objectness, iou, min_class_confidence)
-        if isinstance(min_scores, str | Path):
-            min_scores = read_min_scores(Path(min_scores), spec.class_names, thresholds, tell)
-        thresholds = thresholds._replace(min_scores=tuple(min_scores))
+        if isinstance(class_thresholds, str):
+            class_thresholds = Path(class_thresholds)
+        thresholds = thresholds_given(
+            metadata.thresholds,
+            spec.class_names,
+            class_thresholds,
+            tell,
+            objectness=objectness,
+            iou=iou,
+            min_class_confidence=min_class_confidence,
+        )
         evaluator = Evaluator(
             spec,
             loss_weights=metadata.loss_weights(),
@@ -186,6 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
+        from yogo_jax.detector.detections import class_thresholds_of
+
         metrics = evaluate(
             args.checkpoint,
             args.definition,
@@ -194,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
             objectness=args.obj_thresh,
             iou=args.iou_thresh,
             min_class_confidence=args.min_class_confidence_threshold,
-            min_scores=args.score_thresholds or (),
+            class_thresholds=class_thresholds_of(args.decision, args.score_thresholds),
             image_hw=args.image_hw,
             apply_orientation=args.apply_orientation,
             batch_size=args.batch_size,

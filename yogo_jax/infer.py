@@ -163,7 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="counts.csv, counts.json: boxes of each class, by frame and in all; the default",
     )
 
-    add_thresholds(parser.add_argument_group("detection"), of_model=True)
+    add_thresholds(parser.add_argument_group("detection"))
 
     group = parser.add_argument_group("running")
     add = group.add_argument
@@ -217,7 +217,7 @@ def infer(
     *,
     options: "ModelOptions",
     thresholds: Mapping[str, float | None],
-    score_thresholds: Path | None,
+    class_thresholds: Path | tuple[float, ...] | None,
     wanted: "Wanted",
     running: "Running",
 ) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def infer(
       output: folder for all outputs.
       options: of the model.
       thresholds: fields of `Thresholds`; None for those of the model.
-      score_thresholds: the file of a calibration.
+      class_thresholds: the file of a calibration, or numbers; None for those of the model.
       wanted: the outputs.
       running: the way it runs.
 
@@ -237,23 +237,23 @@ def infer(
       UserError: model or frames cannot be used, or the folder is not free.
     """
     # Imported late: a mistake in a flag is told without waiting.
-    from yogo_jax.detector.detections import read_min_scores
+    from yogo_jax.detector.detections import thresholds_given
     from yogo_jax.inference.models import load_model
     from yogo_jax.inference.run import infer_frames
 
     model = load_model(path, options)
     print(model.describe())
     serving = model.serving
-    given: dict[str, Any] = {name: each for name, each in thresholds.items() if each is not None}
-    at = serving.thresholds._replace(**given)
-    min_scores = read_min_scores(score_thresholds, serving.class_names, at, print)
+    at = thresholds_given(
+        serving.thresholds, serving.class_names, class_thresholds, print, **thresholds
+    )
     with closing(open_source(serving)) as source:
         return infer_frames(
             model,
             source,
             output,
             model_name=_model_name(path),
-            thresholds=at._replace(min_scores=min_scores),
+            thresholds=at,
             wanted=wanted,
             running=running,
         )
@@ -316,6 +316,7 @@ def main(argv: list[str] | None = None) -> None:
         args = make_parser().parse_args(argv)
         check(vars(args))
         # Imported late: a mistake in a flag is told without waiting.
+        from yogo_jax.detector.detections import class_thresholds_of
         from yogo_jax.inference.models import ModelOptions
         from yogo_jax.inference.run import Running, Wanted, format_summary
 
@@ -359,7 +360,7 @@ def main(argv: list[str] | None = None) -> None:
                     "iou": args.iou_thresh,
                     "min_class_confidence": args.min_class_confidence_threshold,
                 },
-                score_thresholds=args.score_thresholds,
+                class_thresholds=class_thresholds_of(args.decision, args.score_thresholds),
                 wanted=wanted,
                 running=Running(
                     resume=args.resume,

@@ -8,12 +8,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yogo_jax
 from yogo_jax.config.fields import Rule, Section, at_least, checked, with_current_names
 from yogo_jax.config.schema import LossConfig
 from yogo_jax.data.records import MIN_BOX_AREA
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.loss_weights import ORIGINAL_WEIGHTS, LossWeights
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
@@ -55,8 +56,8 @@ def _version(package: str) -> str:
 
 # Raised whenever older code could not read a checkpoint, or would read it wrongly. A checkpoint
 # says the least version that its own content takes: 2 is for a class temperature, 3 for a split
-# that nobody named, which older code would take for training images.
-FORMAT_VERSION = 3
+# that nobody named, which older code would take for training images, 4 for a decision.
+FORMAT_VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,29 @@ class DataSettings:
     split_override: tuple[float, ...] = ()
     min_box_area: float = MIN_BOX_AREA
     on_bad_label: str = "error"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decision(Section, path="metadata.decision"):
+    """How classes are decided, and what for; see `metrics/decisions.py`."""
+
+    goal: Annotated[
+        Literal["count", "f1", "screening", "precision"], "What the thresholds were chosen for."
+    ]
+    class_thresholds: Annotated[
+        tuple[float, ...],
+        Rule("numbers above 0", lambda each: min(each, default=0) > 0),
+        "Least score of each class.",
+    ]
+    false_positives: Annotated[
+        float | None, "Per 1,000,000 red cells, for each other class: of screening."
+    ] = None
+    precision: Annotated[float | None, "Of the goal of that name."] = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without what the goal does not have."""
+        values = dataclasses.asdict(self) | {"class_thresholds": list(self.class_thresholds)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def _is_usable(model: ModelSpec) -> bool:
@@ -109,6 +133,26 @@ class Metadata(Section, path="metadata"):
         "Whether nobody said how to split the data, so that it was done as usual; runs of versions "
         "that took all of such data for training do not have it.",
     ] = False
+    decision: Annotated[
+        Decision | None,
+        "Thresholds of classes that detections are decided by; None: the most probable class.",
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        classes = len(self.model.class_names)
+        self.require(
+            self.decision is None or len(self.decision.class_thresholds) == classes,
+            "decision",
+            f"thresholds of {classes} classes",
+        )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds of its detections."""
+        if self.decision is None:
+            return Thresholds()
+        return Thresholds.of_classes(self.decision.class_thresholds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the format version that they take."""
@@ -121,9 +165,13 @@ class Metadata(Section, path="metadata"):
             version = 2
         for name in ("split_is_usual", "rematerialized"):
             if values[name]:
-                version = FORMAT_VERSION
+                version = 3
             else:
                 del values[name]
+        if self.decision is None:
+            del values["decision"]
+        else:
+            values["decision"], version = self.decision.to_dict(), 4
         return {**values, "format_version": version}
 
     @property

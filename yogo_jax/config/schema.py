@@ -332,6 +332,12 @@ class TrainConfig(Section, path="config.train"):
         "The metric of the validation that chooses the checkpoint for test and export: the lowest "
         '"loss", or the highest "mAP50" or "mAP50_95", which need boxes in the validation split.',
     ] = "loss"
+    decision: Annotated[
+        Literal["most_probable", "count", "f1", "screening"],
+        'How the class of a box is decided: "most_probable", or by thresholds of classes that are '
+        'chosen on the validation split after the last epoch: "count" counts each class without '
+        'bias, "f1" has the best F1, "screening" 1000 false positives per 1,000,000 red cells.',
+    ] = "most_probable"
     patience: Annotated[CountOrOff, "Training ends this many epochs after its best validation."] = 0
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from yogo_jax.counting.thresholds import recorded_by_run
+from yogo_jax.detector.detections import decide
 from yogo_jax.errors import UserError
 from yogo_jax.files import read_given_text, read_json
 from yogo_jax.metrics.confusion import name_beside
@@ -45,15 +47,22 @@ class Sample(NamedTuple):
 
 
 class RunArray(NamedTuple):
-    """The instrument's `15 x N` array of a run."""
+    """The instrument's `15 x N` array of a run, and the class thresholds recorded beside it."""
 
     class_names: tuple[str, ...]
     array: Float[np.ndarray, "rows n"]
+    class_thresholds: tuple[float, ...] = ()
 
     @property
     def class_probs(self) -> Float[np.ndarray, "k n"]:
         """Probability of each class of each box."""
         return self.array[ARRAY_HEAD:]
+
+    @property
+    def class_ids(self) -> Int[np.ndarray, " n"]:
+        """The class of each box, decided from its probabilities as `Thresholds` says."""
+        objectness, probs = np.asarray(self.array[OBJECTNESS_ROW]), np.asarray(self.class_probs)
+        return decide(objectness, probs.T, self.class_thresholds)
 
 
 def read_run_array(
@@ -68,7 +77,8 @@ def read_run_array(
       expected: class names of the validation; None expects the instrument's.
 
     Raises:
-      UserError: the file is no such array, or the number of names is not the number of classes.
+      UserError: the file is no such array, the number of names is not the number of classes, or
+        the file beside it has thresholds that are none.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -87,20 +97,23 @@ def read_run_array(
             "them in order by --class-names"
         )
     _check_probabilities(path, array)
-    return RunArray(names, array)
+    # By place: names may be given for others that are recorded.
+    recorded = recorded_by_run(path, names).at.class_thresholds or {}
+    return RunArray(names, array, tuple(recorded.values()))
 
 
 def count_run(run: RunArray, *, objectness_threshold: float, min_class_confidence: float) -> Sample:
-    """Counts the boxes of a run by their most probable class, as the instrument counts.
+    """Counts the boxes of a run by their classes; without class thresholds as the instrument does.
 
     A box counts if its objectness is above the first threshold and the probability of its class is
     at or above the second.
     """
-    probs = np.asarray(run.class_probs)
+    class_ids = run.class_ids
+    confidences = np.asarray(run.class_probs)[class_ids, np.arange(len(class_ids))]
     kept = (run.array[OBJECTNESS_ROW] > objectness_threshold) & (
-        probs.max(axis=0, initial=0.0) >= min_class_confidence
+        confidences >= min_class_confidence
     )
-    counts = np.bincount(probs[:, kept].argmax(axis=0), minlength=len(run.class_names))
+    counts = np.bincount(class_ids[kept], minlength=len(run.class_names))
     frames = len(np.unique(run.array[IMAGE_ROW]))
     note = f"{kept.sum()} of {run.array.shape[1]} boxes kept by the thresholds"
     return Sample(run.class_names, counts.astype(np.float64), frames or None, note)
@@ -110,8 +123,9 @@ def counts_by_confidence(
     run: RunArray, *, objectness_threshold: float, confidences: Sequence[float]
 ) -> Float[np.ndarray, "n k"]:
     """Returns the counts of `count_run` at many class confidences, in one pass."""
-    probs = np.asarray(run.class_probs)[:, run.array[OBJECTNESS_ROW] > objectness_threshold]
-    best, called = probs.max(axis=0, initial=0.0), probs.argmax(axis=0)
+    kept = run.array[OBJECTNESS_ROW] > objectness_threshold
+    probs, called = np.asarray(run.class_probs)[:, kept], run.class_ids[kept]
+    best = probs[called, np.arange(len(called))]
     # As float32 as the probabilities, which is how `count_run` compares.
     limits = np.asarray(confidences, probs.dtype)
     columns = [np.sort(best[called == index]) for index in range(len(run.class_names))]

@@ -23,21 +23,25 @@ class CountedAt(NamedTuple):
     Attributes:
       objectness: a box counts above it.
       iou: above it the worse of two boxes was suppressed.
-      min_class_confidence: least probability of the most probable class.
-      min_scores: least score by class; empty if there was none.
+      min_class_confidence: least probability of the class of a box.
+      min_scores: of earlier versions: least score by class, of the most probable class; empty if
+        there was none.
+      class_thresholds: by class, see `Thresholds`; empty where a box has its most probable class.
     """
 
     objectness: float | None = None
     iou: float | None = None
     min_class_confidence: float | None = None
     min_scores: Mapping[str, float] | None = None
+    class_thresholds: Mapping[str, float] | None = None
 
 
 NAMES = {
     "objectness": "objectness threshold",
     "iou": "IoU threshold",
     "min_class_confidence": "minimum class confidence",
-    "min_scores": "score thresholds",
+    "min_scores": "score thresholds of an earlier version",
+    "class_thresholds": "class thresholds",
 }
 # Names in the files of `infer` (RUN.json, settings in summary.json), which are those of its flags.
 _KEYS_OF_RUN = {
@@ -45,8 +49,14 @@ _KEYS_OF_RUN = {
     "iou": "iou_thresh",
     "min_class_confidence": "min_class_confidence_threshold",
     "min_scores": "score_thresholds",
+    "class_thresholds": "class_thresholds",
 }
-FLAGS = {name: flag_of(key) for name, key in _KEYS_OF_RUN.items()}
+FLAGS = {
+    **{name: flag_of(key) for name, key in _KEYS_OF_RUN.items()},
+    "class_thresholds": "--score-thresholds",
+}
+# Fields that hold a number for each class.
+_BY_CLASS = ("min_scores", "class_thresholds")
 
 
 class Recorded(NamedTuple):
@@ -59,11 +69,11 @@ class Recorded(NamedTuple):
 def recorded_by_run(counts: Path, class_names: Sequence[str]) -> Recorded:
     """Reads the thresholds of a run: beside its array, or in the summary of `infer`.
 
-    If score thresholds were used, they are always recorded beside an array.
+    If thresholds of classes were used, they are always recorded beside an array.
 
     Args:
       counts: an array (.npy), or counts of classes (.json, .csv).
-      class_names: order of the score thresholds, if the file has no class names of its own.
+      class_names: order of the thresholds of classes, if the file has no class names of its own.
 
     Raises:
       UserError: the file cannot be read, or a value is no threshold.
@@ -77,7 +87,7 @@ def recorded_by_run(counts: Path, class_names: Sequence[str]) -> Recorded:
     if not isinstance(values, dict):
         file, values = counts, {}
     at = _counted_at(file, values, _KEYS_OF_RUN, class_names)
-    return Recorded(file, at._replace(min_scores=at.min_scores or {}) if is_array else at)
+    return Recorded(file, _without_other_rules(at) if is_array or values else at)
 
 
 def recorded_by_validation(
@@ -97,7 +107,12 @@ def recorded_by_validation(
     if not isinstance(thresholds, dict):
         return Recorded(file, CountedAt())
     at = _counted_at(file, thresholds, {name: name for name in NAMES}, class_names)
-    return Recorded(file, at._replace(min_scores=at.min_scores or {}))
+    return Recorded(file, _without_other_rules(at))
+
+
+def _without_other_rules(at: CountedAt) -> CountedAt:
+    """What is not recorded by class where the rest is: no version leaves out what acted."""
+    return at._replace(min_scores=at.min_scores or {}, class_thresholds=at.class_thresholds or {})
 
 
 def of_array(
@@ -194,11 +209,13 @@ def flags_of(at: CountedAt) -> str:
     flags = [
         f"{FLAGS[name]} {value:g}"
         for name, value in at._asdict().items()
-        if value is not None and name != "min_scores"
+        if value is not None and name not in _BY_CLASS
     ]
-    if at.min_scores:
-        scores = _shown(at.min_scores)
-        flags.append(f"{FLAGS['min_scores']} FILE.json (a file with these scores: {scores})")
+    if at.class_thresholds is not None and not at.class_thresholds:
+        flags.insert(0, "--decision most_probable")
+    for name in _BY_CLASS:
+        if scores := getattr(at, name):
+            flags.append(f"{FLAGS[name]} FILE.json (a file with these scores: {_shown(scores)})")
     return " ".join(flags)
 
 
@@ -209,29 +226,37 @@ def _counted_at(
         None if (value := values.get(keys[name])) is None else _number(file, keys[name], value)
         for name in ("objectness", "iou", "min_class_confidence")
     )
-    key = keys["min_scores"]
-    scores = values.get(key)
-    if scores is None:
-        return CountedAt(objectness, iou, min_class_confidence)
     names = values.get("class_names") or class_names
+    by_class = [_by_class(file, keys[name], values.get(keys[name]), names) for name in _BY_CLASS]
+    return CountedAt(objectness, iou, min_class_confidence, *by_class)
+
+
+def _by_class(
+    file: Path, key: str, scores: Any, names: Sequence[str]
+) -> Mapping[str, float] | None:
+    if scores is None:
+        return None
     if not isinstance(scores, list) or len(scores) not in (0, len(names)):
         raise UserError(
             f"{file}: {key} must be a list with a number for each of {len(names)} classes, or "
             f"empty; found {scores!r}"
         )
-    by_class = {
-        str(name): _number(file, key, score) for name, score in zip(names, scores, strict=False)
+    # A class whose threshold no score reaches never counts.
+    most = 2.0 if key == "class_thresholds" else 1.0
+    return {
+        str(name): _number(file, key, score, most)
+        for name, score in zip(names, scores, strict=False)
     }
-    return CountedAt(objectness, iou, min_class_confidence, by_class)
 
 
-def _number(file: Path, key: str, value: Any) -> float:
+def _number(file: Path, key: str, value: Any, most: float = 1.0) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0
-    if not 0 <= number <= 1 or isinstance(value, bool):
-        raise UserError(f"{file}: {key} must be a number in [0, 1], found {value!r}; correct it")
+    if not 0 <= number <= most or isinstance(value, bool):
+        expected = f"a number in [0, {most:g}]"
+        raise UserError(f"{file}: {key} must be {expected}, found {value!r}; correct it")
     return number
 
 

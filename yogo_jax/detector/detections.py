@@ -51,24 +51,149 @@ def not_numbers(image: str, found: str) -> NotNumbersError:
 
 
 class Thresholds(NamedTuple):
-    """The thresholds that a box passes to count as a detection.
+    """The thresholds that a box passes to count as a detection, and the rule for its class.
+
+    Without class thresholds a box has its most probable class. With them, the score of a class is
+    objectness times its probability; a box has the class of the largest ratio of score and
+    threshold (of equal ones the first), and counts if that score reaches its threshold.
 
     Attributes:
       objectness: a box lies above it.
       iou: of the NMS.
-      min_class_confidence: probability that the most probable class exceeds, if it is above 0.
-      min_scores: least score, objectness times that probability, by class; empty is none.
+      min_class_confidence: probability that the class of a box exceeds, if it is above 0.
+      class_thresholds: least score of each class, above 0; empty: the most probable class.
     """
 
     objectness: float = 0.5
     iou: float = 0.5
     min_class_confidence: float = 0.0
-    min_scores: tuple[float, ...] = ()
+    class_thresholds: tuple[float, ...] = ()
+
+    @classmethod
+    def of_classes(cls, class_thresholds: Sequence[float], iou: float = 0.5) -> "Thresholds":
+        """The thresholds by which every box counts that reaches one of its class thresholds.
+
+        No score exceeds the objectness, so a box below the least of them never counts.
+        """
+        # A box lies above the objectness threshold, but may lie at that of its class.
+        least = np.nextafter(np.float32(min(class_thresholds)), np.float32(0))
+        return cls(min(float(least), 1.0), iou, 0.0, tuple(map(float, class_thresholds)))
+
+    def changed(
+        self,
+        class_names: Sequence[str],
+        *,
+        objectness: float | None = None,
+        iou: float | None = None,
+        min_class_confidence: float | None = None,
+        class_thresholds: Sequence[float] | None = None,
+    ) -> "Thresholds":
+        """These thresholds of a model, with others that a user gives in their place.
+
+        Args:
+          class_names: of the model.
+          objectness: None keeps it, here and below; but beside class thresholds that are given it
+            is what `of_classes` says.
+          iou: of the NMS.
+          min_class_confidence: see above.
+          class_thresholds: empty is the rule of the most probable class, above objectness 0.5.
+
+        Raises:
+          UserError: a value is out of range, class thresholds are not one a class, or an objectness
+            is given to a model that decides by class thresholds.
+        """
+        at = self
+        if class_thresholds is None:
+            if at.class_thresholds and objectness is not None:
+                said = ", ".join(
+                    f"{name} {each:g}"
+                    for name, each in zip(class_names, at.class_thresholds, strict=True)
+                )
+                raise UserError(
+                    f"objectness {objectness:g}: this model decides by a score of each class "
+                    f"({said}), not by objectness: leave out the objectness (--obj-thresh), or add "
+                    "--decision most_probable (in Python class_thresholds=()), by which boxes "
+                    "above an objectness have their most probable class"
+                )
+        else:
+            class_thresholds = tuple(class_thresholds)
+            check_class_thresholds(class_thresholds, class_names)
+            if class_thresholds:
+                at = self.of_classes(class_thresholds, self.iou)
+            elif self.class_thresholds:
+                at = Thresholds(iou=self.iou)
+            at = at._replace(min_class_confidence=self.min_class_confidence)
+        given: dict[str, Any] = {
+            "objectness": objectness,
+            "iou": iou,
+            "min_class_confidence": min_class_confidence,
+        }
+        at = at._replace(**{name: each for name, each in given.items() if each is not None})
+        for name in given:
+            if not 0 <= (value := getattr(at, name)) <= 1:
+                raise UserError(f"{name} must be in [0, 1], got {value}")
+        return at
+
+
+# Below it the inverse of a threshold would not be exact enough in single precision.
+_LEAST_THRESHOLD = 1e-6
+
+
+def check_class_thresholds(class_thresholds: Sequence[float], class_names: Sequence[str]) -> None:
+    """Refuses class thresholds that are not one for each class, or too near to 0.
+
+    Raises:
+      UserError: naming the class.
+    """
+    if class_thresholds and len(class_thresholds) != len(class_names):
+        raise UserError(
+            f"class_thresholds must have one for each of {', '.join(class_names)}, or none, got "
+            f"{len(class_thresholds)}"
+        )
+    for name, each in zip(class_names, class_thresholds, strict=False):
+        if not _LEAST_THRESHOLD <= each < float("inf"):
+            raise UserError(
+                f"class_thresholds of {name} must be {_LEAST_THRESHOLD:g} or more, got {each}"
+            )
+
+
+def decide(objectness: Any, class_probs: Any, class_thresholds: tuple[float, ...]) -> Any:
+    """The class of each box, by the rule of `Thresholds`; of NumPy or JAX as what is given.
+
+    Args:
+      objectness: of each box, float [n].
+      class_probs: probability of each class, float [n k].
+      class_thresholds: of `Thresholds`.
+
+    Returns:
+      Whole numbers [n].
+    """
+    if not class_thresholds:
+        return class_probs.argmax(-1)
+    # Not a division: compilers replace one by constants with this, which is rounded otherwise.
+    inverse = 1 / np.asarray(class_thresholds, np.float32)[None]
+    return (objectness[:, None] * class_probs * inverse).argmax(-1)
+
+
+def passes(objectness: Any, class_probs: Any, thresholds: Thresholds) -> Any:
+    """Which boxes count after the NMS, by their class; arguments as of `decide`.
+
+    Returns:
+      True and false [n].
+    """
+    class_ids = decide(objectness, class_probs, thresholds.class_thresholds)
+    passed = np.arange(class_probs.shape[-1])[None] == class_ids[:, None]
+    if thresholds.min_class_confidence > 0:
+        passed = passed & (class_probs > thresholds.min_class_confidence)
+    if thresholds.class_thresholds:
+        least = np.asarray(thresholds.class_thresholds, np.float32)[None]
+        passed = passed & (objectness[:, None] * class_probs >= least)
+    return passed.any(-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Detections:
-    """The n detections of one image among k classes, best first.
+    """The n detections of one image among k classes, by objectness times largest probability.
 
     They have a length and can be indexed: `found[0]`, `found[:10]`, `found[found.scores > 0.9]` and
     `found[[3, 1]]` are detections of the same image. A notebook shows them as a picture.
@@ -82,6 +207,7 @@ class Detections:
       image_hw: rows and columns of the image.
       window_xyxy: the part of the image that the network saw, as fractions of the image.
       image: the pixels, uint8 [h w c], if they were kept.
+      class_thresholds: by which their classes are decided, see `Thresholds`.
 
     Raises:
       UserError: a field has another shape or range; the message names it.
@@ -98,6 +224,7 @@ class Detections:
     image_hw: tuple[int, int]
     window_xyxy: tuple[float, float, float, float] = WHOLE_IMAGE
     image: np.ndarray | None = None
+    class_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         n, k = len(self.objectness), len(self.class_names)
@@ -122,6 +249,7 @@ class Detections:
             raise UserError(f"Detections.class_names must differ, got {self.class_names}")
         if min(self.image_hw) < 1:
             raise UserError(f"Detections.image_hw must be 1 or more, got {self.image_hw}")
+        check_class_thresholds(self.class_thresholds, self.class_names)
         x1, y1, x2, y2 = self.window_xyxy
         if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
             raise UserError(
@@ -155,13 +283,24 @@ class Detections:
 
     @property
     def class_ids(self) -> Int32[np.ndarray, " n"]:
-        """The most probable class of each, an index into `class_names`."""
-        return self.class_probs.argmax(-1).astype(np.int32)
+        """The class of each, an index into `class_names`, decided as `Thresholds` says."""
+        decided = decide(self.objectness, self.class_probs, self.class_thresholds)
+        return decided.astype(np.int32)
+
+    @property
+    def class_scores(self) -> np.ndarray:
+        """Objectness times the probability of each class, float [n k]."""
+        return self.objectness[:, None] * self.class_probs
+
+    @property
+    def class_confidences(self) -> np.ndarray:
+        """The probability of the class of each, float [n]."""
+        return self.class_probs[np.arange(len(self)), self.class_ids]
 
     @property
     def scores(self) -> np.ndarray:
-        """Objectness times the probability of the most probable class, float [n]."""
-        return self.objectness * self.class_probs.max(-1, initial=0)
+        """Objectness times the probability of the class of each, float [n]."""
+        return self.objectness * self.class_confidences
 
     @property
     def boxes_in_image_xyxy(self) -> Float32[np.ndarray, "n 4"]:
@@ -293,25 +432,48 @@ class Detections:
         return f"{caption}<table>{table}</table>" + (f"<p>and {left} more</p>" if left else "")
 
 
-def read_min_scores(
-    path: Path | None, class_names: Sequence[str], at: Thresholds, say: Callable[[str], None]
-) -> tuple[float, ...]:
-    """The thresholds of a calibration's file, in the order of the classes; empty without a file.
-
-    Of a class for which no score gives the precision every box counts.
+def thresholds_given(
+    own: Thresholds,
+    class_names: Sequence[str],
+    class_thresholds: Path | Sequence[float] | None,
+    say: Callable[[str], None],
+    **others: float | None,
+) -> Thresholds:
+    """The thresholds of a model with those of a user in their place, see `Thresholds.changed`.
 
     Args:
-      path: of the file, with the scores by name under `thresholds`.
-      class_names: of the network.
-      at: the other thresholds, which must be those that the scores were measured at.
-      say: is told of such classes.
+      own: of the model.
+      class_names: of the model.
+      class_thresholds: numbers, or the file of a calibration, whose objectness then holds.
+      say: is told of classes that the file has no score of.
+      **others: objectness, iou and min_class_confidence; None where none is given.
 
     Raises:
-      UserError: the file cannot be read, has other classes, was measured at other thresholds, or a
-        score is none.
+      UserError: a value is out of range, the file cannot be used, or it was measured at others.
     """
-    if path is None:
-        return ()
+    if isinstance(class_thresholds, Path):
+        path = class_thresholds
+        class_thresholds, at = _read_class_thresholds(path, class_names, say)
+        now = {"objectness": at["objectness"], "iou": own.iou}
+        now |= {name: value for name in at if (value := others.get(name)) is not None}
+        if any(abs(now[name] - at[name]) > 1e-6 for name in at):
+            raise UserError(
+                f"{path} was measured at objectness {at['objectness']:g} and IoU {at['iou']:g}, "
+                f"this is {now['objectness']:g} and {now['iou']:g}: it would not hold. Leave out "
+                f"--obj-thresh, and add --iou-thresh {at['iou']:g}"
+            )
+        others |= at
+    return own.changed(class_names, class_thresholds=class_thresholds, **others)
+
+
+def _read_class_thresholds(
+    path: Path, class_names: Sequence[str], say: Callable[[str], None]
+) -> tuple[tuple[float, ...], dict[str, float]]:
+    """Class thresholds of a calibration's file, and the objectness and IoU they were measured at.
+
+    Files of earlier versions have no score of a class that never was precise enough: its threshold
+    is then the objectness that they were measured at.
+    """
     try:
         values = json.loads(read_given_text(path))
         given = {
@@ -334,16 +496,32 @@ def read_min_scores(
             f"{path} has the classes {', '.join(given)}, the network {', '.join(class_names)}: "
             "take the file of its own calibration"
         )
-    if measured_at != {"objectness": at.objectness, "iou": at.iou}:
+    for name in [name for name, score in given.items() if not score]:
+        given[name] = measured_at["objectness"]
+        say(f"{path}: no score of {name}; its boxes count from {given[name]:g} on")
+    try:
+        scores = tuple(given[name] for name in class_names)
+        check_class_thresholds(scores, class_names)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return scores, measured_at
+
+
+def class_thresholds_of(decision: str, file: Path | None) -> Path | tuple[float, ...] | None:
+    """The class thresholds that flags ask for: a file, none at all, or (None) those of the model.
+
+    Args:
+      decision: "stored" or "most_probable".
+      file: of a calibration.
+
+    Raises:
+      UserError: both are given.
+    """
+    if decision == "stored":
+        return file
+    if file is not None:
         raise UserError(
-            f"{path} was measured at objectness {measured_at['objectness']:g} and IoU "
-            f"{measured_at['iou']:g}, this is {at.objectness:g} and {at.iou:g}: its precision "
-            f"would not hold. Add --obj-thresh {measured_at['objectness']:g} --iou-thresh "
-            f"{measured_at['iou']:g}"
+            f"--decision {decision} has no thresholds of classes: leave it out, or leave out "
+            f"--score-thresholds {file}"
         )
-    for name, score in given.items():
-        if score is None:
-            say(f"{path}: no score makes {name} precise enough; all its boxes count")
-        elif not 0 <= score <= 1:
-            raise UserError(f"{path}: the score of {name} must be in [0, 1], got {score}")
-    return tuple(given[name] or 0.0 for name in class_names)
+    return ()

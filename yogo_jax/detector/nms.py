@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.decode import Predictions
-from yogo_jax.detector.detections import Detections, Thresholds
+from yogo_jax.detector.detections import Detections, Thresholds, passes
 
 
 class PaddedDetections(NamedTuple):
@@ -28,7 +28,12 @@ class PaddedDetections(NamedTuple):
     valid: Bool[Array, "*b n"]
     unusable: Int[Array, "*b"] | int = 0
 
-    def to_host(self, class_names: tuple[str, ...], image_hw: tuple[int, int]) -> Detections:
+    def to_host(
+        self,
+        class_names: tuple[str, ...],
+        image_hw: tuple[int, int],
+        class_thresholds: tuple[float, ...] = (),
+    ) -> Detections:
         """The detections of one image as NumPy arrays without padding."""
         valid = np.asarray(self.valid)
         return Detections(
@@ -37,6 +42,7 @@ class PaddedDetections(NamedTuple):
             class_probs=np.asarray(self.class_probs)[valid],
             class_names=class_names,
             image_hw=image_hw,
+            class_thresholds=class_thresholds,
         )
 
 
@@ -65,8 +71,8 @@ def select(
 ) -> PaddedDetections:
     """Detections of one image: objectness, then NMS over all classes together, then classes.
 
-    The score of the NMS is objectness times the largest class probability. Class confidence and
-    scores are asked after it, so that a box which fails them still suppresses others.
+    The score of the NMS is objectness times the largest class probability. Classes are decided
+    after it, so that a box which does not count by its class still suppresses others.
 
     Args:
       boxes_xyxy: corners of each cell's box.
@@ -76,7 +82,7 @@ def select(
       max_detections: n, the fixed size of the result.
 
     Returns:
-      Detections by descending score, with `valid` for those that passed everything.
+      Detections by descending score of the NMS, with `valid` for those that passed everything.
     """
     finite = jnp.isfinite(objectness) & jnp.isfinite(boxes_xyxy).all(-1)
     finite = finite & jnp.isfinite(class_probs).all(-1)
@@ -84,20 +90,14 @@ def select(
     # score of all, above which there is nothing to go on with.
     above = ~(objectness <= thresholds.objectness)
     candidate = above & finite
-    confidence = class_probs.max(-1)
     chosen, valid = nms(
         boxes_xyxy,
-        objectness * confidence,
+        objectness * class_probs.max(-1),
         candidate,
         iou_threshold=thresholds.iou,
         max_detections=max_detections,
     )
-    if thresholds.min_class_confidence > 0:
-        valid = valid & (confidence[chosen] > thresholds.min_class_confidence)
-    if thresholds.min_scores:
-        least = jnp.asarray(thresholds.min_scores, confidence.dtype)
-        least = least[class_probs[chosen].argmax(-1)]
-        valid = valid & ((objectness * confidence)[chosen] >= least)
+    valid = valid & passes(objectness[chosen], class_probs[chosen], thresholds)
     return PaddedDetections(
         boxes_xyxy=boxes_xyxy[chosen],
         objectness=objectness[chosen],

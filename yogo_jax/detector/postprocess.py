@@ -11,7 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
-from yogo_jax.detector.detections import WHOLE_IMAGE, Detections, Thresholds, check_numbers
+from yogo_jax.detector.detections import (
+    WHOLE_IMAGE,
+    Detections,
+    Thresholds,
+    check_numbers,
+    passes,
+)
 
 
 # Rows of the outputs before the class probabilities, and the one of the objectness.
@@ -44,7 +50,7 @@ def detections_of(
     image: np.ndarray | None = None,
     name: str = "the image",
 ) -> Detections:
-    """Detections of one image's outputs, by descending score.
+    """Detections of one image's outputs, by descending score of the NMS.
 
     Args:
       outputs: of the network for the image.
@@ -68,14 +74,15 @@ def detections_of(
         image_hw=image_hw,
         window_xyxy=window_xyxy,
         image=image,
+        class_thresholds=thresholds.class_thresholds,
     )
 
 
 def select_cells(outputs: Float[np.ndarray, "outputs gh gw"], thresholds: Thresholds) -> Selected:
-    """The boxes of one image that pass all thresholds and the NMS, by descending score.
+    """The boxes of one image that pass all thresholds and the NMS, by descending score of the NMS.
 
-    Objectness and NMS come first, over all classes together; class confidence and scores are asked
-    afterwards, so that a box which fails them still suppresses others.
+    Objectness and NMS come first, over all classes together; classes are decided afterwards, so
+    that a box which does not count by its class still suppresses others.
     """
     cells = np.asarray(outputs, np.float32).reshape(len(outputs), -1)
     # A NaN is not below a threshold: it might have been an object.
@@ -83,16 +90,11 @@ def select_cells(outputs: Float[np.ndarray, "outputs gh gw"], thresholds: Thresh
     with np.errstate(over="ignore", invalid="ignore"):
         boxes_xyxy = cxcywh_to_xyxy(rows[:, :4])
         objectness, class_probs = rows[:, _OBJECTNESS_ROW], rows[:, _BOX_ROWS:]
-        confidence = class_probs.max(-1, initial=-np.inf)
-        scores = objectness * confidence
+        scores = objectness * class_probs.max(-1, initial=-np.inf)
         finite = np.isfinite(boxes_xyxy).all(-1) & np.isfinite(rows[:, _OBJECTNESS_ROW:]).all(-1)
         usable = np.flatnonzero(finite)
         kept = usable[nms(boxes_xyxy[usable], scores[usable], iou_threshold=thresholds.iou)]
-    if thresholds.min_class_confidence > 0:
-        kept = kept[confidence[kept] > thresholds.min_class_confidence]
-    if thresholds.min_scores:
-        least = np.asarray(thresholds.min_scores, np.float32)
-        kept = kept[scores[kept] >= least[class_probs[kept].argmax(-1)]]
+    kept = kept[passes(objectness[kept], class_probs[kept], thresholds)]
     return Selected(
         boxes_xyxy[kept], objectness[kept], class_probs[kept], len(finite) - len(usable)
     )

@@ -45,7 +45,7 @@ class ExportedModel(Model):
             image_hw=(rows, columns),
             frame_hw=_frame_of_crop(path, (rows, columns), whole, options.crop_height),
             rgb=channels == 3,
-            thresholds=Thresholds(**_said(path, said, "thresholds")) if is_ours else Thresholds(),
+            thresholds=_thresholds(path, said, len(names)) if is_ours else Thresholds(),
             # Exports of earlier versions do not say.
             apply_orientation="apply_orientation" not in said
             or bool(_said(path, said, "apply_orientation")),
@@ -144,6 +144,18 @@ def _said(path: Path, description: dict[str, str], key: str) -> Any:
         raise UserError(
             f"{path}: its description of itself has no usable {key}: export it again"
         ) from None
+
+
+def _thresholds(path: Path, said: dict[str, str], classes: int) -> Thresholds:
+    """The thresholds that an export of ours says, those of its decision among them."""
+    values = _said(path, said, "thresholds")
+    class_thresholds = tuple(values.get("class_thresholds", ()))
+    if len(class_thresholds) not in (0, classes):
+        raise UserError(
+            f"{path}: has {len(class_thresholds)} class thresholds, but {classes} classes: export "
+            "it again"
+        )
+    return Thresholds(**{**values, "class_thresholds": class_thresholds})
 
 
 def _frame_of_crop(

@@ -5,6 +5,7 @@ the end, so that memory does not grow with the frames. One table has the setting
 other a row a frame.
 """
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -68,7 +69,7 @@ class Journal:
     Args:
       folder: of the outputs.
       settings: everything that the outputs follow from, as plain values; `class_names` is among
-        them.
+        them, and `class_thresholds` if there are any.
 
     Attributes:
       count: frames in it.
@@ -81,6 +82,7 @@ class Journal:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.path = folder / JOURNAL_NAME
         self._class_names = tuple(settings["class_names"])
+        self._class_thresholds = tuple(settings.get("class_thresholds", ()))
         if _is_in_old_format(self.path):
             _convert(self.path, settings)
         self._db = _open(self.path)
@@ -140,7 +142,7 @@ class Journal:
             for *row, crc in rows:
                 if row[0] != place or _crc(row) != crc:
                     return
-                yield _record(row, self._class_names)
+                yield _record(row, self._class_names, self._class_thresholds)
                 place += 1
 
     def remove(self) -> None:
@@ -217,11 +219,14 @@ def _crc(row: Sequence[Any]) -> int:
     return zlib.crc32(row[-1] or b"", zlib.crc32(json.dumps(row[:-1]).encode()))
 
 
-def _record(row: Sequence[Any], class_names: tuple[str, ...]) -> FrameRecord:
+def _record(
+    row: Sequence[Any], class_names: tuple[str, ...], class_thresholds: tuple[float, ...]
+) -> FrameRecord:
     image_id, name, error, rows, columns, *window, blob = row
     if error is not None:
         return FrameRecord(image_id, name, error, None)
     found = _detections(blob, class_names, (rows, columns), window)
+    found = dataclasses.replace(found, class_thresholds=class_thresholds)
     return FrameRecord(image_id, name, None, found)
 
 
@@ -315,6 +320,10 @@ def check_same_settings(
       UserError: naming each that differs, as it was and as it is.
     """
     now = json.loads(json.dumps(now))
+    if not earlier.get("score_thresholds", True):
+        # Thresholds of earlier versions; where there were none, nothing has changed.
+        earlier = {"class_thresholds": [], **earlier}
+        del earlier["score_thresholds"]
     missing = object()
     differing = [
         f"{key} ({earlier.get(key, 'not set')} then, {now.get(key, 'not set')} now)"

@@ -104,7 +104,7 @@ class Model(abc.ABC):
         objectness: float | None = None,
         iou: float | None = None,
         min_class_confidence: float | None = None,
-        min_scores: Sequence[float] | None = None,
+        class_thresholds: Sequence[float] | None = None,
     ) -> Detections: ...
 
     @overload
@@ -114,7 +114,7 @@ class Model(abc.ABC):
         objectness: float | None = None,
         iou: float | None = None,
         min_class_confidence: float | None = None,
-        min_scores: Sequence[float] | None = None,
+        class_thresholds: Sequence[float] | None = None,
     ) -> list[Detections]: ...
 
     def predict(
@@ -123,7 +123,7 @@ class Model(abc.ABC):
         objectness: float | None = None,
         iou: float | None = None,
         min_class_confidence: float | None = None,
-        min_scores: Sequence[float] | None = None,
+        class_thresholds: Sequence[float] | None = None,
     ) -> Detections | list[Detections]:
         """Finds the objects in one image or in each of a list, as `yogo-jax infer` does.
 
@@ -134,12 +134,13 @@ class Model(abc.ABC):
             of another size than `image_hw` is resized, and of a model for a strip the middle rows
             are taken.
           objectness: a box must lie above it, in [0, 1]. None means the model's own threshold, here
-            and below (see `thresholds`; usually 0.5, 0.5, 0 and no scores).
+            and below (see `thresholds`; usually 0.5, 0.5, 0, and the thresholds of its decision).
           iou: IoU above which the worse of two boxes is dropped, in [0, 1].
-          min_class_confidence: probability that the best class of a box must exceed, in [0, 1]; 0
-            is not asked.
-          min_scores: least score (objectness times that probability) of each class, in the order of
-            `class_names`, each in [0, 1]; empty is not asked.
+          min_class_confidence: probability that the class of a box must exceed, in [0, 1]; 0 is not
+            asked.
+          class_thresholds: least score (objectness times probability) of each class, in the order
+            of `class_names`, by which classes are decided, see `Thresholds`; empty: the most
+            probable class of each box, even if the model is decided otherwise.
 
         Returns:
           `Detections` of the image, best first, or a list of them for a list. Boxes are in pixels
@@ -147,7 +148,8 @@ class Model(abc.ABC):
 
         Raises:
           UserError: (a ValueError) an image cannot be read or is no image, the list is empty, a
-            threshold is out of range, or the network gives values that are no numbers.
+            threshold is out of range, an objectness is given to a model that decides by class
+            thresholds, or the network gives values that are no numbers.
 
         Example:
           >>> found = model.predict("frame.png", objectness=0.6)
@@ -160,13 +162,13 @@ class Model(abc.ABC):
             rgb=self.serving.rgb,
             apply_orientation=self.serving.apply_orientation,
         )
-        changes = {
-            "objectness": objectness,
-            "iou": iou,
-            "min_class_confidence": min_class_confidence,
-            "min_scores": min_scores,
-        }
-        thresholds = _checked(self.thresholds, self.class_names, changes)
+        thresholds = self.thresholds.changed(
+            self.class_names,
+            objectness=objectness,
+            iou=iou,
+            min_class_confidence=min_class_confidence,
+            class_thresholds=class_thresholds,
+        )
 
         def finish(loaded: Loaded, outputs: np.ndarray | None) -> Detections:
             if outputs is None or loaded.frame is None or loaded.view is None:
@@ -322,23 +324,6 @@ def renamed(path: Path, own: tuple[str, ...], given: tuple[str, ...]) -> tuple[s
     return given or own
 
 
-def _checked(own: Thresholds, class_names: tuple[str, ...], given: dict[str, Any]) -> Thresholds:
-    """The model's own thresholds, and in their place what was given; each is in its range."""
-    thresholds = own._replace(**{name: each for name, each in given.items() if each is not None})
-    for name in ("objectness", "iou", "min_class_confidence"):
-        if not 0 <= (value := getattr(thresholds, name)) <= 1:
-            raise UserError(f"{name} must be in [0, 1], got {value}")
-    scores = tuple(thresholds.min_scores)
-    if scores and len(scores) != len(class_names):
-        raise UserError(
-            f"min_scores must have a score for each of {', '.join(class_names)}, got {len(scores)}"
-        )
-    for name, score in zip(class_names, scores, strict=False):
-        if not 0 <= score <= 1:
-            raise UserError(f"min_scores of {name} must be in [0, 1], got {score}")
-    return thresholds._replace(min_scores=scores)
-
-
 class CheckpointModel(Model):
     """A checkpoint, run by JAX on its default device."""
 
@@ -353,7 +338,8 @@ class CheckpointModel(Model):
         if options.normalize_images is not None:
             raise normalization_is_fixed(path)
         folder = find_checkpoint(path)
-        trained = read_metadata(folder).model
+        metadata = read_metadata(folder)
+        trained = metadata.model
         spec = served_spec(trained, crop_height=options.crop_height)
         self.path = path
         self._folder = folder
@@ -369,7 +355,7 @@ class CheckpointModel(Model):
             image_hw=spec.image_hw,
             frame_hw=spec.frame_hw,
             rgb=spec.rgb,
-            thresholds=Thresholds(),
+            thresholds=metadata.thresholds,
             apply_orientation=spec.apply_orientation,
         )
         digest = hashlib.sha256(json.dumps(trained.to_dict(), sort_keys=True).encode())

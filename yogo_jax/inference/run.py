@@ -178,9 +178,9 @@ def _array_notes(settings: dict[str, Any], serving: ServingSpec) -> dict[str, An
     rows = serving.image_hw[0]
     is_crop = serving.frame_hw is not None and serving.frame_hw[0] != rows
     # The instrument knows no such thing: said only where it acted.
-    scores = settings["score_thresholds"]
+    thresholds = settings["class_thresholds"]
     return {
-        **({"score_thresholds": scores} if scores else {}),
+        **({"class_thresholds": thresholds} if thresholds else {}),
         "run_name": settings["run"],
         "model_name": settings["model_name"],
         "class_names": list(serving.class_names),
@@ -279,7 +279,7 @@ def _settings(
         "obj_thresh": thresholds.objectness,
         "iou_thresh": thresholds.iou,
         "min_class_confidence_threshold": thresholds.min_class_confidence,
-        "score_thresholds": list(thresholds.min_scores),
+        "class_thresholds": list(thresholds.class_thresholds),
         **{f"output {name}": value for name, value in dataclasses.asdict(wanted).items()},
     }
 

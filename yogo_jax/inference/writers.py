@@ -234,7 +234,7 @@ def scope_array(path: Path, boxes: int, classes: int, image_hw: tuple[int, int])
             ).reshape(4, 1)
             part[5] = found.objectness
             part[6] = found.class_ids
-            part[7] = found.class_probs.max(-1, initial=0)
+            part[7] = found.class_confidences
             part[8:] = found.class_probs.T
             start += part.shape[1]
 

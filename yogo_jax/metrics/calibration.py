@@ -1,4 +1,4 @@
-"""Calibration: a temperature for class probabilities, and thresholds for a chosen precision.
+"""Calibration: a temperature for class probabilities.
 
 References:
   Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599, section 4.2.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from yogo_jax.metrics.confusion import Calibration
 from yogo_jax.metrics.evaluator import ImageResult
@@ -25,14 +25,6 @@ class Pairs(NamedTuple):
 
     class_probs: Float[np.ndarray, "n k"]
     class_ids: Int[np.ndarray, " n"]
-
-
-class Threshold(NamedTuple):
-    """The least score, objectness times class probability, from which a class is precise enough."""
-
-    score: float
-    precision: float
-    recall: float
 
 
 def matched_pairs(images: Sequence[ImageResult], num_classes: int) -> Pairs:
@@ -89,53 +81,3 @@ def calibration_error(pairs: Pairs) -> float | None:
     named = pairs.class_probs.argmax(1)
     calibration.update(pairs.class_probs.max(1, initial=0.0), named == pairs.class_ids)
     return calibration.compute()
-
-
-def threshold_at_precision(
-    images: Sequence[ImageResult], class_id: int, temperature: float, precision: float
-) -> Threshold | None:
-    """The least score from which detections of a class are right often enough.
-
-    A detection is right if it is matched with a box of its class.
-
-    Args:
-      images: of an evaluation.
-      class_id: whose detections.
-      temperature: of the probability in the score, which is objectness * probability.
-      precision: share of right ones among those of at least that score.
-
-    Returns:
-      The threshold; None where no score gives that precision.
-    """
-    scores, rights, labels = [], [], 0
-    for image in images:
-        probs, named = at_temperature(image.found.class_probs, temperature), image.found.class_ids
-        right = np.zeros(len(named), bool)
-        true = image.label_class_ids[image.matches.label_index]
-        right[image.matches.prediction_index] = true == named[image.matches.prediction_index]
-        own = named == class_id
-        scores.append((image.found.objectness * probs.max(1, initial=0.0))[own])
-        rights.append(right[own])
-        labels += int((image.label_class_ids == class_id).sum())
-    return _least_precise(np.concatenate(scores), np.concatenate(rights), labels, precision)
-
-
-def _least_precise(
-    scores: Float[np.ndarray, " n"],
-    is_right: Bool[np.ndarray, " n"],
-    labels: int,
-    precision: float,
-) -> Threshold | None:
-    order = np.argsort(-scores, kind="stable")
-    right = np.cumsum(is_right[order])
-    reached = right / np.arange(1, len(order) + 1)
-    # Of equal scores all are in or none.
-    ends = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
-    enough = np.flatnonzero(ends & (reached >= precision))
-    if not len(enough):
-        return None
-    last = int(enough[-1])
-    recall = float(right[last] / labels) if labels else 0.0
-    # Downwards, so that no other rounding of the same score falls short of it.
-    score = math.floor(scores[order[last]] * 1e6) / 1e6
-    return Threshold(score, float(reached[last]), recall)

@@ -68,8 +68,8 @@ def match_boxes(
 class DetectionMetrics:
     """Confusion, precision, recall, accuracy and calibration of detections against true boxes.
 
-    Predictions are paired with true boxes by `match_boxes`; the class of a prediction is its most
-    probable one, whatever the pair's true class.
+    Predictions are paired with true boxes by `match_boxes`, whatever their classes. Calibration is
+    that of the most probable class.
 
     Args:
       class_names: names in the order of the class ids.
@@ -90,6 +90,7 @@ class DetectionMetrics:
         class_probs: Float[np.ndarray, "n k"],
         label_boxes_xyxy: Float[np.ndarray, "m 4"],
         label_class_ids: Int[np.ndarray, " m"],
+        class_ids: Int[np.ndarray, " n"] | None = None,
     ) -> Matches:
         """Adds one image: its kept predictions (after thresholds and NMS) and its true boxes.
 
@@ -98,6 +99,7 @@ class DetectionMetrics:
           class_probs: probability of each class of each prediction; not logits.
           label_boxes_xyxy: true boxes in [0, 1].
           label_class_ids: index into `class_names` of each true box.
+          class_ids: decided class of each prediction; None: the most probable.
 
         Returns:
           The pairs of predictions and true boxes.
@@ -109,12 +111,13 @@ class DetectionMetrics:
         classes = len(self.class_names)
         _check_probabilities(class_probs, classes)
         check_class_ids(label_class_ids, classes)
-        predicted_ids = class_probs.argmax(axis=1)
+        most_probable = class_probs.argmax(axis=1)
+        class_ids = most_probable if class_ids is None else class_ids
         pairs = match_boxes(boxes_xyxy, label_boxes_xyxy, min_iou=self.min_iou)
-        self._confusion += confusion_of(predicted_ids, label_class_ids, pairs, classes)
+        self._confusion += confusion_of(class_ids, label_class_ids, pairs, classes)
         self._calibration.update(
             class_probs[pairs.prediction_index].max(axis=1, initial=0.0),
-            predicted_ids[pairs.prediction_index] == label_class_ids[pairs.label_index],
+            most_probable[pairs.prediction_index] == label_class_ids[pairs.label_index],
         )
         self._images += 1
         return pairs

@@ -1,8 +1,8 @@
 """Evaluation of a model on records: validation and test run this same code.
 
 The protocol is the one of the original's figures: metrics from boxes with objectness above the
-threshold after NMS; mean AP from all boxes with objectness above 0.05 after NMS, each with its
-most probable class and the score objectness * probability of that class.
+threshold after NMS, each with its decided class; mean AP from all boxes with objectness above 0.05
+after NMS, each with its most probable class and the score objectness * probability of that class.
 """
 
 import functools
@@ -89,7 +89,9 @@ class Evaluator:
         self._max_boxes = max_boxes
         self._workers = workers
         self.devices = devices = devices or Devices()
-        step = make_eval_step(spec, loss_weights, thresholds or Thresholds())
+        thresholds = thresholds or Thresholds()
+        self._class_thresholds = thresholds.class_thresholds
+        step = make_eval_step(spec, loss_weights, thresholds)
         copied, by_image = devices.copied, devices.by_image
         self._step = jax.jit(
             jax.shard_map(
@@ -152,7 +154,7 @@ class Evaluator:
                 outputs = devices.own(self._step(variables, devices.spread(batch)))
                 for row in np.flatnonzero(batch["image_valid"]).tolist():
                     one = jax.tree.map(lambda array, row=row: array[row], outputs)
-                    measured.append(_measured(one, batch, row, spec))
+                    measured.append(_measured(one, batch, row, spec, self._class_thresholds))
         # Of each batch a process has some images in a row: sorted, they are as one reads them.
         everything = sorted(devices.gather(measured), key=lambda image: image.record)
         return _evaluation(everything, spec, records.image_paths, keep_images=keep_images)
@@ -170,11 +172,17 @@ class _Measured(NamedTuple):
     unusable: int
 
 
-def _measured(outputs: BatchOutputs, batch: Mapping, row: int, spec: ModelSpec) -> _Measured:
+def _measured(
+    outputs: BatchOutputs,
+    batch: Mapping,
+    row: int,
+    spec: ModelSpec,
+    class_thresholds: tuple[float, ...],
+) -> _Measured:
     valid = batch["valid"][row]
     return _Measured(
         record=int(batch["record_index"][row]),
-        found=outputs.detections.to_host(spec.class_names, spec.image_hw),
+        found=outputs.detections.to_host(spec.class_names, spec.image_hw, class_thresholds),
         ranked=outputs.ranked.to_host(spec.class_names, spec.image_hw),
         label_boxes_xyxy=np.asarray(outputs.label_boxes_xyxy)[valid],
         label_class_ids=batch["class_ids"][row][valid],
@@ -201,7 +209,7 @@ def _evaluation(
                 for name, value in zip(LossTerms._fields, each.loss_terms, strict=True)
             )
             raise not_numbers(str(paths[each.record]), f"a loss of {terms}")
-        matches = metrics.update(found.boxes_xyxy, found.class_probs, *labels)
+        matches = metrics.update(found.boxes_xyxy, found.class_probs, *labels, found.class_ids)
         mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
         sums += each.loss_terms
         if keep_images:

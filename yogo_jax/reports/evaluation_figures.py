@@ -237,13 +237,13 @@ def confusion_figure(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> F
 
 
 def calibration_of(images: Sequence[ImageResult]) -> Calibration:
-    """Collects confidence and correctness of the class of matched boxes."""
+    """Collects confidence and correctness of the most probable class of matched boxes."""
     calibration = Calibration()
     for image in images:
         probabilities = image.found.class_probs[image.matches.prediction_index]
-        named = image.found.class_ids[image.matches.prediction_index]
         true = image.label_class_ids[image.matches.label_index]
-        calibration.update(probabilities.max(axis=1, initial=0.0), named == true)
+        right = probabilities.argmax(axis=1) == true
+        calibration.update(probabilities.max(axis=1, initial=0.0), right)
     return calibration
 
 

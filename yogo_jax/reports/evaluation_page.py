@@ -101,7 +101,7 @@ def write_results(
         **_by_class(images, curves, spec.class_names),
         "thresholds": {
             **subject.thresholds._asdict(),
-            "min_scores": list(subject.thresholds.min_scores),
+            "class_thresholds": list(subject.thresholds.class_thresholds),
         },
         "checkpoint": str(checkpoint),
         "step": step,

@@ -124,7 +124,7 @@ def run_summary(data: RunData, spec: ModelSpec) -> list[str]:
 # what is computed. All of `track` may, too.
 MAY_CHANGE = {
     *("data.workers", "data.cache", "train.resume", "train.checkpoint_every_minutes"),
-    *("train.eval_every_epochs", "train.max_hours", "train.patience"),
+    *("train.eval_every_epochs", "train.max_hours", "train.patience", "train.decision"),
     # The fingerprint holds the data, wherever it lies, and how it is turned.
     *("data.definition", "data.apply_orientation"),
 }

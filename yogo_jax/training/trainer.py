@@ -25,8 +25,10 @@ from yogo_jax.checkpoint.store import (
 )
 from yogo_jax.config.schema import Config
 from yogo_jax.data.pipeline import PackedImages, RecordSource
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.files import make_folder
+from yogo_jax.metrics.decisions import Goal
 from yogo_jax.parallel import Devices, check_batch_size, check_same_everywhere
 from yogo_jax.progress import said_while
 from yogo_jax.reports.tables import advice_on_nothing_found
@@ -56,7 +58,11 @@ from yogo_jax.training.step import (
 from yogo_jax.training.stopping import SaveStopPolicy, Stop, Stopped
 from yogo_jax.training.tracking import Meter, SilentTracker, Tracker
 from yogo_jax.training.validation import (
+    STAYS_MOST_PROBABLE,
+    Best,
+    decide_best,
     evaluate_best,
+    find_best,
     log_test,
     make_evaluator,
     read_test,
@@ -158,9 +164,12 @@ class Trainer:
             config.optim, self._total_steps, steps_per_epoch=self._steps_per_epoch
         )
         self._tx = make_optimizer(config.optim, self._schedule)
-        # One for each model: a checkpoint that was calibrated since is another than the run's.
+        # One for each model: a checkpoint that was calibrated since is another than the run's. And
+        # the test is made as the best checkpoint decides.
         self._evaluator_of = functools.cache(
-            lambda spec: make_evaluator(spec, config, data.max_boxes, self.devices)
+            lambda spec, thresholds: make_evaluator(
+                spec, config, data.max_boxes, self.devices, thresholds
+            )
         )
         self._packs: dict[str, PackedImages | None] = {}
         self._rare_cells: CutCells | None = None
@@ -184,7 +193,7 @@ class Trainer:
             if self.devices.first:
                 record_config(self.config, self.workdir)
             self._train(self.devices.copy(state))
-            return self._test()
+            return self._test(self._decided())
 
     def _say_start(self) -> None:
         self._tracker.start(self._first_step, environment(self.devices))
@@ -377,7 +386,7 @@ class Trainer:
 
     def _validate(self, state: TrainState, done: int) -> dict[str, Any] | None:
         metrics = validate(
-            self._evaluator_of(self.spec),
+            self._evaluator_of(self.spec, Thresholds()),
             state.variables,
             self.data.splits.val,
             self._tracker,
@@ -439,7 +448,33 @@ class Trainer:
 
     # ---- test ----
 
-    def _test(self) -> dict[str, Any]:
+    def _decided(self) -> Best:
+        """The best checkpoint, with the decision that the config asks for."""
+        best, val, goal = find_best(self.workdir), self.data.splits.val, self.config.train.decision
+        if goal == "most_probable" or not self._lacks_decision(best):
+            return best
+        self._tracker.doing(f"choosing thresholds of classes by {len(val)} validation images")
+        with self.stop.defer_stop():
+            return decide_best(
+                self._evaluator_of,
+                best,
+                val,
+                Goal(goal),
+                before_batch=self._check_stop,
+                packed=self._packs["val"],
+                say=self._tracker.say,
+            )
+
+    def _lacks_decision(self, best: Best) -> bool:
+        # One that is there is of an earlier start, or of a calibration.
+        if self.config.train.decision == "most_probable" or best.metadata.decision is not None:
+            return False
+        if len(self.data.splits.val) == 0:
+            self._tracker.say(f"no validation split in this data set: {STAYS_MOST_PROBABLE}")
+            return False
+        return True
+
+    def _test(self, best: Best) -> dict[str, Any]:
         """Metrics of the best checkpoint on the test split, written and printed by one process."""
         records = self.data.splits.test
         if len(records) == 0:
@@ -447,9 +482,7 @@ class Trainer:
             return {}
         self._tracker.doing(f"testing with {len(records)} images")
         with self.stop.defer_stop():
-            result = evaluate_best(
-                self._evaluator_of, self.workdir, records, before_batch=self._check_stop
-            )
+            result = evaluate_best(self._evaluator_of, best, records, before_batch=self._check_stop)
         if not self.devices.first:
             return {}
         with self.stop.allow_stop():
@@ -460,10 +493,12 @@ class Trainer:
     def test_of_complete(self) -> dict[str, Any] | None:
         """Test metrics of a run that has nothing left to do, none at all without a test split.
 
-        None if something is left: steps, a validation, or the test.
+        None if something is left: steps, a validation, a decision, or the test.
         """
         if self.start is None or not self.start.own or self._lacks_validation:
             return None
         if self._first_step < self._total_steps and not self._is_over_early():
             return None
-        return {} if len(self.data.splits.test) == 0 else read_test(self.workdir)
+        if len(self.data.splits.test) > 0:
+            return read_test(self.workdir)
+        return None if self._lacks_decision(find_best(self.workdir)) else {}
