@@ -1,8 +1,7 @@
 """Evaluation of a model on records: validation and test run this same code.
 
-The protocol is the one of the original's figures: metrics from boxes with objectness above the
-threshold after NMS; mean AP from all boxes with objectness above 0.05 after NMS, each with its
-most probable class and the score objectness * probability of that class.
+Counts come from boxes with objectness above the threshold after NMS. Mean AP comes from nearly all
+boxes after NMS, by two protocols, see `mean_ap.py`: COCO's, and the original's.
 """
 
 import functools
@@ -21,14 +20,18 @@ from yogo_jax.detector.losses import LossTerms, label_loss
 from yogo_jax.detector.nms import PaddedDetections, detect
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.metrics.confusion import DetectionMetrics, Matches
-from yogo_jax.metrics.mean_ap import MAX_DETECTIONS, MeanAveragePrecision
+from yogo_jax.metrics.mean_ap import (
+    MAX_DETECTIONS,
+    MEAN_AP_OBJECTNESS,
+    ORIGINAL_OBJECTNESS,
+    MeanAveragePrecision,
+    OriginalMeanAveragePrecision,
+)
 from yogo_jax.parallel import Devices
 
 
 # Images that a device takes at a time by default: enough to keep it busy.
 IMAGES_AT_A_TIME = 8
-# Boxes under this objectness do not take part in mean AP.
-MEAN_AP_OBJECTNESS = 0.05
 
 
 class BatchOutputs(NamedTuple):
@@ -37,6 +40,7 @@ class BatchOutputs(NamedTuple):
     terms: LossTerms
     detections: PaddedDetections
     ranked: PaddedDetections
+    ranked_original: PaddedDetections
     label_boxes_xyxy: jax.Array
 
 
@@ -44,13 +48,15 @@ def make_eval_step(
     spec: ModelSpec, loss_weights: LossWeights, thresholds: Thresholds
 ) -> Callable[[Any, Any], BatchOutputs]:
     """Makes a pure function of (variables, batch): losses and detections of each image."""
-    # One more than mean AP takes, so that it can tell and count the frames that had more.
-    max_detections = min(MAX_DETECTIONS + 1, spec.grid_hw[0] * spec.grid_hw[1])
-    find = functools.partial(detect, max_detections=max_detections)
-    keep = functools.partial(find, thresholds=thresholds)
-    rank = functools.partial(
-        find, thresholds=Thresholds(objectness=MEAN_AP_OBJECTNESS, iou=thresholds.iou)
-    )
+    cells = spec.grid_hw[0] * spec.grid_hw[1]
+    # One more than the original's mean AP takes, so that it can count the frames that had more.
+    capped = min(MAX_DETECTIONS + 1, cells)
+    ranked = Thresholds(objectness=MEAN_AP_OBJECTNESS, iou=thresholds.iou)
+    # It has an NMS of its own: a box of less objectness may have suppressed another.
+    original = ranked._replace(objectness=ORIGINAL_OBJECTNESS)
+    keep = functools.partial(detect, thresholds=thresholds, max_detections=capped)
+    rank = functools.partial(detect, thresholds=ranked, max_detections=cells)
+    rank_original = functools.partial(detect, thresholds=original, max_detections=capped)
     image_loss = functools.partial(label_loss, weights=loss_weights)
 
     def eval_step(variables: Any, batch: Any) -> BatchOutputs:
@@ -60,6 +66,7 @@ def make_eval_step(
             terms=jax.vmap(image_loss)(predictions, *labels),
             detections=jax.vmap(keep)(predictions),
             ranked=jax.vmap(rank)(predictions),
+            ranked_original=jax.vmap(rank_original)(predictions),
             label_boxes_xyxy=cxcywh_to_xyxy(batch["boxes_cxcywh"]),
         )
 
@@ -123,9 +130,9 @@ class Evaluator:
           packed: the images, if they are packed.
 
         Returns:
-          The metrics as plain values for JSON: keys of `DetectionMetrics` and
-          `MeanAveragePrecision`, `loss` and `loss_terms` (means over the images); and the images,
-          in the order of the records, if they were asked for.
+          The metrics as plain values for JSON: keys of `DetectionMetrics`,
+          `MeanAveragePrecision` and `OriginalMeanAveragePrecision`, `loss` and `loss_terms` (means
+          over the images); and the images, in the order of the records, if they were asked for.
 
         Raises:
           NotNumbersError: the network gives NaN or infinite values where it may see an object, or
@@ -164,6 +171,7 @@ class _Measured(NamedTuple):
     record: int
     found: Detections
     ranked: Detections
+    ranked_original: Detections
     label_boxes_xyxy: np.ndarray
     label_class_ids: np.ndarray
     loss_terms: np.ndarray
@@ -172,14 +180,17 @@ class _Measured(NamedTuple):
 
 def _measured(outputs: BatchOutputs, batch: Mapping, row: int, spec: ModelSpec) -> _Measured:
     valid = batch["valid"][row]
+    lists = outputs.detections, outputs.ranked, outputs.ranked_original
+    found, ranked, original = (each.to_host(spec.class_names, spec.image_hw) for each in lists)
     return _Measured(
         record=int(batch["record_index"][row]),
-        found=outputs.detections.to_host(spec.class_names, spec.image_hw),
-        ranked=outputs.ranked.to_host(spec.class_names, spec.image_hw),
+        found=found,
+        ranked=ranked,
+        ranked_original=original,
         label_boxes_xyxy=np.asarray(outputs.label_boxes_xyxy)[valid],
         label_class_ids=batch["class_ids"][row][valid],
         loss_terms=np.asarray(outputs.terms, np.float64),
-        unusable=max(int(outputs.detections.unusable), int(outputs.ranked.unusable)),
+        unusable=max(int(each.unusable) for each in lists),
     )
 
 
@@ -189,6 +200,7 @@ def _evaluation(
     """Metrics of all images, in their order."""
     metrics = DetectionMetrics(spec.class_names)
     mean_ap = MeanAveragePrecision(spec.class_names)
+    original = OriginalMeanAveragePrecision(spec.class_names)
     sums = np.zeros(len(LossTerms._fields))
     images: list[ImageResult] = []
     for each in measured:
@@ -202,7 +214,8 @@ def _evaluation(
             )
             raise not_numbers(str(paths[each.record]), f"a loss of {terms}")
         matches = metrics.update(found.boxes_xyxy, found.class_probs, *labels)
-        mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
+        for accumulator, boxes in ((mean_ap, ranked), (original, each.ranked_original)):
+            accumulator.update(boxes.boxes_xyxy, boxes.objectness, boxes.class_probs, *labels)
         sums += each.loss_terms
         if keep_images:
             path = str(paths[each.record])
@@ -210,6 +223,7 @@ def _evaluation(
     means = sums / len(measured)
     values = {
         **mean_ap.compute(),
+        **original.compute(),
         **metrics.compute(),
         "loss": float(means.sum()),
         "loss_terms": dict(zip(LossTerms._fields, means.tolist(), strict=True)),
