@@ -18,10 +18,10 @@ from yogo_jax.detector.detections import Detections, Thresholds, check_numbers, 
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, label_loss
 from yogo_jax.detector.nms import PaddedDetections, detect
+from yogo_jax.detector.postprocess import Selected, select_cells
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.metrics.confusion import DetectionMetrics, Matches
 from yogo_jax.metrics.mean_ap import (
-    MAX_DETECTIONS,
     MEAN_AP_OBJECTNESS,
     ORIGINAL_OBJECTNESS,
     MeanAveragePrecision,
@@ -35,12 +35,15 @@ IMAGES_AT_A_TIME = 8
 
 
 class BatchOutputs(NamedTuple):
-    """The results of the device for a batch of an evaluation."""
+    """The results of the device for a batch of an evaluation.
+
+    Of `outputs`, see `ModelSpec.outputs`, the host makes the many boxes that mean AP ranks: its NMS
+    compares neighbours only, and takes a hundredth of the time.
+    """
 
     terms: LossTerms
     detections: PaddedDetections
-    ranked: PaddedDetections
-    ranked_original: PaddedDetections
+    outputs: jax.Array
     label_boxes_xyxy: jax.Array
 
 
@@ -49,14 +52,7 @@ def make_eval_step(
 ) -> Callable[[Any, Any], BatchOutputs]:
     """Makes a pure function of (variables, batch): losses and detections of each image."""
     cells = spec.grid_hw[0] * spec.grid_hw[1]
-    # One more than the original's mean AP takes, so that it can count the frames that had more.
-    capped = min(MAX_DETECTIONS + 1, cells)
-    ranked = Thresholds(objectness=MEAN_AP_OBJECTNESS, iou=thresholds.iou)
-    # It has an NMS of its own: a box of less objectness may have suppressed another.
-    original = ranked._replace(objectness=ORIGINAL_OBJECTNESS)
-    keep = functools.partial(detect, thresholds=thresholds, max_detections=capped)
-    rank = functools.partial(detect, thresholds=ranked, max_detections=cells)
-    rank_original = functools.partial(detect, thresholds=original, max_detections=capped)
+    keep = functools.partial(detect, thresholds=thresholds, max_detections=cells)
     image_loss = functools.partial(label_loss, weights=loss_weights)
 
     def eval_step(variables: Any, batch: Any) -> BatchOutputs:
@@ -65,8 +61,7 @@ def make_eval_step(
         return BatchOutputs(
             terms=jax.vmap(image_loss)(predictions, *labels),
             detections=jax.vmap(keep)(predictions),
-            ranked=jax.vmap(rank)(predictions),
-            ranked_original=jax.vmap(rank_original)(predictions),
+            outputs=spec.layout(predictions),
             label_boxes_xyxy=cxcywh_to_xyxy(batch["boxes_cxcywh"]),
         )
 
@@ -96,7 +91,8 @@ class Evaluator:
         self._max_boxes = max_boxes
         self._workers = workers
         self.devices = devices = devices or Devices()
-        step = make_eval_step(spec, loss_weights, thresholds or Thresholds())
+        self._thresholds = thresholds = thresholds or Thresholds()
+        step = make_eval_step(spec, loss_weights, thresholds)
         copied, by_image = devices.copied, devices.by_image
         self._step = jax.jit(
             jax.shard_map(
@@ -159,7 +155,7 @@ class Evaluator:
                 outputs = devices.own(self._step(variables, devices.spread(batch)))
                 for row in np.flatnonzero(batch["image_valid"]).tolist():
                     one = jax.tree.map(lambda array, row=row: array[row], outputs)
-                    measured.append(_measured(one, batch, row, spec))
+                    measured.append(_measured(one, batch, row, spec, self._thresholds.iou))
         # Of each batch a process has some images in a row: sorted, they are as one reads them.
         everything = sorted(devices.gather(measured), key=lambda image: image.record)
         return _evaluation(everything, spec, records.image_paths, keep_images=keep_images)
@@ -178,19 +174,34 @@ class _Measured(NamedTuple):
     unusable: int
 
 
-def _measured(outputs: BatchOutputs, batch: Mapping, row: int, spec: ModelSpec) -> _Measured:
+def _measured(
+    outputs: BatchOutputs, batch: Mapping, row: int, spec: ModelSpec, iou: float
+) -> _Measured:
     valid = batch["valid"][row]
-    lists = outputs.detections, outputs.ranked, outputs.ranked_original
-    found, ranked, original = (each.to_host(spec.class_names, spec.image_hw) for each in lists)
+    # Each has an NMS of its own: a box of little objectness may suppress another.
+    ranked, original = (
+        select_cells(np.asarray(outputs.outputs), Thresholds(objectness=least, iou=iou))
+        for least in (MEAN_AP_OBJECTNESS, ORIGINAL_OBJECTNESS)
+    )
     return _Measured(
         record=int(batch["record_index"][row]),
-        found=found,
-        ranked=ranked,
-        ranked_original=original,
+        found=outputs.detections.to_host(spec.class_names, spec.image_hw),
+        ranked=_on_host(ranked, spec),
+        ranked_original=_on_host(original, spec),
         label_boxes_xyxy=np.asarray(outputs.label_boxes_xyxy)[valid],
         label_class_ids=batch["class_ids"][row][valid],
         loss_terms=np.asarray(outputs.terms, np.float64),
-        unusable=max(int(each.unusable) for each in lists),
+        unusable=max(int(outputs.detections.unusable), ranked.unusable),
+    )
+
+
+def _on_host(selected: Selected, spec: ModelSpec) -> Detections:
+    return Detections(
+        boxes_xyxy=selected.boxes_xyxy,
+        objectness=selected.objectness,
+        class_probs=selected.class_probs,
+        class_names=spec.class_names,
+        image_hw=spec.image_hw,
     )
 
 
