@@ -92,13 +92,14 @@ def startup(definition: str) -> float:
 def metrics(frames: int, boxes: int, classes: int) -> float:
     """Seconds to match the boxes of all frames and to compute mean AP."""
     from yogo_jax.metrics.confusion import DetectionMetrics
-    from yogo_jax.metrics.mean_ap import MeanAveragePrecision
+    from yogo_jax.metrics.mean_ap import MeanAveragePrecision, OriginalMeanAveragePrecision
 
     names = tuple(f"class_{index}" for index in range(classes))
     # The first match of a process imports what it takes, which does not grow.
     box = np.asarray([[0.0, 0.0, 1.0, 1.0]])
     DetectionMetrics(names).update(box, np.full((1, classes), 1 / classes), box, np.zeros(1, int))
-    counts, mean_ap = DetectionMetrics(names), MeanAveragePrecision(names)
+    counts = DetectionMetrics(names)
+    mean_aps = MeanAveragePrecision(names), OriginalMeanAveragePrecision(names)
     rng = np.random.default_rng(0)
     seconds = 0.0
     for _ in range(frames):
@@ -110,14 +111,16 @@ def metrics(frames: int, boxes: int, classes: int) -> float:
         found = labels + rng.normal(0, 0.05, labels.shape) * cxcywh[:, 2:3]
         probs = np.full((boxes, classes), 0.2 / classes)
         probs[np.arange(boxes), ids] += 0.8
-        scores = rng.uniform(0.05, 1, boxes)
+        objectness = rng.uniform(0.05, 1, boxes)
         began = time.perf_counter()
         counts.update(found, probs, labels, ids)
-        mean_ap.update(found, scores, ids, labels, ids)
+        for mean_ap in mean_aps:
+            mean_ap.update(found, objectness, probs, labels, ids)
         seconds += time.perf_counter() - began
     began = time.perf_counter()
     counts.compute()
-    mean_ap.compute()
+    for mean_ap in mean_aps:
+        mean_ap.compute()
     return seconds + time.perf_counter() - began
 
 

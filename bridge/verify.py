@@ -23,8 +23,7 @@ from yogo_jax.detector.boxes import cxcywh_to_xyxy, iou
 from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.postprocess import detections_of, select_cells
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.metrics.evaluator import MEAN_AP_OBJECTNESS
-from yogo_jax.metrics.mean_ap import MeanAveragePrecision
+from yogo_jax.metrics.mean_ap import MEAN_AP_OBJECTNESS, MeanAveragePrecision
 
 
 # Two boxes of nearly one score may change places in the NMS, and another of them is suppressed:
@@ -220,7 +219,7 @@ def _compare_detections(
 def mean_ap_of(
     spec: ModelSpec, model: OnnxModel | OpenVinoModel, labelled: Strips
 ) -> dict[str, Any]:
-    """Mean AP of an exported model over labelled images, as `yogo_jax.evaluate` measures it."""
+    """COCO's mean AP of an exported model over labelled images, as `yogo_jax.evaluate` has it."""
     mean_ap = MeanAveragePrecision(spec.class_names)
     thresholds = Thresholds(objectness=MEAN_AP_OBJECTNESS)
     for start in range(0, len(labelled), model.batch_size):
@@ -231,7 +230,7 @@ def mean_ap_of(
                 output, thresholds, class_names=spec.class_names, image_hw=spec.image_hw
             )
             labels = labelled.labels_of(i)
-            mean_ap.update(found.boxes_xyxy, found.scores, found.class_ids, *labels)
+            mean_ap.update(found.boxes_xyxy, found.objectness, found.class_probs, *labels)
     return mean_ap.compute()
 
 

@@ -8,7 +8,7 @@ from yogo_jax.detector.detections import Detections
 from yogo_jax.detector.losses import LossTerms
 from yogo_jax.metrics.confusion import DetectionMetrics, match_boxes
 from yogo_jax.metrics.evaluator import Evaluation, ImageResult
-from yogo_jax.metrics.mean_ap import MeanAveragePrecision
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision, OriginalMeanAveragePrecision
 
 
 OBJECTNESS_THRESHOLD = 0.5
@@ -63,15 +63,17 @@ def random_images(seed, count=12, **options):
 def evaluation_of(images, class_names):
     """The images with the metrics that an evaluator counts of them."""
     metrics = DetectionMetrics(class_names)
-    mean_ap = MeanAveragePrecision(class_names)
+    mean_aps = MeanAveragePrecision(class_names), OriginalMeanAveragePrecision(class_names)
     for image in images:
         labels = image.label_boxes_xyxy, image.label_class_ids
         metrics.update(image.found.boxes_xyxy, image.found.class_probs, *labels)
         ranked = image.ranked
-        mean_ap.update(ranked.boxes_xyxy, ranked.scores, ranked.class_ids, *labels)
+        for mean_ap in mean_aps:
+            mean_ap.update(ranked.boxes_xyxy, ranked.objectness, ranked.class_probs, *labels)
     terms = np.mean([image.loss_terms for image in images], axis=0).tolist()
     values = {
-        **mean_ap.compute(),
+        **mean_aps[0].compute(),
+        **mean_aps[1].compute(),
         **metrics.compute(),
         "loss": sum(terms),
         "loss_terms": dict(zip(LossTerms._fields, terms, strict=True)),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluations import evaluation_of, image_result, random_images
-from reference_curves import true_and_false
+from reference_curves import by_class, true_and_false
 from yogo_jax.metrics.curves import rank
 from yogo_jax.metrics.intervals import (
     bootstrap_intervals,
@@ -87,18 +87,20 @@ def test_the_ranking_finds_what_loops_find():
     ranking = rank(images, 3)
     scores = ranking.scores
     for threshold in scores[:: len(scores) // 8]:
-        true, false = true_and_false(
-            images, lambda score, t=threshold: score >= t, lambda ranked: ranked.scores
-        )
+        true, false = true_and_false(images, lambda score, t=threshold: score >= t, by_class)
         kept = ranking.is_true[scores >= threshold, 0]
         assert (kept.sum(), (~kept).sum()) == (true, false)
 
 
-def test_only_the_best_of_an_image_are_ranked():
+def test_what_is_ranked():
     images = [image_result([A, B], [0.6, 0.9], [SURE, SURE], [A], [0])]
-    assert rank(images, 3, max_detections=1).scores == pytest.approx([0.9 * 0.9])
+    ranking = rank(images, 3)
+    assert ranking.of_class(0).scores == pytest.approx([0.81, 0.54])
+    for unlikely in (1, 2):
+        assert ranking.of_class(unlikely).scores == pytest.approx([0.045, 0.03])
     by_objectness = rank(images, 3, by_objectness=True)
     assert by_objectness.scores == pytest.approx([0.9, 0.6])
+    assert by_objectness.class_ids.tolist() == [0, 0]
 
 
 def test_chunks_and_seeds(monkeypatch):

@@ -6,10 +6,10 @@ import pytest
 from evaluations import image_result, random_images
 from reference_curves import (
     area_by_pairs,
+    by_class,
+    by_objectness,
     matched_pairs,
-    objectness_of,
     objects_of,
-    scores_of,
     true_and_false,
 )
 from yogo_jax.metrics.curves import Roc, free_response, precision_recall, rank, roc
@@ -27,10 +27,9 @@ def images():
 
 
 @pytest.mark.parametrize("class_id", [0, 1, 2, None])
-@pytest.mark.parametrize("by_objectness", [False, True], ids=["by score", "by objectness"])
-def test_precision_recall_and_f1(images, class_id, by_objectness):
-    value_of = objectness_of if by_objectness else scores_of
-    ranking = rank(images, CLASSES, ious=(0.5,), by_objectness=by_objectness)
+@pytest.mark.parametrize("candidates_of", [by_class, by_objectness])
+def test_precision_recall_and_f1(images, class_id, candidates_of):
+    ranking = rank(images, CLASSES, ious=(0.5,), by_objectness=candidates_of is by_objectness)
     curve = precision_recall(ranking.of_class(class_id))
     assert len(curve.thresholds) > 10
     assert (np.diff(curve.thresholds) < 0).all()
@@ -39,7 +38,7 @@ def test_precision_recall_and_f1(images, class_id, by_objectness):
         curve.thresholds, curve.precision, curve.recall, curve.f1, strict=True
     ):
         true, false = true_and_false(
-            images, lambda score, t=threshold: score >= t, value_of, class_id=class_id
+            images, lambda score, t=threshold: score >= t, candidates_of, class_id=class_id
         )
         assert precision == pytest.approx(true / (true + false))
         assert recall == pytest.approx(true / objects)
@@ -57,7 +56,7 @@ def test_free_response(images, class_id):
         thresholds, curve.false_per_frame, curve.sensitivity, strict=True
     ):
         true, false = true_and_false(
-            images, lambda score, t=threshold: score >= t, scores_of, class_id=class_id
+            images, lambda score, t=threshold: score >= t, by_class, class_id=class_id
         )
         assert false_per_frame == pytest.approx(false / len(images))
         assert sensitivity == pytest.approx(true / objects_of(images, class_id))
@@ -89,7 +88,7 @@ def test_a_class_without_a_true_box_has_no_curve():
     assert free_response(ranking.of_class(0)) is None
     assert roc([alarm], 0) is None
     # All together do have a true box.
-    assert precision_recall(ranking.of_class(None)).recall.tolist() == [0]
+    assert precision_recall(ranking.of_class(None)).recall.tolist() == [0, 0]
 
 
 def test_nothing_detected_is_a_curve_without_points():

@@ -158,23 +158,25 @@ def matrix(metrics):
 
 
 @pytest.mark.parametrize(
-    ("objectness", "ranked", "counted"),
+    ("objectness", "ranked", "original", "counted"),
     [
-        pytest.param(0.9, True, True, id="sure"),
-        pytest.param(0.51, True, True, id="just above 0.5"),
-        pytest.param(0.5, True, False, id="at 0.5"),
-        pytest.param(0.3, True, False, id="unsure"),
-        pytest.param(0.051, True, False, id="just above 0.05"),
-        pytest.param(0.05, False, False, id="at 0.05"),
-        pytest.param(0.049, False, False, id="just under 0.05"),
-        pytest.param(0.0, False, False, id="nothing"),
+        pytest.param(0.9, True, True, True, id="sure"),
+        pytest.param(0.51, True, True, True, id="just above 0.5"),
+        pytest.param(0.5, True, True, False, id="at 0.5"),
+        pytest.param(0.3, True, True, False, id="unsure"),
+        pytest.param(0.051, True, True, False, id="just above 0.05"),
+        pytest.param(0.05, True, False, False, id="at 0.05"),
+        pytest.param(0.0101, True, False, False, id="just above 0.01"),
+        pytest.param(0.01, False, False, False, id="at 0.01"),
+        pytest.param(0.0, False, False, False, id="nothing"),
     ],
 )
-def test_which_boxes_take_part_in_what(tmp_path, objectness, ranked, counted):
+def test_which_boxes_take_part_in_what(tmp_path, objectness, ranked, original, counted):
     frame = Frame((Box(A, 0.9), Box(B, objectness)), ((A, 0), (B, 0)))
     metrics = evaluate(tmp_path, [frame])
     # COCO asks for precision at 101 recalls; half of the boxes reach 0, 0.01 ... 0.5 of them.
     assert metrics["mAP50"] == pytest.approx(1.0 if ranked else 51 / 101)
+    assert metrics["mAP50_original"] == pytest.approx(1.0 if original else 51 / 101)
     assert matrix(metrics)[0] == [1 + counted, 0, 0, 1 - counted]
     assert metrics["predictions"] == metrics["matched"] == 1 + counted
     assert metrics["missed_by_class"]["healthy"] == 1 - counted
@@ -197,7 +199,8 @@ def test_the_score_is_objectness_times_probability(tmp_path, true, false, ap, ap
         [Frame((false,)), Frame((true,), (label,))] if apart else [Frame((false, true), (label,))]
     )
     metrics = evaluate(tmp_path, frames)
-    assert metrics["AP50_by_class"] == {"healthy": pytest.approx(ap), "ring": None, "wbc": None}
+    for key in ("AP50_by_class", "AP50_by_class_original"):
+        assert metrics[key] == {"healthy": pytest.approx(ap), "ring": None, "wbc": None}
 
 
 def test_nms_takes_all_classes_together(tmp_path):
@@ -205,7 +208,9 @@ def test_nms_takes_all_classes_together(tmp_path):
     metrics = evaluate(tmp_path, [frame])
     assert matrix(metrics)[1] == [1, 0, 0, 0]
     assert metrics["predictions"] == 1
-    assert metrics["AP50_by_class"]["ring"] == 0
+    assert metrics["AP50_by_class_original"]["ring"] == 0
+    # What is left is a candidate for a ring, too.
+    assert metrics["AP50_by_class"]["ring"] == 1
 
 
 def test_nms_comes_before_mean_ap(tmp_path):
@@ -213,7 +218,27 @@ def test_nms_comes_before_mean_ap(tmp_path):
     frame = Frame((Box(A, 0.9), Box(NEAR_A, 0.8), Box(B, 0.7)), ((A, 0), (B, 0)))
     metrics = evaluate(tmp_path, [frame])
     assert metrics["mAP50"] == pytest.approx(1)
+    assert metrics["mAP50_original"] == pytest.approx(1)
     assert metrics["predictions"] == 2
+
+
+def test_each_protocol_has_an_nms_of_its_own(tmp_path):
+    # 0.04 * 0.9 against 0.06 * 0.5: the first suppresses the second, unless it takes no part.
+    frame = Frame((Box(A, 0.04, RING), Box(NEAR_A, 0.06, (0.5, 0.3, 0.2))), ((NEAR_A, 0),))
+    metrics = evaluate(tmp_path, [frame])
+    assert metrics["mAP50_95_original"] == 1
+    assert metrics["mAP50_95"] == pytest.approx(0.4)  # IoU 2/3: four of ten thresholds
+
+
+def test_coco_counts_every_cell_of_the_grid_and_what_is_left_of_boxes_in_the_frame(tmp_path):
+    places = [(x / 4, y / 4, x / 4 + 0.25, y / 4 + 0.25) for x in range(4) for y in range(4)]
+    # The first is right within the frame only.
+    places[0] = (-0.3, -0.3, 0.25, 0.25)
+    frame = Frame(tuple(Box(place, 0.3) for place in places), ((A, 0), ((0.75, 0.75, 1, 1), 0)))
+    metrics = evaluate(tmp_path, [frame])
+    # Equal scores rank by cell: first and last of 16.
+    assert metrics["mAP50"] == pytest.approx((51 * 1 + 50 * 2 / 16) / 101)
+    assert metrics["mAP50_original"] == pytest.approx(51 / 101 / 16)
 
 
 def test_nms_keeps_the_better_score_not_the_better_objectness(tmp_path):
@@ -229,7 +254,7 @@ def test_a_box_that_does_not_count_suppresses_none_that_does(tmp_path):
     frame = Frame((Box(A, 0.5, RING), Box(A, 0.6, (0.5, 0.3, 0.2))), ((A, 0),))
     metrics = evaluate(tmp_path, [frame])
     assert matrix(metrics)[0] == [1, 0, 0, 0]
-    assert metrics["AP50_by_class"]["healthy"] == 0
+    assert metrics["AP50_by_class_original"]["healthy"] == 0
 
 
 @pytest.mark.parametrize(
@@ -259,7 +284,8 @@ def test_a_box_has_one_class_its_most_probable_one(tmp_path):
     frame = Frame((Box(A, 0.9, (0.5, 0.45, 0.05)),), ((A, 1),))
     metrics = evaluate(tmp_path, [frame])
     assert matrix(metrics) == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert metrics["AP50_by_class"] == {"healthy": None, "ring": 0, "wbc": None}
+    assert metrics["AP50_by_class_original"] == {"healthy": None, "ring": 0, "wbc": None}
+    assert metrics["AP50_by_class"] == {"healthy": None, "ring": 1, "wbc": None}
 
 
 def test_class_confidence_is_a_probability_and_asked_after_nms(tmp_path):
@@ -374,10 +400,14 @@ def test_mean_ap_of_several_frames(metrics_of_frames):
         "ring": 34 / 101 / 2,  # wrong, then right: a third of the recalls at 1/2
         "wbc": 51 / 101,  # right, then wrong twice
     }
-    assert metrics_of_frames["AP50_by_class"] == pytest.approx(expected)
-    assert metrics_of_frames["mAP50"] == pytest.approx(sum(expected.values()) / 3)
-    # Boxes that are right are exactly right, so that a higher IoU asks for nothing more.
-    assert metrics_of_frames["mAP50_95"] == pytest.approx(metrics_of_frames["mAP50"])
+    # As a ring, the box at the ring that is called healthy comes fourth: two thirds at 1/2.
+    coco = expected | {"ring": 67 / 101 / 2}
+    for suffix, by_class in (("", coco), ("_original", expected)):
+        found = {key: metrics_of_frames[key + suffix] for key in ("AP50_by_class", "mAP50")}
+        assert found["AP50_by_class"] == pytest.approx(by_class)
+        assert found["mAP50"] == pytest.approx(sum(by_class.values()) / 3)
+        # Boxes that are right are exactly right, so that a higher IoU asks for nothing more.
+        assert metrics_of_frames[f"mAP50_95{suffix}"] == pytest.approx(found["mAP50"])
     assert metrics_of_frames["images_over_max_detections"] == 0
 
 

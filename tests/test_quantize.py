@@ -78,7 +78,8 @@ def test_convolutions_are_int8_but_for_the_first_and_the_last(
     assert scores["loss"] == scores["before"]["mAP50"] - scores["after"]["mAP50"]
     assert scores["after"]["mAP50"] > 0
     if not more:
-        assert scores["before"]["mAP50"] > 0.9  # its own boxes, cut at the edge of the frame
+        # Its own boxes, each of which is nearly as sure of another class.
+        assert scores["before"]["mAP50"] > 0.6
     assert [row["passed"] for row in verification["models"]] == [True, None]
 
     model = ov.Core().read_model(tmp_path / "model.xml")

@@ -1,5 +1,6 @@
 """Reports of evaluations and of runs, as a reader opens them, and what the command refuses."""
 
+import html
 import json
 import shutil
 import sys
@@ -191,6 +192,57 @@ def test_a_report_of_next_to_nothing(tmp_path, predicted, labels, class_names, t
     assert ">nan<" not in page.lower()
 
 
+def page_of(folder, boxes, objectness, probs, labels, ids, class_names=NAMES[:3]):
+    Image.fromarray(np.full((64, 96), 90, np.uint8)).save(folder / "frame.png")
+    image = image_result(boxes, objectness, probs, labels, ids, path=folder / "frame.png")
+    metrics = write(folder / "out", [image], class_names)
+    return metrics, html.unescape((folder / "out" / "report.html").read_text())
+
+
+B = (0.6, 0.6, 0.9, 0.9)
+
+
+def test_findings_stand_first_and_are_in_the_metrics(tmp_path):
+    metrics, page = page_of(tmp_path, [B], [0.4], [(1, 0, 0)], [A, A, B], [0, 0, 1])
+    nothing, lost = metrics["findings"]
+    assert nothing.startswith("nothing is found: no prediction in 1 images with 3 boxes")
+    assert "healthy (boxes: 2), ring (boxes: 1)" in lost
+    assert nothing in page
+    assert lost in page
+    assert page.index(">Findings<") < page.index(">Summary<")
+
+
+def test_without_findings_there_is_no_such_section(tmp_path):
+    probs = [(0.9, 0.05, 0.05), (0.05, 0.9, 0.05)]
+    metrics, page = page_of(tmp_path, [A, B], [0.9, 0.9], probs, [A, B], [0, 1])
+    assert metrics["findings"] == []
+    assert ">Findings<" not in page
+
+
+def test_a_report_shows_the_originals_protocol_and_sensitivity(evaluated):
+    folder, _, metrics = evaluated
+    page = html.unescape((folder / "report.html").read_text())
+    said = f"By the original's protocol mAP50 is {metrics['mAP50_original']:.4f}"
+    assert said in page
+    assert metrics["mAP50_original"] != metrics["mAP50"]
+    values = metrics["sensitivity_at_false_positives"]
+    cells = f"{values['red_cells']:,}"
+    red = values["red_cell_class"]
+    assert f"10^6 boxes of {red}, of which there are {cells} here." in page
+    for rate in ("1*", "10*", "100*", "1000*"):
+        assert page.count(f">{rate}</th>") == 1
+    assert f"many boxes of {red}: 1,000,000 for 1, 100,000 for 10, 10,000 for 100" in page
+    rarest = list(values["by_class"].values())[-1]
+    assert 0 < rarest["1000"] <= 1
+    assert set(values["by_class"]) == set(NAMES) - {red}
+
+
+def test_one_class_has_no_sensitivity_to_rare_ones(tmp_path):
+    metrics, page = page_of(tmp_path, [A], [0.9], [(1,)], [A], [0], ("cell",))
+    assert metrics["sensitivity_at_false_positives"]["by_class"] == {}
+    assert "false positives per 10^6" not in page
+
+
 # --- Reports of runs ---
 
 
@@ -263,6 +315,22 @@ def test_a_report_of_several_runs_one_of_which_still_trains(run, unfinished, tmp
         assert page.get_by_role("link", name="Report of the test").count() == 1
         page.get_by_text("Config of second").click()
         assert page.get_by_text('"learning_rate": 0.125').is_visible()
+
+
+def test_a_test_of_an_earlier_version_beside_a_new_one(run, tmp_path):
+    earlier = shutil.copytree(run, tmp_path / "earlier")
+    file = earlier / "test" / "metrics.json"
+    test = json.loads(file.read_text())
+    new_keys = ("findings", "sensitivity_at_false_positives")
+    kept = {k: v for k, v in test.items() if not k.endswith("_original") and k not in new_keys}
+    file.write_text(json.dumps(kept | {"mAP50": 0.123}))
+    page = html.unescape(report.report([run, earlier], output=tmp_path / "p.html").read_text())
+    assert "with every mAP and AP by the original's protocol: earlier." in page
+    row = page[page.index("mAP50 by the original's protocol") :].split("</tr>")[0]
+    assert ">0.1230<" in row
+    assert f">{test['mAP50_original']:.4f}<" in row
+    alone = html.unescape(report.report([run], output=tmp_path / "q.html").read_text())
+    assert "earlier version" not in alone
 
 
 def test_before_the_first_epoch_is_over_the_axis_counts_steps(unfinished, tmp_path):

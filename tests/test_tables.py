@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from yogo_jax.metrics.confusion import DetectionMetrics
-from yogo_jax.metrics.mean_ap import MeanAveragePrecision
-from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
+from yogo_jax.metrics.mean_ap import MeanAveragePrecision, OriginalMeanAveragePrecision
+from yogo_jax.reports.tables import format_metrics
 
 
 NAMES = ["healthy", "ring", "wbc"]
+RATES = ("1", "10", "100", "1000")
 
 
 def measured(class_names):
@@ -20,14 +21,33 @@ def measured(class_names):
     class_probs = np.eye(classes, dtype=np.float32)
     detection = DetectionMetrics(class_names)
     detection.update(boxes_xyxy, class_probs, boxes_xyxy[:-1], class_ids[:-1])
-    mean_ap = MeanAveragePrecision(class_names)
-    mean_ap.update(boxes_xyxy, x + 0.5, class_ids, boxes_xyxy[:-1], class_ids[:-1])
-    metrics = detection.compute() | mean_ap.compute() | {"test_loss": 1.25}
+    metrics = detection.compute() | {"test_loss": 1.25}
+    for mean_ap in (MeanAveragePrecision(class_names), OriginalMeanAveragePrecision(class_names)):
+        mean_ap.update(boxes_xyxy, (x + 1) / 2, class_probs, boxes_xyxy[:-1], class_ids[:-1])
+        metrics |= mean_ap.compute()
+    metrics["sensitivity_at_false_positives"] = {
+        "red_cell_class": class_names[0],
+        "red_cells": 12345,
+        "allowed_false_positives": {"1": 0, "10": 0, "100": 1, "1000": 12},
+        "by_class": {name: dict.fromkeys(RATES, 0.125) for name in class_names[1:-1]}
+        | {class_names[-1]: None},
+    }
     return json.loads(json.dumps(metrics))
 
 
 def test_every_number_is_in_its_place():
-    assert format_metrics(measured(NAMES)).splitlines() == [
+    lines = format_metrics(measured(NAMES)).splitlines()
+    sentences = [line for line in lines if len(line) > 90 or line.endswith(".")]
+    assert " ".join(sentences) == (
+        "By the original's protocol mAP50 is 1.0000 and mAP50-95 1.0000: each box has its most "
+        "probable class alone, its objectness is above 0.05, it is not cut at the frame, and at "
+        "most 2,000 of a frame count. "
+        "Sensitivity with at most so many false positives per 10^6 boxes of healthy, of which "
+        "there are 12,345 here. "
+        "* The set is too small to show this rate: shown is the sensitivity without any false "
+        "positive. The rate takes so many boxes of healthy: 1,000,000 for 1, 100,000 for 10."
+    )
+    assert [line for line in lines if line not in sentences] == [
         "class      AP50  AP50-95  precision  recall  accuracy  missed  extra  objects",
         "healthy  1.0000   1.0000     1.0000  1.0000    1.0000       0      0        1",
         "ring     1.0000   1.0000     1.0000  1.0000    1.0000       0      0        1",
@@ -44,6 +64,10 @@ def test_every_number_is_in_its_place():
         "matched                 2",
         "missed                  0",
         "extra                   1",
+        "",
+        "class      1*     10*     100    1000",
+        "ring   0.1250  0.1250  0.1250  0.1250",
+        "wbc         -       -       -       -",
         "",
         "confusion (row: true class, column: predicted class)",
         "            healthy  ring  wbc  background",
@@ -81,8 +105,38 @@ def test_lines_stay_within_a_log_file(classes, name):
 
 def test_detections_that_did_not_count_are_mentioned():
     metrics = measured(NAMES)
-    assert "more predictions" not in format_metrics(metrics)
-    assert "12 image(s) had more" in format_metrics(metrics | {"images_over_max_detections": 12})
+    assert "had more" not in format_metrics(metrics)
+    text = format_metrics(metrics | {"images_over_max_detections": 12})
+    assert "12 image(s) had more; the best were used." in text
+
+
+def test_a_set_that_is_large_enough_has_no_star():
+    metrics = measured(NAMES)
+    values = metrics["sensitivity_at_false_positives"]
+    values["allowed_false_positives"] = dict.fromkeys(RATES, 3)
+    text = format_metrics(metrics)
+    assert "class       1      10     100    1000" in text
+    assert "*" not in text
+
+
+@pytest.mark.parametrize("change", [None, {}], ids=["no true box", "one class"])
+def test_no_sensitivity_without_rare_classes(change):
+    metrics = measured(NAMES)
+    values = metrics["sensitivity_at_false_positives"]
+    metrics["sensitivity_at_false_positives"] = (
+        change if change is None else values | {"by_class": change}
+    )
+    assert "Sensitivity" not in format_metrics(metrics)
+
+
+def test_metrics_of_an_earlier_version():
+    metrics = measured(NAMES)
+    kept = {key: value for key, value in metrics.items() if "original" not in key}
+    del kept["sensitivity_at_false_positives"]
+    text = format_metrics(kept)
+    assert "mAP50              1.0000" in text
+    assert "original" not in text
+    assert "Sensitivity" not in text
 
 
 @pytest.mark.parametrize(
@@ -98,14 +152,3 @@ def test_missing_keys_leave_their_place_out(keys, expected):
     text = format_metrics({key: metrics[key] for key in keys})
     assert text.splitlines()[: len(expected)] == expected
     assert bool(text) == bool(keys)
-
-
-@pytest.mark.parametrize(
-    ("predictions", "objects", "advised"), [(0, 5, True), (1, 5, False), (0, 0, False)]
-)
-def test_a_test_without_predictions_says_what_that_means(predictions, objects, advised):
-    advice = advice_on_nothing_found({"predictions": predictions, "objects": objects, "images": 3})
-    assert (advice is not None) == advised
-    if advice is not None:
-        assert "no prediction in 3 images with 5 boxes" in advice
-        assert "configs/strong.py" in advice

@@ -213,11 +213,11 @@ def main(argv: list[str] | None = None) -> None:
             pictures=args.pictures,
             say=None if args.quiet else print,
         )
-        from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
+        from yogo_jax.reports.tables import format_metrics
 
         print(format_metrics(metrics))
-        if (advice := advice_on_nothing_found(metrics)) is not None:
-            print(advice)
+        for finding in metrics["findings"]:
+            print(finding)
         print(
             f"{args.split} split of {metrics['images']} images; written "
             f"{args.output / 'metrics.json'} and {args.output / 'report.html'}"

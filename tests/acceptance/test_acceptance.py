@@ -198,8 +198,13 @@ def test_mean_ap_of_frames_with_2000_true_boxes(seed):
     hw, names = (772, 1032), ("healthy", "ring", "wbc")
     images = crowded_images(seed, images=1, labels=2000, predictions=2000)
     mean_ap = MeanAveragePrecision(names)
-    for image in images:
-        mean_ap.update(*image)
+    # In the frame and with a score, as boxes are that take part.
+    images = [
+        (boxes.clip(0, 1), np.maximum(scores, np.float32(0.01)), *others)
+        for boxes, scores, *others in images
+    ]
+    for boxes, scores, class_ids, *labels in images:
+        mean_ap.update(boxes, scores, np.eye(len(names), dtype=np.float32)[class_ids], *labels)
     found = mean_ap.compute()
     expected = pycocotools_ap(images, hw, len(names))
     print(f"\nseed {seed}: mAP50 {found['mAP50']:.6f}, mAP50-95 {found['mAP50_95']:.6f}")

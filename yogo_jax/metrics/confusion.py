@@ -279,7 +279,7 @@ def _assign_neighbours(
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    rows, columns = _side_by_side(predictions, labels)
+    rows, columns = side_by_side(predictions, labels)
     overlap = iou(predictions[rows], labels[columns])
     allowed = overlap >= min_iou
     rows, columns, overlap = rows[allowed], columns[allowed], overlap[allowed]
@@ -304,13 +304,13 @@ def _assign_neighbours(
     return rows[order], columns[order]
 
 
-def _side_by_side(
+def side_by_side(
     first: Float[np.ndarray, "n 4"], second: Float[np.ndarray, "m 4"]
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
     """All pairs that share some x, and some that do not: no other can overlap."""
     order = np.argsort(second[:, 0])
     left = second[order, 0]
-    widest = max((second[:, 2] - second[:, 0]).max(), 0)
+    widest = (second[:, 2] - second[:, 0]).max(initial=0)
     begin = np.searchsorted(left, first[:, 0] - widest, side="left")
     end = np.maximum(np.searchsorted(left, first[:, 2], side="right"), begin)
     counts = end - begin

@@ -11,7 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 from yogo_jax.metrics.evaluator import ImageResult
-from yogo_jax.metrics.mean_ap import COCO_IOUS, MAX_DETECTIONS, Ranking, merge, rank_image
+from yogo_jax.metrics.mean_ap import (
+    COCO_IOUS,
+    Ranking,
+    merge,
+    rank_by_class,
+    rank_image,
+    top_class_scores,
+)
 
 
 def rank(
@@ -20,35 +27,28 @@ def rank(
     *,
     ious: Sequence[float] | Float[np.ndarray, " ious"] = COCO_IOUS,
     by_objectness: bool = False,
-    max_detections: int = MAX_DETECTIONS,
 ) -> Ranking:
-    """Ranks the detections with objectness above 0.05, and decides which find a true box.
+    """Ranks the boxes with objectness above 0.01, and decides which find a true box.
 
-    Equal scores rank in the order of the images, and in an image in the order given.
+    Each box is a candidate of every class, as for COCO's mean AP. Equal scores rank in the order of
+    the images, and in an image in the order given.
 
     Args:
       images: of an evaluation.
       classes: how many there are.
       ious: least IoU with a true box, ascending.
-      by_objectness: rank by objectness alone, which is what a user sets a threshold on, and not by
-        COCO's score.
-      max_detections: the best of an image, by COCO's score, that count.
+      by_objectness: rank by objectness alone, which is what a user sets a threshold on. Each box is
+        then a candidate of its most probable class only, and is not cut at the frame.
     """
     ranked = []
     for image in images:
-        found = image.ranked
-        best = np.argsort(-found.scores, kind="stable")[:max_detections]
-        ranked.append(
-            rank_image(
-                found.boxes_xyxy[best],
-                (found.objectness if by_objectness else found.scores)[best],
-                found.class_ids[best],
-                image.label_boxes_xyxy,
-                image.label_class_ids,
-                classes,
-                ious=ious,
-            )
-        )
+        found, labels = image.ranked, (image.label_boxes_xyxy, image.label_class_ids)
+        if by_objectness:
+            scores = top_class_scores(found.objectness, found.class_probs)
+            ranked.append(rank_image(found.boxes_xyxy, scores, *labels, ious=ious))
+        else:
+            given = found.boxes_xyxy, found.objectness, found.class_probs, *labels
+            ranked.append(rank_by_class(*given, ious=ious))
     return merge(ranked, classes)
 
 

@@ -1,6 +1,8 @@
-"""COCO's mean average precision over a data set, from all predictions and not from matched ones.
+"""Mean average precision over a data set, from all predictions and not from matched ones.
 
-Mean AP, its intervals and the curves are made of one ranking: all detections of a data set, best
+There are two protocols. COCO's, which Ultralytics reports too: each box is a candidate of every
+class, with that class's own score. The original's: each box has its most probable class alone.
+Mean AP, its intervals and the curves are made of one ranking: all candidates of a data set, best
 first, and which of them find a true box.
 
 References:
@@ -14,27 +16,86 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from yogo_jax.detector.boxes import iou
-from yogo_jax.metrics.confusion import check_class_ids
+from yogo_jax.metrics.confusion import check_class_ids, side_by_side
 
 
 COCO_IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-# Of one frame; COCO's own limit of 100 is too few for a field of cells.
+# Boxes take part above this objectness: in COCO's protocol, and in the original's.
+MEAN_AP_OBJECTNESS = 0.01
+ORIGINAL_OBJECTNESS = 0.05
+# A box with a lower score of a class is no candidate of that class, as in Ultralytics: there are
+# very many of them, and what they add to the area is next to nothing.
+MIN_SCORE = 0.001
+# Of one frame, in the original's protocol.
 MAX_DETECTIONS = 2000
 
 
 class MeanAveragePrecision:
-    """AP at IoU 0.5 and the mean over IoU 0.5, 0.55 … 0.95, of each class and over the classes.
+    """COCO's AP at IoU 0.5 and the mean over IoU 0.5, 0.55 … 0.95, by class and over the classes.
 
-    Precision is interpolated at COCO's 101 recalls. Equal scores rank in the order in which they
-    were given. Each prediction has one label.
+    After NMS each box is a candidate of every class; its score is objectness times the probability
+    of that class, at least `MIN_SCORE`. Boxes are cut at the frame, and an image may have any
+    number of them. Precision is interpolated at COCO's 101 recalls. Equal scores rank in the order
+    in which they were given.
+
+    Args:
+      class_names: names in the order of the class ids.
+
+    References:
+      Lin et al. 2014, Microsoft COCO, arXiv:1405.0312; cocodataset.org, "Detection evaluation".
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+        self._images: list[Ranking] = []
+
+    def update(
+        self,
+        boxes_xyxy: Float[np.ndarray, "n 4"],
+        objectness: Float[np.ndarray, " n"],
+        class_probs: Float[np.ndarray, "n k"],
+        label_boxes_xyxy: Float[np.ndarray, "m 4"],
+        label_class_ids: Int[np.ndarray, " m"],
+    ) -> None:
+        """Adds one image: its predictions in any order, and its true boxes.
+
+        Args:
+          boxes_xyxy: predicted boxes, 1 is the size of the frame, after NMS, with objectness above
+            `MEAN_AP_OBJECTNESS`.
+          objectness: of each box.
+          class_probs: probability of each class of each box.
+          label_boxes_xyxy: true boxes, cut at the frame like the others.
+          label_class_ids: index into `class_names` of each true box.
+
+        Raises:
+          ValueError: a value is not finite, or a class id is out of range.
+        """
+        image = boxes_xyxy, objectness, class_probs, label_boxes_xyxy, label_class_ids
+        _check(*image, classes=len(self.class_names))
+        self._images.append(rank_by_class(*image))
+
+    def compute(self) -> dict[str, Any]:
+        """The metrics of the images so far, ready for JSON.
+
+        Returns:
+          - `mAP50`, `mAP50_95`: means over the classes with at least one true box; None if there is
+            no such class.
+          - `AP50_by_class`, `AP50_95_by_class`: None for a class without a true box, 0.0 for one
+            that was never predicted.
+        """
+        return _average_precisions(self._images, self.class_names)
+
+
+class OriginalMeanAveragePrecision:
+    """The same in the original's protocol: each box has its most probable class alone.
+
+    Boxes are not cut at the frame, and of an image the best ones count. The score is objectness
+    times the probability of that class.
 
     Args:
       class_names: names in the order of the class ids.
       max_detections: best predictions of an image that count.
-
-    References:
-      Lin et al. 2014, Microsoft COCO, arXiv:1405.0312; cocodataset.org, "Detection evaluation".
     """
 
     def __init__(self, class_names: Sequence[str], *, max_detections: int = MAX_DETECTIONS) -> None:
@@ -46,62 +107,72 @@ class MeanAveragePrecision:
     def update(
         self,
         boxes_xyxy: Float[np.ndarray, "n 4"],
-        scores: Float[np.ndarray, " n"],
-        class_ids: Int[np.ndarray, " n"],
+        objectness: Float[np.ndarray, " n"],
+        class_probs: Float[np.ndarray, "n k"],
         label_boxes_xyxy: Float[np.ndarray, "m 4"],
         label_class_ids: Int[np.ndarray, " m"],
     ) -> None:
-        """Adds one image: its predictions in any order, and its true boxes.
-
-        Args:
-          boxes_xyxy: predicted boxes in [0, 1], after NMS, with hardly any threshold on the score.
-          scores: confidence by which predictions are ranked over all images.
-          class_ids: the one label of each prediction.
-          label_boxes_xyxy: true boxes in [0, 1].
-          label_class_ids: index into `class_names` of each true box.
-
-        Raises:
-          ValueError: a score or coordinate is not finite, or a class id is out of range.
-        """
-        for ids in (class_ids, label_class_ids):
-            check_class_ids(ids, len(self.class_names))
-        for values in (boxes_xyxy, scores, label_boxes_xyxy):
-            # A NaN neither sorts nor overlaps: it would be scored, but as what?
-            if not np.isfinite(values).all():
-                raise ValueError("boxes and scores must be finite, got NaN or infinity")
-        self._images_over_max_detections += len(scores) > self.max_detections
-        best = np.argsort(-scores, kind="stable")[: self.max_detections]
-        detections = boxes_xyxy[best], scores[best], class_ids[best]
-        labels = label_boxes_xyxy, label_class_ids, len(self.class_names)
-        self._images.append(rank_image(*detections, *labels))
+        """Adds one image, see `MeanAveragePrecision.update`; objectness above 0.05."""
+        image = boxes_xyxy, objectness, class_probs, label_boxes_xyxy, label_class_ids
+        _check(*image, classes=len(self.class_names))
+        self._images_over_max_detections += len(objectness) > self.max_detections
+        scores = top_class_scores(objectness * class_probs.max(1, initial=0), class_probs)
+        best = np.argsort(-scores.max(1, initial=-np.inf), kind="stable")[: self.max_detections]
+        self._images.append(
+            rank_image(boxes_xyxy[best], scores[best], label_boxes_xyxy, label_class_ids)
+        )
 
     def compute(self) -> dict[str, Any]:
         """The metrics of the images so far, ready for JSON.
 
         Returns:
-          - `mAP50`, `mAP50_95`: means over the classes with at least one true box; None if there is
-            no such class.
-          - `AP50_by_class`, `AP50_95_by_class`: None for a class without a true box, 0.0 for one
-            that was never predicted.
-          - `images_over_max_detections`: images whose predictions did not all count.
+          Those of `MeanAveragePrecision.compute` with `_original` behind their names, and
+          `images_over_max_detections`: images whose predictions did not all count.
         """
-        ranking = merge(self._images, len(self.class_names))
-        once = np.ones((1, len(self._images)), np.int64)
-        ap50: dict[str, float | None] = {}
-        ap50_95: dict[str, float | None] = {}
-        for class_id, name in enumerate(self.class_names):
-            of_class = ranking.of_class(class_id)
-            (by_iou,) = average_precision(of_class, once)
-            exists = bool(of_class.objects.any())
-            ap50[name] = float(by_iou[0]) if exists else None
-            ap50_95[name] = float(by_iou.mean()) if exists else None
+        values = _average_precisions(self._images, self.class_names)
         return {
-            "mAP50": _mean(ap50),
-            "mAP50_95": _mean(ap50_95),
-            "AP50_by_class": ap50,
-            "AP50_95_by_class": ap50_95,
+            **{f"{name}_original": value for name, value in values.items()},
             "images_over_max_detections": self._images_over_max_detections,
         }
+
+
+def _check(
+    boxes_xyxy: np.ndarray,
+    objectness: np.ndarray,
+    class_probs: np.ndarray,
+    label_boxes_xyxy: np.ndarray,
+    label_class_ids: np.ndarray,
+    *,
+    classes: int,
+) -> None:
+    check_class_ids(label_class_ids, classes)
+    if class_probs.shape != (len(boxes_xyxy), classes):
+        raise ValueError(
+            f"{len(boxes_xyxy)} boxes and {classes} classes, but class_probs is {class_probs.shape}"
+        )
+    for values in (boxes_xyxy, objectness, class_probs, label_boxes_xyxy):
+        # A NaN neither sorts nor overlaps: it would be scored, but as what?
+        if not np.isfinite(values).all():
+            raise ValueError("boxes and scores must be finite, got NaN or infinity")
+
+
+def _average_precisions(images: Sequence["Ranking"], class_names: Sequence[str]) -> dict[str, Any]:
+    ranking = merge(images, len(class_names))
+    once = np.ones((1, len(images)), np.int64)
+    ap50: dict[str, float | None] = {}
+    ap50_95: dict[str, float | None] = {}
+    for class_id, name in enumerate(class_names):
+        of_class = ranking.of_class(class_id)
+        (by_iou,) = average_precision(of_class, once)
+        exists = bool(of_class.objects.any())
+        ap50[name] = float(by_iou[0]) if exists else None
+        ap50_95[name] = float(by_iou.mean()) if exists else None
+    return {
+        "mAP50": _mean(ap50),
+        "mAP50_95": _mean(ap50_95),
+        "AP50_by_class": ap50,
+        "AP50_95_by_class": ap50_95,
+    }
 
 
 def _mean(by_class: dict[str, float | None]) -> float | None:
@@ -111,7 +182,7 @@ def _mean(by_class: dict[str, float | None]) -> float | None:
 
 
 class Ranking(NamedTuple):
-    """Detections of all images in descending order of their score.
+    """Candidates of all images in descending order of their score: boxes with a class each.
 
     Attributes:
       image_index: which image each is of, [d].
@@ -128,7 +199,7 @@ class Ranking(NamedTuple):
     objects: Int[np.ndarray, "images k"]
 
     def of_class(self, class_id: int | None) -> "Ranking":
-        """Only the detections and objects of one class, which are then [images 1]; None: of all."""
+        """Only the candidates and objects of one class, which are then [images 1]; None: of all."""
         if class_id is None:
             return self._replace(objects=self.objects.sum(1, keepdims=True))
         kept = self.class_ids == class_id
@@ -137,38 +208,100 @@ class Ranking(NamedTuple):
         return Ranking(image_index, class_ids, scores, is_true, objects)
 
 
-def rank_image(
-    boxes_xyxy: Float[np.ndarray, "d 4"],
-    scores: Float[np.ndarray, " d"],
-    class_ids: Int[np.ndarray, " d"],
+def rank_by_class(
+    boxes_xyxy: Float[np.ndarray, "n 4"],
+    objectness: Float[np.ndarray, " n"],
+    class_probs: Float[np.ndarray, "n k"],
     label_boxes_xyxy: Float[np.ndarray, "m 4"],
     label_class_ids: Int[np.ndarray, " m"],
-    classes: int,
     *,
     ious: Sequence[float] | Float[np.ndarray, " ious"] = COCO_IOUS,
 ) -> Ranking:
-    """The ranking of one image among so many classes.
+    """The ranking of one image by COCO's protocol, see `MeanAveragePrecision`."""
+    boxes, labels = boxes_xyxy.clip(0, 1), label_boxes_xyxy.clip(0, 1)
+    scores = objectness[:, None] * class_probs
+    left = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    scores = np.where((scores >= MIN_SCORE) & left[:, None], scores, -np.inf)
+    return rank_image(boxes, scores, labels, label_class_ids, ious=ious)
 
-    The best detection chooses first: of the true boxes of its class that overlap it enough and are
-    free it takes the one of the largest IoU, of equal ones the last.
+
+def top_class_scores(
+    scores: Float[np.ndarray, " n"], class_probs: Float[np.ndarray, "n k"]
+) -> Float[np.ndarray, "n k"]:
+    """Scores with which each box is a candidate of its most probable class alone."""
+    by_class = np.full(class_probs.shape, -np.inf, scores.dtype)
+    if len(scores):
+        by_class[np.arange(len(scores)), class_probs.argmax(1)] = scores
+    return by_class
+
+
+def rank_image(
+    boxes_xyxy: Float[np.ndarray, "n 4"],
+    scores: Float[np.ndarray, "n k"],
+    label_boxes_xyxy: Float[np.ndarray, "m 4"],
+    label_class_ids: Int[np.ndarray, " m"],
+    *,
+    ious: Sequence[float] | Float[np.ndarray, " ious"] = COCO_IOUS,
+) -> Ranking:
+    """The ranking of one image.
+
+    The best candidate of a class chooses first: of the true boxes of its class that overlap it
+    enough and are free it takes the one of the largest IoU, of equal ones the last.
+
+    Args:
+      boxes_xyxy: predicted boxes.
+      scores: of each class; at minus infinity the box is no candidate of the class.
+      label_boxes_xyxy: true boxes.
+      label_class_ids: their classes.
+      ious: least IoU with a true box, ascending.
     """
     thresholds = np.minimum(np.asarray(ious, np.float64), 1 - 1e-10)  # as COCO's code does
-    order = np.argsort(-scores, kind="stable")
-    boxes, labels = boxes_xyxy[order].astype(np.float64), label_boxes_xyxy.astype(np.float64)
-    same_class = class_ids[order][:, None] == label_class_ids[None]
-    overlap = np.where(same_class, iou(boxes[:, None], labels[None]), 0.0)
-    is_true = np.zeros((len(boxes), len(thresholds)), bool)
-    free = np.ones((len(thresholds), len(labels)), bool)
-    levels = np.arange(len(thresholds))
-    # Most false alarms overlap nothing: they have nothing to choose from.
-    for row in np.flatnonzero((overlap >= thresholds[0]).any(1)):
-        offers = np.where(free & (overlap[row] >= thresholds[:, None]), overlap[row], -1.0)
-        chosen = len(labels) - 1 - offers[:, ::-1].argmax(1)
-        is_true[row] = offers[levels, chosen] >= 0
-        free[levels[is_true[row]], chosen[is_true[row]]] = False
-    objects = np.bincount(label_class_ids, minlength=classes)[None]
+    box_index, class_ids = np.nonzero(scores > -np.inf)
+    values = scores[box_index, class_ids]
+    order = np.argsort(-values, kind="stable")
+    place = np.full(scores.shape, -1)
+    place[box_index[order], class_ids[order]] = np.arange(len(order))
+    boxes, labels = boxes_xyxy.astype(np.float64), label_boxes_xyxy.astype(np.float64)
+    box, label = side_by_side(boxes, labels)
+    candidate, overlap = place[box, label_class_ids[label]], iou(boxes[box], labels[label])
+    # Most candidates overlap no true box of their class: they have nothing to choose from.
+    near = (overlap >= thresholds[0]) & (candidate >= 0)
+    is_true = _choose(
+        candidate[near], label[near], overlap[near], thresholds, (len(order), len(labels))
+    )
+    objects = np.bincount(label_class_ids, minlength=scores.shape[1])[None]
     image_index = np.zeros(len(order), np.int64)
-    return Ranking(image_index, class_ids[order], scores[order], is_true, objects)
+    return Ranking(image_index, class_ids[order], values[order], is_true, objects)
+
+
+def _choose(
+    candidate: Int[np.ndarray, " p"],
+    label: Int[np.ndarray, " p"],
+    overlap: Float[np.ndarray, " p"],
+    thresholds: Float[np.ndarray, " ious"],
+    shape: tuple[int, int],
+) -> Bool[np.ndarray, "d ious"]:
+    """Which candidates get a true box, from the pairs of both that may belong together."""
+    is_true = np.zeros((shape[0], len(thresholds)), bool)
+    chooses = np.bincount(candidate, minlength=shape[0])[candidate] > 1
+    wanted = np.bincount(label, minlength=shape[1])[label] > 1
+    # Most pairs stand alone: nobody else wants the true box, and there is no other to choose.
+    alone = ~(chooses | wanted)
+    is_true[candidate[alone]] = overlap[alone, None] >= thresholds
+    contested = np.flatnonzero(~alone)
+    contested = contested[np.lexsort((label[contested], candidate[contested]))]
+    free = np.ones((len(thresholds), shape[1]), bool)
+    levels = np.arange(len(thresholds))
+    starts = np.flatnonzero(np.diff(candidate[contested], prepend=-1))
+    for pairs in np.split(contested, starts)[1:]:
+        labels = label[pairs]
+        able = free[:, labels] & (overlap[pairs] >= thresholds[:, None])
+        offers = np.where(able, overlap[pairs], -1.0)
+        chosen = len(labels) - 1 - offers[:, ::-1].argmax(1)
+        gets = able[levels, chosen]
+        is_true[candidate[pairs[0]]] = gets
+        free[levels[gets], labels[chosen[gets]]] = False
+    return is_true
 
 
 def merge(images: Sequence[Ranking], classes: int) -> Ranking:
@@ -194,7 +327,9 @@ def average_precision(
       ranking: of one class, see `Ranking.of_class`.
       weights: how often each image counts.
     """
-    of_detection = weights[:, ranking.image_index]
+    # What ranks below the last candidate that finds something changes nothing.
+    finds = np.flatnonzero(ranking.is_true.any(1))
+    of_detection = weights[:, ranking.image_index[: finds.max(initial=-1) + 1]]
     seen = of_detection.cumsum(1)
     total = weights @ ranking.objects[:, 0]
     needed = _least_found(total)

@@ -97,7 +97,8 @@ def precision_recall_figure(
         _unit_axes(axes, "recall", "precision")
 
     caption = (
-        "Precision against recall over the threshold on the score. Dot: the largest F1. "
+        "Precision against recall over the threshold on the score of the class: each box is a "
+        "candidate of every class. Dot: the largest F1. "
         "Cross: precision and recall at the set thresholds, as in the table."
     )
     return Figure(plots.draw("precision-recall", plot), caption) if drawn else None

@@ -18,8 +18,10 @@ from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.drawing import OUTCOMES_LEGEND, draw_boxes, draw_outcomes
 from yogo_jax.files import whole_file, write_atomically, write_json
+from yogo_jax.metrics.curves import rank
 from yogo_jax.metrics.evaluator import Evaluation, ImageResult
 from yogo_jax.metrics.intervals import agreement, bootstrap_intervals, counts_by_image
+from yogo_jax.metrics.sensitivity import sensitivity_at_false_positives
 from yogo_jax.reports.evaluation_figures import (
     MAX_CLASSES,
     Curves,
@@ -35,8 +37,10 @@ from yogo_jax.reports.evaluation_figures import (
     reliability_figure,
     roc_figure,
 )
+from yogo_jax.reports.findings import findings_of
 from yogo_jax.reports.history import History, history_figures
 from yogo_jax.reports.pages import Block, Code, Picture, Section, Table, Text, render_page
+from yogo_jax.reports.tables import originals_mean_ap, sensitivity_table
 
 
 WORST_FRAMES = 6
@@ -94,11 +98,14 @@ def write_results(
     """
     spec, images = subject.spec, evaluation.images
     curves = measure_curves(images, spec.class_names)
+    ranking = rank(images, len(spec.class_names), ious=(0.5,))
     metrics = {
+        "findings": findings_of(evaluation.metrics),
         **{key: value for key, value in evaluation.metrics.items() if key != "loss"},
         "test_loss": evaluation.metrics["loss"],
         "intervals": bootstrap_intervals(images, spec.class_names),
         **_by_class(images, curves, spec.class_names),
+        "sensitivity_at_false_positives": sensitivity_at_false_positives(ranking, spec.class_names),
         "thresholds": {
             **subject.thresholds._asdict(),
             "class_thresholds": list(subject.thresholds.class_thresholds),
@@ -159,6 +166,7 @@ def evaluation_page(
     worst = worst_pictures(images, subject.spec, WORST_FRAMES)
     history = subject.history
     sections = [
+        Section("findings", "Findings", [Text(each) for each in metrics["findings"]]),
         _summary(metrics),
         _classes(metrics, true.sum(0).tolist()),
         _curves(metrics, curves, styles, subject),
@@ -191,16 +199,11 @@ def _summary(metrics: Mapping[str, Any]) -> Section:
         how = "No intervals: they need two images or more."
     elif metrics["images"] < FEW_IMAGES:
         how += f" With fewer than {FEW_IMAGES} images they are rough."
-    blocks: list[Block] = [
-        Text(counts),
-        Table(["metric", "value", "95 % from", "to"], rows, how),
-    ]
     over = metrics["images_over_max_detections"]
-    if over:
-        blocks.append(
-            Text(f"{over} image(s) had more predictions than AP counts; the best were used.")
-        )
-    return Section("summary", "Summary", blocks)
+    more = f"{over} image(s) had more; the best were used." if over else ""
+    caption = f"{how} {originals_mean_ap(metrics)} {more}".strip()
+    table = Table(["metric", "value", "95 % from", "to"], rows, caption)
+    return Section("summary", "Summary", [Text(counts), table])
 
 
 def _classes(metrics: Mapping[str, Any], objects: Sequence[int]) -> Section:
@@ -232,10 +235,14 @@ def _classes(metrics: Mapping[str, Any], objects: Sequence[int]) -> Section:
         )
     ranked_header = ["class", "true boxes", "AP50", "95 %", "AP50-95", "best F1", "at objectness"]
     counted_header = ["class", "precision", "95 %", "recall", "95 %", "accuracy", "missed", "extra"]
-    blocks = [
+    blocks: list[Block] = [
         Table([*ranked_header, "ROC area"], ranked, "Over all thresholds."),
         Table(counted_header, counted, "At the set thresholds."),
     ]
+    sensitivity = sensitivity_table(metrics)
+    if sensitivity is not None:
+        caption = f"{sensitivity.title} {sensitivity.note}".strip()
+        blocks.append(Table(sensitivity.header, sensitivity.rows, caption))
     return Section("classes", "Classes", blocks)
 
 

@@ -397,6 +397,9 @@ def _test_table(runs: Sequence[LoggedRun]) -> Table | None:
     )
     for title, key in totals:
         rows.append([title, *(test.get(key) for _, test in tested)])
+    # Earlier versions had this protocol only, under the plain name.
+    originals = [test.get("mAP50_original", test["mAP50"]) for _, test in tested]
+    rows.append(["mAP50 by the original's protocol", *originals])
     for title, key in (
         ("AP50", "AP50_by_class"),
         ("precision", "precision_by_class"),
@@ -406,4 +409,11 @@ def _test_table(runs: Sequence[LoggedRun]) -> Table | None:
         for name in dict.fromkeys(name for each in by_class for name in each):
             rows.append([f"{title} of {name}", *(each.get(name) for each in by_class)])
     header = ["metric", *(name for name, _ in tested)]
-    return Table(header, rows, "Metrics of the best checkpoints on the test images.")
+    caption = "Metrics of the best checkpoints on the test images."
+    earlier = [name for name, test in tested if "mAP50_original" not in test]
+    if earlier:
+        caption += (
+            " Tested by an earlier version, with every mAP and AP by the original's protocol: "
+            f"{', '.join(earlier)}."
+        )
+    return Table(header, rows, caption)

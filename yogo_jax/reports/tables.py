@@ -1,7 +1,8 @@
 """Tables as plain text for a terminal or a log file; the metrics of a test are 100 columns wide."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 
 WIDTH = 100
@@ -31,37 +32,24 @@ _TOTALS = (
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Returns three tables: a row for each class, the totals, and the confusion matrix.
+    """Returns tables: a row for each class, the totals, sensitivity, and the confusion matrix.
 
     Args:
       metrics: content of `metrics.json`. A missing key leaves its column or row out. None, a value
         that cannot be computed, is printed as "-".
     """
-    sections = (_class_table(metrics), _totals_table(metrics), _confusion_table(metrics))
-    return "\n\n".join("\n".join(section) for section in sections if section)
-
-
-def advice_on_nothing_found(metrics: Mapping[str, Any]) -> str | None:
-    """Explains why there may be no prediction and says what to change; None if there are some.
-
-    Args:
-      metrics: values with `predictions`, `objects` and `images`.
-    """
-    if metrics["predictions"] or not metrics["objects"]:
-        return None
-    return (
-        f"nothing is found: no prediction in {metrics['images']} images with {metrics['objects']} "
-        "boxes. Early in a training this is usual: most grid cells are empty, and the network "
-        "learns them first. With configs/base.py this can take half of 64 epochs, so a short run "
-        "may end before. Train with --config configs/strong.py, or longer, or with a lower "
-        "--config.loss.no_object_weight. If nothing is found after that, check the labels: "
-        "yogo-jax inspect FILE.yml"
+    sections = (
+        _class_table(metrics),
+        _totals_table(metrics),
+        _sensitivity_lines(metrics),
+        _confusion_table(metrics),
     )
+    return "\n\n".join("\n".join(section) for section in sections if section)
 
 
 def _class_table(metrics: Mapping[str, Any]) -> list[str]:
     columns = [(title, metrics[key]) for title, key in _CLASS_COLUMNS if key in metrics]
-    objects = _objects_by_class(metrics)
+    objects = objects_by_class(metrics)
     if objects:
         columns.append(("objects", objects))
     if not columns:
@@ -74,7 +62,7 @@ def _class_table(metrics: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _objects_by_class(metrics: Mapping[str, Any]) -> dict[str, int]:
+def objects_by_class(metrics: Mapping[str, Any]) -> dict[str, int]:
     """True boxes of each class: the sum of its row of the confusion matrix, with missed ones."""
     if "confusion" not in metrics or "missed_by_class" not in metrics:
         return {}
@@ -88,6 +76,67 @@ def _objects_by_class(metrics: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
+def originals_mean_ap(metrics: Mapping[str, Any]) -> str:
+    """Returns the mean AP of the original's protocol in a sentence; empty if it is not there."""
+    if metrics.get("mAP50_original") is None:
+        return ""
+    return (
+        f"By the original's protocol mAP50 is {metrics['mAP50_original']:.4f} and mAP50-95 "
+        f"{metrics['mAP50_95_original']:.4f}: each box has its most probable class alone, its "
+        "objectness is above 0.05, it is not cut at the frame, and at most 2,000 of a frame count."
+    )
+
+
+class SensitivityTable(NamedTuple):
+    """Sensitivity by class at each rate of false positives.
+
+    Attributes:
+      title: what the numbers are.
+      header: titles of the columns; a star marks rates for which the labels are too few.
+      rows: cells, one row for each class; None is no value.
+      note: what a star means; empty without a star.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[Any]]
+    note: str
+
+
+def sensitivity_table(metrics: Mapping[str, Any]) -> SensitivityTable | None:
+    """Returns the table; None without true boxes, with one class, or if it is not in `metrics`."""
+    values = metrics.get("sensitivity_at_false_positives")
+    if values is None or not values["by_class"]:
+        return None
+    name, cells, allowed = (
+        values[key] for key in ("red_cell_class", "red_cells", "allowed_false_positives")
+    )
+    title = (
+        f"Sensitivity with at most so many false positives per 10^6 boxes of {_cut(name)}, of "
+        f"which there are {cells:,} here."
+    )
+    too_few = [int(rate) for rate, count in allowed.items() if not count]
+    takes = ", ".join(f"{1_000_000 // rate:,} for {rate}" for rate in too_few)
+    note = (
+        f"* The set is too small to show this rate: shown is the sensitivity without any false "
+        f"positive. The rate takes so many boxes of {_cut(name)}: {takes}."
+    )
+    header = [f"{rate}{'' if count else '*'}" for rate, count in allowed.items()]
+    rows = [
+        [name, *((by_rate or {}).get(rate) for rate in allowed)]
+        for name, by_rate in values["by_class"].items()
+    ]
+    return SensitivityTable(title, ["class", *header], rows, note if too_few else "")
+
+
+def _sensitivity_lines(metrics: Mapping[str, Any]) -> list[str]:
+    table = sensitivity_table(metrics)
+    if table is None:
+        return []
+    rows = [[_cut(name), *map(_cell, values)] for name, *values in table.rows]
+    return [*_wrap(table.title), *align(table.header, rows), *_wrap(table.note)]
+
+
 def _totals_table(metrics: Mapping[str, Any]) -> list[str]:
     rows = [[title, _cell(metrics[key])] for title, key in _TOTALS if key in metrics]
     for title, key in (("missed", "missed_by_class"), ("extra", "extra_by_class")):
@@ -95,9 +144,12 @@ def _totals_table(metrics: Mapping[str, Any]) -> list[str]:
             rows.append([title, _cell(sum(metrics[key].values()))])
     lines = align(["total", ""], rows) if rows else []
     over = metrics.get("images_over_max_detections", 0)
-    if over:
-        lines.append(f"{over} image(s) had more predictions than AP counts; the best were used.")
-    return lines
+    more = f"{over} image(s) had more; the best were used." if over else ""
+    return lines + _wrap(f"{originals_mean_ap(metrics)} {more}".strip())
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def _confusion_table(metrics: Mapping[str, Any]) -> list[str]:

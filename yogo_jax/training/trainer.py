@@ -31,7 +31,7 @@ from yogo_jax.files import make_folder
 from yogo_jax.metrics.decisions import Goal
 from yogo_jax.parallel import Devices, check_batch_size, check_same_everywhere
 from yogo_jax.progress import said_while
-from yogo_jax.reports.tables import advice_on_nothing_found
+from yogo_jax.reports.findings import advice_on_nothing_found
 from yogo_jax.training.compilation import compile_train_step, duration_lines, seconds_of_call
 from yogo_jax.training.feed import Feed, Work, make_feed, open_pack
 from yogo_jax.training.rare_cells import CutCells, cut_cells, rare_cells_line

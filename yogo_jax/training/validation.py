@@ -22,7 +22,7 @@ from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.metrics.decisions import Goal, candidates_of, caveats, choose_thresholds
 from yogo_jax.metrics.evaluator import IMAGES_AT_A_TIME, Evaluation, Evaluator
 from yogo_jax.parallel import Devices
-from yogo_jax.reports.tables import advice_on_nothing_found, format_metrics
+from yogo_jax.reports.tables import format_metrics
 from yogo_jax.training.tracking import NotFiniteError, Tracker
 
 
@@ -245,8 +245,8 @@ def write_test(result: TestResult, workdir: Path, tracker: Tracker) -> dict[str,
         pictures=TEST_PICTURES,
     )
     tracker.say(format_metrics(metrics))
-    if (advice := advice_on_nothing_found(metrics)) is not None:
-        tracker.say(advice)
+    for finding in metrics["findings"]:
+        tracker.say(finding)
     tracker.say(
         f"tested {folder}; written {output / 'metrics.json'}, {output / 'report.html'} and "
         f"{output / 'pictures'}"
