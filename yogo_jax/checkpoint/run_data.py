@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from yogo_jax.checkpoint.metadata import DataSettings, Metadata
+from yogo_jax.checkpoint.ready import ready_network
 from yogo_jax.config.schema import AugmentConfig, Config, DataConfig, TrainConfig, is_synthetic
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
 from yogo_jax.data.headers import find_oriented, lines_on, orientation_lines, stretch_of
@@ -66,7 +67,7 @@ def with_absolute_paths(config: Config) -> Config:
     absolute: dict[str, Any] = {
         name: str(given_path(path).resolve())
         for name, path in paths.items()
-        if path and (name, path) not in NO_PATHS
+        if path and (name, path) not in NO_PATHS and ready_network(path) is None
     }
     return dataclasses.replace(config, data=data, train=dataclasses.replace(train, **absolute))
 

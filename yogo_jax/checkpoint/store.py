@@ -7,7 +7,9 @@ of) and `metadata`.
 """
 
 import functools
+import hashlib
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from yogo_jax import startup
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.metrics_file import lower_is_better, rank
+from yogo_jax.checkpoint.ready import ready_network, ready_networks, unpack_network
 from yogo_jax.detector.network import ORIGINAL_INITIALIZATION, Initialization, init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
@@ -282,19 +286,21 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that a path means: itself, or the best one of a run's workdir.
 
     The best is that of the run's `train.keep_best`, by validation; a run that never validated has
-    its latest instead.
+    its latest instead. The name of a network of the package (`ready.py`) means that one.
 
     Raises:
-      UserError: neither a checkpoint nor a workdir that holds one.
+      UserError: neither a checkpoint nor a workdir that holds one, nor such a name.
     """
+    if (network := ready_network(str(path))) is not None:
+        return _unpacked(network)
     if (path / "metadata").is_dir():
         return path
     candidates = committed_checkpoints(path / "checkpoints")
     if not candidates:
         found = "neither" if path.is_dir() else "a file" if path.exists() else "no such folder"
         raise UserError(
-            f"{path}: expected a run's workdir with checkpoints/ or one checkpoint folder, found "
-            f"{found}"
+            f"{path}: expected a run's workdir with checkpoints/, one checkpoint folder, or a "
+            f"network of the package ({', '.join(ready_networks())}), found {found}"
         )
     validated = [
         (rank(metadata.validation, metadata.keep_best, metadata.step), folder)
@@ -302,6 +308,36 @@ def find_checkpoint(path: Path) -> Path:
         if (metadata := read_metadata(folder)).validation is not None
     ]
     return min(validated)[1] if validated else candidates[-1]
+
+
+def _unpacked(network: Path) -> Path:
+    """The checkpoint of a network of the package, written into the cache folder once.
+
+    Raises:
+      UserError: the cache folder cannot be written.
+    """
+    root = startup.cache_folder() / "networks"
+    # The content is part of the name: another version of the package may have others.
+    folder = root / f"{network.stem}-{hashlib.sha256(network.read_bytes()).hexdigest()[:16]}"
+    if (folder / "metadata").is_dir():
+        return folder
+    # Under a name of its own first: several processes may ask at once.
+    unfinished = root / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    variables, metadata = unpack_network(network)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_weights(unfinished, jax.tree.map(jnp.asarray, variables), metadata)
+        unfinished.rename(folder)
+    except OSError as error:
+        # Losing a race is no error: the winner's files are the same.
+        if not (folder / "metadata").is_dir():
+            raise UserError(
+                f"{folder}: the network {network.stem} cannot be written here ({error}). Set "
+                "YOGO_JAX_CACHE to a folder with space that you may write"
+            ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
 
 
 def restore_variables(

@@ -1,0 +1,161 @@
+"""Networks of the package by name, with one that the test itself packs."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import yogo_jax
+from runs import ROOT
+from yogo_jax.checkpoint import ready
+from yogo_jax.checkpoint.metadata import Metadata
+from yogo_jax.checkpoint.ready import pack_network, ready_network, ready_networks, unpack_network
+from yogo_jax.checkpoint.run_data import with_absolute_paths
+from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
+from yogo_jax.config.schema import Config
+from yogo_jax.detector.network import init_variables
+from yogo_jax.detector.spec import ModelSpec
+from yogo_jax.errors import UserError
+
+
+SPEC = ModelSpec(
+    architecture="quarter_filters",
+    class_names=("a", "b"),
+    image_hw=(64, 96),
+    anchor_wh=(0.25, 0.25),
+    rgb=False,
+    normalize_images=True,
+)
+
+
+def drawn_network() -> tuple[dict, Metadata]:
+    variables = init_variables(SPEC.network(), jax.random.key(0), image_hw=(64, 96), channels=1)
+    metadata = Metadata(
+        model=SPEC,
+        config={"data": {"definition": "/somebody/data.yml"}},
+        step=7,
+        epoch=1,
+        position=7,
+        data_fingerprint="f",
+        validation={"mAP50": 0.5},
+        git_revision="r",
+    )
+    return variables, metadata
+
+
+@pytest.fixture
+def packed(tmp_path, monkeypatch):
+    """A network of the package named `tiny`, and an empty cache."""
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    monkeypatch.setattr(ready, "NETWORKS", folder)
+    monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    variables, metadata = drawn_network()
+    pack_network(folder / "tiny.npz", variables, metadata)
+    return folder / "tiny.npz"
+
+
+def test_a_packed_network_is_the_same_in_half_precision(packed):
+    variables, metadata = drawn_network()
+    found, described = unpack_network(packed)
+    assert jax.tree.structure(found) == jax.tree.structure(variables)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(variables), strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, np.asarray(theirs).astype(np.float16))
+    assert described.model == SPEC
+    assert (described.step, described.validation) == (7, {"mAP50": 0.5})
+    # Nothing of the computer that it was trained on.
+    assert b"somebody" not in packed.read_bytes()
+    assert described.config == {}
+    before = packed.read_bytes()
+    pack_network(packed, variables, metadata)
+    assert packed.read_bytes() == before
+
+
+def test_a_weight_beyond_half_precision_is_refused(tmp_path):
+    variables, metadata = drawn_network()
+    variables["params"]["head"]["bias"] = variables["params"]["head"]["bias"].at[0].set(1e6)
+    with pytest.raises(UserError, match="params/head/bias: its values leave the range"):
+        pack_network(tmp_path / "large.npz", variables, metadata)
+    assert not (tmp_path / "large.npz").exists()
+
+
+def test_a_name_is_a_checkpoint(packed, tmp_path):
+    folder = find_checkpoint(ready.Path("tiny"))
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert read_metadata(folder).model == SPEC
+    expected, _ = unpack_network(packed)
+    restored = restore_variables(folder, SPEC)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), restored, expected))
+    # Written once, and nothing beside it.
+    assert find_checkpoint(ready.Path("tiny")) == folder
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    model = yogo_jax.load("tiny")
+    assert model.class_names == ("a", "b")
+    assert len(model.predict(np.zeros((64, 96), np.uint8)).class_names) == 2
+
+
+def test_what_lies_here_goes_before_the_package(packed, tmp_path):
+    assert ready_network("tiny") == packed
+    for other in ("other", "./tiny", str(tmp_path / "tiny"), "runs/tiny"):
+        assert ready_network(other) is None
+    (tmp_path / "tiny").mkdir()
+    assert ready_network("tiny") is None
+    with pytest.raises(UserError, match=r"tiny: expected a run's workdir .* found neither"):
+        find_checkpoint(ready.Path("tiny"))
+
+
+def test_an_unknown_name_is_told_the_known_ones(packed):
+    with pytest.raises(UserError, match=r"network of the package \(tiny\), found no such folder"):
+        yogo_jax.load("tinny")
+
+
+def test_a_cache_that_cannot_be_written_is_named(packed, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "networks").write_text("in the way")
+    with pytest.raises(UserError, match=r"the network tiny cannot be written here .*YOGO_JAX_CACHE"):
+        find_checkpoint(ready.Path("tiny"))
+
+
+def test_a_run_records_the_name(packed, tmp_path):
+    fields = {"data.definition": "synthetic", "train.from_pretrained": "tiny"}
+    config = with_absolute_paths(Config.from_file("base", **fields))
+    assert config.train.from_pretrained == "tiny"
+
+
+NETWORKS = ready_networks()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_the_package(name, tmp_path):
+    path = NETWORKS[name]
+    assert path.stat().st_size <= 1_000_000
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    for part in ("## Data", "## Made by", "## Measured", "## What it is not for"):
+        assert part in card, f"{name}.md has no {part}"
+    _, metadata = unpack_network(path)
+    model = metadata.model
+    assert set(model.class_names) <= set(card.replace(",", " ").replace("|", " ").split())
+
+
+def test_the_package_has_networks_and_the_build_takes_them():
+    assert NETWORKS
+    assert '"networks/*"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_a_fresh_process_finds_boxes(tmp_path):
+    """As in docs/inference.md: a network by name, in another folder, and a drawn frame."""
+    code = (
+        "import json, yogo_jax\n"
+        "from yogo_jax.synthetic.smear import draw_frame\n"
+        "model = yogo_jax.load('smear')\n"
+        "print(json.dumps(model.class_names))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "ring" in json.loads(done.stdout)
