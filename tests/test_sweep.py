@@ -284,6 +284,13 @@ def test_the_page_in_a_browser(made_up, width, dark):
         assert page.title() == str(best.number)
 
 
+def test_the_page_names_trials_that_an_earlier_version_tested(made_up):
+    folder, study = made_up
+    first = read_results(study).ranked[0]
+    page = (folder / "report.html").read_text()
+    assert f"by the original&#39;s protocol: trial {first.number}, trial " in page
+
+
 def test_an_unbegun_sweep_has_a_page(tmp_path, capsys):
     study_in(tmp_path)
     sweep.main(["report", str(tmp_path), "--output", str(tmp_path / "x.html")])

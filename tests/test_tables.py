@@ -5,7 +5,7 @@ import pytest
 
 from yogo_jax.metrics.confusion import DetectionMetrics
 from yogo_jax.metrics.mean_ap import MeanAveragePrecision, OriginalMeanAveragePrecision
-from yogo_jax.reports.tables import format_metrics
+from yogo_jax.reports.tables import format_metrics, note_on_earlier_versions
 
 
 NAMES = ["healthy", "ring", "wbc"]
@@ -127,6 +127,13 @@ def test_no_sensitivity_without_rare_classes(change):
         change if change is None else values | {"by_class": change}
     )
     assert "Sensitivity" not in format_metrics(metrics)
+
+
+def test_which_tests_are_of_an_earlier_version():
+    new = {"mAP50": 0.5, "mAP50_original": None}
+    assert note_on_earlier_versions({"a": new}) == ""
+    note = note_on_earlier_versions({"a": {"mAP50": 0.5}, "b": new, "c": {"mAP50": None}})
+    assert note.endswith("by the original's protocol: a, c.")
 
 
 def test_metrics_of_an_earlier_version():

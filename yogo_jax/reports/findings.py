@@ -50,7 +50,7 @@ def _advice_on_classes(metrics: Mapping[str, Any]) -> str | None:
     """Names the classes that have labels and are never found; None if there is no such class."""
     objects = objects_by_class(metrics)
     lost = [
-        f"{name} (boxes: {objects[name]})" if name in objects else name
+        f"{name} (boxes: {objects[name]})"
         for name, ap50 in metrics["AP50_by_class"].items()
         if ap50 is not None and ap50 < LEAST_AP50
     ]

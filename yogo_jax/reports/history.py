@@ -20,6 +20,7 @@ from yogo_jax.errors import UserError
 from yogo_jax.files import read_json
 from yogo_jax.reports import plots
 from yogo_jax.reports.pages import Block, Code, Figure, Section, Table, Text, link_to, render_page
+from yogo_jax.reports.tables import note_on_earlier_versions
 
 
 NOTHING_LOGGED = "nothing is logged yet"
@@ -410,10 +411,4 @@ def _test_table(runs: Sequence[LoggedRun]) -> Table | None:
             rows.append([f"{title} of {name}", *(each.get(name) for each in by_class)])
     header = ["metric", *(name for name, _ in tested)]
     caption = "Metrics of the best checkpoints on the test images."
-    earlier = [name for name, test in tested if "mAP50_original" not in test]
-    if earlier:
-        caption += (
-            " Tested by an earlier version, with every mAP and AP by the original's protocol: "
-            f"{', '.join(earlier)}."
-        )
-    return Table(header, rows, caption)
+    return Table(header, rows, caption + note_on_earlier_versions(dict(tested)))

@@ -87,6 +87,21 @@ def originals_mean_ap(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def note_on_earlier_versions(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a sentence on tests of versions that had the original's protocol only, or nothing.
+
+    Args:
+      tests: content of `metrics.json` by what was tested.
+    """
+    earlier = [name for name, metrics in tests.items() if "mAP50_original" not in metrics]
+    if not earlier:
+        return ""
+    return (
+        " Tested by an earlier version, with every mAP and AP by the original's protocol: "
+        f"{', '.join(earlier)}."
+    )
+
+
 class SensitivityTable(NamedTuple):
     """Sensitivity by class at each rate of false positives.
 

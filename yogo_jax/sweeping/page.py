@@ -11,6 +11,7 @@ import numpy as np
 from yogo_jax.config.fields import flat
 from yogo_jax.reports import plots
 from yogo_jax.reports.pages import Block, Code, Figure, Section, Table, Text, link_to, render_page
+from yogo_jax.reports.tables import note_on_earlier_versions
 from yogo_jax.sweeping.results import (
     MIN_TRIALS_FOR_IMPORTANCE,
     SweepResults,
@@ -149,6 +150,8 @@ def _tests(results: SweepResults, folder: Path) -> Section:
         return Section("tests", "Tests", [])
     header = ["trial", results.objective, "test mAP50", *(f"AP50 {n}" for n in names)]
     caption = "Trials were chosen by the validation. The test was not used to choose anything."
+    tests = {f"trial {each.number}": each.test for each in results.ranked if each.test is not None}
+    caption += note_on_earlier_versions(tests)
     return Section("tests", "Tests", [Table(header, rows, caption), *links])
 
 
