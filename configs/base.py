@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     train.teacher = ""
     train.resume = "auto"
     train.keep_best = "loss"
+    train.decision = "most_probable"
     train.patience = 0
 
     config.augment = augment = ConfigDict()

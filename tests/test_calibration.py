@@ -27,9 +27,8 @@ from yogo_jax.detector.architectures import BACKBONES, ConvNextBackbone
 from yogo_jax.detector.detections import (
     Detections,
     Thresholds,
-    class_thresholds_of,
-    thresholds_given,
 )
+from yogo_jax.detector.given_thresholds import class_thresholds_of, thresholds_given
 from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.metrics.calibration import (

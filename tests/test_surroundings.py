@@ -199,7 +199,8 @@ def test_a_path_that_the_locale_cannot_write_is_named(tmp_path):
 
 
 def test_a_file_of_thresholds_in_another_encoding_is_refused(tmp_path):
-    from yogo_jax.detector.detections import Thresholds, thresholds_given
+    from yogo_jax.detector.detections import Thresholds
+    from yogo_jax.detector.given_thresholds import thresholds_given
     from yogo_jax.errors import UserError
 
     path = tmp_path / "thresholds.json"

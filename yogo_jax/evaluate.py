@@ -112,7 +112,7 @@ def evaluate(
     from yogo_jax.checkpoint.run_data import evaluation_records
     from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
     from yogo_jax.data.pipeline import padded_box_count
-    from yogo_jax.detector.detections import thresholds_given
+    from yogo_jax.detector.given_thresholds import thresholds_given
     from yogo_jax.detector.spec import served_spec
     from yogo_jax.metrics.evaluator import Evaluator
     from yogo_jax.parallel import Devices
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     with as_command():
         args = make_parser().parse_args(argv)
-        from yogo_jax.detector.detections import class_thresholds_of
+        from yogo_jax.detector.given_thresholds import class_thresholds_of
 
         metrics = evaluate(
             args.checkpoint,

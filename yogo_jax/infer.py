@@ -237,7 +237,7 @@ def infer(
       UserError: model or frames cannot be used, or the folder is not free.
     """
     # Imported late: a mistake in a flag is told without waiting.
-    from yogo_jax.detector.detections import thresholds_given
+    from yogo_jax.detector.given_thresholds import thresholds_given
     from yogo_jax.inference.models import load_model
     from yogo_jax.inference.run import infer_frames
 
@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
         args = make_parser().parse_args(argv)
         check(vars(args))
         # Imported late: a mistake in a flag is told without waiting.
-        from yogo_jax.detector.detections import class_thresholds_of
+        from yogo_jax.detector.given_thresholds import class_thresholds_of
         from yogo_jax.inference.models import ModelOptions
         from yogo_jax.inference.run import Running, Wanted, format_summary
 
