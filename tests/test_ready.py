@@ -117,7 +117,9 @@ def test_an_unknown_name_is_told_the_known_ones(packed):
 def test_a_cache_that_cannot_be_written_is_named(packed, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "networks").write_text("in the way")
-    with pytest.raises(UserError, match=r"the network tiny cannot be written here .*YOGO_JAX_CACHE"):
+    with pytest.raises(
+        UserError, match=r"the network tiny cannot be written here .*YOGO_JAX_CACHE"
+    ):
         find_checkpoint(ready.Path("tiny"))
 
 
