@@ -494,6 +494,7 @@ def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
             [r"the last 1 epochs have other images \(augment\.epochs_without_paste\)"],
         ),
         ({"augment__epochs_without_paste": 1, "augment__thumbnails": 0.5}, ["other images"]),
+        ({"augment__epochs_without_paste": 1, "augment__rare_cells": 0.2}, ["other images"]),
     ],
 )
 def test_why_a_run_cannot_be_lengthened(definition, fields, reasons):

@@ -311,7 +311,8 @@ def why_length_counts(config: Config, epochs: int) -> list[str]:
     # It ends a step before the end at the latest.
     if optim.warmup_epochs > epochs - 1:
         reasons.append(f"the warm-up takes {optim.warmup_epochs:g} epochs (optim.warmup_epochs)")
-    if augment.epochs_without_paste and (augment.cutout or augment.thumbnails):
+    pastes = augment.cutout or augment.thumbnails or augment.rare_cells
+    if augment.epochs_without_paste and pastes:
         reasons.append(
             f"the last {augment.epochs_without_paste} epochs have other images "
             "(augment.epochs_without_paste)"
