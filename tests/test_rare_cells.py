@@ -139,10 +139,20 @@ def test_cut_cells_know_their_box_light_and_density(cells):
     assert "1 seldom of 1" in line
 
 
-def test_without_a_rare_class_nothing_is_cut():
-    balanced = make_records([[(20, 20, COMMON), (60, 60, SELDOM)]])
-    assert cut_cells(balanced, lambda index: draw([(20, 20, COMMON)])) is None
+@pytest.mark.parametrize("frame", [[(20, 20, COMMON), (60, 60, SELDOM)], []])
+def test_without_a_rare_class_nothing_is_read_or_cut(frame):
+    balanced = make_records([frame])
+    assert cut_cells(balanced, lambda index: pytest.fail("an image is read")) is None
     assert "nothing is put in" in rare_cells_line(balanced, None, 0.2)
+
+
+def test_cells_of_overexposed_images_leave_numbers():
+    white = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    cells = cut_cells(RECORDS, lambda index: white)
+    assert (cells.density == 0).all()
+    image, _, ids = replaced(0, FRAMES[0], white, cells)
+    assert (ids == SELDOM).any()
+    assert (image == 255).all()
 
 
 def test_cells_at_an_edge_and_huge_ones_are_not_cut():

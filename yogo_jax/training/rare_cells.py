@@ -82,6 +82,8 @@ def cut_cells(
     """
     counts = np.bincount(records.class_ids, minlength=len(records.class_names))
     rare, frequent = rare_classes(counts), int(counts.argmax())
+    if not rare.any():
+        return None
     rows = np.concatenate(
         [_spread(np.flatnonzero(records.class_ids == k)) for k in (*np.flatnonzero(rare), frequent)]
     )
@@ -260,9 +262,10 @@ def replace_cells(
         dense = (-jnp.log(jnp.maximum(below, 1) / light) * old).sum((0, 1)) / jnp.maximum(
             old.sum(), 1
         )
-        ratio = jnp.clip(dense / cell_density[which], 1 / _MOST_DENSER, _MOST_DENSER).reshape(
-            1, 1, -1
-        )
+        # Without a density in its own image, as where all is overexposed, a cell stays as it was.
+        own = cell_density[which]
+        ratio = jnp.where(own == 0, 1, dense / jnp.where(own == 0, 1, own))
+        ratio = jnp.clip(ratio, 1 / _MOST_DENSER, _MOST_DENSER).reshape(1, 1, -1)
         density = -jnp.log(jnp.maximum(window, 1) / cell_light[which].reshape(1, 1, -1))
         levelled = jnp.clip(light * jnp.exp(-density * ratio), 0, 255)
         # The whole ellipse of the box is covered; outside of it the image shines through.

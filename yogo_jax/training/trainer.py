@@ -222,10 +222,10 @@ class Trainer:
           Stopped: the run was asked to stop; everything is saved.
         """
         self._open_packs()
-        self._cut_rare_cells()
         if self._lacks_validation:
             self._make_up_for_validation(state)
         if not self._is_over_early() and self._first_step < self._total_steps:
+            self._cut_rare_cells()
             self._take_steps(state)
 
     def _open_packs(self) -> None:
