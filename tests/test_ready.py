@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import yogo_jax
+from processes import two_processes
 from runs import ROOT
+from yogo_jax.calibrate import calibrate
 from yogo_jax.checkpoint import ready
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.ready import pack_network, ready_network, ready_networks, unpack_network
@@ -48,11 +50,10 @@ def drawn_network() -> tuple[dict, Metadata]:
 
 @pytest.fixture
 def packed(tmp_path, monkeypatch):
-    """A network of the package named `tiny`, and an empty cache."""
+    """A network of the package named `tiny`."""
     folder = tmp_path / "networks"
     folder.mkdir()
     monkeypatch.setattr(ready, "NETWORKS", folder)
-    monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     variables, metadata = drawn_network()
     pack_network(folder / "tiny.npz", variables, metadata)
@@ -85,15 +86,14 @@ def test_a_weight_beyond_half_precision_is_refused(tmp_path):
 
 
 def test_a_name_is_a_checkpoint(packed, tmp_path):
-    folder = find_checkpoint(ready.Path("tiny"))
-    assert folder.is_relative_to(tmp_path / "cache")
-    assert read_metadata(folder).model == SPEC
+    assert find_checkpoint(ready.Path("tiny")) == packed
+    # An export or a calibration gets what was found, and looks again.
+    assert find_checkpoint(packed) == packed
+    assert read_metadata(packed).model == SPEC
     expected, _ = unpack_network(packed)
-    restored = restore_variables(folder, SPEC)
+    restored = restore_variables(packed, SPEC)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), restored, expected))
-    # Written once, and nothing beside it.
-    assert find_checkpoint(ready.Path("tiny")) == folder
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
     model = yogo_jax.load("tiny")
     assert model.class_names == ("a", "b")
     assert len(model.predict(np.zeros((64, 96), np.uint8)).class_names) == 2
@@ -114,13 +114,44 @@ def test_an_unknown_name_is_told_the_known_ones(packed):
         yogo_jax.load("tinny")
 
 
-def test_a_cache_that_cannot_be_written_is_named(packed, tmp_path):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "networks").write_text("in the way")
-    with pytest.raises(
-        UserError, match=r"the network tiny cannot be written here .*YOGO_JAX_CACHE"
-    ):
-        find_checkpoint(ready.Path("tiny"))
+def test_a_network_of_the_package_is_not_changed(packed):
+    before = packed.read_bytes()
+    with pytest.raises(UserError, match=r"tiny is a network of the package and stays as it is"):
+        calibrate(ready.Path("tiny"), "synthetic")
+    assert packed.read_bytes() == before
+
+
+def test_a_network_of_the_package_is_exported(packed, tmp_path):
+    ir = yogo_jax.load("tiny").export(tmp_path / "exported")
+    assert yogo_jax.load(ir).class_names == ("a", "b")
+
+
+def test_two_processes_start_from_a_network_of_the_package(packed, tmp_path):
+    """Each reads it by itself, on all devices of both."""
+    script = tmp_path / "read.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nimport jax\nimport numpy as np\n"
+        "from yogo_jax.checkpoint import ready\n"
+        "from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables\n"
+        "from yogo_jax.parallel import Coordinates, Devices, join_processes\n"
+        "_, _, coordinator, _, count, _, index = sys.argv\n"
+        "join_processes(Coordinates(coordinator, int(count), int(index)))\n"
+        f"ready.NETWORKS = Path({str(packed.parent)!r})\n"
+        "folder = find_checkpoint(Path('tiny'))\n"
+        "spec = read_metadata(folder).model\n"
+        "for place in (None, Devices().copied):\n"
+        "    leaves = jax.tree.leaves(restore_variables(folder, spec, place))\n"
+        "    print(sum(float(np.abs(leaf.addressable_data(0)).sum()) for leaf in leaves))\n"
+    )
+    log = tmp_path / "log"
+    processes = two_processes([sys.executable, str(script)], log)
+    codes = [process.wait(timeout=120) for process in processes]
+    said = [log.with_suffix(f".{index}").read_text() for index in range(2)]
+    assert codes == [0, 0], said
+    total = sum(float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(unpack_network(packed)[0]))
+    for each in said:
+        sums = [float(line) for line in each.splitlines() if "[Gloo]" not in line]
+        assert sums == pytest.approx([total, total])
 
 
 def test_a_run_records_the_name(packed, tmp_path):

@@ -108,6 +108,7 @@ def calibrate(
     start_jax()
     # Imported late: a mistake in a flag is told without waiting for JAX.
     from yogo_jax.checkpoint.metadata import Decision
+    from yogo_jax.checkpoint.ready import check_may_change
     from yogo_jax.checkpoint.run_data import evaluation_records
     from yogo_jax.checkpoint.store import (
         find_checkpoint,
@@ -129,6 +130,7 @@ def calibrate(
     from yogo_jax.progress import said_while
 
     folder = find_checkpoint(checkpoint)
+    check_may_change(folder)
     metadata = read_metadata(folder)
     model = metadata.model
     goal, is_kept = _goal_of(metadata.decision, decision, false_positives, precision)

@@ -27,9 +27,32 @@ def ready_networks() -> dict[str, Path]:
 
 
 def ready_network(text: str) -> Path | None:
-    """The file of the network of this name; None if it is none, or names a file or folder here."""
+    """The file of the network of this name, or of the path of that file; None if it is none.
+
+    A file or folder of that name in the current folder goes before it.
+    """
+    if is_packed(Path(text)):
+        return Path(text)
     found = ready_networks().get(text)
     return None if found is None or Path(text).exists() else found
+
+
+def is_packed(path: Path) -> bool:
+    """True if a path is the file of a network of the package."""
+    return path.parent == NETWORKS and path.suffix == ".npz" and path.is_file()
+
+
+def check_may_change(checkpoint: Path) -> None:
+    """Refuses to change a network of the package.
+
+    Raises:
+      UserError: it is one.
+    """
+    if is_packed(checkpoint):
+        raise UserError(
+            f"{checkpoint.stem} is a network of the package and stays as it is: train one of your "
+            f"own from it (--config.train.from_pretrained={checkpoint.stem}), and give that run"
+        )
 
 
 def pack_network(path: Path, variables: Mapping[str, Any], metadata: Metadata) -> None:

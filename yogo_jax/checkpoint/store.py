@@ -3,13 +3,12 @@
 Only what is committed is read. A run keeps the latest checkpoint and the best by validation
 (`train.keep_best`). A checkpoint is a folder with the items `model` (params and batch_stats: their
 averages, if the run keeps any), `optimizer` (its state, the step, and what the averages are made
-of) and `metadata`.
+of) and `metadata`. A network of the package is one file instead (`ready.py`), which is read as a
+checkpoint, but never written.
 """
 
 import functools
-import hashlib
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,14 @@ import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from yogo_jax import startup
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.metrics_file import lower_is_better, rank
-from yogo_jax.checkpoint.ready import ready_network, ready_networks, unpack_network
+from yogo_jax.checkpoint.ready import (
+    is_packed,
+    ready_network,
+    ready_networks,
+    unpack_network,
+)
 from yogo_jax.detector.network import ORIGINAL_INITIALIZATION, Initialization, init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
@@ -278,21 +281,23 @@ def read_metadata(folder: Path) -> Metadata:
     Raises:
       UserError: the folder is no checkpoint, or of another format version.
     """
+    if is_packed(folder):
+        return unpack_network(folder)[1]
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
     return Metadata.from_dict(_restore(folder, args)["metadata"], folder)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the best one of a run's workdir.
+    """The checkpoint that a path means: a folder itself, or the best one of a run's workdir.
 
     The best is that of the run's `train.keep_best`, by validation; a run that never validated has
-    its latest instead. The name of a network of the package (`ready.py`) means that one.
+    its latest instead. The name of a network of the package means its file.
 
     Raises:
       UserError: neither a checkpoint nor a workdir that holds one, nor such a name.
     """
     if (network := ready_network(str(path))) is not None:
-        return _unpacked(network)
+        return network
     if (path / "metadata").is_dir():
         return path
     candidates = committed_checkpoints(path / "checkpoints")
@@ -310,36 +315,6 @@ def find_checkpoint(path: Path) -> Path:
     return min(validated)[1] if validated else candidates[-1]
 
 
-def _unpacked(network: Path) -> Path:
-    """The checkpoint of a network of the package, written into the cache folder once.
-
-    Raises:
-      UserError: the cache folder cannot be written.
-    """
-    root = startup.cache_folder() / "networks"
-    # The content is part of the name: another version of the package may have others.
-    folder = root / f"{network.stem}-{hashlib.sha256(network.read_bytes()).hexdigest()[:16]}"
-    if (folder / "metadata").is_dir():
-        return folder
-    # Under a name of its own first: several processes may ask at once.
-    unfinished = root / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    variables, metadata = unpack_network(network)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        write_weights(unfinished, jax.tree.map(jnp.asarray, variables), metadata)
-        unfinished.rename(folder)
-    except OSError as error:
-        # Losing a race is no error: the winner's files are the same.
-        if not (folder / "metadata").is_dir():
-            raise UserError(
-                f"{folder}: the network {network.stem} cannot be written here ({error}). Set "
-                "YOGO_JAX_CACHE to a folder with space that you may write"
-            ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
 def restore_variables(
     folder: Path, spec: ModelSpec, place: jax.sharding.Sharding | None = None
 ) -> dict[str, Any]:
@@ -352,6 +327,9 @@ def restore_variables(
       UserError: it cannot be read, or its weights do not fit its description.
     """
     abstract = _placed(_abstract_variables(spec), place)
+    if is_packed(folder):
+        weights = unpack_network(folder)[0]
+        return jax.tree.map(lambda at, leaf: jax.device_put(leaf, at.sharding), abstract, weights)
     return _restore(folder, ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))["model"]
 
 
