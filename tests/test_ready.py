@@ -15,7 +15,7 @@ from yogo_jax.calibrate import calibrate
 from yogo_jax.checkpoint import ready
 from yogo_jax.checkpoint.metadata import Metadata
 from yogo_jax.checkpoint.ready import pack_network, ready_network, ready_networks, unpack_network
-from yogo_jax.checkpoint.run_data import with_absolute_paths
+from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
 from yogo_jax.checkpoint.store import find_checkpoint, read_metadata, restore_variables
 from yogo_jax.config.schema import Config
 from yogo_jax.detector.network import init_variables
@@ -158,6 +158,12 @@ def test_a_run_records_the_name(packed, tmp_path):
     fields = {"data.definition": "synthetic", "train.from_pretrained": "tiny"}
     config = with_absolute_paths(Config.from_file("base", **fields))
     assert config.train.from_pretrained == "tiny"
+    # It lies nowhere, but is not gone as the file of a project that was moved.
+    recorded, now = (
+        {"train": {**dict.fromkeys(PATHS_OF_TRAIN, ""), "from_pretrained": name}}
+        for name in ("tiny", "/other")
+    )
+    assert with_paths_of(now, recorded) == recorded
 
 
 NETWORKS = ready_networks()

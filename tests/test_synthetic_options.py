@@ -5,12 +5,20 @@ import hashlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import base
 from sweeps import space_of
 from yogo_jax import synthetic_dataset
-from yogo_jax.checkpoint.run_data import definition_path, load_data, with_absolute_paths
+from yogo_jax.checkpoint.metadata import Metadata
+from yogo_jax.checkpoint.run_data import (
+    definition_path,
+    evaluation_records,
+    load_data,
+    with_absolute_paths,
+)
 from yogo_jax.config.schema import from_mapping, is_synthetic
+from yogo_jax.detector.spec import ModelSpec, served_spec
 from yogo_jax.errors import UserError
 from yogo_jax.synthetic import flow, options, smear
 from yogo_jax.synthetic.dataset import STAGES, default_spec, render_frame
@@ -121,6 +129,35 @@ def test_a_run_reads_smears_as_any_other_data(tmp_path, monkeypatch):
     splits = load_data(config.data)
     assert splits.train.class_names == smear.CLASS_NAMES
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("image_hw", [None, (144, 192)])
+def test_frames_are_drawn_at_the_size_that_is_evaluated(image_hw, tmp_path, monkeypatch):
+    # Stretched ones would have cells of another size.
+    monkeypatch.setenv("YOGO_JAX_CACHE", str(tmp_path))
+    spec = ModelSpec(
+        architecture="quarter_filters",
+        class_names=smear.CLASS_NAMES,
+        image_hw=(96, 128),
+        anchor_wh=(0.3, 0.4),
+        rgb=True,
+        normalize_images=True,
+    )
+    metadata = Metadata(
+        model=spec,
+        config={},
+        step=1,
+        epoch=1,
+        position=1,
+        data_fingerprint="f",
+        validation=None,
+        git_revision="r",
+    )
+    text = "synthetic:smear,train=1,val=1,test=1,cells=2"
+    served = served_spec(spec, image_hw=image_hw)
+    records = evaluation_records(metadata, text, "test", served, print)
+    with Image.open(records.image_paths[0]) as image:
+        assert image.size[::-1] == (image_hw or spec.image_hw)
 
 
 def test_a_mistake_is_told_at_the_start():

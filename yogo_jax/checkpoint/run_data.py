@@ -93,7 +93,10 @@ def with_paths_of(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[s
     train = dict(recorded["train"])
     for name in PATHS_OF_TRAIN:
         old, new = train.get(name), now["train"][name]
-        if old and new and (same_path(old, new) or not given_path(old).exists()):
+        if not old or not new:
+            continue
+        is_gone = ready_network(old) is None and not given_path(old).exists()
+        if is_gone or same_path(old, new):
             train[name] = new
     return {**recorded, "train": train}
 
@@ -145,12 +148,18 @@ def _splits_of(
     )
 
 
-def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Splits:
+def evaluation_data(
+    metadata: Metadata,
+    definition: str | None,
+    say: Say,
+    image_hw: tuple[int, int] | None = None,
+) -> Splits:
     """The splits to evaluate a checkpoint on, read as its run read them.
 
     Args:
       definition: a definition file, or None for the one the run was trained on.
       say: takes a line if the run's split is not used.
+      image_hw: rows and columns at which synthetic frames are drawn; None: those of the training.
 
     Raises:
       UserError: the data has other classes than the checkpoint, or cannot be read.
@@ -159,9 +168,10 @@ def evaluation_data(metadata: Metadata, definition: str | None, say: Say) -> Spl
     path = data.definition if definition is None else definition
     if not path:
         raise UserError("this checkpoint does not say what data it saw: add --definition FILE.yml")
-    given = definition_path(path, metadata.model.image_hw)
+    image_hw = image_hw or metadata.model.image_hw
+    given = definition_path(path, image_hw)
     override = data.split_override
-    if override and given != definition_path(data.definition, metadata.model.image_hw):
+    if override and given != definition_path(data.definition, image_hw):
         # The fractions of the run were meant for its own data set.
         say(f"data.split_override={override} of the run is left out: {path} is another data set")
         data = dataclasses.replace(data, split_override=())
@@ -199,7 +209,7 @@ def evaluation_records(
     Raises:
       UserError: as `evaluation_data`, or the split is empty.
     """
-    splits = evaluation_data(metadata, definition, say)
+    splits = evaluation_data(metadata, definition, say, spec.image_hw)
     records: Records = getattr(splits, split)
     for line in splits.lines():
         say(line)
