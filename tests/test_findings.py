@@ -3,11 +3,13 @@
 import pytest
 
 from evaluations import evaluation_of, image_result
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.reports.findings import advice_on_nothing_found, findings_of
 
 
 NAMES = ("healthy", "ring", "wbc")
 A, B = (0.0, 0.0, 0.2, 0.2), (0.5, 0.5, 0.7, 0.7)
+PLAIN, DECIDED = Thresholds(), Thresholds.of_classes((0.5, 0.5, 0.5))
 HEALTHY, HEALTHY_ONLY = (0.9, 0.06, 0.04), (1.0, 0.0, 0.0)
 
 
@@ -22,15 +24,19 @@ def test_an_evaluation_without_predictions_says_what_that_means(predictions, obj
         assert "configs/strong.py" in advice
 
 
-def findings(boxes, objectness, probs, labels, label_ids):
+def findings(boxes, objectness, probs, labels, label_ids, thresholds=PLAIN):
     image = image_result(boxes, objectness, probs, labels, label_ids)
-    return findings_of(evaluation_of([image], NAMES).metrics)
+    return findings_of(evaluation_of([image], NAMES).metrics, thresholds)
 
 
 def test_boxes_below_the_threshold_ask_for_a_lower_one():
     (low,) = findings([A], [0.3], [HEALTHY], [A], [0])
     assert "try a lower one, --obj-thresh 0.2" in low
     assert "(mAP50 1.00)" in low
+    # Thresholds of classes take no --obj-thresh.
+    (decided,) = findings([A], [0.3], [HEALTHY], [A], [0], DECIDED)
+    assert "--obj-thresh" not in decided
+    assert "yogo-jax calibrate --decision f1" in decided
     elsewhere, lost = findings([B], [0.3], [HEALTHY], [A], [0])
     assert "nothing is found" in elsewhere
     assert "--obj-thresh" not in elsewhere

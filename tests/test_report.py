@@ -228,10 +228,10 @@ def test_a_report_shows_the_originals_protocol_and_sensitivity(evaluated):
     values = metrics["sensitivity_at_false_positives"]
     cells = f"{values['red_cells']:,}"
     red = values["red_cell_class"]
-    assert f"10^6 boxes of {red}, of which there are {cells} here." in page
+    assert f"10^6 boxes of {red}. The set has {cells} of these boxes." in page
     for rate in ("1*", "10*", "100*", "1000*"):
         assert page.count(f">{rate}</th>") == 1
-    assert f"many boxes of {red}: 1,000,000 for 1, 100,000 for 10, 10,000 for 100" in page
+    assert f"of {red} that are needed: 1,000,000 for 1, 100,000 for 10, 10,000 for 100" in page
     rarest = list(values["by_class"].values())[-1]
     assert 0 < rarest["1000"] <= 1
     assert set(values["by_class"]) == set(NAMES) - {red}

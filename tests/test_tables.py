@@ -42,10 +42,10 @@ def test_every_number_is_in_its_place():
         "By the original's protocol mAP50 is 1.0000 and mAP50-95 1.0000: each box has its most "
         "probable class alone, its objectness is above 0.05, it is not cut at the frame, and at "
         "most 2,000 of a frame count. "
-        "Sensitivity with at most so many false positives per 10^6 boxes of healthy, of which "
-        "there are 12,345 here. "
-        "* The set is too small to show this rate: shown is the sensitivity without any false "
-        "positive. The rate takes so many boxes of healthy: 1,000,000 for 1, 100,000 for 10."
+        "Sensitivity if at most this number of false positives is allowed per 10^6 boxes of "
+        "healthy. The set has 12,345 of these boxes. "
+        "* The set is too small for this number: the value is the sensitivity without any false "
+        "positive. Boxes of healthy that are needed: 1,000,000 for 1, 100,000 for 10."
     )
     assert [line for line in lines if line not in sentences] == [
         "class      AP50  AP50-95  precision  recall  accuracy  missed  extra  objects",

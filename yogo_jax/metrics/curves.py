@@ -145,7 +145,7 @@ class Roc(NamedTuple):
       false_positive_rate: share of the pairs of other classes with the threshold or more.
       true_positive_rate: share of the pairs of the class with the threshold or more.
       area: under the curve.
-      chosen: (false, true positive rate) of naming the most probable class, as the detector does.
+      chosen: (false, true positive rate) of the classes that the boxes were given.
     """
 
     false_positive_rate: Float[np.ndarray, " t"]

@@ -139,7 +139,7 @@ def roc_figure(curves: Curves, styles: Mapping[str, Any]) -> Figure | None:
 
     caption = (
         "ROC of the class probability over matched boxes, each class against the others. The area "
-        "stands beside the name. Dot: the rule of the detector, the most probable class."
+        "stands beside the name. Dot: the class that each box was given."
     )
     return Figure(plots.draw("roc", plot), caption) if drawn else None
 

@@ -100,7 +100,7 @@ def write_results(
     curves = measure_curves(images, spec.class_names)
     ranking = rank(images, len(spec.class_names), ious=(0.5,))
     metrics = {
-        "findings": findings_of(evaluation.metrics),
+        "findings": findings_of(evaluation.metrics, subject.thresholds),
         **{key: value for key, value in evaluation.metrics.items() if key != "loss"},
         "test_loss": evaluation.metrics["loss"],
         "intervals": bootstrap_intervals(images, spec.class_names),
@@ -199,9 +199,7 @@ def _summary(metrics: Mapping[str, Any]) -> Section:
         how = "No intervals: they need two images or more."
     elif metrics["images"] < FEW_IMAGES:
         how += f" With fewer than {FEW_IMAGES} images they are rough."
-    over = metrics["images_over_max_detections"]
-    more = f"{over} image(s) had more; the best were used." if over else ""
-    caption = f"{how} {originals_mean_ap(metrics)} {more}".strip()
+    caption = f"{how} {originals_mean_ap(metrics)}".strip()
     table = Table(["metric", "value", "95 % from", "to"], rows, caption)
     return Section("summary", "Summary", [Text(counts), table])
 

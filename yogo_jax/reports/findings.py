@@ -3,28 +3,34 @@
 from collections.abc import Mapping
 from typing import Any
 
+from yogo_jax.detector.detections import Thresholds
 from yogo_jax.reports.tables import objects_by_class
 
 
+_USUAL = Thresholds()
 # A class whose AP50 is lower is as good as never found.
 LEAST_AP50 = 0.01
 
 
-def findings_of(metrics: Mapping[str, Any]) -> list[str]:
+def findings_of(metrics: Mapping[str, Any], thresholds: Thresholds) -> list[str]:
     """Sentences on what is wrong, most important first; empty if nothing is.
 
     Args:
       metrics: values of an evaluation.
+      thresholds: of its predictions.
     """
-    found = (advice_on_nothing_found(metrics), _advice_on_classes(metrics))
+    found = (advice_on_nothing_found(metrics, thresholds), _advice_on_classes(metrics))
     return [each for each in found if each is not None]
 
 
-def advice_on_nothing_found(metrics: Mapping[str, Any]) -> str | None:
+def advice_on_nothing_found(
+    metrics: Mapping[str, Any], thresholds: Thresholds = _USUAL
+) -> str | None:
     """Explains why there may be no prediction and says what to change; None if there are some.
 
     Args:
       metrics: values with `predictions`, `objects` and `images`.
+      thresholds: of the predictions.
     """
     if metrics["predictions"] or not metrics["objects"]:
         return None
@@ -33,10 +39,10 @@ def advice_on_nothing_found(metrics: Mapping[str, Any]) -> str | None:
         "boxes. "
     )
     if (metrics.get("mAP50") or 0.0) >= LEAST_AP50:
-        found += (
-            f"There are boxes below the threshold (mAP50 {metrics['mAP50']:.2f}): try a lower one, "
-            "--obj-thresh 0.2 of evaluate and infer. "
-        )
+        lower = "try a lower one, --obj-thresh 0.2 of evaluate and infer"
+        if thresholds.class_thresholds:
+            lower = "choose others on frames like these: yogo-jax calibrate --decision f1"
+        found += f"There are boxes below the threshold (mAP50 {metrics['mAP50']:.2f}): {lower}. "
     return (
         f"{found}Early in a training this is usual: most grid cells are empty, and the network "
         "learns them first. With configs/base.py this can take half of 64 epochs, so a short run "

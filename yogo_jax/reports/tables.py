@@ -80,10 +80,13 @@ def originals_mean_ap(metrics: Mapping[str, Any]) -> str:
     """Returns the mean AP of the original's protocol in a sentence; empty if it is not there."""
     if metrics.get("mAP50_original") is None:
         return ""
+    over = metrics.get("images_over_max_detections", 0)
+    more = f" {over} image(s) had more; the best were used." if over else ""
     return (
         f"By the original's protocol mAP50 is {metrics['mAP50_original']:.4f} and mAP50-95 "
         f"{metrics['mAP50_95_original']:.4f}: each box has its most probable class alone, its "
         "objectness is above 0.05, it is not cut at the frame, and at most 2,000 of a frame count."
+        f"{more}"
     )
 
 
@@ -127,14 +130,14 @@ def sensitivity_table(metrics: Mapping[str, Any]) -> SensitivityTable | None:
         values[key] for key in ("red_cell_class", "red_cells", "allowed_false_positives")
     )
     title = (
-        f"Sensitivity with at most so many false positives per 10^6 boxes of {_cut(name)}, of "
-        f"which there are {cells:,} here."
+        f"Sensitivity if at most this number of false positives is allowed per 10^6 boxes of "
+        f"{_cut(name)}. The set has {cells:,} of these boxes."
     )
     too_few = [int(rate) for rate, count in allowed.items() if not count]
-    takes = ", ".join(f"{1_000_000 // rate:,} for {rate}" for rate in too_few)
+    needed = ", ".join(f"{1_000_000 // rate:,} for {rate}" for rate in too_few)
     note = (
-        f"* The set is too small to show this rate: shown is the sensitivity without any false "
-        f"positive. The rate takes so many boxes of {_cut(name)}: {takes}."
+        "* The set is too small for this number: the value is the sensitivity without any false "
+        f"positive. Boxes of {_cut(name)} that are needed: {needed}."
     )
     header = [f"{rate}{'' if count else '*'}" for rate, count in allowed.items()]
     rows = [
@@ -158,9 +161,7 @@ def _totals_table(metrics: Mapping[str, Any]) -> list[str]:
         if key in metrics:
             rows.append([title, _cell(sum(metrics[key].values()))])
     lines = align(["total", ""], rows) if rows else []
-    over = metrics.get("images_over_max_detections", 0)
-    more = f"{over} image(s) had more; the best were used." if over else ""
-    return lines + _wrap(f"{originals_mean_ap(metrics)} {more}".strip())
+    return lines + _wrap(originals_mean_ap(metrics))
 
 
 def _wrap(text: str) -> list[str]:
