@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -72,6 +73,8 @@ def test_a_packed_network_is_the_same_in_half_precision(packed):
     # Nothing of the computer that it was trained on.
     assert b"somebody" not in packed.read_bytes()
     assert described.config == {}
+    with zipfile.ZipFile(packed) as file:
+        assert {entry.compress_type for entry in file.infolist()} == {zipfile.ZIP_DEFLATED}
     before = packed.read_bytes()
     pack_network(packed, variables, metadata)
     assert packed.read_bytes() == before
@@ -187,14 +190,21 @@ def test_the_package_has_networks_and_the_build_takes_them():
 
 
 def test_a_fresh_process_finds_boxes(tmp_path):
-    """As in docs/inference.md: a network by name, in another folder, and a drawn frame."""
+    """A network by name, in another folder, and a drawn frame."""
     code = (
-        "import json, yogo_jax\n"
-        "from yogo_jax.synthetic.smear import draw_frame\n"
-        "model = yogo_jax.load('smear')\n"
-        "print(json.dumps(model.class_names))\n"
+        "import json, numpy as np, yogo_jax\n"
+        "from yogo_jax.synthetic.smear import CLASS_PROPORTIONS, draw_frame, draw_slide\n"
+        "rng = np.random.default_rng(0)\n"
+        "slide, wanted = draw_slide(rng), {'cells_per_frame': 40}\n"
+        "wanted['class_proportions'] = CLASS_PROPORTIONS\n"
+        "frame = draw_frame(rng, slide, (480, 640), **wanted)\n"
+        "found = yogo_jax.load('smear').predict(frame.image)\n"
+        "print(json.dumps([len(frame.class_ids), len(found), found.class_names]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert "ring" in json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    true, found, names = json.loads(done.stdout.splitlines()[-1])
+    assert 0.5 * true < found < 1.5 * true
+    assert "ring" in names

@@ -4,6 +4,7 @@ Each is one file of `yogo_jax/networks/`, `NAME.npz`, with a model card `NAME.md
 `benchmarks/make_networks.py` made them. `store.find_checkpoint` finds them by name.
 """
 
+import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -74,11 +75,13 @@ def pack_network(path: Path, variables: Mapping[str, Any], metadata: Metadata) -
             raise UserError(f"{name}: its values leave the range of half precision")
     description = json.dumps({**metadata.to_dict(), "config": {}})
     arrays[_DESCRIPTION] = np.frombuffer(description.encode(), np.uint8)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(path, "w") as file:
         for name, array in arrays.items():
             # A fixed time: the same network gives the same file.
-            with file.open(zipfile.ZipInfo(f"{name}.npy"), "w") as entry:
-                np.lib.format.write_array(entry, array)
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, array)
+            name_and_time = zipfile.ZipInfo(f"{name}.npy")
+            file.writestr(name_and_time, entry.getvalue(), zipfile.ZIP_DEFLATED)
 
 
 def unpack_network(path: Path) -> tuple[dict[str, Any], Metadata]:
