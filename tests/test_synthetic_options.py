@@ -17,12 +17,12 @@ from yogo_jax.checkpoint.run_data import (
     load_data,
     with_absolute_paths,
 )
-from yogo_jax.config.schema import from_mapping, is_synthetic
+from yogo_jax.config.schema import from_mapping
 from yogo_jax.detector.spec import ModelSpec, served_spec
 from yogo_jax.errors import UserError
 from yogo_jax.synthetic import flow, options, smear
 from yogo_jax.synthetic.dataset import STAGES, default_spec, render_frame
-from yogo_jax.synthetic.options import named_dataset, read_options
+from yogo_jax.synthetic.options import is_synthetic, named_dataset, read_options
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 
 from yogo_jax.checkpoint.metadata import DataSettings, Metadata
 from yogo_jax.checkpoint.ready import ready_network
-from yogo_jax.config.schema import AugmentConfig, Config, DataConfig, TrainConfig, is_synthetic
+from yogo_jax.config.schema import AugmentConfig, Config, DataConfig, TrainConfig
 from yogo_jax.data.definition import DatasetDefinition, SplitFractions, load_definition
 from yogo_jax.data.headers import find_oriented, lines_on, orientation_lines, stretch_of
 from yogo_jax.data.pipeline import padded_box_count
@@ -25,7 +25,7 @@ from yogo_jax.data.thumbnails import Thumbnails, load_thumbnails
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path
-from yogo_jax.synthetic.options import named_dataset, read_options
+from yogo_jax.synthetic.options import is_synthetic, named_dataset, read_options
 
 
 Say = Callable[[str], None]

@@ -32,14 +32,6 @@ Count = Annotated[int, at_least(1)]
 CountOrOff = Annotated[int, at_least(0, "0 is off")]
 Seed = Annotated[int, Rule("in [0, 2^32)", lambda seed: 0 <= seed < 2**32)]
 
-# The definition whose frames are generated, at the size of the run; options may follow a colon.
-SYNTHETIC = "synthetic"
-
-
-def is_synthetic(definition: str) -> bool:
-    """True if a definition is no file: `synthetic`, or `synthetic:OPTION,OPTION=NUMBER`."""
-    return definition.partition(":")[0] == SYNTHETIC
-
 
 def _is_split(fractions: Sequence[float]) -> bool:
     sums = len(fractions) == 3 and math.isclose(sum(fractions), 1, abs_tol=1e-6)

@@ -16,8 +16,9 @@ from yogo_jax.config.fields import (
     with_current_names,
     with_fields,
 )
-from yogo_jax.config.schema import Config, Seed, from_mapping, is_synthetic
+from yogo_jax.config.schema import Config, Seed, from_mapping
 from yogo_jax.errors import UserError
+from yogo_jax.synthetic.options import is_synthetic
 
 
 Kind = Literal["uniform", "log", "int", "choice"]

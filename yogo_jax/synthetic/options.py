@@ -20,6 +20,11 @@ OPTIONS: dict[str, tuple[str, Callable[[str], float]]] = {
 }
 
 
+def is_synthetic(definition: str) -> bool:
+    """True if a definition is no file: `synthetic`, or `synthetic:OPTION,OPTION=NUMBER`."""
+    return definition.partition(":")[0] == "synthetic"
+
+
 def named_dataset(definition: str, image_hw: tuple[int, int] | None = None) -> Path:
     """Path of the definition file of a synthetic data set that is given as text.
 

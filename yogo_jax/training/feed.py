@@ -125,6 +125,18 @@ class Feed(NamedTuple):
     open: Callable[[int], AbstractContextManager[Iterator[Work]]]
 
 
+def training_source(data: RunData, spec: ModelSpec, packed: PackedImages | None) -> RecordSource:
+    """The training images and labels of a run by their index, as the network takes them."""
+    return RecordSource(
+        data.splits.train,
+        image_hw=spec.image_hw,
+        rgb=spec.rgb,
+        max_boxes=data.max_boxes,
+        apply_orientation=spec.apply_orientation,
+        packed=packed,
+    )
+
+
 def make_feed(
     data: RunData,
     spec: ModelSpec,
@@ -138,14 +150,7 @@ def make_feed(
     Raises:
       UserError: the images cannot be read, or do not fit on the device where they have to.
     """
-    source = RecordSource(
-        data.splits.train,
-        image_hw=spec.image_hw,
-        rgb=spec.rgb,
-        max_boxes=data.max_boxes,
-        apply_orientation=spec.apply_orientation,
-        packed=packed,
-    )
+    source = training_source(data, spec, packed)
     epochs, cache = config.train.epochs, config.data.cache
     if cache == "device" or (cache == "auto" and fits_on_device(source, devices)):
         return device_feed(source, order, epochs=epochs, devices=devices)

@@ -24,7 +24,7 @@ from yogo_jax.checkpoint.store import (
     restore_state,
 )
 from yogo_jax.config.schema import Config
-from yogo_jax.data.pipeline import PackedImages, RecordSource
+from yogo_jax.data.pipeline import PackedImages
 from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.files import make_folder
@@ -33,7 +33,7 @@ from yogo_jax.parallel import Devices, check_batch_size, check_same_everywhere
 from yogo_jax.progress import said_while
 from yogo_jax.reports.findings import advice_on_nothing_found
 from yogo_jax.training.compilation import compile_train_step, duration_lines, seconds_of_call
-from yogo_jax.training.feed import Feed, Work, make_feed, open_pack
+from yogo_jax.training.feed import Feed, Work, make_feed, open_pack, training_source
 from yogo_jax.training.rare_cells import CutCells, cut_cells, rare_cells_line
 from yogo_jax.training.start import (
     Start,
@@ -245,14 +245,7 @@ class Trainer:
         if not share:
             return
         self._tracker.doing("cutting rare cells from the training images")
-        source = RecordSource(
-            train,
-            image_hw=self.spec.image_hw,
-            rgb=self.spec.rgb,
-            max_boxes=self.data.max_boxes,
-            apply_orientation=self.spec.apply_orientation,
-            packed=self._packs["train"],
-        )
+        source = training_source(self.data, self.spec, self._packs["train"])
         self._rare_cells = cut_cells(train, lambda index: source[index]["image"])
         self._tracker.say(rare_cells_line(train, self._rare_cells, share))
 
