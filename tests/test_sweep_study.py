@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from sweeps import SPACE, finish_with, space_of, states_of, study_in
+from yogo_jax.checkpoint import ready
 from yogo_jax.errors import UserError
 from yogo_jax.ownership import read_claims
 from yogo_jax.sweeping.results import read_results
@@ -102,8 +103,9 @@ def test_another_sweep_in_the_folder_is_refused_and_the_same_is_joined(tmp_path)
     ):
         with pytest.raises(UserError, match=message):
             study_in(tmp_path, **overrides)
-    # More trials, other workers and other tracking are no other sweep.
-    study = study_in(tmp_path, trials=5, data__workers=3, track__note="x")
+    # More trials, other workers, another decision and other tracking are no other sweep.
+    others = {"data__workers": 3, "train__decision": "count", "track__note": "x"}
+    study = study_in(tmp_path, trials=5, **others)
     assert len(study.trials()) == study.planned == 5
     assert study_in(tmp_path, trials=3).planned == 5
 
@@ -112,6 +114,15 @@ def test_what_the_base_says_of_a_field_that_trials_choose_does_not_keep_tasks_ap
     # As in a study that was begun when flags for such fields were taken and ignored.
     study_in(tmp_path, optim__learning_rate=5e-3, train__batch_size=7)
     assert study_in(tmp_path).planned == 4
+
+
+def test_trials_may_start_from_a_network_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(ready, "NETWORKS", tmp_path)
+    (tmp_path / "tiny.npz").write_bytes(b"")
+    values = ("", "tiny", "runs/x")
+    study = study_in(tmp_path, space={"train": {"from_pretrained": {"choice": values}}})
+    (parameter,) = study.space.parameters
+    assert parameter.values == ("", "tiny", str(Path("runs/x").absolute()))
 
 
 def test_no_sweep_is_no_report(tmp_path):

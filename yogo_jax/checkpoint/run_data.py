@@ -65,11 +65,16 @@ def with_absolute_paths(config: Config) -> Config:
         data = dataclasses.replace(data, definition=str(path))
     paths = {name: getattr(train, name) for name in PATHS_OF_TRAIN}
     absolute: dict[str, Any] = {
-        name: str(given_path(path).resolve())
-        for name, path in paths.items()
-        if path and (name, path) not in NO_PATHS and ready_network(path) is None
+        name: path_or_name(path) for name, path in paths.items() if (name, path) not in NO_PATHS
     }
     return dataclasses.replace(config, data=data, train=dataclasses.replace(train, **absolute))
+
+
+def path_or_name(text: str) -> str:
+    """A path made absolute; the name of a network of the package, and nothing, as they are."""
+    if not text or ready_network(text) is not None:
+        return text
+    return str(given_path(text).resolve())
 
 
 def same_path(recorded: str, now: str) -> bool:

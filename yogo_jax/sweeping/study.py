@@ -26,12 +26,17 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from yogo_jax.checkpoint.run_data import PATHS_OF_TRAIN, with_absolute_paths, with_paths_of
+from yogo_jax.checkpoint.run_data import (
+    PATHS_OF_TRAIN,
+    path_or_name,
+    with_absolute_paths,
+    with_paths_of,
+)
 from yogo_jax.checkpoint.store import committed_checkpoints
 from yogo_jax.config.fields import RENAMED, differences, with_fields
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.errors import UserError
-from yogo_jax.files import given_path, make_folder, read_json, write_json
+from yogo_jax.files import make_folder, read_json, write_json
 from yogo_jax.ownership import (
     Claim,
     Claimed,
@@ -46,8 +51,9 @@ from yogo_jax.sweeping.space import Parameter, SearchSpace, read_space
 STUDY_NAME = "sweep"
 # A trial is given up after so many deaths of its tasks without a new checkpoint in between.
 MAX_DEATHS = 3
-# Fields that tasks of one sweep may set differently, because they do not change a result.
-MAY_DIFFER = {"data": ("workers",), "train": ("checkpoint_every_minutes", "max_hours")}
+# Fields that tasks of one sweep may set differently, because they do not change what trials are
+# compared by.
+MAY_DIFFER = {"data": ("workers",), "train": ("checkpoint_every_minutes", "max_hours", "decision")}
 
 
 def open_study(folder: Path, space: SearchSpace, *, stale_after: float) -> "SweepStudy":
@@ -95,7 +101,7 @@ def _with_absolute_paths(parameter: Parameter) -> Parameter:
     group, _, name = parameter.field.rpartition(".")
     if group != "train" or name not in PATHS_OF_TRAIN:
         return parameter
-    values = tuple(str(given_path(each).resolve()) if each else each for each in parameter.values)
+    values = tuple(map(path_or_name, parameter.values))
     return dataclasses.replace(parameter, values=values)
 
 
