@@ -309,7 +309,10 @@ class TrainConfig(Section, path="config.train"):
         "After this time the command saves and stops; the same command continues. It counts from "
         "the start of the command: allow longer than start-up plus one validation.",
     ]
-    from_pretrained: Annotated[str, "Run or checkpoint of the initial weights; empty: random."]
+    from_pretrained: Annotated[
+        str,
+        "Run, checkpoint or network of the package with the initial weights; empty: random.",
+    ]
     resume: Annotated[
         str,
         Rule("'auto', 'never' or a checkpoint", bool),

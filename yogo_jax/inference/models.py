@@ -239,14 +239,14 @@ def load(
     precision: str = "f32",
     batch_size: int | None = None,
 ) -> Model:
-    """Loads a detector: a run, a checkpoint, or an exported `.xml` or `.onnx`.
+    """Loads a detector: a network of the package, a run, a checkpoint, or an exported model.
 
     Exported models need the extra `runtime`, and no JAX. What JAX compiles for a checkpoint is kept
     in the user's cache folder, so that the next start is faster.
 
     Args:
-      path: a run's workdir (its best checkpoint), a checkpoint folder, an OpenVINO IR or an ONNX
-        file.
+      path: the name of a network of the package, a run's workdir (its best checkpoint), a
+        checkpoint folder, an OpenVINO IR (`.xml`) or an ONNX file.
       crop_height: look at the middle strip only: up to 1 a fraction of the height, above that px.
       class_names: other names of the classes; of a model of another maker, its names.
       normalize_images: whether pixels must be divided by 255 first; only for models of other
