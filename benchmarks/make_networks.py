@@ -95,7 +95,7 @@ RECIPES = {
         definition="synthetic:smear",
         fields={
             "data.image_hw": (480, 640),
-            "train.epochs": 40,
+            "train.epochs": 24,
             "augment.stain": 0.2,
             "augment.blur": 0.8,
             "augment.noise": 0.02,

@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
     config.loss.objectness = "cross_entropy"
     # The cells around an object's own see nearly the same: they need not be as sure as the rest.
     config.loss.neighbour_weight = 0.3
+    # Boxes are learnt soon, classes that differ by a detail inside the cell are not.
+    config.loss.classify_weight = 10.0
     config.optim.learning_rate = 2e-3
     config.optim.lr_decay_factor = 100.0
     config.optim.warmup_epochs = 3.0
@@ -34,6 +36,8 @@ def get_config() -> ConfigDict:
     config.optim.ema_decay = 0.998
     config.augment.zoom = (0.8, 1.25)
     config.augment.translation = 0.1
+    # It acts where classes are rare, and says so.
+    config.augment.rare_cells = 0.5
     config.train.batch_size = 8
     config.train.keep_best = "mAP50"
     # A rare class is seldom the most probable one, even where it is found.

@@ -87,6 +87,24 @@ def test_a_run_ends_with_its_decision_and_is_tested_by_it(run):
     assert np.sum([[*each.counts().values()] for each in found], axis=0).tolist() == [*predicted]
 
 
+@pytest.mark.parametrize(
+    ("asked", "does"),
+    [
+        ("count", None),
+        ("f1", "--decision f1 does"),
+        ("most_probable", "--decision most_probable of evaluate and infer does"),
+    ],
+)
+def test_a_finished_run_says_that_its_decision_stays(run, definition, capsys, asked, does):
+    workdir, _ = run
+    train_and_evaluate(config_of(definition, train__decision=asked), workdir)
+    said = capsys.readouterr().out
+    assert "is complete" in said
+    assert (f"not by train.decision={asked}" in said) == (does is not None)
+    assert does is None or does in said
+    assert read_metadata(find_checkpoint(workdir)).decision.goal == "count"
+
+
 def test_a_run_that_was_killed_before_its_decision_makes_it(run, definition, tmp_path, monkeypatch):
     workdir, metrics = shutil.copytree(run[0], tmp_path / "run"), run[1]
     folder = find_checkpoint(workdir)

@@ -325,9 +325,10 @@ def test_weights_by_effective_number_against_the_formula():
         {"class_weights": (1.0, 2.0), "effective_number_beta": 0.9},
         {"class_weight_power": 0.5, "effective_number_beta": 0.9},
         {"class_priors": (0.9, 0.1)},
+        {"logit_adjustment": 1.0, "imitation": 0.5},
     ],
 )
-def test_weights_of_classes_come_from_one_field(fields):
+def test_fields_of_the_class_term_that_contradict_each_other_are_refused(fields):
     with pytest.raises(UserError, match=r"config.loss\.\w+ must be (0|empty) where"):
         LossConfig(**DEFAULT, **fields)
 

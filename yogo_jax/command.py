@@ -84,8 +84,8 @@ class Parser(argparse.ArgumentParser):
 SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "checkpoint": {
         "type": path_flag,
-        "help": "a run's workdir (its best checkpoint), a checkpoint folder, or the name of a network "
-        "of the package",
+        "help": "a run's workdir (its best checkpoint), a checkpoint folder, or the name of a "
+        "network of the package",
     },
     "--definition": {
         "metavar": "FILE.yml",

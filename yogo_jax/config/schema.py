@@ -210,27 +210,22 @@ class LossConfig(Section, LossWeights, path="config.loss"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(
-            not (self.reference_count and self.reference_count_from_data),
-            "reference_count_from_data",
-            "False where loss.reference_count says the number",
-        )
-        for name in ("class_weight_power", "effective_number_beta"):
-            self.require(
-                not (self.class_weights and getattr(self, name)),
-                name,
-                "0 where loss.class_weights says each",
-            )
-        self.require(
-            not (self.class_weight_power and self.effective_number_beta),
-            "effective_number_beta",
-            "0 where loss.class_weight_power is above 0",
-        )
-        self.require(
-            bool(self.logit_adjustment) or not self.class_priors,
-            "class_priors",
-            "empty where loss.logit_adjustment is 0",
-        )
+        weights = "0 where loss.class_weights says each"
+        for one, other, expected in (
+            ("reference_count", "reference_count_from_data", "False where a number is given"),
+            ("class_weights", "class_weight_power", weights),
+            ("class_weights", "effective_number_beta", weights),
+            (
+                "class_weight_power",
+                "effective_number_beta",
+                "0 where loss.class_weight_power is not",
+            ),
+            # The teacher's probabilities are of classes as frequent as they are.
+            ("imitation", "logit_adjustment", "0 where loss.imitation is above 0"),
+        ):
+            self.require(not (getattr(self, one) and getattr(self, other)), other, expected)
+        without = bool(self.logit_adjustment) or not self.class_priors
+        self.require(without, "class_priors", "empty where loss.logit_adjustment is 0")
 
     def for_data(self, boxes_by_class: Sequence[int], images: int) -> LossWeights:
         """The weights of a training, given how many boxes of each class and images it has.
@@ -244,23 +239,19 @@ class LossConfig(Section, LossWeights, path="config.loss"):
                 name,
                 f"empty or of {len(boxes_by_class)} numbers, one for each class",
             )
-        weights = self
+        found: dict[str, Any] = {}
         if self.class_weight_power:
-            balanced = balanced_class_weights(boxes_by_class, self.class_weight_power)
-            weights = dataclasses.replace(weights, class_weights=balanced, class_weight_power=0.0)
+            found["class_weights"] = balanced_class_weights(boxes_by_class, self.class_weight_power)
+            found["class_weight_power"] = 0.0
         if self.effective_number_beta:
-            balanced = effective_number_weights(boxes_by_class, self.effective_number_beta)
-            weights = dataclasses.replace(
-                weights, class_weights=balanced, effective_number_beta=0.0
-            )
+            beta, found["effective_number_beta"] = self.effective_number_beta, 0.0
+            found["class_weights"] = effective_number_weights(boxes_by_class, beta)
         if self.logit_adjustment and not self.class_priors:
-            weights = dataclasses.replace(weights, class_priors=shares_of_classes(boxes_by_class))
+            found["class_priors"] = shares_of_classes(boxes_by_class)
         if self.reference_count_from_data:
-            mean = sum(boxes_by_class) / images
-            weights = dataclasses.replace(
-                weights, reference_count=mean, reference_count_from_data=False
-            )
-        return weights
+            found["reference_count"] = sum(boxes_by_class) / images
+            found["reference_count_from_data"] = False
+        return dataclasses.replace(self, **found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ from yogo_jax.training.validation import (
     find_best,
     log_test,
     make_evaluator,
+    other_decision_lines,
     read_test,
     validate,
     write_test,
@@ -126,6 +127,7 @@ def train_and_evaluate(
         if devices.first:
             epochs, tested = start.metadata.epoch, bool(complete)
             lines = complete_run_summary(config, workdir, epochs, tested=tested)
+            lines += other_decision_lines(config, workdir, validated=len(data.splits.val) > 0)
             print(*lines, sep="\n", flush=True)
         return complete if devices.first else {}
     if start is not None and not start.own and devices.first:

@@ -131,6 +131,22 @@ def find_best(workdir: Path) -> Best:
     return Best(folder, read_metadata(folder))
 
 
+def other_decision_lines(config: Config, workdir: Path, *, validated: bool) -> list[str]:
+    """A line for a finished run that decides otherwise than its config asks for now, if it does.
+
+    Args:
+      validated: whether there is a validation split to decide by.
+    """
+    decision, asked = find_best(workdir).metadata.decision, config.train.decision
+    goal = "most_probable" if decision is None else decision.goal
+    if goal == asked or not validated:
+        return []
+    change = f"yogo-jax calibrate {workdir} --decision {asked}"
+    if asked == "most_probable":
+        change = "--decision most_probable of evaluate and infer"
+    return [f"the run decides classes by {goal}, not by train.decision={asked}: {change} does"]
+
+
 def decide_best(
     evaluator_of: EvaluatorOf,
     best: Best,
