@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
     config.optim.ema_decay = 0.998
     config.augment.zoom = (0.8, 1.25)
     config.augment.translation = 0.1
+    # Slides are stained alike only roughly.
+    config.augment.stain = 0.1
     # It acts where classes are rare, and says so.
     config.augment.rare_cells = 0.5
     config.train.batch_size = 8
