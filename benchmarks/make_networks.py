@@ -78,6 +78,7 @@ RECIPES = {
             "train.epochs": 40,
             "augment.translation": 0.0,
             "augment.zoom": (0.85, 1.15),
+            "augment.stain": 0.0,
             "augment.brightness": 0.15,
             "augment.contrast": 0.3,
             "augment.gamma": 0.3,
