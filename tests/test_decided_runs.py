@@ -159,6 +159,7 @@ def test_without_true_boxes_the_most_probable_class_stays(tmp_path, capsys):
     assert read_metadata(find_checkpoint(tmp_path / "run")).decision is None
 
 
+@pytest.mark.acceptance
 def test_a_run_without_a_test_split_is_complete_with_its_decision(definition, tmp_path, capsys):
     without = with_splits(definition, "no_test.yml", train=0.75, val=0.25)
     config = config_of(without, **SHORT)

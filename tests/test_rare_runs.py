@@ -34,14 +34,14 @@ def definition(tmp_path_factory) -> Path:
     return path
 
 
-def config_of(definition, epochs):
+def config_of(definition, epochs, cache="device"):
     return tiny_config(
         definition,
         train__epochs=epochs,
         train__eval_every_epochs=2,
         data__image_hw=(96, 128),
         data__repeat_threshold=0.5,
-        data__cache="device",
+        data__cache=cache,
         augment__rare_cells=0.5,
         augment__stain=0.3,
         loss__logit_adjustment=1.0,
@@ -51,6 +51,16 @@ def config_of(definition, epochs):
     )
 
 
+def test_a_run_trains_with_all_fields_for_rare_classes(definition, tmp_path, capsys):
+    train_and_evaluate(config_of(definition, 1, cache="none"), tmp_path)
+    assert "1 ring of 1)" in capsys.readouterr().out
+    # The ring is in an eighth of the images, and that one is seen twice: nine in batches of four.
+    losses = logged_losses(tmp_path)
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.acceptance
 def test_a_run_goes_on_as_if_never_stopped(definition, tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_and_evaluate(config_of(definition, 2), whole)
