@@ -105,6 +105,7 @@ def test_a_finished_run_says_that_its_decision_stays(run, definition, capsys, as
     assert read_metadata(find_checkpoint(workdir)).decision.goal == "count"
 
 
+@pytest.mark.acceptance
 def test_a_run_that_was_killed_before_its_decision_makes_it(run, definition, tmp_path, monkeypatch):
     workdir, metrics = shutil.copytree(run[0], tmp_path / "run"), run[1]
     folder = find_checkpoint(workdir)
@@ -149,6 +150,7 @@ def test_without_a_validation_split_the_most_probable_class_stays(definition, tm
     assert metrics["thresholds"]["class_thresholds"] == []
 
 
+@pytest.mark.acceptance
 def test_without_true_boxes_the_most_probable_class_stays(tmp_path, capsys):
     definition = write_dataset(tmp_path / "data", published=True)
     for path in (tmp_path / "data" / "labels" / "val").iterdir():

@@ -129,6 +129,7 @@ def test_a_network_of_the_package_is_exported(packed, tmp_path):
     assert yogo_jax.load(ir).class_names == ("a", "b")
 
 
+@pytest.mark.acceptance
 def test_two_processes_start_from_a_network_of_the_package(packed, tmp_path):
     """Each reads it by itself, on all devices of both."""
     script = tmp_path / "read.py"
