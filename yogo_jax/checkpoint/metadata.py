@@ -72,7 +72,7 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision(Section, path="metadata.decision"):
-    """How classes are decided, and what for; see `metrics/decisions.py`."""
+    """The rule that decides the class of a box, and its goal; see `metrics/decisions.py`."""
 
     goal: Annotated[
         Literal["count", "f1", "screening", "precision"], "What the thresholds were chosen for."

@@ -34,7 +34,7 @@ _ROUNDS = 20
 
 
 class Goal(NamedTuple):
-    """What thresholds of classes are chosen for.
+    """The goal that thresholds of classes are chosen for.
 
     Attributes:
       name: "count": as many boxes of each class as there are true ones. "f1": the largest sum of
@@ -217,7 +217,7 @@ def _cuts(scores: Float[np.ndarray, " n"], is_right: Bool[np.ndarray, " n"]) -> 
 
 
 class _Ask(NamedTuple):
-    """What is asked of each class, and of all of them together."""
+    """A goal with its numbers, applied to one class (`cut`) and to all of them (`worth`)."""
 
     goal: str
     allowed: int

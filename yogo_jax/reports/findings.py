@@ -1,4 +1,4 @@
-"""What an evaluation shows that the reader has to know first, and what to try."""
+"""Findings of an evaluation: faults that the reader has to know first, and what to try."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What frames of every domain have in common: where cells lie, how they are laid, their boxes."""
+"""Frames of every domain: they place cells, paste sprites, and find boxes in the same way."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Cell(NamedTuple):
 
 
 class Crowding(NamedTuple):
-    """How close cells lie; distances in units of the sum of two cells' radii."""
+    """Distances between cells, in units of the sum of two cells' radii."""
 
     touching: float  # share of cells that lie against the one before
     reach: tuple[float, float]  # distances at which these are tried

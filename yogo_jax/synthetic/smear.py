@@ -53,7 +53,7 @@ _DUST = 5.0
 
 
 class Slide(NamedTuple):
-    """What the frames of one slide have in common."""
+    """Stain, light and camera that the frames of one slide share."""
 
     stain_density: Float32[np.ndarray, "4 3"]  # of one unit in red, green and blue
     light: Float32[np.ndarray, " 3"]  # of the empty field, 0 to 1

@@ -259,15 +259,8 @@ def replace_cells(
         x, y = middle.astype(jnp.int32)
         below = jax.lax.dynamic_slice(canvas, (y, x, 0), window.shape)
         old = (_depth_px(old_px - jnp.tile(middle, 2), half) >= 0)[..., None]
-        dense = (-jnp.log(jnp.maximum(below, 1) / light) * old).sum((0, 1)) / jnp.maximum(
-            old.sum(), 1
-        )
-        # Without a density in its own image, as where all is overexposed, a cell stays as it was.
-        own = cell_density[which]
-        ratio = jnp.where(own == 0, 1, dense / jnp.where(own == 0, 1, own))
-        ratio = jnp.clip(ratio, 1 / _MOST_DENSER, _MOST_DENSER).reshape(1, 1, -1)
-        density = -jnp.log(jnp.maximum(window, 1) / cell_light[which].reshape(1, 1, -1))
-        levelled = jnp.clip(light * jnp.exp(-density * ratio), 0, 255)
+        own = cell_light[which], cell_density[which]
+        levelled = _levelled(window, *own, light=light, density=_mean_where(old, below, light))
         # The whole ellipse of the box is covered; outside of it the image shines through.
         coverage = jnp.clip(_depth_px(offset, half) / _FEATHER_PX + 1, 0, 1)[..., None]
         mixed = below + coverage * (levelled - below)
@@ -291,6 +284,30 @@ def light_of(image: Float[Array, "h w c"]) -> Float[Array, " c"]:
     """The light of an image by colour: what its brightest parts have, at least 1."""
     sampled = image[::_SAMPLED, ::_SAMPLED]
     return jnp.maximum(jnp.quantile(sampled, _LIGHT_QUANTILE, axis=(0, 1)), 1)
+
+
+def _mean_where(
+    inside: Bool[Array, "s s 1"], pixels: Float[Array, "s s c"], light: Float[Array, "1 1 c"]
+) -> Float[Array, " c"]:
+    """Mean optical density of some pixels, by colour."""
+    density = -jnp.log(jnp.maximum(pixels, 1) / light)
+    return (density * inside).sum((0, 1)) / jnp.maximum(inside.sum(), 1)
+
+
+def _levelled(
+    window: Float[Array, "s s c"],
+    own_light: Float[Array, " c"],
+    own_density: Float[Array, " c"],
+    *,
+    light: Float[Array, "1 1 c"],
+    density: Float[Array, " c"],
+) -> Float[Array, "s s c"]:
+    """The window of a cell in another light, and as dense as the cell that it replaces."""
+    # Without a density in its own image, as where all is overexposed, a cell stays as it was.
+    ratio = jnp.where(own_density == 0, 1, density / jnp.where(own_density == 0, 1, own_density))
+    ratio = jnp.clip(ratio, 1 / _MOST_DENSER, _MOST_DENSER).reshape(1, 1, -1)
+    of_window = -jnp.log(jnp.maximum(window, 1) / own_light.reshape(1, 1, -1))
+    return jnp.clip(light * jnp.exp(-of_window * ratio), 0, 255)
 
 
 def _turned(
