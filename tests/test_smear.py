@@ -99,10 +99,11 @@ def test_looks_within_a_class():
     """Bananas among gametocytes; dots of chromatin and bright spots in a few healthy cells."""
     bananas = [sprite.coverage.astype(bool).sum() < 900 for sprite in drawn("gametocyte", 80)]
     assert 10 < sum(bananas) < 45
-    dotted = [sprite.density[2].max() > 0.5 for sprite in drawn("healthy", 400)]
-    assert 1 <= sum(dotted) < 30
-    refractile = [sprite.density[3].max() > 0 for sprite in drawn("healthy", 400)]
-    assert 2 <= sum(refractile) < 30
+    healthy = drawn("healthy", 1500)
+    dotted = [sprite.density[2].max() > 0.5 for sprite in healthy]
+    assert 1 <= sum(dotted) < 12
+    refractile = [sprite.density[3].max() > 0 for sprite in healthy]
+    assert 20 <= sum(refractile) < 75
 
 
 @pytest.mark.parametrize("on_cell", [False, True], ids=["beside", "on a cell"])

@@ -42,7 +42,8 @@ CELL_RADIUS = {
 STAIN_NAMES = ("eosin", "azure", "chromatin", "pigment")
 _EOSIN, _AZURE, _CHROMATIN, _PIGMENT = range(4)
 
-_DOTTED = 0.02  # share of healthy cells with a dot of chromatin: a Howell-Jolly body
+# Share of healthy cells with a dot of chromatin, a Howell-Jolly body: the spleen takes them out.
+_DOTTED = 0.002
 _REFRACTILE = 0.03  # and with bright spots where the stain has dried
 _BANANAS = 0.3  # share of gametocytes
 _TWO_RINGS = 0.12  # share of ring cells
