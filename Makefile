@@ -19,7 +19,7 @@ PYTEST = $(BIN)/python -m pytest --dist worksteal
 # The interpreter of the smoke tests: Python 3.12 or later, which has newer packages.
 PYTHON_NEWEST ?= python3.13
 
-.PHONY: help demo test test-all smoke lint fix acceptance clean
+.PHONY: help demo test test-more test-all smoke lint fix acceptance clean
 
 help:
 	@echo "make demo        train on synthetic frames, print test metrics, draw detections"
@@ -60,7 +60,9 @@ lint: $(VENV)/.dev
 test: lint
 	$(PYTEST) --numprocesses 3 -m "not slow and not acceptance and not optimized"
 
-test-all: test
+test-all: test test-more
+
+test-more: $(VENV)/.dev
 	$(PYTEST) --numprocesses 3 --durations 15 -m "slow and not acceptance and not optimized" \
 		$$(grep -l mark.slow tests/test_*.py)
 	$(PYTEST) --numprocesses 2 --durations 5 -m "optimized and not acceptance" \

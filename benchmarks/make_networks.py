@@ -50,19 +50,20 @@ _DRAWN = (
     "frames have the licence of this package."
 )
 _NO_DIAGNOSIS = "It is no medical device: no diagnosis, and no count on which one depends."
+_BLOOD = {"data.image_hw": (480, 640), "model.name": "yogo_s16", "train.epochs": 64}
 RECIPES = {
     "blood": Recipe(
         purpose="Counts red cells, white cells and platelets in colour images of stained smears.",
         data=_BCCD,
         not_for=f"It knows no parasites. {_NO_DIAGNOSIS} Other stains and microscopes need frames "
         "of their own: see docs/accuracy.md on transfer.",
-        fields={"data.image_hw": (240, 320), "train.epochs": 128},
+        fields=_BLOOD,
     ),
     "blood-gray": Recipe(
         purpose="The same as `blood`, for gray images.",
         data=_BCCD,
         not_for=f"It knows no parasites. {_NO_DIAGNOSIS} Where there is colour, take `blood`.",
-        fields={"data.image_hw": (240, 320), "train.epochs": 128, "data.rgb": False},
+        fields={**_BLOOD, "data.rgb": False},
     ),
     "flow": Recipe(
         purpose="Finds cells of seven classes in gray frames of a label-free flow microscope, "

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     # The cells around an object's own see nearly the same: they need not be as sure as the rest.
     config.loss.neighbour_weight = 0.3
     # Boxes are learnt soon, classes that differ by a detail inside the cell are not.
-    config.loss.classify_weight = 10.0
+    config.loss.classify_weight = 5.0
     config.optim.learning_rate = 2e-3
     config.optim.lr_decay_factor = 100.0
     config.optim.warmup_epochs = 3.0

@@ -285,6 +285,7 @@ def test_planted_wrong_labels_come_first(mislabelled):
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.slow
 def test_suspects_as_a_table_and_on_a_page(mislabelled, tmp_path):
     looked_at, suspects, _ = mislabelled
     rows = [*csv.DictReader(suspects.to_csv().splitlines())]

@@ -88,6 +88,7 @@ def test_a_page_in_a_browser(page_file, width, dark):
         assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
 
 
+@pytest.mark.slow
 def test_a_page_by_keyboard(page_file):
     with open_page(page_file, width=390) as page:
         page.keyboard.press("Tab")
@@ -178,6 +179,7 @@ def test_figures_and_pictures_are_enlarged(page_file, width, height):
                 assert scrolled == page.evaluate("[scrollY, document.documentElement.scrollHeight]")
 
 
+@pytest.mark.slow
 def test_galleries_photos_and_texts_in_tables(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (60, 60), np.uint8)
     photo = Picture(Image.fromarray(noise), "A photo with <a caption>", lossy=True)

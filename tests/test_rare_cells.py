@@ -172,20 +172,6 @@ def test_no_more_cells_are_kept_than_the_limit():
     assert counts.tolist() == [CELLS_PER_CLASS, 1]
 
 
-@pytest.mark.parametrize("light", LIGHTS)
-def test_frequent_cells_that_look_like_rare_ones_are_kept_first(light):
-    """Of 371 common cells 30 have a spot; a cell that is merely dense or thin has no structure."""
-    frames = [FRAMES[1], *[FRAMES[0]] * 30]
-    drawn = [[(*GRID[0], SELDOM), *FRAMES[0][1:]]] * 31
-    images = [draw(each, light, density=0.2 + 0.02 * i) for i, each in enumerate(drawn)]
-    cells = cut_cells(make_records(frames), lambda index: images[index])
-    common = cells.images[cells.class_ids == COMMON].astype(float)
-    assert len(common) == CELLS_PER_CLASS
-    inner = common[:, common.shape[1] // 2 - 6 : common.shape[1] // 2 + 6][:, :, 6:-6]
-    spotted = inner.min((1, 2, 3)) < 0.5 * np.median(inner, axis=(1, 2, 3))
-    assert spotted.sum() == 30
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("density", [0.4, 0.8])
 def test_a_new_cell_has_the_light_and_the_density_of_its_place(cells, seed, density):

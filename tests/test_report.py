@@ -264,6 +264,7 @@ def test_a_run_leaves_a_report_of_its_test(run):
         assert page.locator("#worst img").count() == 3
 
 
+@pytest.mark.slow
 def test_a_report_of_one_run(run, capsys):
     report.main([str(run)])
     assert capsys.readouterr().out.splitlines() == [
@@ -291,6 +292,7 @@ def unfinished(run):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_report_of_several_runs_one_of_which_still_trains(run, unfinished, tmp_path, capsys):
     page_file = tmp_path / "page.html"
     report.main([str(run), str(unfinished), "--output", str(page_file)])

@@ -3,8 +3,7 @@
 Rare classes are few boxes in few images. Here every image shows some of them: a cell that was cut
 from another training image replaces one of the most frequent class, with its box. Cells of the
 frequent class are put in as often as those of each other class, so that the edge of what was put in
-tells nothing of the class. They are those with most structure inside, such as a platelet that lies
-on the cell: these are the ones that are mistaken for a rare class.
+tells nothing of the class.
 
 Light and stain differ from image to image. A cell is transferred as optical density,
 `-log(pixel / light)`, and made as dense, in each colour, as the cell that it replaces.
@@ -26,8 +25,6 @@ from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection, xyxy_to_
 RARE = 1 / 20
 # Cells of each class that are kept, at most; evenly spread over the training images.
 CELLS_PER_CLASS = 256
-# Cells of the frequent class of which one is kept.
-_CHOSEN_FROM = 16
 # Larger cells, as a share of a side of the image, are not moved.
 _LARGEST = 1 / 3
 # The part of the cell that is replaced that the new one covers at least, and the part of any other
@@ -41,10 +38,6 @@ _MARGIN_PX = 4
 _LIGHT_QUANTILE, _SAMPLED = 0.95, 16
 # Cells of an image from which the density of the frequent class is measured, at most.
 _MEASURED = 16
-# The inner part of a cell, as a share of its box, in which its structure is measured.
-_INNER = 0.8
-# The structure of a cell is relative to its density, which counts as at least this.
-_LEAST_DENSITY = 0.02
 # A cell becomes at most so many times as dense as it was, or as thin.
 _MOST_DENSER = 2.0
 
@@ -81,8 +74,7 @@ def cut_cells(
 ) -> CutCells | None:
     """Cuts cells of the rare classes and of the most frequent one; None without any of the former.
 
-    Cells at the edge of their image and very large ones stay out. Of the most frequent class those
-    are kept that have most structure inside.
+    Cells at the edge of their image and very large ones stay out.
 
     Args:
       records: the training images.
@@ -92,25 +84,21 @@ def cut_cells(
     rare, frequent = rare_classes(counts), int(counts.argmax())
     if not rare.any():
         return None
-    most = {k: CELLS_PER_CLASS for k in np.flatnonzero(rare).tolist()}
-    most[frequent] = _CHOSEN_FROM * CELLS_PER_CLASS
     rows = np.concatenate(
-        [_spread(np.flatnonzero(records.class_ids == k), count) for k, count in most.items()]
+        [_spread(np.flatnonzero(records.class_ids == k)) for k in (*np.flatnonzero(rare), frequent)]
     )
     image_of_box = np.repeat(np.arange(len(records)), records.box_counts)
-    found: list[_Cut] = []
+    found: list[tuple[np.ndarray, ...]] = []
     for index in np.unique(image_of_box[rows]).tolist():
         own = rows[image_of_box[rows] == index] - records.offsets[index]
         found += _cut_from(read(index), *records.labels_of(index), own.tolist(), frequent)
-    found = _most_structured(found, frequent)
-    if not any(rare[each.class_id] for each in found):
+    if not any(rare[each[2]] for each in found):
         return None
-    side = max(len(each.window) for each in found)
-    images = np.stack([_padded(each.window, side) for each in found])
-    boxes_px = np.stack([each.box_px for each in found])
-    class_ids = np.asarray([each.class_id for each in found])
-    light = np.stack([each.light for each in found])
-    density = np.stack([each.density for each in found])
+    side = max(len(each[0]) for each in found)
+    images = np.stack([_padded(each[0], side) for each in found])
+    boxes_px, class_ids, light, density = (
+        np.stack([each[column] for each in found]) for column in range(1, 5)
+    )
     _, own_class, of_class = np.unique(class_ids, return_inverse=True, return_counts=True)
     shares = 1 / (len(of_class) * of_class[own_class])
     return CutCells(
@@ -141,32 +129,11 @@ def rare_cells_line(records: Records, cells: CutCells | None, share: float) -> s
     )
 
 
-def _spread(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
-    """At most so many of some rows, evenly spread."""
-    if len(rows) <= most:
+def _spread(rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+    """At most `CELLS_PER_CLASS` of some rows, evenly spread."""
+    if len(rows) <= CELLS_PER_CLASS:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
-
-
-class _Cut(NamedTuple):
-    """One cell, see `CutCells`, and its `structure`."""
-
-    window: UInt8[np.ndarray, "p p c"]
-    box_px: Float[np.ndarray, "4"]
-    class_id: int
-    light: Float[np.ndarray, " c"]
-    density: Float[np.ndarray, " c"]
-    structure: float
-
-
-def _most_structured(found: list[_Cut], frequent: int) -> list[_Cut]:
-    """All cells of rare classes, and of the frequent one those with most structure, in order."""
-    order = sorted(
-        (row for row, each in enumerate(found) if each.class_id == frequent),
-        key=lambda row: -found[row].structure,
-    )
-    left_out = set(order[CELLS_PER_CLASS:])
-    return [each for row, each in enumerate(found) if row not in left_out]
+    return rows[np.linspace(0, len(rows) - 1, CELLS_PER_CLASS).round().astype(int)]
 
 
 def _cut_from(
@@ -175,20 +142,18 @@ def _cut_from(
     class_ids: Int32[np.ndarray, " n"],
     rows: list[int],
     frequent: int,
-) -> Iterator[_Cut]:
-    """Some boxes of one image."""
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """(window, box, class, light, density) of some boxes of one image."""
     height, width, _ = image.shape
     size_px = np.asarray((width, height, width, height))
     boxes_px = cxcywh_to_xyxy(boxes_cxcywh.astype(np.float64)) * size_px
     sampled = image[::_SAMPLED, ::_SAMPLED].astype(np.float64)
     light = np.maximum(np.quantile(sampled, _LIGHT_QUANTILE, axis=(0, 1)), 1)
     like = boxes_px[class_ids == frequent][:_MEASURED]
-    densities = [_densities_inside(image, box, light).mean(0) for box in like]
+    densities = [_mean_density(image, box, light) for box in like]
     if not densities:
         return
     density = np.mean(densities, axis=0)
-    margin = int(np.ceil(_LARGEST * max(height, width) / 2)) + _MARGIN_PX
-    wide = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     for row in rows:
         box = boxes_px[row]
         sides = box[2:] - box[:2]
@@ -197,38 +162,23 @@ def _cut_from(
             continue
         half = int(np.ceil(sides.max() / 2)) + _MARGIN_PX
         middle = np.round((box[:2] + box[2:]) / 2).astype(int)
-        left, top = middle + margin - half
-        window = wide[top : top + 2 * half, left : left + 2 * half]
-        yield _Cut(
-            window=window,
-            box_px=box - np.tile(middle, 2),
-            class_id=int(class_ids[row]),
-            light=light,
-            density=density,
-            structure=_structure(_densities_inside(image, box, light, share=_INNER)),
-        )
+        wide = np.pad(image, ((half, half), (half, half), (0, 0)), mode="edge")
+        window = wide[middle[1] : middle[1] + 2 * half, middle[0] : middle[0] + 2 * half]
+        yield window, box - np.tile(middle, 2), class_ids[row], light, density
 
 
-def _densities_inside(
+def _mean_density(
     image: UInt8[np.ndarray, "h w c"],
     box_px: Float[np.ndarray, "4"],
     light: Float[np.ndarray, " c"],
-    share: float = 1.0,
-) -> Float[np.ndarray, "p c"]:
-    """Optical density of the pixels inside the ellipse of a box, or of a share of its width."""
+) -> Float[np.ndarray, " c"]:
+    """Mean optical density inside the ellipse of a box, by colour."""
     x1, y1, x2, y2 = np.round(box_px).astype(int)
     pixels = image[max(y1, 0) : y2, max(x1, 0) : x2].astype(np.float64)
     y, x = (np.linspace(-1, 1, side) for side in pixels.shape[:2])
-    inside = np.square(y)[:, None] + np.square(x)[None] <= share**2
-    if not inside.any():  # a box outside of the image
-        return np.zeros((1, image.shape[2]))
-    return -np.log(np.maximum(pixels, 1) / light)[inside]
-
-
-def _structure(densities: Float[np.ndarray, "p c"]) -> float:
-    """How much the density varies inside a cell: its standard deviation by its mean."""
-    spread, mean = densities.std(0), np.abs(densities.mean(0))
-    return float((spread / np.maximum(mean, _LEAST_DENSITY)).mean())
+    inside = (np.square(y)[:, None] + np.square(x)[None] <= 1)[..., None]
+    density = -np.log(np.maximum(pixels, 1) / light)
+    return (density * inside).sum((0, 1)) / max(inside.sum(), 1)
 
 
 def _padded(window: UInt8[np.ndarray, "p p c"], side: int) -> UInt8[np.ndarray, "s s c"]:
