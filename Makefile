@@ -60,8 +60,10 @@ lint: $(VENV)/.dev
 test: lint
 	$(PYTEST) --numprocesses 3 -m "not slow and not acceptance and not optimized"
 
-test-all: test test-more
+test-all: test
+	$(MAKE) test-more
 
+# All that `make test` leaves out.
 test-more: $(VENV)/.dev
 	$(PYTEST) --numprocesses 3 --durations 15 -m "slow and not acceptance and not optimized" \
 		$$(grep -l mark.slow tests/test_*.py)

@@ -50,7 +50,7 @@ _DRAWN = (
     "frames have the licence of this package."
 )
 _NO_DIAGNOSIS = "It is no medical device: no diagnosis, and no count on which one depends."
-_BLOOD = {"data.image_hw": (480, 640), "model.name": "yogo_s16", "train.epochs": 64}
+_BLOOD = {"data.image_hw": (240, 320), "train.epochs": 64, "train.eval_every_epochs": 16}
 RECIPES = {
     "blood": Recipe(
         purpose="Counts red cells, white cells and platelets in colour images of stained smears.",
@@ -77,6 +77,8 @@ RECIPES = {
             "data.image_hw": (240, 320),
             "data.rgb": False,
             "train.epochs": 40,
+            "train.batch_size": 8,
+            "loss.classify_weight": 10.0,
             "augment.translation": 0.0,
             "augment.zoom": (0.85, 1.15),
             "augment.stain": 0.0,

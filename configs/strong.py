@@ -40,7 +40,8 @@ def get_config() -> ConfigDict:
     config.augment.stain = 0.1
     # It acts where classes are rare, and says so.
     config.augment.rare_cells = 0.5
-    # Few frames are few steps; small batches make more of them, at the same cost on a CPU.
+    # Few frames are few steps; small batches make more of them, at the same cost on a CPU. A GPU is
+    # faster with more images, and several need more: see docs/clusters.md.
     config.train.batch_size = 2
     config.train.keep_best = "mAP50"
     # A rare class is seldom the most probable one, even where it is found.

@@ -150,3 +150,14 @@ def test_no_drawer_for_odds_and_ends():
 def test_openvino_is_imported_in_one_place_without_telemetry():
     files = [*BRIDGE_FILES, *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
     assert [path.stem for path in files if "openvino" in imported_roots(path)] == ["quiet_openvino"]
+
+
+def test_tests_that_open_a_browser_are_slow():
+    """Otherwise they are skipped where the browser is installed after the other tests."""
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for function in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(function, ast.FunctionDef) or not function.name.startswith("test_"):
+                continue
+            if "open_page(" in ast.unparse(function) and path.name != "test_layout.py":
+                marks = [ast.unparse(each) for each in function.decorator_list]
+                assert "pytest.mark.slow" in marks, f"{path.name}: {function.name}"

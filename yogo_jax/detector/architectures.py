@@ -124,21 +124,14 @@ _BASE = ConvBackbone(
 
 
 def _yogo(channels: int, residuals: int) -> ConvBackbone:
-    """A network of ours: three strides, then residual blocks at stride 8, where pixels are few."""
-    strides = (_normed(16, 2), _normed(32, 2), _normed(channels, 2))
-    return _ours(*strides, *[_residual(channels)] * residuals)
+    """A network of ours: three strides, then residual blocks at stride 8, where pixels are few.
 
-
-def _ours(*blocks: ConvBlock) -> ConvBackbone:
-    """Their slope is one that half precision holds exactly.
-
-    So the stick computes the activation together with its convolution.
+    The slope is one that half precision holds exactly, so that the stick computes the activation
+    together with its convolution.
     """
-    return ConvBackbone(blocks=blocks, leaky_slope=1 / 8)
-
-
-def _residual(channels: int) -> ConvBlock:
-    return dataclasses.replace(_normed(channels), residual=True)
+    block = dataclasses.replace(_normed(channels), residual=True)
+    strides = (_normed(16, 2), _normed(32, 2), _normed(channels, 2))
+    return ConvBackbone(blocks=(*strides, *[block] * residuals), leaky_slope=1 / 8)
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -193,16 +186,6 @@ BACKBONES: dict[str, Backbone] = {
     "yogo_n": _yogo(64, 4),
     "yogo_s": _yogo(64, 6),
     "yogo_m": _yogo(96, 6),
-    # For large frames: details are seen at strides 4 and 8, whole objects at 16.
-    "yogo_s16": _ours(
-        _normed(16, 2),
-        _normed(32, 2),
-        *[_residual(32)] * 2,
-        _normed(64, 2),
-        *[_residual(64)] * 2,
-        _normed(64, 2),
-        *[_residual(64)] * 4,
-    ),
     "convnext_small": ConvNextBackbone(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
 }
 

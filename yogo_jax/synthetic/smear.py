@@ -47,9 +47,10 @@ _CROWDING = Crowding(touching=0.35, reach=(0.6, 1.02), closest=0.6, apart=0.98)
 # The mean number of cells of a frame, in units of the mean of all frames.
 _THIN_TO_CROWDED = (0.5, 1.5)
 # Blood has a platelet for some twenty red cells (150 to 400 against 4,000 to 5,500 a nanolitre), so
-# three on a frame of the native size, wherever they fall: one of four lies on a cell by chance.
+# three on a frame of the native size with its usual 60 cells. They fall anywhere: one of four lies
+# on a cell by chance.
 _PLATELETS = 3.0
-# On top of these, platelets on cells, for each cell: those that the smear has pressed into them.
+# Platelets on cells on top of these, for each cell; half of them in a halo.
 _ON_CELLS = 0.005
 _PRECIPITATE = 6.0
 _DUST = 5.0

@@ -42,7 +42,7 @@ CELL_RADIUS = {
 STAIN_NAMES = ("eosin", "azure", "chromatin", "pigment")
 _EOSIN, _AZURE, _CHROMATIN, _PIGMENT = range(4)
 
-# Share of healthy cells with a dot of chromatin, a Howell-Jolly body: the spleen takes them out.
+# Share of healthy cells with a dot of chromatin, a Howell-Jolly body. The spleen removes them.
 _DOTTED = 0.002
 _REFRACTILE = 0.03  # and with bright spots where the stain has dried
 _BANANAS = 0.3  # share of gametocytes
