@@ -201,7 +201,7 @@ def test_evaluate_refuses_other_classes_and_what_is_no_checkpoint(trained, tmp_p
     assert "expected a run's workdir" in refused(done)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_killed_or_stopped_run_continues_and_loses_nothing(definition, tmp_path):
     overrides = {
         "train__epochs": 60,

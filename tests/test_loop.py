@@ -179,7 +179,7 @@ STRONG = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_strong_run_that_was_cut_goes_on_bit_for_bit(tmp_path):
     definition = write_dataset(tmp_path / "data")
     add_thumbnails(definition)
@@ -450,7 +450,13 @@ CONSTANT = {"optim__lr_decay_factor": 1.0, "optim__warmup_epochs": 1.5, "optim__
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", [False, True], ids=["complete", "cut"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param(False, id="complete", marks=pytest.mark.acceptance),
+        pytest.param(True, id="cut"),
+    ],
+)
 def test_a_run_of_one_learning_rate_can_be_lengthened_and_ends_as_a_long_one(
     definition, tmp_path, capsys, cut
 ):
