@@ -43,8 +43,8 @@ from yogo_jax.files import given_path
 from yogo_jax.inspection.scan import in_threads
 from yogo_jax.metrics.curves import rank
 from yogo_jax.metrics.evaluator import Evaluator
-from yogo_jax.metrics.intervals import interval
-from yogo_jax.metrics.mean_ap import Ranking, average_precision, merge, rank_image
+from yogo_jax.metrics.intervals import interval, weighted_mean_ap
+from yogo_jax.metrics.mean_ap import Ranking, merge, rank_image
 
 
 RESAMPLES, SEED = 1000, 0
@@ -228,18 +228,10 @@ def measure(
 
     NaN where there is no true box.
     """
-    classes = ranking.objects.shape[1]
     parts = []
     for start in range(0, len(weights), _DRAWS_AT_ONCE):
-        some = weights[start : start + _DRAWS_AT_ONCE]
-        ap = np.stack(
-            [average_precision(ranking.of_class(k), some) for k in range(classes)], axis=1
-        )
-        known = np.isfinite(ap[:, :, :1])
-        count = known.sum(1).astype(float)
-        count[count == 0] = math.nan
-        means = np.where(known, ap, 0).sum(1) / count
-        parts.append(np.concatenate([means[:, :1], means.mean(1, keepdims=True), ap[:, :, 0]], 1))
+        values = weighted_mean_ap(ranking, weights[start : start + _DRAWS_AT_ONCE])
+        parts.append(np.column_stack([*values.values()]))
     return np.concatenate(parts)
 
 

@@ -110,21 +110,34 @@ def weighted_metrics(
     Returns:
       `mAP50` and `mAP50_95` as [r], the others of `bootstrap_intervals` as [r k].
     """
+    summed = np.tensordot(weights, confusions, axes=1)
+    right = np.diagonal(summed, axis1=1, axis2=2)[:, :-1]
+    predicted, true = summed.sum(1)[:, :-1], summed.sum(2)[:, :-1]
+    return {
+        **weighted_mean_ap(ranking, weights),
+        "precision_by_class": _ratio(right, predicted),
+        "recall_by_class": _ratio(right, true),
+        "count_bias_by_class": (predicted - true) / weights.sum(1, keepdims=True),
+    }
+
+
+def weighted_mean_ap(
+    ranking: Ranking, weights: Int[np.ndarray, "r images"]
+) -> dict[str, np.ndarray]:
+    """Mean AP of resamples: each image counts `weights` times. NaN where there is no true box.
+
+    Returns:
+      `mAP50` and `mAP50_95` as [r], `AP50_by_class` as [r k].
+    """
     classes = ranking.objects.shape[1]
     ap = np.stack(
         [average_precision(ranking.of_class(class_id), weights) for class_id in range(classes)],
         axis=1,
     )
-    summed = np.tensordot(weights, confusions, axes=1)
-    right = np.diagonal(summed, axis1=1, axis2=2)[:, :-1]
-    predicted, true = summed.sum(1)[:, :-1], summed.sum(2)[:, :-1]
     return {
         "mAP50": _mean_of_known(ap[:, :, 0]),
         "mAP50_95": _mean_of_known(ap.mean(-1)),
         "AP50_by_class": ap[:, :, 0],
-        "precision_by_class": _ratio(right, predicted),
-        "recall_by_class": _ratio(right, true),
-        "count_bias_by_class": (predicted - true) / weights.sum(1, keepdims=True),
     }
 
 
