@@ -129,6 +129,24 @@ def test_same_arguments_give_the_same_frame():
         np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.parametrize(("cells", "platelets"), [(None, 3.0), (20.0, 1.0), (80.0, 4.0)])
+def test_platelets_follow_the_cells(cells, platelets, monkeypatch):
+    drawn = []
+    draw_platelet = smear_cells.draw_platelet
+
+    def counted(rng, **options):
+        if not options.get("on_cell"):
+            drawn.append(options)
+        return draw_platelet(rng, **options)
+
+    monkeypatch.setattr(smear, "draw_platelet", counted)
+    spec = default_spec((480, 640), domain="smear", cells=cells)
+    for index in range(40):
+        render_frame(spec, "val", index)
+    # Poisson: four deviations of the sum.
+    assert abs(len(drawn) - 40 * platelets) < 4 * np.sqrt(40 * platelets)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -190,7 +208,7 @@ def test_labels_are_legal():
 
 def test_boxes_are_tight_around_lone_cells(monkeypatch):
     """Oracle: outlines of what takes green light in the finished image, noise, blur and all."""
-    monkeypatch.setattr(smear, "_draw_dirt", lambda *_: None)
+    monkeypatch.setattr(smear, "_draw_dirt", lambda *_, **__: None)
     compared = 0
     for index in range(0, 60, 10):
         image, boxes, _ = render_frame(SMEAR, "val", index)

@@ -58,7 +58,7 @@ DOMAINS = {
         unlabelled_healthy=0.0,
     ),
     "smear": Domain(
-        version=3,
+        version=4,
         class_names=smear.CLASS_NAMES,
         class_proportions=smear.CLASS_PROPORTIONS,
         native_image_hw=smear.NATIVE_IMAGE_HW,

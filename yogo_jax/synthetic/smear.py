@@ -46,12 +46,12 @@ _EXTENT = 0.25  # a box is drawn around what has more stain than this
 _CROWDING = Crowding(touching=0.35, reach=(0.6, 1.02), closest=0.6, apart=0.98)
 # The mean number of cells of a frame, in units of the mean of all frames.
 _THIN_TO_CROWDED = (0.5, 1.5)
-# Blood has a platelet for some twenty red cells (150 to 400 against 4,000 to 5,500 a nanolitre), so
-# three on a frame of the native size with its usual 60 cells. They fall anywhere: one of four lies
-# on a cell by chance.
-_PLATELETS = 3.0
+# For each cell: blood has a platelet for some twenty red cells (150 to 400 against 4,000 to 5,500 a
+# nanolitre). They fall anywhere: on a usual frame one of four lies on a cell by chance.
+_PLATELETS = 0.05
 # Platelets on cells on top of these, for each cell; half of them in a halo.
 _ON_CELLS = 0.005
+# On a frame of the native size, however many cells it has.
 _PRECIPITATE = 6.0
 _DUST = 5.0
 
@@ -131,7 +131,7 @@ def draw_frame(
         if box is not None:
             boxes.append(box)
             class_ids.append(cell.class_id)
-    _draw_dirt(stains, rng, slide, cells)
+    _draw_dirt(stains, rng, slide, cells, platelets=_PLATELETS * cells_per_frame)
     return Frame(
         _exposed(stains, rng, slide),
         np.asarray(boxes, np.float32).reshape(-1, 4),
@@ -139,8 +139,10 @@ def draw_frame(
     )
 
 
-def _draw_dirt(stains: Layers, rng: np.random.Generator, slide: Slide, cells: list[Cell]) -> None:
-    """Adds platelets, precipitate and dust, which have no labels, in place."""
+def _draw_dirt(
+    stains: Layers, rng: np.random.Generator, slide: Slide, cells: list[Cell], *, platelets: float
+) -> None:
+    """Adds platelets, so many on average, precipitate and dust, which have no labels, in place."""
     rows, columns = stains.shape[1:]
     area = rows * columns / (NATIVE_IMAGE_HW[0] * NATIVE_IMAGE_HW[1])
     for cell in cells:
@@ -149,12 +151,12 @@ def _draw_dirt(stains: Layers, rng: np.random.Generator, slide: Slide, cells: li
             y, x = cell.y + length * np.sin(angle), cell.x + length * np.cos(angle)
             _lay(stains, partial(draw_platelet, on_cell=True), rng, y, x)
     kinds = (
-        (draw_platelet, _PLATELETS),
-        (draw_precipitate, _PRECIPITATE * slide.dirt),
-        (draw_dust, _DUST * slide.dirt),
+        (draw_platelet, platelets),
+        (draw_precipitate, _PRECIPITATE * slide.dirt * area),
+        (draw_dust, _DUST * slide.dirt * area),
     )
     for draw, mean in kinds:
-        for _ in range(rng.poisson(mean * area)):
+        for _ in range(rng.poisson(mean)):
             _lay(stains, draw, rng, rng.uniform(0, rows), rng.uniform(0, columns))
 
 
