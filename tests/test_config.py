@@ -93,7 +93,7 @@ BAD = [
     ("optim__learning_rate", "fast", "optim.learning_rate must be of type float"),
     ("optim__learning_rate", math.nan, "optim.learning_rate must be a finite number"),
     ("optim__lr_decay_factor", 0.5, "optim.lr_decay_factor must be 1 or more"),
-    ("optim__clip_value", 0.0, "optim.clip_value must be above 0"),
+    ("optim__clip_value", -1.0, "optim.clip_value must be 0"),
     ("train__epochs", 0, "train.epochs must be 1 or more"),
     ("train__epochs", True, "train.epochs must be of type int"),
     ("train__batch_size", 0, "train.batch_size must be 1 or more"),

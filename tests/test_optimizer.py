@@ -86,14 +86,23 @@ def test_a_pattern_that_names_nothing_is_refused():
         tx.init(PARAMS)
 
 
-def test_the_norm_is_clipped_after_the_elements():
+@pytest.mark.parametrize(
+    ("clip_value", "clip_norm", "seen"),
+    [
+        (3.0, 1.0, np.asarray([3.0, 3.0]) / np.sqrt(18)),
+        (3.0, 0.0, np.asarray([3.0, 3.0])),
+        (0.0, 1.0, np.asarray([30.0, 4.0]) / np.sqrt(916)),
+        (0.0, 0.0, np.asarray([30.0, 4.0])),
+    ],
+)
+def test_the_norm_is_clipped_after_the_elements_and_0_is_off(clip_value, clip_norm, seen):
     # Without momentum: the first update of Adam is the sign alone, so its moment is looked at.
-    tx = make_optimizer(optim_of(clip_value=3.0, clip_norm=1.0), optax.constant_schedule(3e-4))
+    optim = optim_of(clip_value=clip_value, clip_norm=clip_norm)
+    tx = make_optimizer(optim, optax.constant_schedule(3e-4))
     params = {"w": jnp.zeros(2)}
     _, state = tx.update({"w": jnp.asarray([30.0, 4.0])}, tx.init(params), params)
     (adam,) = filter(_has_moment, jax.tree.leaves(state, is_leaf=_has_moment))
-    moment = adam.mu["w"]
-    np.testing.assert_allclose(moment, 0.1 * np.asarray([3.0, 3.0]) / np.sqrt(18), rtol=1e-5)
+    np.testing.assert_allclose(adam.mu["w"], 0.1 * seen, rtol=1e-5)
 
 
 def _has_moment(each) -> bool:

@@ -264,7 +264,8 @@ class OptimConfig(Section, path="config.optim"):
     ]
     weight_decay: Annotated[NotNegative, "Decoupled weight decay, on all parameters."]
     clip_value: Annotated[
-        Positive, "Gradients are clamped to [-clip_value, clip_value], element by element."
+        OffOrMore,
+        "Gradients are clamped to [-clip_value, clip_value], element by element; 0 is off.",
     ]
     warmup_epochs: Annotated[
         OffOrMore, "Epochs in which the learning rate rises from 0; the cosine takes the others."

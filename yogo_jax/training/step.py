@@ -192,7 +192,9 @@ def learning_rate_schedule(
 
 def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clamp of the gradients, by element and by norm, then AdamW on what is not frozen."""
-    parts = [optax.clip(optim.clip_value)]
+    parts = []
+    if optim.clip_value:
+        parts.append(optax.clip(optim.clip_value))
     if optim.clip_norm:
         parts.append(optax.clip_by_global_norm(optim.clip_norm))
     parts.append(optax.adamw(schedule, weight_decay=optim.weight_decay))
