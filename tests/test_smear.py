@@ -141,10 +141,10 @@ def test_platelets_follow_the_cells(cells, platelets, monkeypatch):
 
     monkeypatch.setattr(smear, "draw_platelet", counted)
     spec = default_spec((480, 640), domain="smear", cells=cells)
-    for index in range(40):
+    for index in range(20):
         render_frame(spec, "val", index)
     # Poisson: four deviations of the sum.
-    assert abs(len(drawn) - 40 * platelets) < 4 * np.sqrt(40 * platelets)
+    assert abs(len(drawn) - 20 * platelets) < 4 * np.sqrt(20 * platelets)
 
 
 @pytest.mark.parametrize(
