@@ -191,7 +191,7 @@ def learning_rate_schedule(
 
 
 def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clamp of the gradients, by element and by norm, then AdamW on what is not frozen."""
+    """Clamp of the gradients, by element and by norm if asked, then AdamW on what is not frozen."""
     parts = []
     if optim.clip_value:
         parts.append(optax.clip(optim.clip_value))
