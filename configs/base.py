@@ -92,6 +92,7 @@ def get_config() -> ConfigDict:
     augment.noise = 0.0
     augment.cutout = 0.0
     augment.rare_cells = 0.0
+    augment.rare_cells_weights = ()
     augment.epochs_without_paste = 0
     augment.thumbnails = 0.0
     augment.thumbnails_tried = 16

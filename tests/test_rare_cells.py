@@ -10,6 +10,7 @@ import pytest
 
 from yogo_jax.data.records import Records
 from yogo_jax.detector.boxes import cxcywh_to_xyxy
+from yogo_jax.errors import UserError
 from yogo_jax.training.augment import augment_batch, restain
 from yogo_jax.training.rare_cells import (
     CELLS_PER_CLASS,
@@ -136,7 +137,30 @@ def test_cut_cells_know_their_box_light_and_density(cells):
     assert cells.images[seldom, half, half + 4, 0] == pytest.approx(120 * np.exp(-SPOT), abs=1)
     line = rare_cells_line(RECORDS, cells, 0.2)
     assert "20% of the cells of common" in line
-    assert "1 seldom of 1" in line
+    assert line.endswith(": 50% common, cut from 44 of 44, 50% seldom, cut from 1 of 1")
+
+
+@pytest.mark.parametrize(
+    ("weights", "seldom"), [((1, 1, 1), 0.5), ((1, 3, 0), 0.75), ((0, 0.1, 9), 1.0), ((2, 0, 1), 0)]
+)
+def test_weights_say_how_often_a_class_is_taken(weights, seldom):
+    cells = cut_cells(RECORDS, lambda index: IMAGES[index], weights)
+    shares = np.bincount(cells.class_ids, cells.shares, minlength=3)
+    np.testing.assert_allclose(shares, [1 - seldom, seldom, 0], atol=1e-6)
+    for k in (COMMON, SELDOM):
+        assert len(np.unique(cells.shares[cells.class_ids == k])) == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((1, 2), "has 2 numbers, expected 3, one for each class in this order: common, seldom"),
+        ((0, 0, 1), "is 0 for all classes with cells to put in: give one of common, seldom"),
+    ],
+)
+def test_weights_that_do_not_fit_are_an_error(weights, message):
+    with pytest.raises(UserError, match=message):
+        cut_cells(RECORDS, lambda index: IMAGES[index], weights)
 
 
 @pytest.mark.parametrize("frame", [[(20, 20, COMMON), (60, 60, SELDOM)], []])

@@ -376,9 +376,16 @@ class AugmentConfig(Section, path="config.augment"):
     rare_cells: Annotated[
         Fraction,
         "Share of the cells of the most frequent class that are replaced in each image by cells "
-        "that were cut from the training images, of each class as often. It acts if a class has "
-        "fewer than a twentieth of the boxes of the most frequent one.",
+        "that were cut from the training images. It acts if a class has fewer than a twentieth of "
+        "the boxes of the most frequent one.",
     ] = 0.0
+    rare_cells_weights: Annotated[
+        tuple[float, ...],
+        Rule(
+            "empty, or a number of 0 or more for each class", lambda each: min(each, default=0) >= 0
+        ),
+        "How often rare_cells takes each class, relative to the others; empty: all as often.",
+    ] = ()
     epochs_without_paste: Annotated[CountOrOff, "Last epochs without holes and pasted cells."] = 0
     thumbnails: Annotated[
         Probability, "Probability that thumbnails of the definition are pasted into an image."

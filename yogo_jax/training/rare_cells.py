@@ -2,14 +2,13 @@
 
 Rare classes are few boxes in few images. Here every image shows some of them: a cell that was cut
 from another training image replaces one of the most frequent class, with its box. Cells of the
-frequent class are put in as often as those of each other class, so that the edge of what was put in
-tells nothing of the class.
+frequent class are put in, too, so that the edge of what was put in tells nothing of the class.
 
 Light and stain differ from image to image. A cell is transferred as optical density,
 `-log(pixel / light)`, and made as dense, in each colour, as the cell that it replaces.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt8
 
 from yogo_jax.data.records import Records
 from yogo_jax.detector.boxes import area, cxcywh_to_xyxy, intersection, xyxy_to_cxcywh
+from yogo_jax.errors import UserError
 
 
 # A class is rare with less than this share of the boxes of the most frequent one.
@@ -49,7 +49,7 @@ class CutCells(NamedTuple):
       images: the windows.
       boxes_px: corners of each cell's box, relative to the middle of its window.
       class_ids: of each.
-      shares: probability to be taken: equal for all classes, and within a class for all cells.
+      shares: probability to be taken; within a class it is equal for all cells.
       light: of the image that each comes from, by colour.
       density: mean optical density of the most frequent class in that image, by colour.
       frequent: id of the most frequent class, whose cells are replaced.
@@ -70,7 +70,9 @@ def rare_classes(boxes_by_class: Int[np.ndarray, " k"]) -> Bool[np.ndarray, " k"
 
 
 def cut_cells(
-    records: Records, read: Callable[[int], UInt8[np.ndarray, "h w c"]]
+    records: Records,
+    read: Callable[[int], UInt8[np.ndarray, "h w c"]],
+    class_weights: Sequence[float] = (),
 ) -> CutCells | None:
     """Cuts cells of the rare classes and of the most frequent one; None without any of the former.
 
@@ -79,8 +81,18 @@ def cut_cells(
     Args:
       records: the training images.
       read: gives the pixels of a record, as the network sees them.
+      class_weights: how often each class is taken, relative to the others; empty: all as often.
+
+    Raises:
+      UserError: there are not as many weights as classes, or none for a class that was cut.
     """
-    counts = np.bincount(records.class_ids, minlength=len(records.class_names))
+    names = records.class_names
+    if len(class_weights) not in (0, len(names)):
+        raise UserError(
+            f"augment.rare_cells_weights has {len(class_weights)} numbers, expected {len(names)}, "
+            f"one for each class in this order: {', '.join(names)}"
+        )
+    counts = np.bincount(records.class_ids, minlength=len(names))
     rare, frequent = rare_classes(counts), int(counts.argmax())
     if not rare.any():
         return None
@@ -99,8 +111,15 @@ def cut_cells(
     boxes_px, class_ids, light, density = (
         np.stack([each[column] for each in found]) for column in range(1, 5)
     )
-    _, own_class, of_class = np.unique(class_ids, return_inverse=True, return_counts=True)
-    shares = 1 / (len(of_class) * of_class[own_class])
+    of_class = np.bincount(class_ids, minlength=len(names))
+    weights = np.asarray(class_weights or [1.0] * len(names)) * (of_class > 0)
+    if not weights.sum():
+        cut = ", ".join(names[k] for k in np.flatnonzero(of_class))
+        raise UserError(
+            "augment.rare_cells_weights is 0 for all classes with cells to put in: give one of "
+            f"{cut} more than 0, or set augment.rare_cells=0"
+        )
+    shares = (weights / weights.sum())[class_ids] / of_class[class_ids]
     return CutCells(
         images,
         boxes_px.astype(np.float32),
@@ -122,10 +141,13 @@ def rare_cells_line(records: Records, cells: CutCells | None, share: float) -> s
             f"boxes of {names[int(counts.argmax())]}, or all its cells are at an edge"
         )
     cut = np.bincount(cells.class_ids, minlength=len(names))
-    named = ", ".join(f"{cut[k]} {names[k]} of {counts[k]}" for k in np.flatnonzero(cut))
+    shares = np.bincount(cells.class_ids, cells.shares, minlength=len(names))
+    named = ", ".join(
+        f"{shares[k]:.0%} {names[k]}, cut from {cut[k]} of {counts[k]}" for k in np.flatnonzero(cut)
+    )
     return (
         f"augment.rare_cells: the classes are not balanced; up to {share:.0%} of the cells of "
-        f"{names[cells.frequent]} in each image are replaced by others that were cut out ({named})"
+        f"{names[cells.frequent]} in each image are replaced by others that were cut out: {named}"
     )
 
 

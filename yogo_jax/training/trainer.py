@@ -243,13 +243,14 @@ class Trainer:
                 )
 
     def _cut_rare_cells(self) -> None:
-        train, share = self.data.splits.train, self.config.augment.rare_cells
-        if not share:
+        train, augment = self.data.splits.train, self.config.augment
+        if not augment.rare_cells:
             return
         self._tracker.doing("cutting rare cells from the training images")
         source = training_source(self.data, self.spec, self._packs["train"])
-        self._rare_cells = cut_cells(train, lambda index: source[index]["image"])
-        self._tracker.say(rare_cells_line(train, self._rare_cells, share))
+        weights = augment.rare_cells_weights
+        self._rare_cells = cut_cells(train, lambda index: source[index]["image"], weights)
+        self._tracker.say(rare_cells_line(train, self._rare_cells, augment.rare_cells))
 
     def _take_steps(self, state: TrainState) -> None:
         config, devices, tracker = self.config, self.devices, self._tracker
