@@ -50,14 +50,7 @@ _DRAWN = (
     "frames have the licence of this package."
 )
 _NO_DIAGNOSIS = "It is no medical device: no diagnosis, and no count on which one depends."
-# These networks were made when configs/strong.py still clipped gradients.
-_CLIPPED = {"optim.clip_value": 1.0, "optim.clip_norm": 10.0}
-_BLOOD = {
-    "data.image_hw": (240, 320),
-    "train.epochs": 64,
-    "train.eval_every_epochs": 16,
-    **_CLIPPED,
-}
+_BLOOD = {"data.image_hw": (240, 320), "train.epochs": 64, "train.eval_every_epochs": 16}
 RECIPES = {
     "blood": Recipe(
         purpose="Counts red cells, white cells and platelets in colour images of stained smears.",
@@ -94,7 +87,6 @@ RECIPES = {
             "augment.gamma": 0.3,
             "augment.blur": 1.0,
             "augment.noise": 0.02,
-            **_CLIPPED,
         },
     ),
     "smear": Recipe(
@@ -111,7 +103,6 @@ RECIPES = {
             "augment.stain": 0.2,
             "augment.blur": 0.8,
             "augment.noise": 0.02,
-            **_CLIPPED,
         },
     ),
 }

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.data.rgb = True
     config.data.normalize_images = True
-    config.model.name = "yogo_s"
+    # Deep and narrow: a cell of the grid sees more of the image, so large cells get a better box.
+    config.model.name = "yogo_d"
     config.model.anchor = "auto"
     # Features keep their size on the way up, and cells start out empty, as most of them are.
     config.model.kernel_init = "fan_in"
@@ -29,7 +30,7 @@ def get_config() -> ConfigDict:
     config.loss.neighbour_weight = 0.3
     # Boxes are learnt soon, classes that differ by a detail inside the cell are not.
     config.loss.classify_weight = 5.0
-    config.optim.learning_rate = 2e-3
+    config.optim.learning_rate = 4e-3
     config.optim.lr_decay_factor = 100.0
     config.optim.warmup_epochs = 3.0
     # Boxes fit better without clipping. AdamW scales the steps already.

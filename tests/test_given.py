@@ -132,7 +132,7 @@ def test_a_config_by_name_is_read_from_any_folder(home):
     Path("configs").mkdir()
     Path("configs/__init__.py").write_text("")
     config = Config.from_file("strong", **{"train.epochs": 3})
-    assert (config.model.name, config.train.epochs) == ("yogo_s", 3)
+    assert (config.model.name, config.train.epochs) == ("yogo_d", 3)
 
 
 def test_paths_of_a_config_are_resolved_once(home, monkeypatch):

@@ -94,7 +94,7 @@ def test_the_instrument_finds_the_recorded_cells(release, exported, strips, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["elated smoke", "base_model", "silu_model", "yogo_s"])
+@pytest.mark.parametrize("model", ["elated smoke", "base_model", "silu_model", "yogo_d"])
 def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
     if model == "elated smoke":
         folder = request.getfixturevalue("exported")

@@ -186,6 +186,8 @@ BACKBONES: dict[str, Backbone] = {
     "yogo_n": _yogo(64, 4),
     "yogo_s": _yogo(64, 6),
     "yogo_m": _yogo(96, 6),
+    # As much work as yogo_s, in more layers with fewer channels.
+    "yogo_d": _yogo(48, 11),
     "convnext_small": ConvNextBackbone(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
 }
 
