@@ -59,7 +59,7 @@ def test_classes_with_labels_that_are_never_found_are_named(probs, label_ids, na
         return
     (finding,) = found
     assert f"classes that have labels: {named}. " in finding
-    for advice in ("configs/strong.py", "--config.loss.class_weight_power", "yogo-jax inspect"):
+    for advice in ("configs/strong.py", "--config.augment.rare_cells_weights", "yogo-jax inspect"):
         assert advice in finding
 
 

@@ -64,9 +64,10 @@ def _advice_on_classes(metrics: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"AP50 is below {LEAST_AP50:g} for classes that have labels: {', '.join(lost)}. Their "
-        "boxes are missed, or get a very low score. Train with --config configs/strong.py, with "
-        "--config.augment.rare_cells=0.2 (cells of rare classes are put into all images), with "
-        "--config.loss.class_weight_power=0.5 (rare classes count more), or longer. Classes with "
-        "few boxes in training need more labelled frames. Check the labels and the number of boxes "
-        "of each class: yogo-jax inspect FILE.yml"
+        "boxes are missed, or get a very low score. Train with --config configs/strong.py, which "
+        "puts cells of rare classes into all images (augment.rare_cells), and longer "
+        "(--config.train.epochs): rare classes are learnt last. "
+        "--config.augment.rare_cells_weights puts in more of the class that is hardest to find. "
+        "Classes with few boxes in training need more labelled frames. Check the labels and the "
+        "number of boxes of each class: yogo-jax inspect FILE.yml"
     )
