@@ -4,14 +4,16 @@
         --workdir runs/few
 
 For each number of frames, start and seed, `configs/strong.py` is trained on the first so many
-training images, for as many steps each time, and its last weights are tested on the test split.
-Nothing is chosen: there is one validation, at the end. It prints mean and standard deviation over
-the seeds. Runs that are finished are not made again.
+training images, and its last weights are tested on the test split. Each run takes whole epochs of
+batches of 2 that come closest to --steps; the warm-up is 5 % of them. Nothing is chosen: there is
+one validation, at the end. It prints mean and standard deviation over the seeds. Runs that are
+finished are not made again.
 """
 
 import argparse
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,39 +37,41 @@ METRICS = {"mAP50": "mAP50", "mAP50_95": "mAP50-95"}
 Figures = Mapping[tuple[int, str], Sequence[Mapping[str, Any]]]
 
 
-def first_frames(definition: str, count: int, folder: Path) -> str:
+def first_frames(definition: str, frames: int, folder: Path) -> str:
     """A definition with the first so many training images of another; the other splits stay.
 
     For files it is written to the folder, with links to the images.
 
     Raises:
-      UserError: there are fewer training images.
+      UserError: there are fewer training images, or synthetic frames have their own number.
     """
     if definition.partition(":")[0] == "synthetic":
-        return f"{definition}{',' if ':' in definition else ':'}train={count}"
+        if "train=" in definition:
+            raise UserError(f"--definition {definition}: leave out train=, --frames says how many")
+        return f"{definition}{',' if ':' in definition else ':'}train={frames}"
     splits = load_splits(
         load_definition(given_path(definition)), min_box_area=MIN_BOX_AREA, on_bad_label="error"
     )
-    if len(splits.train) < count:
-        raise UserError(f"--frames {count}: {definition} has {len(splits.train)} training images")
-    return str(_write(splits, count, folder))
+    if len(splits.train) < frames:
+        raise UserError(f"--frames {frames}: {definition} has {len(splits.train)} training images")
+    return str(_write(splits, frames, folder))
 
 
-def _write(splits: Splits, count: int, folder: Path) -> Path:
+def _write(splits: Splits, frames: int, folder: Path) -> Path:
     definition: dict[str, Any] = {"class_names": splits.train.class_names}
     keys = {"train": "dataset_paths", "val": "val_paths", "test": "test_paths"}
     for split, key in keys.items():
+        # Of an earlier call, maybe with another definition.
+        shutil.rmtree(folder / split, ignore_errors=True)
         records = getattr(splits, split)
         images, labels = f"{split}/images", f"{split}/labels"
         for place in (images, labels):
             (folder / place).mkdir(parents=True, exist_ok=True)
-        for i in range(count if split == "train" else len(records)):
+        for i in range(frames if split == "train" else len(records)):
             path = Path(records.image_paths[i]).resolve()
             # Numbered, as sets may have images of one name.
             name = f"{i:06d}_{path.stem}"
-            link = folder / images / f"{name}{path.suffix}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(path)
+            (folder / images / f"{name}{path.suffix}").symlink_to(path)
             rows = zip(*reversed(records.labels_of(i)), strict=True)
             text = "".join(f"{k} {' '.join(map(str, box))}\n" for k, box in rows)
             (folder / labels / f"{name}.txt").write_text(text, encoding="ascii")
@@ -121,6 +125,13 @@ def spread(values: Sequence[float]) -> str:
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.3f}"
 
 
+def count(text: str) -> int:
+    """A number of 1 or more."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -130,9 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--image-hw", required=True, type=int, nargs=2, metavar=("H", "W"))
     add("--gray", action="store_true", help="one gray channel")
     add("--start", nargs="+", default=["smear"], metavar="NETWORK", help="names or runs")
-    add("--frames", type=int, nargs="+", default=[8, 32, 128], metavar="N")
-    add("--steps", type=int, default=1000, help="of each run; default: %(default)s")
-    add("--seeds", type=int, default=3, help="0 to this number less one; default: %(default)s")
+    add("--frames", type=count, nargs="+", default=[8, 32, 128], metavar="N")
+    add("--steps", type=count, default=1000, help="of each run; default: %(default)s")
+    add("--seeds", type=count, default=3, help="0 to this number less one; default: %(default)s")
     args = parser.parse_args(arguments)
     with exit_on_user_error():
         print(*format_figures(measure(args)), sep="\n")

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.data.rgb = True
     config.data.normalize_images = True
-    # Deep and narrow: a cell of the grid sees more of the image, so large cells get a better box.
+    # Deep and narrow, so that a cell of the grid sees all of a large blood cell.
     config.model.name = "yogo_d"
     config.model.anchor = "auto"
     # Features keep their size on the way up, and cells start out empty, as most of them are.

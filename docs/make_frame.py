@@ -2,7 +2,7 @@
 
     python docs/make_frame.py RUN
 
-RUN is a network that was trained on synthetic frames, as that of the README's picture:
+RUN is a network that was trained on synthetic frames, as by
 
     yogo-jax train --config strong --workdir runs/drawn --config.data.definition=synthetic \\
         --config.data.rgb=False --config.data.image_hw=386,516 --config.train.epochs=12 \\

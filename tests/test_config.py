@@ -106,6 +106,8 @@ BAD = [
     ("loss__neighbour_weight", -1.0, "loss.neighbour_weight must be 0 or more"),
     ("loss__reference_count", -1.0, "loss.reference_count must be 0 or more"),
     ("loss__class_weights", (1.0, -1.0), "loss.class_weights must be empty, or"),
+    ("augment__rare_cells_weights", (1.0, -1.0), "augment.rare_cells_weights must be empty, or"),
+    ("augment__rare_cells_weights", (1.0, 2.0), "empty where augment.rare_cells is 0"),
     ("optim__warmup_epochs", -1.0, "optim.warmup_epochs must be 0"),
     ("optim__clip_norm", -1.0, "optim.clip_norm must be 0"),
     ("optim__ema_decay", 1.0, "optim.ema_decay must be in"),

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.few_frames import DRAWN, first_frames, format_figures
+import yogo_jax
+from benchmarks.few_frames import DRAWN, first_frames, format_figures, main
 from tiny_data import write_dataset
 from yogo_jax.data.definition import load_definition
 from yogo_jax.data.records import MIN_BOX_AREA
@@ -60,3 +61,46 @@ def test_the_table_has_mean_and_standard_deviation():
         "| 8 | drawn weights | 0.600 ± 0.141 | 0.250 ± 0.000 |",
         "| 8 | smear | 0.500 | 0.250 |",
     ]
+
+
+def test_a_definition_that_was_written_before_is_replaced(tmp_path):
+    for images in (16, 12):
+        definition = write_dataset(tmp_path / f"{images}", images=images, published=True)
+        few = splits_of(first_frames(str(definition), 2, tmp_path / "few"))
+        assert (len(few.train), len(few.val), len(few.test)) == (2, images // 4, images // 4)
+
+
+def test_every_start_gets_the_same_steps(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def trained(config, workdir):
+        calls.append((config, workdir.name))
+        score = 0.5 if config.train.from_pretrained else 0.25
+        return yogo_jax.Run(workdir, {"mAP50": score, "mAP50_95": score}, workdir)
+
+    monkeypatch.setattr(yogo_jax, "train", trained)
+    definition = write_dataset(tmp_path / "data", images=12, published=True)
+    arguments = f"--definition {definition} --image-hw 64 96 --workdir {tmp_path} --start smear"
+    main([*arguments.split(), "--frames", "3", "6", "--steps", "12", "--seeds", "2"])
+    names = [name for _, name in calls]
+    starts = ("drawn_weights", "smear")
+    assert names == [f"{n}_{start}_{seed}" for n in (3, 6) for start in starts for seed in (0, 1)]
+    for config, name in calls:
+        assert config.train.epochs == config.train.eval_every_epochs == (6 if name[0] == "3" else 4)
+        assert config.optim.warmup_epochs == pytest.approx(config.train.epochs / 20)
+        assert config.train.from_pretrained == ("smear" if "smear" in name else "")
+        assert str(config.seed) == name[-1]
+        assert f"{name[0]}_frames" in config.data.definition
+    assert "| 6 | smear | 0.500 ± 0.000 | 0.500 ± 0.000 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--frames", "--steps", "--seeds"])
+def test_a_number_of_0_is_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        main(["--definition", "synthetic", "--image-hw", "64", "96", "--workdir", "w", flag, "0"])
+    assert "expected a number of 1 or more, got '0'" in capsys.readouterr().err
+
+
+def test_the_number_of_synthetic_frames_is_given_once(tmp_path):
+    with pytest.raises(UserError, match="leave out train=, --frames says how many"):
+        first_frames("synthetic:smear,train=32", 8, tmp_path)

@@ -54,7 +54,10 @@ OUR_NAMES = ("yogo_n", "yogo_s", "yogo_m", "yogo_d")
 
 @pytest.mark.parametrize(
     ("name", "side"),
-    [("base_model", 59), ("depth_ver_0", 15), ("yogo_n", 79), ("yogo_s", 111), ("yogo_d", 191)],
+    [
+        *(("base_model", 59), ("depth_ver_0", 15)),
+        *(("yogo_n", 79), ("yogo_s", 111), ("yogo_m", 111), ("yogo_d", 191)),
+    ],
 )
 def test_receptive_fields(name, side):
     assert get_backbone(name).receptive_field == side

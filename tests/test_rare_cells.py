@@ -137,11 +137,11 @@ def test_cut_cells_know_their_box_light_and_density(cells):
     assert cells.images[seldom, half, half + 4, 0] == pytest.approx(120 * np.exp(-SPOT), abs=1)
     line = rare_cells_line(RECORDS, cells, 0.2)
     assert "20% of the cells of common" in line
-    assert line.endswith(": 50% common, cut from 44 of 44, 50% seldom, cut from 1 of 1")
+    assert line.endswith(": 50% common (44 of 44 boxes), 50% seldom (1 of 1 boxes)")
 
 
 @pytest.mark.parametrize(
-    ("weights", "seldom"), [((1, 1, 1), 0.5), ((1, 3, 0), 0.75), ((0, 0.1, 9), 1.0), ((2, 0, 1), 0)]
+    ("weights", "seldom"), [((1, 1, 1), 0.5), ((1, 3, 0), 0.75), ((0.1, 0.3, 9), 0.75)]
 )
 def test_weights_say_how_often_a_class_is_taken(weights, seldom):
     cells = cut_cells(RECORDS, lambda index: IMAGES[index], weights)
@@ -155,7 +155,8 @@ def test_weights_say_how_often_a_class_is_taken(weights, seldom):
     ("weights", "message"),
     [
         ((1, 2), "has 2 numbers, expected 3, one for each class in this order: common, seldom"),
-        ((0, 0, 1), "is 0 for all classes with cells to put in: give one of common, seldom"),
+        ((0, 1, 1), r"must be above 0 for common \(.* and for one of seldom, got \(0, 1, 1\)"),
+        ((1, 0, 1), r"must be above 0 for common \(.* and for one of seldom, got \(1, 0, 1\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_an_error(weights, message):

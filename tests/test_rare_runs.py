@@ -43,6 +43,7 @@ def config_of(definition, epochs, cache="device"):
         data__repeat_threshold=0.5,
         data__cache=cache,
         augment__rare_cells=0.5,
+        augment__rare_cells_weights=(1.0, 3.0),
         augment__stain=0.3,
         loss__logit_adjustment=1.0,
         loss__effective_number_beta=0.9,
@@ -53,7 +54,7 @@ def config_of(definition, epochs, cache="device"):
 
 def test_a_run_trains_with_all_fields_for_rare_classes(definition, tmp_path, capsys):
     train_and_evaluate(config_of(definition, 1, cache="none"), tmp_path)
-    assert "1 ring of 1)" in capsys.readouterr().out
+    assert "75% ring (1 of 1 boxes)" in capsys.readouterr().out
     # The ring is in an eighth of the images, and that one is seen twice: nine in batches of four.
     losses = logged_losses(tmp_path)
     assert len(losses) == 3
@@ -64,7 +65,7 @@ def test_a_run_trains_with_all_fields_for_rare_classes(definition, tmp_path, cap
 def test_a_run_goes_on_as_if_never_stopped(definition, tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_and_evaluate(config_of(definition, 2), whole)
-    assert "1 ring of 1)" in capsys.readouterr().out
+    assert "75% ring (1 of 1 boxes)" in capsys.readouterr().out
     # The ring is in an eighth of the images, and that one is seen twice: nine in batches of four.
     assert len(logged_losses(whole)) == 2 * 3
     train_and_evaluate(config_of(definition, 1), parts)
@@ -82,4 +83,4 @@ def test_a_run_goes_on_as_if_never_stopped(definition, tmp_path, capsys):
     train_and_evaluate(config_of(definition, 2), parts)
     said = capsys.readouterr().out
     assert "tested" in said
-    assert "1 ring of 1)" not in said
+    assert "augment.rare_cells" not in said

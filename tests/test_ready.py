@@ -185,6 +185,14 @@ def test_networks_of_the_package(name, tmp_path):
     assert set(model.class_names) <= set(card.replace(",", " ").replace("|", " ").split())
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_run_of_strong_starts_from_a_network_of_the_package(name):
+    model = read_metadata(NETWORKS[name]).model
+    config = yogo_jax.Config.from_file("strong")
+    assert model.architecture == config.model.name
+    assert model.normalize_images == config.data.normalize_images
+
+
 def test_the_package_has_networks_and_the_build_takes_them():
     assert NETWORKS
     assert '"networks/*"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -30,6 +30,10 @@ BelowOne = Annotated[float, between(0, 1, "[)")]
 OffOrMore = Annotated[float, at_least(0, "0 is off")]
 Count = Annotated[int, at_least(1)]
 CountOrOff = Annotated[int, at_least(0, "0 is off")]
+ClassWeights = Annotated[
+    tuple[float, ...],
+    Rule("empty, or a number of 0 or more for each class", lambda each: min(each, default=0) >= 0),
+]
 Seed = Annotated[int, Rule("in [0, 2^32)", lambda seed: 0 <= seed < 2**32)]
 
 
@@ -174,12 +178,7 @@ class LossConfig(Section, LossWeights, path="config.loss"):
         bool, "Take the mean number of boxes of the training images as reference_count."
     ] = False
     class_weights: Annotated[
-        tuple[float, ...],
-        Rule(
-            "empty, or a number of 0 or more for each class",
-            lambda weights: all(each >= 0 for each in weights),
-        ),
-        "Weight of each class in the class term; empty: 1 for all.",
+        ClassWeights, "Weight of each class in the class term; empty: 1 for all."
     ] = ()
     class_weight_power: Annotated[
         OffOrMore, "Class weights: inverse of each class's share of training boxes, to this power."
@@ -376,15 +375,12 @@ class AugmentConfig(Section, path="config.augment"):
     rare_cells: Annotated[
         Fraction,
         "Share of the cells of the most frequent class that are replaced in each image by cells "
-        "that were cut from the training images. It acts if a class has fewer than a twentieth of "
-        "the boxes of the most frequent one.",
+        "cut from the training images, if a class has fewer than a twentieth of its boxes.",
     ] = 0.0
     rare_cells_weights: Annotated[
-        tuple[float, ...],
-        Rule(
-            "empty, or a number of 0 or more for each class", lambda each: min(each, default=0) >= 0
-        ),
-        "How often rare_cells takes each class, relative to the others; empty: all as often.",
+        ClassWeights,
+        "How often rare_cells takes each rare class and the most frequent one, relative to each "
+        "other; empty: all as often.",
     ] = ()
     epochs_without_paste: Annotated[CountOrOff, "Last epochs without holes and pasted cells."] = 0
     thumbnails: Annotated[
@@ -396,6 +392,11 @@ class AugmentConfig(Section, path="config.augment"):
     thumbnails_plain: Annotated[
         Probability, "Share of these images with the pasted cells on a plain ground, and no others."
     ] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        acts = self.rare_cells > 0 or not self.rare_cells_weights
+        self.require(acts, "rare_cells_weights", "empty where augment.rare_cells is 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,9 +65,9 @@ def _advice_on_classes(metrics: Mapping[str, Any]) -> str | None:
     return (
         f"AP50 is below {LEAST_AP50:g} for classes that have labels: {', '.join(lost)}. Their "
         "boxes are missed, or get a very low score. Train with --config configs/strong.py, which "
-        "puts cells of rare classes into all images (augment.rare_cells), and longer "
-        "(--config.train.epochs): rare classes are learnt last. "
-        "--config.augment.rare_cells_weights puts in more of the class that is hardest to find. "
+        "puts cells of classes that are very rare into all images (augment.rare_cells), and longer "
+        "(--config.train.epochs): rare classes are learnt last. With augment.rare_cells above 0, "
+        "--config.augment.rare_cells_weights=1,4,1 (a number for each class) puts in more of one. "
         "Classes with few boxes in training need more labelled frames. Check the labels and the "
         "number of boxes of each class: yogo-jax inspect FILE.yml"
     )

@@ -2,7 +2,7 @@
 
 Rare classes are few boxes in few images. Here every image shows some of them: a cell that was cut
 from another training image replaces one of the most frequent class, with its box. Cells of the
-frequent class are put in, too, so that the edge of what was put in tells nothing of the class.
+frequent class are always put in, too: the edge of what was put in tells nothing of the class.
 
 Light and stain differ from image to image. A cell is transferred as optical density,
 `-log(pixel / light)`, and made as dense, in each colour, as the cell that it replaces.
@@ -84,7 +84,8 @@ def cut_cells(
       class_weights: how often each class is taken, relative to the others; empty: all as often.
 
     Raises:
-      UserError: there are not as many weights as classes, or none for a class that was cut.
+      UserError: there are not as many weights as classes, or they are 0 for the most frequent class
+        or for all rare ones.
     """
     names = records.class_names
     if len(class_weights) not in (0, len(names)):
@@ -113,11 +114,12 @@ def cut_cells(
     )
     of_class = np.bincount(class_ids, minlength=len(names))
     weights = np.asarray(class_weights or [1.0] * len(names)) * (of_class > 0)
-    if not weights.sum():
-        cut = ", ".join(names[k] for k in np.flatnonzero(of_class))
+    if not weights[frequent] or not weights[rare].any():
         raise UserError(
-            "augment.rare_cells_weights is 0 for all classes with cells to put in: give one of "
-            f"{cut} more than 0, or set augment.rare_cells=0"
+            f"augment.rare_cells_weights must be above 0 for {names[frequent]} (or the edge of a "
+            "cell that was put in would say that it is rare) and for one of "
+            f"{', '.join(names[k] for k in np.flatnonzero(rare & (of_class > 0)))}, got "
+            f"{tuple(class_weights)}"
         )
     shares = (weights / weights.sum())[class_ids] / of_class[class_ids]
     return CutCells(
@@ -143,7 +145,7 @@ def rare_cells_line(records: Records, cells: CutCells | None, share: float) -> s
     cut = np.bincount(cells.class_ids, minlength=len(names))
     shares = np.bincount(cells.class_ids, cells.shares, minlength=len(names))
     named = ", ".join(
-        f"{shares[k]:.0%} {names[k]}, cut from {cut[k]} of {counts[k]}" for k in np.flatnonzero(cut)
+        f"{shares[k]:.0%} {names[k]} ({cut[k]} of {counts[k]} boxes)" for k in np.flatnonzero(cut)
     )
     return (
         f"augment.rare_cells: the classes are not balanced; up to {share:.0%} of the cells of "
