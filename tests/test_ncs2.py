@@ -94,14 +94,16 @@ def test_the_instrument_finds_the_recorded_cells(release, exported, strips, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["elated smoke", "base_model", "silu_model", "yogo_d"])
+@pytest.mark.parametrize("model", ["elated smoke", "base_model", "silu_model", "flow"])
 def test_the_sticks_plugin_takes_every_layer(model, request, tmp_path):
     if model == "elated smoke":
         folder = request.getfixturevalue("exported")
     else:
         from drawn_models import write_random_checkpoint
 
-        checkpoint = write_random_checkpoint(tmp_path / "checkpoint", model)
+        # Drawn weights of a network as deep as that of `strong.py` leave the range of FP16.
+        is_ready = model == "flow"
+        checkpoint = model if is_ready else write_random_checkpoint(tmp_path / "checkpoint", model)
         to_openvino.main([str(checkpoint), "--output", str(tmp_path)])
         folder = tmp_path
     answer = json.loads(run_oracle("2021.4.2", "query_myriad.py", folder / "model.onnx"))
