@@ -25,6 +25,7 @@ from yogo_jax.data.records import MIN_BOX_AREA
 from yogo_jax.data.splits import Splits, load_splits
 from yogo_jax.errors import UserError, exit_on_user_error
 from yogo_jax.files import given_path
+from yogo_jax.synthetic.options import is_synthetic, read_options
 
 
 # How the start without a network is called.
@@ -43,10 +44,10 @@ def first_frames(definition: str, frames: int, folder: Path) -> str:
     For files it is written to the folder, with links to the images.
 
     Raises:
-      UserError: there are fewer training images, or synthetic frames have their own number.
+      UserError: there are fewer training images, or the options of synthetic frames name a number.
     """
-    if definition.partition(":")[0] == "synthetic":
-        if "train=" in definition:
+    if is_synthetic(definition):
+        if "train" in read_options(definition):
             raise UserError(f"--definition {definition}: leave out train=, --frames says how many")
         return f"{definition}{',' if ':' in definition else ':'}train={frames}"
     splits = load_splits(
