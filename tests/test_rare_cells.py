@@ -190,6 +190,14 @@ def test_cells_at_an_edge_and_huge_ones_are_not_cut():
     assert cut_cells(huge, lambda index: IMAGES[0]) is None
 
 
+@pytest.mark.parametrize("weights", [(), (1, 2, 1)])
+def test_frequent_cells_that_are_all_at_an_edge_are_no_error(weights):
+    frames = [[(60, 60, SELDOM), *((5, y, COMMON) for y in range(20, 41))]]
+    cells = cut_cells(make_records(frames), lambda index: draw(frames[index]), weights)
+    assert cells.class_ids.tolist() == [SELDOM]
+    np.testing.assert_allclose(cells.shares, [1.0])
+
+
 def test_no_more_cells_are_kept_than_the_limit():
     frames = [FRAMES[1], *[FRAMES[0]] * 30]
     cells = cut_cells(make_records(frames), lambda index: draw(frames[index]))

@@ -113,14 +113,16 @@ def cut_cells(
         np.stack([each[column] for each in found]) for column in range(1, 5)
     )
     of_class = np.bincount(class_ids, minlength=len(names))
-    weights = np.asarray(class_weights or [1.0] * len(names)) * (of_class > 0)
-    if not weights[frequent] or not weights[rare].any():
+    is_cut = of_class > 0
+    weights = np.asarray(class_weights or [1.0] * len(names))
+    if not weights[frequent] or not weights[rare & is_cut].any():
         raise UserError(
             f"augment.rare_cells_weights must be above 0 for {names[frequent]} (or the edge of a "
             "cell that was put in would say that it is rare) and for one of "
-            f"{', '.join(names[k] for k in np.flatnonzero(rare & (of_class > 0)))}, got "
+            f"{', '.join(names[k] for k in np.flatnonzero(rare & is_cut))}, got "
             f"{tuple(class_weights)}"
         )
+    weights = weights * is_cut
     shares = (weights / weights.sum())[class_ids] / of_class[class_ids]
     return CutCells(
         images,
