@@ -30,8 +30,9 @@ from yogo_jax.checkpoint.store import create_state
 from yogo_jax.config.schema import Config, from_mapping
 from yogo_jax.data.pipeline import EpochOrder, RecordSource, open_batches
 from yogo_jax.startup import start_jax
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.start import prepare_loss, prepare_spec
-from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
+from yogo_jax.training.step import make_train_step
 from yogo_jax.training.trainer import train_and_evaluate
 
 

@@ -61,7 +61,8 @@ def compiled_step(model: str) -> tuple[str, int, int]:
     from yogo_jax.detector.spec import ModelSpec
     from yogo_jax.parallel import Devices
     from yogo_jax.training.compilation import jit_train_step
-    from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
+    from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+    from yogo_jax.training.step import make_train_step
 
     config = from_mapping(base.get_config().to_dict())
     # Sums are over images: their size does not matter.

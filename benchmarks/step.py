@@ -37,7 +37,8 @@ from yogo_jax.detector.decode import Predictions
 from yogo_jax.detector.grid import convolved_hw
 from yogo_jax.detector.losses import label_loss
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.step import make_train_step
 
 
 def make_batch(

@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     loss.imitation = 0.0
 
     config.optim = optim = ConfigDict()
+    optim.name = "adamw"
     optim.learning_rate = 3e-4
     optim.lr_decay_factor = 10.0
     optim.weight_decay = 0.05

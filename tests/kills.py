@@ -21,7 +21,7 @@ from yogo_jax.checkpoint.store import (
 )
 from yogo_jax.config.schema import from_mapping
 from yogo_jax.errors import EXIT_TO_BE_CONTINUED
-from yogo_jax.training.step import learning_rate_schedule, make_optimizer
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
 def steps_logged(workdir: Path) -> int:

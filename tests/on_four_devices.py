@@ -29,8 +29,9 @@ from yogo_jax.errors import UserError
 from yogo_jax.evaluate import main as evaluate_command
 from yogo_jax.parallel import Devices
 from yogo_jax.training.compilation import jit_train_step
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.start import prepare_spec
-from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
+from yogo_jax.training.step import make_train_step
 from yogo_jax.training.trainer import train_and_evaluate
 
 

@@ -24,7 +24,7 @@ from yogo_jax.detector.detections import Thresholds
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.reports.history import History
-from yogo_jax.training.step import learning_rate_schedule, make_optimizer
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
 SPEC = ModelSpec(

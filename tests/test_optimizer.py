@@ -11,7 +11,7 @@ import pytest
 from yogo_jax.checkpoint.store import moving_average
 from yogo_jax.config.schema import OptimConfig
 from yogo_jax.errors import UserError
-from yogo_jax.training.step import learning_rate_schedule, make_optimizer
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
 def optim_of(**fields) -> OptimConfig:
@@ -52,12 +52,13 @@ def test_a_warm_up_longer_than_the_run_ends_with_it():
 
 
 PARAMS = {
-    "block_0": {"conv": {"kernel": jnp.ones((2, 2))}, "norm": {"scale": jnp.ones(2)}},
-    "block_10": {"conv": {"kernel": jnp.ones((2, 2))}},
-    "head": {"kernel": jnp.ones(2)},
+    "block_0": {"conv": {"kernel": jnp.ones((3, 3, 1, 2))}, "norm": {"scale": jnp.ones(2)}},
+    "block_10": {"conv": {"kernel": jnp.ones((3, 3, 2, 2))}},
+    "head": {"kernel": jnp.ones((1, 1, 2, 6))},
 }
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize(
     ("patterns", "frozen"),
     [
@@ -67,9 +68,10 @@ PARAMS = {
         (("head", "*/norm/scale"), {"head/kernel", "block_0/norm/scale"}),
     ],
 )
-def test_frozen_parameters_stay(patterns, frozen):
+def test_frozen_parameters_stay(patterns, frozen, name):
     # Decay would move them as well.
-    tx = make_optimizer(optim_of(freeze=patterns, weight_decay=0.1), optax.constant_schedule(3e-4))
+    optim = optim_of(name=name, freeze=patterns, weight_decay=0.1)
+    tx = make_optimizer(optim, optax.constant_schedule(3e-4))
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     still = {
@@ -107,6 +109,56 @@ def test_the_norm_is_clipped_after_the_elements_and_0_is_off(clip_value, clip_no
 
 def _has_moment(each) -> bool:
     return isinstance(each, optax.ScaleByAdamState)
+
+
+def _as_matrix(kernel) -> np.ndarray:
+    """A kernel [h w inputs outputs] as [h*w*inputs outputs]."""
+    return np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 1, 16), (3, 3, 8, 16), (1, 1, 4, 16)])
+def test_muon_steps_kernels_along_all_directions_of_the_gradient_alike(shape):
+    rng = np.random.default_rng(0)
+    params = {"block_0": {"kernel": jnp.zeros(shape)}}
+    grads = {"block_0": {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)}}
+    tx = make_optimizer(optim_of(name="muon"), optax.constant_schedule(0.01))
+    updates, _ = tx.update(grads, tx.init(params), params)
+    # From the singular value decomposition, which the optimizer approximates by a polynomial.
+    left, values, right = np.linalg.svd(_as_matrix(grads["block_0"]["kernel"]), full_matrices=False)
+    inputs, outputs = math.prod(shape[:3]), shape[3]
+    scale = -0.01 * 0.2 * math.sqrt(max(inputs, outputs))
+    along = left.T @ _as_matrix(updates["block_0"]["kernel"]) @ right.T / scale
+    np.testing.assert_allclose(along, np.diag(np.diag(along)), atol=1e-3)
+    assert values.max() / values.min() > 1.5
+    assert 0.6 < np.diag(along).min() <= np.diag(along).max() < 1.3
+    rms = math.sqrt(np.mean(np.square(updates["block_0"]["kernel"])))
+    assert rms == pytest.approx(0.01 * 0.2, rel=0.3)
+
+
+def test_beside_muon_the_rest_is_adamws_with_nesterovs_momentum():
+    rng = np.random.default_rng(1)
+    grads = jax.tree.map(lambda each: jnp.asarray(rng.normal(size=each.shape)), PARAMS)
+    updates = []
+    for tx in (
+        optax.nadamw(0.01, weight_decay=0.1),
+        make_optimizer(optim_of(name="muon", weight_decay=0.1), optax.constant_schedule(0.01)),
+    ):
+        update, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+        updates.append(update)
+    same = jax.tree.map(lambda *each: bool(np.allclose(*each, rtol=1e-4)), *updates)
+    assert same == {
+        "block_0": {"conv": {"kernel": False}, "norm": {"scale": True}},
+        "block_10": {"conv": {"kernel": False}},
+        "head": {"kernel": True},
+    }
+
+
+def test_muon_decays_kernels_as_adamw_does():
+    tx = make_optimizer(optim_of(name="muon", weight_decay=0.1), optax.constant_schedule(0.01))
+    grads = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(update, -0.01 * 0.1, rtol=1e-5)
 
 
 def test_young_averages_forget_faster():

@@ -16,7 +16,8 @@ from yogo_jax.config.schema import AugmentConfig, LossConfig, OptimConfig
 from yogo_jax.detector import architectures
 from yogo_jax.detector.boxes import xyxy_to_cxcywh
 from yogo_jax.detector.spec import ModelSpec
-from yogo_jax.training.step import learning_rate_schedule, make_optimizer, make_train_step
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from yogo_jax.training.step import make_train_step
 
 
 STEPS = 12

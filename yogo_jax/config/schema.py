@@ -195,10 +195,7 @@ class LossConfig(Section, LossWeights, path="config.loss"):
     ] = 0.0
     class_priors: Annotated[
         tuple[float, ...],
-        Rule(
-            "empty, or a number above 0 for each class",
-            lambda priors: all(each > 0 for each in priors),
-        ),
+        Rule("empty, or a number above 0 for each class", lambda each: min(each, default=1) > 0),
         "Share of each class for logit_adjustment; empty: its share of the training boxes.",
     ] = ()
     imitation: Annotated[
@@ -214,11 +211,7 @@ class LossConfig(Section, LossWeights, path="config.loss"):
             ("reference_count", "reference_count_from_data", "False where a number is given"),
             ("class_weights", "class_weight_power", weights),
             ("class_weights", "effective_number_beta", weights),
-            (
-                "class_weight_power",
-                "effective_number_beta",
-                "0 where loss.class_weight_power is not",
-            ),
+            ("class_weight_power", "effective_number_beta", "0 with loss.class_weight_power"),
             # The teacher's probabilities are of classes as frequent as they are.
             ("imitation", "logit_adjustment", "0 where loss.imitation is above 0"),
         ):
@@ -255,9 +248,9 @@ class LossConfig(Section, LossWeights, path="config.loss"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig(Section, path="config.optim"):
-    """AdamW and its learning rate schedule, see `training/step.py`."""
+    """The optimizer and its learning rate schedule: `training/optimizer.py`."""
 
-    learning_rate: Annotated[Positive, "Learning rate of AdamW, at its highest."]
+    learning_rate: Annotated[Positive, "Learning rate, at its highest."]
     lr_decay_factor: Annotated[
         float, at_least(1), "The cosine schedule ends at learning_rate / lr_decay_factor."
     ]
@@ -266,6 +259,10 @@ class OptimConfig(Section, path="config.optim"):
         OffOrMore,
         "Gradients are clamped to [-clip_value, clip_value], element by element; 0 is off.",
     ]
+    name: Annotated[
+        Literal["adamw", "muon"],
+        'Optimizer: "adamw", or "muon" for the kernels of convolutions and AdamW for the rest.',
+    ] = "adamw"
     warmup_epochs: Annotated[
         OffOrMore, "Epochs in which the learning rate rises from 0; the cosine takes the others."
     ] = 0.0
@@ -426,7 +423,7 @@ class Config(Section, path="config"):
       data: images of the run, their size in px, and their way to the device.
       model: architecture of the network, and the size of its prior box.
       loss: weights of the terms of the loss.
-      optim: AdamW and its learning rate schedule.
+      optim: optimizer and learning rate schedule.
       train: epochs, batch size, validation, start and end of the run.
       augment: random changes of the training images.
       track: Weights & Biases.

@@ -1,16 +1,8 @@
-"""One step of training on a batch, with its optimizer: pure functions, jitted by their callers.
-
-References:
-  Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization, arXiv:1711.05101.
-  Loshchilov and Hutter 2016, SGDR, arXiv:1608.03983, equation 5 (cosine, without restarts).
-  Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv:1706.02677, section 2.2 (warm-up).
-  Pascanu et al. 2012, On the difficulty of training RNNs, arXiv:1211.5063, algorithm 1 (norm).
-"""
+"""One step of training on a batch: pure functions, jitted by their callers."""
 
 import dataclasses
-import fnmatch
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +11,12 @@ import optax
 from jax.typing import DTypeLike
 
 from yogo_jax.checkpoint.store import TrainState, moving_average
-from yogo_jax.config.schema import AugmentConfig, OptimConfig
+from yogo_jax.config.schema import AugmentConfig
 from yogo_jax.data.thumbnails import Thumbnails
 from yogo_jax.detector.loss_weights import LossWeights
 from yogo_jax.detector.losses import LossTerms, imitation_loss, label_loss
 from yogo_jax.detector.network import train_outputs
 from yogo_jax.detector.spec import ModelSpec, served_spec
-from yogo_jax.errors import UserError
 from yogo_jax.training.augment import augment_batch
 from yogo_jax.training.pasting import on_device
 from yogo_jax.training.rare_cells import CutCells
@@ -166,65 +157,3 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
-
-
-# ---- optimizer ----
-
-
-def learning_rate_schedule(
-    optim: OptimConfig, total_steps: int, *, steps_per_epoch: int = 1
-) -> optax.Schedule:
-    """Linear from 0 over the warm-up, then cosine from the learning rate to its last fraction.
-
-    Args:
-      optim: with `learning_rate`, `lr_decay_factor` and `warmup_epochs`.
-      total_steps: of the run, the warm-up among them.
-      steps_per_epoch: makes steps of the warm-up's epochs.
-    """
-    warmup_steps = min(round(optim.warmup_epochs * steps_per_epoch), total_steps - 1)
-    end = 1 / optim.lr_decay_factor
-    if warmup_steps == 0:
-        return optax.cosine_decay_schedule(optim.learning_rate, total_steps, alpha=end)
-    return optax.warmup_cosine_decay_schedule(
-        0.0, optim.learning_rate, warmup_steps, total_steps, end_value=optim.learning_rate * end
-    )
-
-
-def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clamp of the gradients, by element and by norm if asked, then AdamW on what is not frozen."""
-    parts = []
-    if optim.clip_value:
-        parts.append(optax.clip(optim.clip_value))
-    if optim.clip_norm:
-        parts.append(optax.clip_by_global_norm(optim.clip_norm))
-    parts.append(optax.adamw(schedule, weight_decay=optim.weight_decay))
-    tx = optax.chain(*parts)
-    if not optim.freeze:
-        return tx
-    labels = functools.partial(_frozen_or_trained, patterns=optim.freeze)
-    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
-
-
-def _frozen_or_trained(params: Any, patterns: Sequence[str]) -> Any:
-    """The word for each parameter: "frozen" if a pattern names it or a group that it is in.
-
-    Raises:
-      UserError: a pattern names nothing.
-    """
-    names = jax.tree_util.tree_map_with_path(
-        lambda path, _: "/".join(str(part.key) for part in path), params
-    )
-
-    def matches(name: str, pattern: str) -> bool:
-        return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}/*")
-
-    every = jax.tree.leaves(names)
-    for pattern in patterns:
-        if not any(matches(name, pattern) for name in every):
-            raise UserError(
-                f"config.optim.freeze: {pattern!r} names no parameter; there are "
-                f"{', '.join(sorted({name.split('/')[0] for name in every}))}"
-            )
-    return jax.tree.map(
-        lambda name: "frozen" if any(matches(name, each) for each in patterns) else "trained", names
-    )

@@ -34,6 +34,7 @@ from yogo_jax.progress import said_while
 from yogo_jax.reports.findings import advice_on_nothing_found
 from yogo_jax.training.compilation import compile_train_step, duration_lines, seconds_of_call
 from yogo_jax.training.feed import Feed, Work, make_feed, open_pack, training_source
+from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from yogo_jax.training.rare_cells import CutCells, cut_cells, rare_cells_line
 from yogo_jax.training.start import (
     Start,
@@ -49,12 +50,7 @@ from yogo_jax.training.start import (
     run_summary,
     training_order,
 )
-from yogo_jax.training.step import (
-    TrainStep,
-    learning_rate_schedule,
-    make_optimizer,
-    make_train_step,
-)
+from yogo_jax.training.step import TrainStep, make_train_step
 from yogo_jax.training.stopping import SaveStopPolicy, Stop, Stopped
 from yogo_jax.training.tracking import Meter, SilentTracker, Tracker
 from yogo_jax.training.validation import (
