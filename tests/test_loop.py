@@ -161,6 +161,7 @@ def test_a_run_that_was_cut_again_and_again_ends_bit_for_bit_as_one_that_was_not
 
 
 STRONG = {
+    "optim__name": "muon",
     "optim__ema_decay": 0.9,
     "optim__warmup_epochs": 1.0,
     "optim__clip_norm": 5.0,
@@ -240,6 +241,7 @@ def test_a_student_goes_on_with_the_same_teacher_and_what_is_frozen_stays(
         train__teacher=str(teacher),
         train__from_pretrained=str(whole_run[0]),
         loss__imitation=0.5,
+        optim__name="muon",
         optim__freeze=("block_0", "block_*/norm"),
         train__checkpoint_every_minutes=1e-9,
     )

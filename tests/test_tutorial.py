@@ -10,7 +10,7 @@ from yogo_jax.__main__ import main
 
 
 # What `make test-all` adds to save time.
-SHORTER = ["--config.train.epochs=2", "--config.train.eval_every_epochs=2"]
+SHORTER = ["--config.train.epochs=1", "--config.train.eval_every_epochs=1"]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -41,7 +41,7 @@ def test_the_tutorial_runs_as_it_is_written(is_whole, tmp_path, monkeypatch):
             if arguments[0] == "train" and not is_whole:
                 arguments += SHORTER
             if arguments[0] == "counts" and not is_whole:
-                # A network of so few epochs confuses too much: its counts cannot be corrected.
+                # A network of one epoch confuses too much: its counts cannot be corrected.
                 arguments = arguments[: arguments.index("--validation")]
             if "definition" in names:
                 paths = {
