@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     # Rings, and all boxes, need less than half as many steps as with AdamW.
     config.optim.name = "muon"
     config.optim.learning_rate = 4e-3
+    config.optim.weight_decay = 0.3
     config.optim.lr_decay_factor = 100.0
     config.optim.warmup_epochs = 3.0
     # Boxes fit better without clipping. The optimizer scales the steps already.
