@@ -1,5 +1,6 @@
 """Schedule, clamps, frozen parameters and moving averages, against what their formulae say."""
 
+import functools
 import math
 
 import jax
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
-from yogo_jax.checkpoint.store import moving_average
+from yogo_jax.checkpoint.store import create_state, moving_average
 from yogo_jax.config.schema import OptimConfig
+from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
@@ -23,6 +26,17 @@ def optim_of(**fields) -> OptimConfig:
             "clip_value": 1e9,
             **fields,
         }
+    )
+
+
+def spec_of(architecture: str) -> ModelSpec:
+    return ModelSpec(
+        architecture=architecture,
+        class_names=("healthy", "ring"),
+        image_hw=(64, 64),
+        anchor_wh=(0.2, 0.2),
+        rgb=False,
+        normalize_images=True,
     )
 
 
@@ -135,7 +149,7 @@ def test_muon_steps_kernels_along_all_directions_of_the_gradient_alike(shape):
     assert rms == pytest.approx(0.01 * 0.2, rel=0.3)
 
 
-def test_beside_muon_the_rest_is_adamws_with_nesterovs_momentum():
+def test_beside_muon_the_rest_is_nadamws():
     rng = np.random.default_rng(1)
     grads = jax.tree.map(lambda each: jnp.asarray(rng.normal(size=each.shape)), PARAMS)
     updates = []
@@ -153,8 +167,34 @@ def test_beside_muon_the_rest_is_adamws_with_nesterovs_momentum():
     }
 
 
-def test_muon_decays_kernels_as_adamw_does():
-    tx = make_optimizer(optim_of(name="muon", weight_decay=0.1), optax.constant_schedule(0.01))
+@pytest.mark.parametrize(
+    ("architecture", "with_muon", "others"),
+    [
+        ("yogo_n", 7, {"head"}),
+        # Three stages of downsampling, and two dense layers in each unit; the rest is of depthwise
+        # layers and of what makes the outputs.
+        ("convnext_small", 4 + 2 * 36, {"depthwise", "head", "upsample"}),
+    ],
+)
+def test_kernels_that_muon_takes(architecture, with_muon, others):
+    spec = spec_of(architecture)
+    params = jax.eval_shape(functools.partial(create_state, spec, optax.identity(), seed=0)).params
+    tx = make_optimizer(optim_of(name="muon"), optax.constant_schedule(0.01))
+    states = jax.tree.leaves(jax.eval_shape(tx.init, params), is_leaf=_is_muon)
+    (muon,) = filter(_is_muon, states)
+    taken = {path for path, _ in jax.tree.leaves_with_path(muon.mu)}
+    kernels = [path for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
+    assert len(taken) == with_muon
+    assert {path[-2].key for path in kernels if path not in taken} == others
+
+
+def _is_muon(each) -> bool:
+    return isinstance(each, contrib.MuonState)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_all_parameters_decay(name):
+    tx = make_optimizer(optim_of(name=name, weight_decay=0.1), optax.constant_schedule(0.01))
     grads = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     for update in jax.tree.leaves(updates):

@@ -211,7 +211,7 @@ class LossConfig(Section, LossWeights, path="config.loss"):
             ("reference_count", "reference_count_from_data", "False where a number is given"),
             ("class_weights", "class_weight_power", weights),
             ("class_weights", "effective_number_beta", weights),
-            ("class_weight_power", "effective_number_beta", "0 with loss.class_weight_power"),
+            ("class_weight_power", "effective_number_beta", "0 if loss.class_weight_power is not"),
             # The teacher's probabilities are of classes as frequent as they are.
             ("imitation", "logit_adjustment", "0 where loss.imitation is above 0"),
         ):
@@ -261,7 +261,7 @@ class OptimConfig(Section, path="config.optim"):
     ]
     name: Annotated[
         Literal["adamw", "muon"],
-        'Optimizer: "adamw", or "muon" for the kernels of convolutions and AdamW for the rest.',
+        'Optimizer: "adamw", or "muon" for all kernels but those of the head; NAdamW has the rest.',
     ] = "adamw"
     warmup_epochs: Annotated[
         OffOrMore, "Epochs in which the learning rate rises from 0; the cosine takes the others."

@@ -2,7 +2,8 @@
 
 References:
   Loshchilov and Hutter 2017, Decoupled Weight Decay Regularization, arXiv:1711.05101 (AdamW).
-  Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks.
+  Dozat 2016, Incorporating Nesterov Momentum into Adam (NAdam).
+  Jordan et al. 2024, Muon: An optimizer for hidden layers, https://kellerjordan.github.io/posts/muon
   Liu et al. 2025, Muon is Scalable for LLM Training, arXiv:2502.16982, section 2.2 (its scale).
   Loshchilov and Hutter 2016, SGDR, arXiv:1608.03983, equation 5 (cosine, without restarts).
   Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv:1706.02677, section 2.2 (warm-up).
@@ -22,9 +23,12 @@ from yogo_jax.config.schema import OptimConfig
 from yogo_jax.errors import UserError
 
 
-# Root mean square of the elements of a step of Muon, as large as that of AdamW's usually is: one
-# learning rate serves both (arXiv:2502.16982).
+# Root mean square of the elements of a step of Muon at a learning rate of 1. It is about that of
+# AdamW's steps, so that one learning rate serves both.
 _MUON_RMS = 0.2
+# Layers whose kernels Muon leaves to NAdamW: those that make the outputs, as Jordan et al. do, and
+# depthwise ones, whose channels do not mix. The first layer gains by Muon (docs/accuracy.md).
+_WITHOUT_MUON = {"head", "upsample", "depthwise"}
 
 
 def learning_rate_schedule(
@@ -49,8 +53,16 @@ def learning_rate_schedule(
 def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clamp of the gradients, by element and by norm if asked, then AdamW or Muon.
 
-    Muon takes the kernels of the convolutions, but for the head's; AdamW with Nesterov's momentum
-    takes the rest. Parameters that `optim.freeze` names get no steps.
+    Muon orthogonalizes the momentum (0.95) of each kernel, as a matrix of inputs and outputs, by
+    five Newton-Schulz iterations. The head and all that is no kernel has AdamW with Nesterov's
+    momentum (NAdamW).
+
+    Args:
+      optim: which of them, and their settings. Parameters that `freeze` names get no steps.
+      schedule: learning rate by step.
+
+    Raises:
+      UserError: from `init` of what is returned, if a pattern of `freeze` names no parameter.
     """
     parts = []
     if optim.clip_value:
@@ -75,12 +87,14 @@ def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.Gradie
 
 
 def _muon_dimensions(params: Any) -> Any:
-    """For each parameter: which axes are inputs and outputs of Muon's matrix; None: AdamW's."""
+    """For each parameter: which axes are inputs and outputs of Muon's matrix; None: NAdamW's."""
 
     def dimensions(path: Sequence[Any], param: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        if param.ndim != 4 or path[0].key == "head":
+        names = [part.key for part in path]
+        if names[-1] != "kernel" or not _WITHOUT_MUON.isdisjoint(names):
             return None
-        return contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+        outputs = param.ndim - 1
+        return contrib.MuonDimensionNumbers(tuple(range(outputs)), outputs)
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
