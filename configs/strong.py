@@ -30,13 +30,14 @@ def get_config() -> ConfigDict:
     config.loss.neighbour_weight = 0.3
     # Boxes are learnt soon, classes that differ by a detail inside the cell are not.
     config.loss.classify_weight = 5.0
-    # On synthetic smears, rings and boxes need less than half as many steps as with AdamW.
+    # After as many steps it finds more than AdamW: rings on small smears 0.76 instead of 0.61.
     config.optim.name = "muon"
     config.optim.learning_rate = 4e-3
+    # Boxes fit better than with 0.05.
     config.optim.weight_decay = 0.3
     config.optim.lr_decay_factor = 100.0
     config.optim.warmup_epochs = 3.0
-    # Boxes fit better without clipping. The optimizer scales the steps already.
+    # With AdamW, boxes fit better without clipping. Muon scales the steps, too.
     config.optim.clip_value = 0.0
     config.optim.ema_decay = 0.998
     config.augment.zoom = (0.8, 1.25)

@@ -194,6 +194,7 @@ def test_groups_are_checked_however_they_are_made():
 def test_a_config_from_a_file():
     config = Config.from_file("strong", **{"optim.learning_rate": 1e-3, "data.image_hw": [64, 96]})
     assert (config.model.name, config.optim.learning_rate) == ("yogo_d", 1e-3)
+    assert (config.optim.name, config.optim.weight_decay) == ("muon", 0.3)
     assert config.data.image_hw == (64, 96)
     with pytest.raises(UserError, match=r"config.optim.learning_rte .* 'optim.learning_rate'"):
         Config.from_file("strong", **{"optim.learning_rte": 1e-3})

@@ -126,11 +126,11 @@ def _has_moment(each) -> bool:
 
 
 def _as_matrix(kernel) -> np.ndarray:
-    """A kernel [h w inputs outputs] as [h*w*inputs outputs]."""
+    """A kernel [... inputs outputs] as [inputs at all positions, outputs]."""
     return np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 1, 16), (3, 3, 8, 16), (1, 1, 4, 16)])
+@pytest.mark.parametrize("shape", [(3, 3, 1, 16), (3, 3, 8, 16), (1, 1, 4, 16), (8, 16)])
 def test_muon_steps_kernels_along_all_directions_of_the_gradient_alike(shape):
     rng = np.random.default_rng(0)
     params = {"block_0": {"kernel": jnp.zeros(shape)}}
@@ -139,7 +139,7 @@ def test_muon_steps_kernels_along_all_directions_of_the_gradient_alike(shape):
     updates, _ = tx.update(grads, tx.init(params), params)
     # From the singular value decomposition, which the optimizer approximates by a polynomial.
     left, values, right = np.linalg.svd(_as_matrix(grads["block_0"]["kernel"]), full_matrices=False)
-    inputs, outputs = math.prod(shape[:3]), shape[3]
+    inputs, outputs = math.prod(shape[:-1]), shape[-1]
     scale = -0.01 * 0.2 * math.sqrt(max(inputs, outputs))
     along = left.T @ _as_matrix(updates["block_0"]["kernel"]) @ right.T / scale
     np.testing.assert_allclose(along, np.diag(np.diag(along)), atol=1e-3)

@@ -207,11 +207,12 @@ class LossConfig(Section, LossWeights, path="config.loss"):
     def __post_init__(self) -> None:
         super().__post_init__()
         weights = "0 where loss.class_weights says each"
+        power = "0 where loss.class_weight_power is not"
         for one, other, expected in (
             ("reference_count", "reference_count_from_data", "False where a number is given"),
             ("class_weights", "class_weight_power", weights),
             ("class_weights", "effective_number_beta", weights),
-            ("class_weight_power", "effective_number_beta", "0 if loss.class_weight_power is not"),
+            ("class_weight_power", "effective_number_beta", power),
             # The teacher's probabilities are of classes as frequent as they are.
             ("imitation", "logit_adjustment", "0 where loss.imitation is above 0"),
         ):
@@ -261,7 +262,8 @@ class OptimConfig(Section, path="config.optim"):
     ]
     name: Annotated[
         Literal["adamw", "muon"],
-        'Optimizer: "adamw", or "muon" for all kernels but those of the head; NAdamW has the rest.',
+        'Optimizer: "adamw", or "muon" for kernels, but neither depthwise ones nor those that make '
+        "the outputs; NAdamW has the rest.",
     ] = "adamw"
     warmup_epochs: Annotated[
         OffOrMore, "Epochs in which the learning rate rises from 0; the cosine takes the others."

@@ -27,7 +27,8 @@ from yogo_jax.errors import UserError
 # AdamW's steps, so that one learning rate serves both.
 _MUON_RMS = 0.2
 # Layers whose kernels Muon leaves to NAdamW: those that make the outputs, as Jordan et al. do, and
-# depthwise ones, whose channels do not mix. The first layer gains by Muon (docs/accuracy.md).
+# depthwise ones, whose channels do not mix. Jordan et al. leave out the first layer, too; on small
+# smears, boxes gain if Muon has it (one seed, docs/accuracy.md).
 _WITHOUT_MUON = {"head", "upsample", "depthwise"}
 
 
@@ -53,9 +54,9 @@ def learning_rate_schedule(
 def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clamp of the gradients, by element and by norm if asked, then AdamW or Muon.
 
-    Muon orthogonalizes the momentum (0.95) of each kernel, as a matrix of inputs and outputs, by
-    five Newton-Schulz iterations. The head and all that is no kernel has AdamW with Nesterov's
-    momentum (NAdamW).
+    Muon orthogonalizes the momentum (0.95) of a kernel, as a matrix of inputs and outputs, by five
+    Newton-Schulz iterations. AdamW with Nesterov's momentum (NAdamW) has depthwise kernels, those
+    that make the outputs, and all that is no kernel.
 
     Args:
       optim: which of them, and their settings. Parameters that `freeze` names get no steps.
