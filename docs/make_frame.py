@@ -2,7 +2,8 @@
 
     python docs/make_frame.py RUN
 
-RUN is a network that was trained on synthetic frames, as by
+RUN is a network that was trained on synthetic frames, as by the command below. The picture that is
+here was made when `strong` still had AdamW.
 
     yogo-jax train --config strong --workdir runs/drawn --config.data.definition=synthetic \\
         --config.data.rgb=False --config.data.image_hw=386,516 --config.train.epochs=12 \\
