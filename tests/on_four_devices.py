@@ -68,10 +68,11 @@ def main():
         [arguments["evaluate"], "--output", arguments["output"], "--batch-size", "4"],
     )
     result = {"devices": jax.device_count(), "messages": messages(config)}
-    # The other way to compute gradients, that of accelerators, and the other optimizer.
-    conv.lax.platform_dependent = lambda *args, cpu, default: default(*args)
     muon = tiny_config(arguments["definition"], **arguments["overrides"], optim__name="muon")
-    result["messages_elsewhere"] = messages(muon)
+    result["messages_of_muon"] = messages(muon)
+    # The other way to compute gradients, that of accelerators.
+    conv.lax.platform_dependent = lambda *args, cpu, default: default(*args)
+    result["messages_elsewhere"] = messages(config)
     try:
         uneven = tiny_config(arguments["definition"], train__batch_size=6)
         train_and_evaluate(uneven, Path(arguments["output"]) / "none")

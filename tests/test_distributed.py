@@ -147,7 +147,8 @@ def test_two_processes_are_stopped_by_a_signal_to_one_and_four_devices_go_on(
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["devices"] == 4
     # Only sums travel, of gradients, statistics and a few scalars: images stay where they are.
-    for kinds, more_bytes in (result["messages"], result["messages_elsewhere"]):
+    for name in ("messages", "messages_of_muon", "messages_elsewhere"):
+        kinds, more_bytes = result[name]
         assert kinds == ["all-reduce"]
         assert 0 < more_bytes < 100
     assert "batch_size is 6" in result["refusal"]

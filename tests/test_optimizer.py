@@ -10,9 +10,9 @@ import optax
 import pytest
 from optax import contrib
 
+from drawn_models import make_spec
 from yogo_jax.checkpoint.store import create_state, moving_average
 from yogo_jax.config.schema import OptimConfig
-from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
@@ -26,17 +26,6 @@ def optim_of(**fields) -> OptimConfig:
             "clip_value": 1e9,
             **fields,
         }
-    )
-
-
-def spec_of(architecture: str) -> ModelSpec:
-    return ModelSpec(
-        architecture=architecture,
-        class_names=("healthy", "ring"),
-        image_hw=(64, 64),
-        anchor_wh=(0.2, 0.2),
-        rgb=False,
-        normalize_images=True,
     )
 
 
@@ -171,13 +160,12 @@ def test_beside_muon_the_rest_is_nadamws():
     ("architecture", "with_muon", "others"),
     [
         ("yogo_n", 7, {"head"}),
-        # Three stages of downsampling, and two dense layers in each unit; the rest is of depthwise
-        # layers and of what makes the outputs.
+        # The first layer, three that halve the grid, and two dense ones in each of 36 units.
         ("convnext_small", 4 + 2 * 36, {"depthwise", "head", "upsample"}),
     ],
 )
 def test_kernels_that_muon_takes(architecture, with_muon, others):
-    spec = spec_of(architecture)
+    spec = make_spec(architecture)
     params = jax.eval_shape(functools.partial(create_state, spec, optax.identity(), seed=0)).params
     tx = make_optimizer(optim_of(name="muon"), optax.constant_schedule(0.01))
     states = jax.tree.leaves(jax.eval_shape(tx.init, params), is_leaf=_is_muon)

@@ -32,6 +32,8 @@ from yogo_jax.detector.decode import BOX_CHANNELS
 
 
 BATCH_NORM_EPSILON = 1e-5
+# Names of the layers whose shape follows from the number of outputs.
+OUTPUT_LAYERS = frozenset({"head", "upsample"})
 # Standard deviation of the head's kernel if it starts from a prior.
 _HEAD_STD = 0.01
 

@@ -20,6 +20,7 @@ import optax
 from optax import contrib
 
 from yogo_jax.config.schema import OptimConfig
+from yogo_jax.detector.network import OUTPUT_LAYERS
 from yogo_jax.errors import UserError
 
 
@@ -29,7 +30,7 @@ _MUON_RMS = 0.2
 # Layers whose kernels Muon leaves to NAdamW: those that make the outputs, as Jordan et al. do, and
 # depthwise ones, whose channels do not mix. Jordan et al. leave out the first layer, too; on small
 # smears, boxes gain if Muon has it (one seed, docs/accuracy.md).
-_WITHOUT_MUON = {"head", "upsample", "depthwise"}
+_WITHOUT_MUON = OUTPUT_LAYERS | {"depthwise"}
 
 
 def learning_rate_schedule(

@@ -32,7 +32,7 @@ from yogo_jax.config.schema import Config
 from yogo_jax.data.pipeline import EpochOrder, repeat_factors
 from yogo_jax.data.records import Records, mean_anchor
 from yogo_jax.detector.loss_weights import LossWeights
-from yogo_jax.detector.network import Initialization
+from yogo_jax.detector.network import OUTPUT_LAYERS, Initialization
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError
 from yogo_jax.files import given_path, write_atomically, write_json
@@ -253,7 +253,7 @@ def initial_state(
     if other.class_names == spec.class_names:
         say(f"weights from {folder}")
     else:
-        kept = {"head", "upsample"} & params.keys()
+        kept = OUTPUT_LAYERS & params.keys()
         params = {**params, **{name: state.params[name] for name in kept}}
         say(
             f"weights from {folder}; the head is made anew, its classes were "
