@@ -77,6 +77,8 @@ RECIPES = {
             "data.image_hw": (240, 320),
             "data.rgb": False,
             "train.epochs": 40,
+            # mAP50 is 0.999 after a third of them: it no longer tells checkpoints apart.
+            "train.keep_best": "mAP50_95",
             "train.batch_size": 8,
             "loss.classify_weight": 10.0,
             "augment.translation": 0.0,

@@ -4,7 +4,8 @@
 
 A network is a name, or layers of 3x3 convolutions by their channels: `/2` is stride 2, `+` adds the
 layer's input. Weights are drawn, not trained: they do not change the speed. All are timed in turn;
-ratios are medians of rounds. The search that led to the `yogo` networks is in docs/accuracy.md.
+ratios are medians of rounds. The search that led to the `yogo` networks is in
+docs/experiments.md.
 """
 
 import argparse

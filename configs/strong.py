@@ -3,8 +3,8 @@
     python -m yogo_jax.train --config configs/strong.py --config.data.definition=FILE.yml \
         --config.data.image_hw=240,320
 
-What each field is worth, and what was tried and left, stands in docs/accuracy.md. Frames are taken
-in colour; for gray ones add --config.data.rgb=False.
+What each field is worth, and what was tried and left, stands in docs/experiments.md. Frames are
+taken in colour; for gray ones add --config.data.rgb=False.
 """
 
 from ml_collections import ConfigDict

@@ -29,7 +29,7 @@ from yogo_jax.errors import UserError
 _MUON_RMS = 0.2
 # Layers whose kernels Muon leaves to NAdamW: those that make the outputs, as Jordan et al. do, and
 # depthwise ones, whose channels do not mix. Jordan et al. leave out the first layer, too; on small
-# smears, boxes gain if Muon has it (one seed, docs/accuracy.md).
+# smears, boxes gain if Muon has it (one seed, docs/experiments.md).
 _WITHOUT_MUON = OUTPUT_LAYERS | {"depthwise"}
 
 
