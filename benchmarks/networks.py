@@ -3,8 +3,9 @@
     python benchmarks/networks.py base_model yogo_n 16/2,32/2,64/2,96,96+,96 [--image-hw 193 1032]
 
 A network is a name, or layers of 3x3 convolutions by their channels: `/2` is stride 2, `+` adds the
-layer's input. Weights are drawn, not trained: they do not change the speed. All are timed in turn;
-ratios are medians of rounds. The search that led to the `yogo` networks is in
+layer's input. Weights are drawn, not trained: they do not change the speed. Or it is the .onnx
+or .xml file of another detector with one input [1 c h w], of which only the speed is measured. All
+are timed in turn; ratios are medians of rounds. The search that led to the `yogo` networks is in
 docs/experiments.md.
 """
 
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from yogo_jax.detector.architectures import BACKBONES, ConvBackbone, ConvBlock, 
 from yogo_jax.detector.network import init_variables
 from yogo_jax.detector.spec import ModelSpec
 from yogo_jax.errors import UserError, exit_on_user_error
+from yogo_jax.files import given_path
 
 
 CLASSES = ("healthy", "ring", "trophozoite", "schizont", "gametocyte", "wbc", "misc")
@@ -76,6 +79,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows, models = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for index, text in enumerate(args.networks):
+            if text.endswith((".onnx", ".xml")):
+                models.append(_timed(given_path(text), args.precision))
+                rows.append({"network": Path(text).name})
+                continue
             backbone = backbone_of(text)
             BACKBONES[text] = backbone
             spec = ModelSpec(
@@ -92,9 +99,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             onnx_model = export_onnx(make_serving(spec, variables), spec)
             path = Path(scratch) / f"{index}.xml"
             save_ir(convert_to_ir(onnx_model, half_precision=True, metadata={}), path)
-            models.append(
-                InstrumentModel(path, hint="THROUGHPUT", precision=args.precision, device="CPU")
-            )
+            models.append(_timed(path, args.precision))
             rows.append(
                 {
                     "network": text,
@@ -121,11 +126,31 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def _timed(path: Path, precision: str) -> InstrumentModel:
+    return InstrumentModel(path, hint="THROUGHPUT", precision=precision, device="CPU")
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a table; `-` where a file of another detector does not say it."""
+    lines = [f"{'network':44} {'G ops':>6} {'param.':>8} {'field':>5} {'frames/s':>8}  ratio"]
+    for row in rows:
+        cost = (
+            f"{row['giga_operations']:6.2f} {row['parameters']:8d} {row['receptive_field']:5d}"
+            if "parameters" in row
+            else f"{'-':>6} {'-':>8} {'-':>5}"
+        )
+        lines.append(
+            f"{row['network']:44} {cost} {row['frames_per_second']:8.1f}  {row['ratio']:.2f} "
+            f"({row['ratio_lowest']:.2f} to {row['ratio_highest']:.2f})"
+        )
+    return lines
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("networks", nargs="+", metavar="NETWORK", help="a name, or layers as 16/2,32,32+")
+    add("networks", nargs="+", metavar="NETWORK", help="a name, layers as 16/2,32,32+, or a file")
     add("--image-hw", type=int, nargs=2, default=(193, 1032), metavar=("H", "W"))
     add("--rgb", action="store_true")
     add("--precision", choices=("f32", "bf16"), default="f32")
@@ -135,13 +160,7 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error():
         rows = measure(args)
-    print(f"{'network':44} {'G ops':>6} {'param.':>8} {'field':>5} {'frames/s':>8}  ratio")
-    for row in rows:
-        print(
-            f"{row['network']:44} {row['giga_operations']:6.2f} {row['parameters']:8d} "
-            f"{row['receptive_field']:5d} {row['frames_per_second']:8.1f}  {row['ratio']:.2f} "
-            f"({row['ratio_lowest']:.2f} to {row['ratio_highest']:.2f})"
-        )
+    print(*format_rows(rows), sep="\n")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 
