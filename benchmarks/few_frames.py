@@ -4,10 +4,10 @@
         --workdir runs/few
 
 For each number of frames, start and seed, `configs/strong.py` is trained on the first so many
-training images, and its last weights are tested on the test split. Each run takes whole epochs of
-batches of 2 that come closest to --steps; the warm-up is 5 % of them. Nothing is chosen: there is
-one validation, at the end. It prints mean and standard deviation over the seeds. Runs that are
-finished are not made again.
+training images, and its last weights are tested on the test split. Each run has about --steps
+steps: whole epochs, batches of 2; the warm-up is 5 % of them. Nothing is chosen: there is one
+validation, at the end. It prints mean and standard deviation over the seeds. Finished runs are
+skipped.
 """
 
 import argparse

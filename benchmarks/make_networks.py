@@ -56,7 +56,7 @@ RECIPES = {
         purpose="Counts red cells, white cells and platelets in colour images of stained smears.",
         data=_BCCD,
         not_for=f"It knows no parasites. {_NO_DIAGNOSIS} Other stains and microscopes need frames "
-        "of their own: see docs/accuracy.md on transfer.",
+        "of their own: docs/accuracy.md shows what a start from it gains.",
         fields=_BLOOD,
     ),
     "blood-gray": Recipe(

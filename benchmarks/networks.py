@@ -3,10 +3,9 @@
     python benchmarks/networks.py base_model yogo_n 16/2,32/2,64/2,96,96+,96 [--image-hw 193 1032]
 
 A network is a name, or layers of 3x3 convolutions by their channels: `/2` is stride 2, `+` adds the
-layer's input. Weights are drawn, not trained: they do not change the speed. Or it is the .onnx
-or .xml file of another detector with one input [1 c h w], of which only the speed is measured. All
-are timed in turn; ratios are medians of rounds. The search that led to the `yogo` networks is in
-docs/experiments.md.
+layer's input. Weights are drawn, not trained: they do not change the speed. Or it is a file: the
+.onnx or .xml of another detector with one input [1 c h w]. Only its speed is measured, at the size
+of its own input. All are timed in turn; ratios are medians of rounds. docs/accuracy.md has results.
 """
 
 import argparse
